@@ -1,0 +1,93 @@
+# Everything runs in .venv, which is made from $(PYTHON) and pinned by constraints.txt.
+
+PYTHON      ?= python3
+PORT        ?= 29500
+RANKS       ?= 2
+CONFIG      ?= ds_configs/fashion_mnist_vgg_al.json
+ARGS        ?=
+TORCH_INDEX ?=
+
+VENV  := .venv
+BIN   := $(CURDIR)/$(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# The launcher starts ranks with the Python that runs it; the ranks look for ninja on PATH.
+export PATH := $(BIN):$(PATH)
+# The ops that DeepSpeed compiles at its first start stay with the environment.
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install train test test-all lint format doctor bench clean distclean
+
+help: ## show this list
+	@echo "Targets:"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1	\2/p' Makefile
+	@echo "Variables (with their values):"
+	@echo "  PYTHON=$(PYTHON)	the Python that .venv is made from"
+	@echo "  PORT=$(PORT)	the port at which the ranks meet"
+	@echo "  RANKS=$(RANKS)	how many processes train, one stage each"
+	@echo "  CONFIG=$(CONFIG)	what is trained"
+	@echo "  ARGS=$(ARGS)	further arguments, for train, test, doctor and bench"
+	@echo "  TORCH_INDEX=$(TORCH_INDEX)	a package index to take torch from, such as one of CPU builds"
+
+install: $(STAMP) ## make .venv and install the package with its tools
+
+train: $(STAMP) ## train the example on $(RANKS) processes
+	@echo "==> Training $(CONFIG) on $(RANKS) processes, port $(PORT)"
+	OMP_NUM_THREADS=1 $(BIN)/deepspeed --num_accelerators $(RANKS) --master_port $(PORT) \
+		run/train.py --deepspeed_config $(CONFIG) $(ARGS)
+
+test: $(STAMP) ## run the tests, without the slow ones
+	@echo "==> Running the tests"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+test-all: $(STAMP) ## run all tests
+	@echo "==> Running all tests, with the slow ones"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" $(ARGS)
+
+lint: $(STAMP) ## check style, format and types
+	@echo "==> Checking the style"
+	$(BIN)/ruff check .
+	@echo "==> Checking the format"
+	$(BIN)/ruff format --check .
+	@echo "==> Checking the types"
+	$(BIN)/mypy ds_al
+
+format: $(STAMP) ## sort imports and format the code
+	@echo "==> Sorting imports"
+	$(BIN)/ruff check --select I --fix .
+	@echo "==> Formatting"
+	$(BIN)/ruff format .
+
+doctor: $(STAMP) ## say what works on this machine
+	@echo "==> Examining the environment"
+	OMP_NUM_THREADS=1 $(BIN)/python -m ds_al doctor $(ARGS)
+
+bench: $(STAMP) ## measure the schedules, write results/bench.json
+	@echo "==> Measuring, into results/bench.json"
+	@mkdir -p results
+	OMP_NUM_THREADS=1 $(BIN)/python run/bench.py --sleeping --json results/bench.json $(ARGS)
+
+clean: ## remove caches and build output
+	@echo "==> Removing caches and build output"
+	rm -rf build dist ds_al.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean ## also remove .venv
+	@echo "==> Removing $(VENV)"
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	@echo "==> Making $(VENV) with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$(PYTHON) is missing or older than 3.10: give another, as in make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# torch comes first, so that its pin is settled before anything else asks for it.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "==> Installing torch"
+	$(BIN)/python -m pip install -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@echo "==> Installing the package with its tools"
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)

@@ -1,0 +1,83 @@
+"""The backprop twin's engine: DeepSpeed's own, with the two schedules it lacks, and recorded like ours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from deepspeed import comm as dist
+from deepspeed.runtime.pipe.engine import PipelineEngine
+from deepspeed.runtime.pipe.schedule import PipeSchedule
+
+from ds_al.schedule import BACKPROP_SCHEDULES
+from ds_al.trace import RecordedSchedule, StageStats
+
+
+class BackpropPipelineEngine(RecordedSchedule, PipelineEngine):
+    """Trains a plain ``PipelineModule`` by back-propagation; every instruction is DeepSpeed's own.
+
+    Args:
+        method: ``"bp_1f1b"`` (DeepSpeed's ``TrainSchedule``), ``"bp_gpipe"`` or ``"bp_naive"``.
+    """
+
+    def __init__(self, *args: Any, method: str = "bp_1f1b", **kwargs: Any) -> None:
+        self.method = method
+        self._wall = 0.0
+        self._samples = 0
+        super().__init__(*args, **kwargs)
+
+    def train_batch(self, data_iter: Any = None) -> torch.Tensor:
+        """DeepSpeed's ``train_batch``, timed for :meth:`stats`."""
+        start = time.perf_counter()
+        loss = super().train_batch(data_iter)
+        self._wall += time.perf_counter() - start
+        self._samples += self.train_batch_size()
+        return loss
+
+    def _train_schedule(self) -> PipeSchedule:
+        return BACKPROP_SCHEDULES[self.method](self.micro_batches, self.num_stages, self.stage_id)
+
+    def evaluate(self, batches: Iterable[Any]) -> dict[str, Any]:
+        """Accuracy and loss over a data set; every rank calls it with the same batches, of any size.
+
+        Returns:
+            ``{"accuracy": [a], "loss": [l], "samples": n}`` on every rank: the twin has one exit.
+        """
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for x, labels in batches:
+            self.reset_activation_shape()  # DeepSpeed would fill the first rows of the last shape's buffers
+            loss, logits = self.eval_batch(iter([(x, labels)]), return_logits=True, num_micro_batches=1)
+            if self.is_last_stage():
+                correct = (logits.argmax(dim=1) == labels.to(self.device)).sum()
+                sums += torch.stack([correct.double(), loss.double().sum() * len(labels), sums.new_tensor(len(labels))])
+        self.reset_activation_shape()
+        dist.broadcast(sums, self._loss_stage_global_rank(), group=self.grid.get_pipe_parallel_group())
+        correct, loss, samples = sums.tolist()
+        return {"accuracy": [correct / samples], "loss": [loss / samples], "samples": int(samples)}
+
+    def gather(self, value: Any) -> list[Any]:
+        """Values of all stages, in their order. Every rank must call it."""
+        values: list[Any] = [None] * self.num_stages
+        dist.all_gather_object(values, value, group=self.grid.get_pipe_parallel_group())
+        return values
+
+    def reset_stats(self) -> None:
+        """Starts :meth:`stats` anew."""
+        self._wall, self._samples = 0.0, 0
+        self.instruction_seconds.clear()
+
+    def stats(self) -> StageStats:
+        """This stage's times since the last :meth:`reset_stats`; DeepSpeed does not count bytes."""
+        seconds = self.instruction_seconds
+        return StageStats(
+            stage=self.stage_id,
+            wall=self._wall,
+            wait_input=seconds["RecvActivation"] + seconds["RecvGrad"],
+            wait_queue=seconds["SendActivation"] + seconds["SendGrad"],
+            wait_data=seconds["LoadMicroBatch"],
+            bytes_sent=None,
+            messages_sent=None,
+            samples=self._samples,
+        )

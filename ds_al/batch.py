@@ -1,0 +1,114 @@
+"""What enters the first stage: a micro-batch, checked, on the device, its labels one-hot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ds_al.errors import ALDataError
+from ds_al.layer import Activation
+
+
+class BatchIntake:
+    """Turns ``(x, labels)`` into ``(s_0, t_0)``.
+
+    Args:
+        num_classes: V; labels are integers in 0..V-1.
+        micro_batch_size: expected number of samples.
+        device: where the stage computes.
+        check: look at values; off, only structure and shapes are checked.
+        dynamic_shape: shapes may change from one micro-batch to the next.
+    """
+
+    def __init__(
+        self, *, num_classes: int, micro_batch_size: int, device: torch.device, check: bool, dynamic_shape: bool
+    ) -> None:
+        self.num_classes = num_classes
+        self.micro_batch_size = micro_batch_size
+        self.device = device
+        self.check = check
+        self.dynamic_shape = dynamic_shape
+        self._shapes: list[torch.Size] | None = None
+
+    def reset_shape(self) -> None:
+        """Accepts another shape from the next micro-batch on."""
+        self._shapes = None
+
+    def __call__(self, batch: Any) -> tuple[Activation, Tensor]:
+        """Returns ``s_0`` and ``t_0 (B, V)`` of a training micro-batch.
+
+        Raises:
+            ALDataError: no batch, another structure, size, shape, label type or range, or NaN in an input.
+        """
+        x, labels = self.split(batch)
+        parts = x if isinstance(x, tuple) else (x,)
+        if not self.dynamic_shape:
+            self._check_shape([part.shape for part in parts])
+        s = tuple(part.to(self.device, non_blocking=True) for part in parts)
+        return (s if isinstance(x, tuple) else s[0]), self.one_hot(labels)
+
+    def split(self, batch: Any) -> tuple[Activation, Tensor]:
+        """Checks ``(x, labels)`` of any batch size and returns it with ``x`` a tensor or a tuple."""
+        if batch is None:
+            raise ALDataError(
+                "the first stage has no data: pass an iterator to train_batch(), or training_data to initialize()"
+            )
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise ALDataError(f"got a micro-batch that is {_describe(batch)}: expected (x, labels)")
+        x, labels = batch
+        x = tuple(x) if isinstance(x, list) else x
+        parts = x if isinstance(x, tuple) else (x,)
+        if not all(isinstance(part, Tensor) for part in (*parts, labels)):
+            raise ALDataError(f"got x {_describe(x)} and labels {_describe(labels)}: expected tensors")
+        if labels.ndim != 1 or any(part.shape[:1] != labels.shape for part in parts):
+            shapes = [tuple(part.shape) for part in parts]
+            raise ALDataError(f"got x of {shapes} and labels of {tuple(labels.shape)}: expected (B, ...) and (B,)")
+        if labels.is_floating_point() or labels.dtype == torch.bool or labels.is_complex():
+            raise ALDataError(
+                f"got labels of {labels.dtype}: expected integer class numbers; use labels.long() if they are whole"
+            )
+        if self.check:
+            self._check_values(parts, labels)
+        return x, labels
+
+    def one_hot(self, labels: Tensor) -> Tensor:
+        """``t_0``: labels ``(B,)`` as floats ``(B, V)`` on the device."""
+        labels = labels.to(self.device, torch.int64, non_blocking=True)
+        return F.one_hot(labels, self.num_classes).to(torch.get_default_dtype())
+
+    def _check_shape(self, shapes: list[torch.Size]) -> None:
+        if self._shapes is None:
+            if shapes[0][0] != self.micro_batch_size:
+                raise ALDataError(
+                    f"got a micro-batch of {shapes[0][0]} samples: expected {self.micro_batch_size} "
+                    '("train_micro_batch_size_per_gpu"); drop the incomplete last one'
+                )
+            self._shapes = shapes
+        elif shapes != self._shapes:
+            raise ALDataError(
+                f"the shape of micro-batches changed from {[tuple(s) for s in self._shapes]} to "
+                f"{[tuple(s) for s in shapes]}: keep it, call engine.reset_activation_shape() on every rank when it "
+                "changes, or build the module with dynamic_shape=True"
+            )
+
+    def _check_values(self, parts: tuple[Tensor, ...], labels: Tensor) -> None:
+        if labels.numel():
+            low, high = (int(value) for value in torch.aminmax(labels))
+            if low < 0 or high >= self.num_classes:
+                raise ALDataError(
+                    f"got labels from {low} to {high}: expected 0..{self.num_classes - 1}, since "
+                    f"num_classes={self.num_classes}"
+                )
+        for part in parts:
+            if part.is_floating_point() and not torch.isfinite(part).all():
+                count = int((~torch.isfinite(part)).sum())
+                raise ALDataError(f"{count} values of an input are NaN or infinite: clean the data, or look at the transform")
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"

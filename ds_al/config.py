@@ -1,0 +1,227 @@
+"""The ``"associated_learning"`` block of a DeepSpeed config, and what else of that config is honoured.
+
+Every key is honoured or refused by name; none is ignored. ``docs/config.md`` is generated from here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ds_al.errors import ALConfigError
+
+BLOCK = "associated_learning"
+
+ALMethod = Literal["streaming", "forward_first", "parallel_backward", "sequential"]
+BackpropMethod = Literal["bp_1f1b", "bp_gpipe", "bp_naive"]
+AL_METHODS: tuple[str, ...] = ("streaming", "forward_first", "parallel_backward", "sequential")
+BACKPROP_METHODS: tuple[str, ...] = ("bp_1f1b", "bp_gpipe", "bp_naive")
+
+
+class StrictModel(BaseModel):
+    """A block of a config in which an unknown key is an error that names the nearest valid one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OptimizerConfig(StrictModel):
+    """An optimizer, in the form of DeepSpeed's own ``"optimizer"`` block."""
+
+    type: str = Field(description="A name that DeepSpeed or `torch.optim` knows.")
+    params: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the optimizer.")
+
+
+class ALConfig(StrictModel):
+    """The ``"associated_learning"`` block."""
+
+    method: ALMethod | BackpropMethod = Field(
+        default="streaming",
+        description="The schedule. `streaming`: a stage sends right after its forward, then runs its local "
+        "backward and steps; batches follow one another with no barrier. `forward_first`: the same with a "
+        "barrier after every batch. `parallel_backward`: all stages run backward at once, after the forward "
+        "of the last. `sequential`: one stage at a time. These four end on identical weights. `bp_1f1b`, "
+        "`bp_gpipe`, `bp_naive`: back-propagation through DeepSpeed's own engine, for a plain "
+        "`PipelineModule`.",
+    )
+    queue_depth: int = Field(
+        default=2,
+        ge=1,
+        description="Messages that a stage may have on their way to its successor before it waits. The "
+        "successor holds two more: the one it works on and the one it receives ahead.",
+    )
+    steps_per_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="Optimizer steps per `train_batch()`, at equal distances; must divide the number of "
+        "micro-batches (`gradient_accumulation_steps`). `null`: one step per micro-batch. Gradients between "
+        "steps are averaged.",
+    )
+    count: Literal["batch", "step"] = Field(
+        default="batch",
+        description="What `global_steps` and the LR schedule count: `train_batch()` calls, or optimizer steps.",
+    )
+    layer_gradient_clipping: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="Clips the gradients of f and b, and those of g and h, of each AL layer to this 2-norm; "
+        "0 is off. The norm is of one layer, never of the whole model: a global norm would make every stage "
+        "wait for all others, and the result would depend on the partition if it were a stage's.",
+    )
+    autoencoder_optimizer: OptimizerConfig | None = Field(
+        default=None,
+        description="The optimizer of g and h. `null`: the same as `optimizer`, which then trains f and b, "
+        "in an instance of its own.",
+    )
+    check_inputs: bool = Field(
+        default=True,
+        description="The first stage checks every micro-batch before it trains on it: finite inputs, integer "
+        "labels within range, constant shapes. Done where the batch lies, so no device is waited for as long "
+        "as batches come from host memory.",
+    )
+
+
+DEEPSPEED_KEYS: dict[str, str] = {
+    "train_batch_size": "samples per `train_batch()`",
+    "train_micro_batch_size_per_gpu": "samples per micro-batch",
+    "gradient_accumulation_steps": "micro-batches per `train_batch()`; see `steps_per_batch` for when to step",
+    "optimizer": "the optimizer of f and b, and of g and h unless `autoencoder_optimizer` is given",
+    "scheduler": "the LR schedule, DeepSpeed's or torch's; every stage has its own copy",
+    "steps_per_print": "the first stage prints its local loss every so many batches",
+    "gradient_clipping": "0 or absent; see `layer_gradient_clipping`",
+    "wandb": "DeepSpeed's monitor on rank 0: local loss and learning rate of the first stage",
+    "tensorboard": "as `wandb`",
+    "csv_monitor": "as `wandb`",
+    "comet": "as `wandb`",
+    "comms_logger": "DeepSpeed's communication log",
+    "log_level": "DeepSpeed's log level",
+    "dump_state": "DeepSpeed prints the engine's state at start",
+    "disable_python_gc": "DeepSpeed's handling of Python's garbage collection",
+    "checkpoint": "DeepSpeed's `tag_validation`, `use_node_local_storage`, `parallel_write`",
+}
+"""DeepSpeed's keys that an AL engine honours, and how."""
+
+_OFF_BY_VALUE: dict[str, str] = {
+    "fp16": "train in fp32: remove the block or set \"enabled\": false",
+    "bf16": "train in fp32: remove the block or set \"enabled\": false",
+    "bfloat16": "train in fp32: remove the block or set \"enabled\": false",
+    "amp": "remove the block or set \"enabled\": false",
+    "torch_autocast": "remove the block or set \"enabled\": false",
+    "flops_profiler": "remove the block or set \"enabled\": false; it hooks a forward pass that a pipeline never runs",
+    "curriculum_learning": "remove the block; give the engine a data iterator of your own",
+    "data_efficiency": "remove the block; give the engine a data iterator of your own",
+    "hybrid_engine": "remove the block",
+    "autotuning": "remove the block",
+    "elasticity": "remove the block",
+    "compression_training": "remove the block",
+    "compile": "remove the block",
+    "eigenvalue": "remove the block",
+    "progressive_layer_drop": "remove the block",
+    "nebula": "remove the block",
+}
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Reads a config file.
+
+    Raises:
+        ALConfigError: the file does not exist, is not JSON, or is not an object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ALConfigError(f"config {str(path)!r} does not exist: give --deepspeed_config the path of a JSON file")
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ALConfigError(f"config {str(path)!r} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ALConfigError(f"config {str(path)!r} holds a {type(config).__name__}: expected an object {{...}}")
+    return config
+
+
+def validate(model: type[BaseModel], block: Any, *, where: str) -> Any:
+    """Validates one block, and turns pydantic's errors into one :class:`ALConfigError`."""
+    if not isinstance(block, Mapping):
+        raise ALConfigError(f'"{where}" is a {type(block).__name__}: expected an object {{...}}')
+    try:
+        return model.model_validate(dict(block))
+    except ValidationError as error:
+        lines = [_explain(model, item, where) for item in error.errors()]
+        raise ALConfigError("\n".join(lines)) from None
+
+
+def _explain(model: type[BaseModel], item: Any, where: str) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(item["loc"][-1]), model.model_fields, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(model.model_fields)}"
+        return f'"{where}.{path}" is not a key of this block: {hint}'
+    return f'"{where}.{path}": got {item["input"]!r}: {item["msg"]}'
+
+
+def al_config(config: Mapping[str, Any]) -> ALConfig:
+    """The validated ``"associated_learning"`` block of a DeepSpeed config; defaults where it is absent.
+
+    Raises:
+        ALConfigError: an unknown key (the nearest valid one is named) or a value out of range.
+    """
+    return validate(ALConfig, config.get(BLOCK, {}), where=BLOCK)
+
+
+def honour(config: Mapping[str, Any], al: ALConfig) -> dict[str, Any]:
+    """Checks a DeepSpeed config against what an AL engine can honour.
+
+    Returns:
+        The config to give to DeepSpeed: clipping, which DeepSpeed turns on by default, is set to 0.
+
+    Raises:
+        ALConfigError: a key cannot be honoured; the message names it and what to do.
+    """
+    for key, value in config.items():
+        if key == BLOCK or (key in DEEPSPEED_KEYS and key != "gradient_clipping"):
+            continue
+        _refuse_unless_off(key, value)
+    micro_batches = config.get("gradient_accumulation_steps", 1)
+    if al.steps_per_batch is not None and isinstance(micro_batches, int) and micro_batches % al.steps_per_batch:
+        raise ALConfigError(
+            f'"{BLOCK}.steps_per_batch": got {al.steps_per_batch}, which does not divide '
+            f'"gradient_accumulation_steps" = {micro_batches}'
+        )
+    return {**{k: v for k, v in config.items() if k != BLOCK}, "gradient_clipping": 0.0}
+
+
+def _refuse_unless_off(key: str, value: Any) -> None:
+    if key == "gradient_clipping":
+        if value:
+            raise ALConfigError(
+                f'"gradient_clipping": got {value}. It clips by a norm over all stages, for which every stage '
+                f'would wait at every step: set it to 0 and use "{BLOCK}.layer_gradient_clipping"'
+            )
+    elif key == "zero_optimization":
+        stage = value.get("stage", 0) if isinstance(value, Mapping) else value
+        if stage:
+            raise ALConfigError(
+                f'"zero_optimization": got stage {stage}. AL stages step on their own, and ZeRO shares '
+                "optimizer state over data parallel ranks, which are not supported yet: set stage 0"
+            )
+    elif key == "pipeline":
+        unknown = sorted(set(value) - {"stages"}) if isinstance(value, Mapping) else [repr(value)]
+        raise ALConfigError(
+            f'"pipeline": got {unknown or ["stages"]}. The number of stages is the number of processes, and '
+            "activation checkpointing is not supported yet: remove the block"
+        )
+    elif key in _OFF_BY_VALUE:
+        enabled = value.get("enabled", True) if isinstance(value, Mapping) else value
+        if enabled:
+            raise ALConfigError(f'"{key}" is not supported by the AL engine yet: {_OFF_BY_VALUE[key]}')
+    elif key == "activation_checkpointing":
+        raise ALConfigError('"activation_checkpointing" is not supported by the AL engine yet: remove the block')
+    else:
+        known = [*DEEPSPEED_KEYS, BLOCK]
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]!r}?" if near else "remove it"
+        raise ALConfigError(f'"{key}" is not a key that the AL engine honours: {hint}')

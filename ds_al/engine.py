@@ -1,0 +1,489 @@
+"""``ALPipelineEngine``: DeepSpeed's pipeline engine, whose stages learn locally and step at once.
+
+For every micro-batch a stage does, in the order of its schedule (:mod:`ds_al.schedule`):
+
+    [1] LoadMicroBatch / RecvActivation   take (s, t) in; receives are posted ahead
+    [2] ForwardPass                       s_i = f_i(s_{i-1}), t_i = g_i(t_{i-1}) for each local layer
+    [3] SendActivation                    send (s, t) of the last local layer on, without waiting
+    [4] BackwardPass                      A_i and E_i of each local layer, and their gradients
+    [5] OptimizerStep                     local, on this stage alone
+
+Nothing flows from a later stage to an earlier one. Losses travel downstream with the activations.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from deepspeed import comm as dist
+from deepspeed.runtime.pipe.engine import PipelineEngine
+from deepspeed.runtime.pipe.schedule import (
+    BackwardPass,
+    ForwardPass,
+    LoadMicroBatch,
+    OptimizerStep,
+    PipeSchedule,
+    RecvActivation,
+    SendActivation,
+)
+from torch import Tensor
+
+from ds_al import checkpoint
+from ds_al.batch import BatchIntake
+from ds_al.config import ALConfig
+from ds_al.data.loader import ShuffledLoader
+from ds_al.errors import ALError, ALLayerError
+from ds_al.inference import Inference
+from ds_al.layer import Activation, ALLayer, seed_layer, stop_gradient
+from ds_al.module import ALPipelineModule
+from ds_al.optimizer import LocalOptimizer, ParamGroups
+from ds_al.schedule import AL_SCHEDULES, Barrier
+from ds_al.trace import RecordedSchedule, StageStats
+from ds_al.transport import Receiver, Sender
+
+
+@dataclass
+class _Pass:
+    """What one layer keeps between its forward and its local backward."""
+
+    index: int
+    layer: ALLayer
+    s_out: Activation
+    t_out: Tensor
+    t_in: Tensor
+
+
+class ALPipelineEngine(RecordedSchedule, PipelineEngine):
+    """Trains an :class:`~ds_al.module.ALPipelineModule`. Made by :func:`ds_al.initialize`.
+
+    It is a ``deepspeed.PipelineEngine``: ``train_batch``, ``eval_batch``, ``set_batch_fn``,
+    ``set_train_batch_size``, ``reset_activation_shape``, ``is_first_stage``, ``is_last_stage``,
+    ``save_checkpoint`` and ``load_checkpoint`` keep their signatures.
+    """
+
+    module: ALPipelineModule
+
+    def __init__(self, *args: Any, al_config: ALConfig, training_data: Any = None, **kwargs: Any) -> None:
+        self.al = al_config
+        self.training_step = False
+        super().__init__(*args, training_data=None, **kwargs)
+        self.layers = self.module.local_layers
+        self.intake = BatchIntake(
+            num_classes=self.module.num_classes,
+            micro_batch_size=self.micro_batch_size,
+            device=self.device,
+            check=al_config.check_inputs,
+            dynamic_shape=self.dynamic_shape,
+        )
+        self.sender, self.receiver = self._open_channels()
+        self.inference = Inference(self)
+        self.loader: ShuffledLoader | None = None
+        if training_data is not None and self.is_first_stage():
+            self.loader = (
+                training_data
+                if isinstance(training_data, ShuffledLoader)
+                else ShuffledLoader(
+                    training_data,
+                    batch_size=self.micro_batch_size,
+                    seed=self.module.base_seed,
+                    collate_fn=self.collate_fn,
+                )
+            )
+            self.set_dataloader(self.loader)
+
+        self.trained_micro_batches = 0
+        """Micro-batches that this stage has trained on; numbers the random draws of its layers."""
+        self.report = torch.full((self.module.num_layers, 2), float("nan"), device=self.device)
+        """Latest known ``(A_i, E_i)`` of every layer up to this stage, means over a batch; NaN where unknown."""
+        self._loss_sum = torch.zeros(len(self.layers), 2, device=self.device)
+        self._loss_history: list[Tensor] = []
+        self._passes: list[_Pass] = []
+        self._s: Activation
+        self._t: Tensor
+        self._wall = self._wait_data = 0.0
+        self._samples = 0
+        self.reset_stats()
+
+    # ---- set-up ------------------------------------------------------------------------------------
+
+    def _open_channels(self) -> tuple[Sender | None, Receiver | None]:
+        common = {"device": self.device, "dynamic": self.dynamic_shape}
+        sender = receiver = None
+        if not self.is_last_stage():
+            sender = Sender(
+                self.grid.stage_to_global(self.next_stage),
+                queue_depth=self.al.queue_depth,
+                stages=(self.stage_id, self.next_stage),
+                **common,
+            )
+        if not self.is_first_stage():
+            receiver = Receiver(
+                self.grid.stage_to_global(self.prev_stage), stages=(self.stage_id, self.prev_stage), **common
+            )
+        return sender, receiver
+
+    def _configure_optimizer(self, client_optimizer: Any, model_parameters: Any) -> None:
+        if isinstance(client_optimizer, torch.optim.Optimizer):
+            super()._configure_optimizer(client_optimizer, model_parameters)
+            return
+        associated = client_optimizer or super()._configure_basic_optimizer
+        self.basic_optimizer = self.optimizer = LocalOptimizer(
+            self.module.local_layers,
+            associated=associated,
+            autoencoder=self._autoencoder_optimizer if self.al.autoencoder_optimizer else associated,
+            clip=self.al.layer_gradient_clipping,
+        )
+
+    def _autoencoder_optimizer(self, groups: ParamGroups) -> torch.optim.Optimizer:
+        """Lets DeepSpeed build g's and h's optimizer as if it were the one of its own config block."""
+        assert self.al.autoencoder_optimizer is not None
+        name, params = self._config.optimizer_name, self._config.optimizer_params
+        self._config.optimizer_name = _deepspeed_name(self.al.autoencoder_optimizer.type)
+        self._config.optimizer_params = dict(self.al.autoencoder_optimizer.params)
+        try:
+            return super()._configure_basic_optimizer(groups)
+        finally:
+            self._config.optimizer_name, self._config.optimizer_params = name, params
+
+    # ---- training ----------------------------------------------------------------------------------
+
+    def train_batch(self, data_iter: Iterator[Any] | None = None) -> Tensor:
+        """Trains this stage on the next ``gradient_accumulation_steps()`` micro-batches.
+
+        Returns as soon as this stage is through: other stages may be behind or ahead.
+
+        Args:
+            data_iter: yields micro-batches ``(x, labels)``; read on the first stage alone. ``x`` is a tensor
+                ``(B, ...)`` or a tuple of tensors, ``labels`` are integers ``(B,)``. May be left out where
+                ``initialize`` was given training data.
+
+        Returns:
+            The sum of this stage's local losses, mean over the batch: a scalar tensor on the device, not
+            waited for. :attr:`report` and :meth:`gather_losses` have the losses of other stages.
+
+        Raises:
+            ALDataError: a batch that cannot be trained on (first stage).
+            ALLayerError: a layer raised or returned something that cannot travel.
+            ALTransportError: a neighbouring stage is gone, or shapes changed.
+        """
+        if not torch.is_grad_enabled():
+            raise RuntimeError("train_batch() requires gradients enabled. Use eval_batch() instead.")
+        if data_iter is not None:
+            self.set_dataiterator(data_iter)
+        if not self.module.training:
+            self.module.train()
+        start = time.perf_counter()
+        self._loss_sum.zero_()
+        if self.receiver is not None:
+            self.receiver.expect(self.micro_batches)
+        self._exec_schedule(self._train_schedule())
+        loss = self._end_batch()
+        self._wall += time.perf_counter() - start
+        return loss
+
+    def _train_schedule(self) -> PipeSchedule:
+        return AL_SCHEDULES[self.al.method](
+            self.micro_batches, self.num_stages, self.stage_id, self.al.steps_per_batch
+        )
+
+    def _end_batch(self) -> Tensor:
+        losses = self._loss_sum / self.micro_batches
+        self._loss_history.append(losses)
+        first = self.layers[0][0]
+        self.report[first : first + len(self.layers)] = losses
+        if self.al.count == "batch":
+            self._count_step()
+        self.agg_train_loss = losses.sum()
+        if self.device.type == "cpu":
+            self._check_finite(losses)
+        self._log()
+        return self.agg_train_loss
+
+    def _count_step(self) -> None:
+        self.global_steps += 1
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.step()
+
+    def _check_finite(self, losses: Tensor) -> None:
+        if torch.isfinite(losses).all():
+            return
+        row, column = (int(i) for i in (~torch.isfinite(losses)).nonzero()[0])
+        index, layer = self.layers[row]
+        raise ALLayerError(
+            f"stage {self.stage_id}, {layer.label}: the {('associated', 'autoencoder')[column]} loss is "
+            f"{losses[row, column].item()} in batch {len(self._loss_history)}: lower the learning rate or set "
+            '"layer_gradient_clipping"'
+        )
+
+    def _log(self) -> None:
+        every = self.steps_per_print()
+        if self.global_rank == 0 and every and self.global_steps and self.global_steps % every == 0:
+            rates = ", ".join(f"{rate:.3g}" for rate in sorted(set(self.get_lr())))
+            print(f"steps: {self.global_steps} stage 0 loss: {self.agg_train_loss.item():.4f} lr: {rates}", flush=True)
+        if self.global_rank == 0 and self.monitor.enabled:
+            self.monitor.write_events(
+                [
+                    ("Train/Samples/train_loss", self.agg_train_loss.item(), self.global_samples),
+                    ("Train/Samples/lr", self.get_lr()[0], self.global_samples),
+                ]
+            )
+
+    # ---- instructions ------------------------------------------------------------------------------
+
+    def _exec_load_micro_batch(self, buffer_id: int) -> None:
+        start = time.perf_counter()
+        batch = self._next_batch()
+        self._wait_data += time.perf_counter() - start
+        self._s, self._t = self.intake(batch)
+
+    def _exec_recv_activations(self, buffer_id: int) -> None:
+        assert self.receiver is not None
+        *s, self._t, report = self.receiver.receive()
+        self._s = s[0] if len(s) == 1 else tuple(s)
+        self.report[: self.layers[0][0]] = report[: self.layers[0][0]]
+
+    def _exec_forward_pass(self, buffer_id: int) -> None:
+        s, t = self._s, self._t
+        self._samples += t.shape[0]
+        for index, layer in self.layers:
+            t_in = t
+            with self._blame(layer, "forward"):
+                self._seed(index, part=0)
+                s_out, t_out = layer(s, t)
+            self._passes.append(_Pass(index, layer, s_out, t_out, t_in))
+            s, t = stop_gradient(s_out), stop_gradient(t_out)
+        self._s, self._t = s, t
+
+    def _exec_send_activations(self, buffer_id: int) -> None:
+        assert self.sender is not None
+        s = self._s if isinstance(self._s, tuple) else (self._s,)
+        self.sender.send((*s, self._t, self.report))
+
+    def _exec_backward_pass(self, buffer_id: int) -> None:
+        scale = self._steps_in_batch() / self.micro_batches
+        passes, self._passes = self._passes, []
+        for row, kept in enumerate(passes):
+            with self._blame(kept.layer, "local losses and backward"):
+                self._seed(kept.index, part=1)
+                losses = torch.stack(kept.layer.local_losses(kept.s_out, kept.t_out, kept.t_in))
+                torch.autograd.backward(losses, torch.full_like(losses, scale))
+            self._loss_sum[row] += losses.detach()
+            passes[row] = None  # type: ignore[call-overload]  # this layer's graph and activations go now
+        if self.receiver is not None:
+            self.receiver.release()
+        self.trained_micro_batches += 1
+        self.micro_steps += 1
+        self.global_samples += self.micro_batch_size
+
+    def _exec_optimizer_step(self, lr_kwargs: Any = None) -> None:
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        if self.al.count == "step":
+            self._count_step()
+
+    def _exec_barrier(self) -> None:
+        dist.barrier(group=self.grid.get_pipe_parallel_group())
+
+    _INSTRUCTION_MAP: dict[Any, Callable[..., None]] = {
+        LoadMicroBatch: _exec_load_micro_batch,
+        RecvActivation: _exec_recv_activations,
+        ForwardPass: _exec_forward_pass,
+        SendActivation: _exec_send_activations,
+        BackwardPass: _exec_backward_pass,
+        OptimizerStep: _exec_optimizer_step,
+        Barrier: _exec_barrier,
+    }
+
+    def _steps_in_batch(self) -> int:
+        return self.al.steps_per_batch or self.micro_batches
+
+    def _seed(self, layer: int, *, part: int) -> None:
+        seed_layer(self.module.base_seed, layer=layer, step=self.trained_micro_batches, part=part)
+
+    @contextmanager
+    def _blame(self, layer: ALLayer, what: str) -> Iterator[None]:
+        """Names stage, layer and micro-batch in whatever a layer raises."""
+        try:
+            yield
+        except ALError as error:
+            raise type(error)(f"stage {self.stage_id}, micro-batch {self.trained_micro_batches}: {error}") from None
+        except Exception as error:
+            raise ALLayerError(
+                f"stage {self.stage_id}, {layer.label}, {what} of micro-batch {self.trained_micro_batches}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    # ---- what users of a PipelineEngine call -------------------------------------------------------
+
+    def set_dataloader(self, loader: Iterable[Any]) -> None:
+        """Keeps a loader; on the first stage alone, since no other reads data."""
+        if self.is_first_stage():
+            self.training_dataloader = loader
+            self.data_iterator = iter(loader)
+
+    def set_dataiterator(self, iterator: Iterator[Any] | None) -> None:
+        """Reads micro-batches from this iterator from now on; on the first stage alone."""
+        if self.is_first_stage():
+            self.training_dataloader = None
+            self.data_iterator = iterator
+
+    def set_train_batch_size(self, train_batch_size: int) -> None:
+        """Changes the number of micro-batches per batch; must be called on every rank between batches.
+
+        Raises:
+            ValueError: the size is no multiple of the micro-batch size, or ``steps_per_batch`` does not
+                divide the new number of micro-batches.
+        """
+        micro_batches = train_batch_size // self.micro_batch_size
+        if self.al.steps_per_batch and micro_batches % self.al.steps_per_batch:
+            raise ValueError(
+                f"train_batch_size={train_batch_size} makes {micro_batches} micro-batches, which steps_per_batch="
+                f"{self.al.steps_per_batch} does not divide"
+            )
+        super().set_train_batch_size(train_batch_size)
+
+    def reset_activation_shape(self) -> None:
+        """Lets the shapes of micro-batches change; on every rank, between batches."""
+        for channel in (self.sender, self.receiver):
+            if channel is not None:
+                channel.reset()
+        self.intake.reset_shape()
+
+    def eval_batch(
+        self,
+        data_iter: Iterator[Any] | None,
+        return_logits: bool = False,
+        compute_loss: bool = True,
+        reduce_output: str | None = "avg",
+        bcast_loss: bool = True,
+        num_micro_batches: int | None = None,
+    ) -> Any:
+        """Evaluates the next micro-batches of ``data_iter`` without training; every rank must call it.
+
+        Micro-batches may have any size. See :meth:`evaluate` for a whole data set and every exit.
+
+        Args:
+            data_iter: yields ``(x, labels)``; read on the first stage.
+            return_logits: also return the scores ``(samples, V)`` of all micro-batches, on every rank.
+            compute_loss: ``False`` returns ``None`` in place of the loss.
+            reduce_output: ``"avg"``, or ``None`` for the losses of the single micro-batches.
+            bcast_loss: has no effect: every rank gets the loss.
+            num_micro_batches: how many to take; by default as many as in training.
+
+        Returns:
+            The loss of the last exit's scores against the labels (``D_E`` of the first layer), or
+            ``(loss, scores)``.
+        """
+        return self.inference.eval_batch(
+            data_iter,
+            micro_batches=self.micro_batches if num_micro_batches is None else num_micro_batches,
+            return_logits=return_logits,
+            compute_loss=compute_loss,
+            reduce_output=reduce_output,
+        )
+
+    def evaluate(self, batches: Iterable[Any] | None) -> dict[str, Any]:
+        """Accuracy and loss at every exit over a data set; every rank must call it.
+
+        Args:
+            batches: a sized iterable of ``(x, labels)``, such as a ``DataLoader``; batches of any size. Read on
+                the first stage, ``None`` elsewhere is fine.
+
+        Returns:
+            ``{"accuracy": [a_1, ..., a_N], "loss": [l_1, ..., l_N], "samples": n}`` on every rank; exit N is
+            the full inference path.
+        """
+        return self.inference.evaluate(batches)
+
+    def predict(self, x: Activation | None, exit: int | None = None) -> Tensor:
+        """Label scores ``(B, V)`` after ``exit`` layers (1-based, by default all); every rank must call it.
+
+        Args:
+            x: input of the first layer; read on the first stage, ``None`` elsewhere is fine.
+
+        Returns:
+            The scores, on every rank.
+        """
+        return self.inference.predict(x, exit=exit)
+
+    def save_checkpoint(
+        self,
+        save_dir: str,
+        tag: str | None = None,
+        client_state: Mapping[str, Any] | None = None,
+        save_latest: bool = True,
+        exclude_frozen_parameters: bool = False,
+    ) -> bool:
+        """Saves weights, optimizers, LR schedule, counters, random state and data position; every rank calls it.
+
+        DeepSpeed's folder layout. Arguments as DeepSpeed's.
+        """
+        state = {**(client_state or {}), checkpoint.KEY: checkpoint.state(self)}
+        return super().save_checkpoint(save_dir, tag, state, save_latest, exclude_frozen_parameters)
+
+    def load_checkpoint(self, load_dir: str, tag: str | None = None, **kwargs: Any) -> Any:
+        """Loads what :meth:`save_checkpoint` saved by the same number of stages; training then goes on as if
+        it had never stopped, bit for bit. Arguments as DeepSpeed's.
+
+        Raises:
+            ALCheckpointError: no checkpoint there, or one of another number of stages or layers.
+        """
+        tag = checkpoint.find(load_dir, tag, stages=self.num_stages)
+        path, client_state = super().load_checkpoint(load_dir, tag, **kwargs)
+        module_only = kwargs.get("load_module_only", False)
+        checkpoint.restore(self, client_state.pop(checkpoint.KEY, None), module_only=module_only)
+        return path, client_state
+
+    # ---- measurements ------------------------------------------------------------------------------
+
+    def reset_stats(self) -> None:
+        """Starts :meth:`stats` anew."""
+        self._wall = self._wait_data = 0.0
+        self._samples = 0
+        for channel in (self.sender, self.receiver):
+            if channel is not None:
+                channel.waited = 0.0
+        self._bytes_before = self.sender.nbytes if self.sender else 0
+        self._messages_before = self.sender.messages if self.sender else 0
+
+    def stats(self) -> StageStats:
+        """This stage's times and bytes since the last :meth:`reset_stats`."""
+        return StageStats(
+            stage=self.stage_id,
+            wall=self._wall,
+            wait_input=self.receiver.waited if self.receiver else 0.0,
+            wait_queue=self.sender.waited if self.sender else 0.0,
+            wait_data=self._wait_data,
+            bytes_sent=self.sender.nbytes - self._bytes_before if self.sender else 0,
+            messages_sent=self.sender.messages - self._messages_before if self.sender else 0,
+            samples=self._samples,
+        )
+
+    def gather(self, value: Any) -> list[Any]:
+        """Values of all stages, in their order; drains the pipeline. Every rank must call it."""
+        values: list[Any] = [None] * self.num_stages
+        dist.all_gather_object(values, value, group=self.grid.get_pipe_parallel_group())
+        return values
+
+    def gather_losses(self) -> Tensor:
+        """Local losses of all layers since the last call, ``(batches, N, 2)``; drains the pipeline.
+
+        ``[..., 0]`` is the associated, ``[..., 1]`` the autoencoder loss, each the mean over a batch. Every
+        rank must call it.
+        """
+        history = torch.stack(self._loss_history).cpu() if self._loss_history else torch.zeros(0, len(self.layers), 2)
+        self._loss_history = []
+        return torch.cat(self.gather(history), dim=1)
+
+
+def _deepspeed_name(name: str) -> str:
+    """DeepSpeed compares its own optimizers' names in lower case, and takes torch's as they are."""
+    from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
+
+    return name.lower() if name.lower() in DEEPSPEED_OPTIMIZERS else name

@@ -1,0 +1,98 @@
+"""The ``"experiment"`` block of a config file: model, data, length and logging of one run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from ds_al.config import StrictModel, validate
+from ds_al.errors import ALConfigError
+
+BLOCK = "experiment"
+
+
+class ModelConfig(StrictModel):
+    """Which network."""
+
+    name: str = Field(description="A name of `ds_al.models.AL_MODELS`; a `bp_*` method takes its twin.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments of both forms; `in_shape` and `num_classes` come from the data."
+    )
+    al_options: dict[str, Any] = Field(default_factory=dict, description="More of them, for the AL form alone.")
+    twin_options: dict[str, Any] = Field(default_factory=dict, description="More of them, for the backprop twin alone.")
+
+
+class DataConfig(StrictModel):
+    """Which data."""
+
+    name: str = Field(description="A name of `ds_al.data.VISION_DATASETS`.")
+    validation_fraction: float = Field(
+        default=0.1, gt=0, lt=1, description="Share of the training images cut off for validation."
+    )
+    augment: bool = Field(default=False, description="Random crops and flips of the training images.")
+    eval_batch_size: int = Field(default=250, ge=1, description="Samples per batch of an evaluation.")
+
+
+class WandbConfig(StrictModel):
+    """Weights & Biases. `WANDB_MODE` overrides; without an account a run is kept offline, and never asks."""
+
+    enabled: bool = Field(default=True, description="Log to W&B at all.")
+    project: str = Field(default="ds_al", description="W&B project.")
+    entity: str | None = Field(default=None, description="W&B entity.")
+    group: str | None = Field(default=None, description="W&B group.")
+    tags: list[str] = Field(default_factory=list, description="W&B tags.")
+
+
+class ExperimentConfig(StrictModel):
+    """The ``"experiment"`` block."""
+
+    name: str = Field(description="Name of the run; its files go to `<output>/<name>/<time>/`.")
+    model: ModelConfig = Field(description="Which network.")
+    data: DataConfig = Field(description="Which data.")
+    epochs: int = Field(ge=1, description="Passes over the training images.")
+    seed: int = Field(default=0, ge=0, description="Of weights, dropout, data order and validation split.")
+    partition_method: str = Field(default="uniform", description="`uniform`, `parameters` or `type:<regex>`.")
+    evaluate_every: int = Field(default=1, ge=1, description="Epochs between looks at the validation images.")
+    checkpoint_every: int = Field(
+        default=0, ge=0, description="Epochs between checkpoints; 0 keeps the last epoch's alone."
+    )
+    output: str = Field(default="runs", description="Folder of all runs.")
+    wandb: WandbConfig = Field(default_factory=WandbConfig, description="Weights & Biases.")
+
+
+def experiment_config(config: Mapping[str, Any]) -> ExperimentConfig:
+    """The validated ``"experiment"`` block.
+
+    Raises:
+        ALConfigError: the block is missing, a key is unknown, or a value is out of range.
+    """
+    if BLOCK not in config:
+        raise ALConfigError(f'the config has no "{BLOCK}" block: run/train.py needs model, data and epochs from it')
+    return validate(ExperimentConfig, config[BLOCK], where=BLOCK)
+
+
+def override(config: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """Sets ``a.b.c=value`` in a config; values are JSON, or else strings.
+
+    Raises:
+        ALConfigError: an assignment has no ``=``, or its path leads through something that is no object.
+    """
+    config = json.loads(json.dumps(config))
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path:
+            raise ALConfigError(f"got --set {assignment!r}: expected key.path=value")
+        *parents, leaf = path.split(".")
+        block = config
+        for key in parents:
+            block = block.setdefault(key, {})
+            if not isinstance(block, dict):
+                raise ALConfigError(f"got --set {assignment!r}: {key!r} is no object in this config")
+        try:
+            block[leaf] = json.loads(text)
+        except json.JSONDecodeError:
+            block[leaf] = text
+    return config

@@ -1,0 +1,159 @@
+"""Progress of a run: one live display where there is a terminal, plain lines where there is none."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ds_al.experiment.job import Job
+
+
+class Display:
+    """Shows a run on the rank that makes it. Use as a context manager around training."""
+
+    _SECONDS = 0.5  # between two looks at the losses, which wait for the device
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.console = Console()
+        self.epochs = job.experiment.epochs
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        total = (self.epochs - job.first_epoch) * job.batches_per_epoch
+        self._task = self._progress.add_task("epoch", total=total, speed="")
+        self._live = Live(self._progress, console=self.console, refresh_per_second=4, transient=True)
+        self._looked = self._started = time.perf_counter()
+        self._done = 0
+
+    def __enter__(self) -> Display:
+        job = self.job
+        self.console.print(
+            f"{job.experiment.name}: {job.al.method}, {job.world} stage{'s' * (job.world > 1)}, "
+            f"{job.sizes['train']} training images, micro-batches of {job.micro_batch}, "
+            f"{job.micro_batches} a batch, {job.batches_per_epoch} batches an epoch, seed {job.experiment.seed}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        self._looked = self._started = time.perf_counter()
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.console.is_terminal:
+            self._live.stop()
+
+    def batch(self, epoch: int, batch: int) -> None:
+        """One batch is done. Looks at losses and redraws only now and then."""
+        self._done += 1
+        now = time.perf_counter()
+        if not self.console.is_terminal or now - self._looked < self._SECONDS:
+            return
+        self._looked = now
+        job = self.job
+        speed = self._done * job.micro_batch * job.micro_batches / (now - self._started)
+        self._progress.update(
+            self._task,
+            completed=self._done,
+            description=f"epoch {epoch + 1}/{self.epochs}",
+            speed=f"{speed:,.0f} images/s",
+        )
+        self._live.update(Group(self._progress, self._losses()))
+
+    def _losses(self) -> Table:
+        engine = self.job.engine
+        table = Table.grid(padding=(0, 2))
+        rate = f"lr {engine.get_lr()[0]:.2e}"
+        if not hasattr(engine, "report"):
+            table.add_row(f"loss {float(engine.agg_train_loss):.4f}", rate)
+            return table
+        parts = engine.module.parts
+        report = engine.report.tolist()
+        for stage in range(self.job.world):
+            rows = report[parts[stage] : parts[stage + 1]]
+            associated, autoencoder = (sum(row[k] for row in rows) / len(rows) for k in (0, 1))
+            table.add_row(
+                f"stage {stage}",
+                f"associated {_number(associated)}",
+                f"autoencoder {_number(autoencoder)}",
+                rate if stage == 0 else "",
+            )
+        return table
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """One line for an epoch."""
+        parts = [f"epoch {row['epoch']:>3}/{self.epochs}", f"{row['images_per_second']:>7,.0f} images/s"]
+        if "associated_loss" in row:
+            bounds = self.job.engine.module.parts
+            for stage in range(self.job.world):
+                a, e = (
+                    sum(row[key][bounds[stage] : bounds[stage + 1]]) / (bounds[stage + 1] - bounds[stage])
+                    for key in ("associated_loss", "autoencoder_loss")
+                )
+                parts.append(f"stage {stage} A {a:.4f} E {e:.4f}")
+        else:
+            parts.append(f"loss {row['loss']:.4f}")
+        parts.append(f"lr {row['learning_rate']:.1e}")
+        if "validation_accuracy" in row:
+            parts.append(f"validation {row['validation_accuracy'][-1]:.4f}")
+        done = row["epoch"] - self.job.first_epoch
+        left = (time.perf_counter() - self._started) / done * (self.epochs - row["epoch"])
+        self.console.print("  ".join([*parts, f"left {left:,.0f} s"]), highlight=False, soft_wrap=True)
+
+    def table(self, summary: dict[str, Any], *, folder: Path) -> None:
+        """The final tables, then the line that holds the test accuracy."""
+        stages = Table(title=f"{summary['name']}: {summary['method']}", title_justify="left")
+        for column in ("stage", "AL layers", "parameters", "idle", "peak activations", "sent"):
+            stages.add_column(column, justify="right")
+        for stage in range(summary["stages"]):
+            bounds = summary["partition"]
+            sent = summary["bytes_sent"][stage]
+            stages.add_row(
+                str(stage),
+                f"{bounds[stage] + 1}..{bounds[stage + 1]}",
+                f"{summary['parameters'][stage]:,}",
+                f"{summary['idle'][stage]:.1%}",
+                _bytes(summary["peak_activation_bytes"][stage]),
+                "-" if sent is None else _bytes(sent),
+            )
+        exits = Table(title="test accuracy at every exit", title_justify="left")
+        exits.add_column("exit")
+        exits.add_column("accuracy", justify="right")
+        for number, accuracy in enumerate(summary["test_accuracy"], start=1):
+            exits.add_row(str(number), f"{accuracy:.4f}")
+        self.console.print(stages, exits)
+        self.console.print(
+            f"{summary['seconds']:.1f} s in all, {summary['training_seconds']:.1f} s of training, "
+            f"{summary['images_per_second']:,.0f} images/s, seed {summary['seed']}\n"
+            f"files in {folder}\n"
+            f"test accuracy {summary['test_accuracy'][-1]:.4f}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _number(value: float) -> str:
+    return "..." if math.isnan(value) else f"{value:.4f}"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")

@@ -1,0 +1,260 @@
+"""One run: data, model, engine, epochs, the look at the test set, and what is left of it on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+from deepspeed import comm as dist
+from deepspeed.pipe import PipelineModule
+from torch import nn
+
+import ds_al
+from ds_al import config as configs
+from ds_al.data import ShuffledLoader, Splits, crop_and_flip, load_vision, ordered_batches
+from ds_al.errors import ALConfigError
+from ds_al.experiment.config import BLOCK, ExperimentConfig, experiment_config
+from ds_al.experiment.display import Display
+from ds_al.experiment.record import Record
+from ds_al.models import build_al, build_twin
+from ds_al.trace import ActivationMeter
+
+
+class Job:
+    """Trains and evaluates what a config describes. Every rank makes one and calls :meth:`run`.
+
+    The last stage's rank shows progress and writes files: local losses travel downstream, so it knows all.
+
+    Args:
+        config: the whole config, DeepSpeed's keys and both blocks.
+        resume: folder of checkpoints of an earlier run to go on from.
+    """
+
+    def __init__(self, config: dict[str, Any], *, resume: str | None = None) -> None:
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        with quiet():
+            deepspeed.init_distributed(timeout=timedelta(minutes=10))
+        self.config = config
+        self.experiment: ExperimentConfig = experiment_config(config)
+        self.al = configs.al_config(config)
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.is_first, self.is_last = self.rank == 0, self.rank == self.world - 1
+        self.splits, facts = self._data()
+        self.classes, self.in_shape, self.sizes = facts["classes"], facts["shape"], facts["sizes"]
+        self.micro_batch = self._key("train_micro_batch_size_per_gpu")
+        self.micro_batches = self._key("gradient_accumulation_steps")
+        self.batches_per_epoch = self.sizes["train"] // self.micro_batch // self.micro_batches
+        if not self.batches_per_epoch:
+            raise ALConfigError(
+                f"{self.sizes['train']} training images make no batch of {self.micro_batches} micro-batches of "
+                f"{self.micro_batch}: lower train_micro_batch_size_per_gpu or gradient_accumulation_steps"
+            )
+        with quiet():
+            self.engine = self._engine()
+            if resume is not None:
+                self.engine.load_checkpoint(resume)
+        self.first_epoch = self.engine.global_samples // (self.batches_per_epoch * self.micro_batch * self.micro_batches)
+        self.peak_activations = 0
+
+    def run(self) -> dict[str, Any]:
+        """Trains all epochs, then looks at the test images once. Returns the summary, on every rank."""
+        record = Record(self) if self.is_last else None
+        display = Display(self) if self.is_last else None
+        start, history = time.perf_counter(), []
+        with display or contextlib.nullcontext():
+            for epoch in range(self.first_epoch, self.experiment.epochs):
+                row = self._epoch(epoch, display, record)
+                history.append(row)
+                if record and display:
+                    record.epoch(row)
+                    display.epoch(row)
+                self._checkpoint(epoch, record)
+        seconds = time.perf_counter() - start
+        test = self.engine.evaluate(self._batches("test"))
+        summary = self._summary(test, seconds=seconds, history=history)
+        if record and display:
+            record.finish(summary, history)
+            display.table(summary, folder=record.folder)
+        return summary
+
+    def close(self) -> None:
+        """Leaves the process group, once all ranks have come here."""
+        dist.barrier()
+        dist.destroy_process_group()
+
+    # ---- parts -------------------------------------------------------------------------------------
+
+    def _key(self, name: str) -> int:
+        value = self.config.get(name)
+        if not isinstance(value, int) or value < 1:
+            raise ALConfigError(f'"{name}": got {value!r}, expected a whole number of 1 or more')
+        return value
+
+    def _data(self) -> tuple[Splits | None, dict[str, Any]]:
+        """The first stage's data; the others learn only what the model needs to know of them.
+
+        Back-propagation reads labels on the last stage, so there it needs the data, too.
+        """
+        reads = self.is_first or (self.is_last and self.al.method in configs.BACKPROP_METHODS)
+        data = self.experiment.data
+        splits = None
+        if reads:
+            splits = load_vision(data.name, validation_fraction=data.validation_fraction, seed=self.experiment.seed)
+        facts: list[Any] = [None]
+        if self.is_first and splits is not None:
+            sizes = {part: len(getattr(splits, part)) for part in ("train", "validation", "test")}
+            facts = [{"classes": splits.classes, "shape": splits.shape, "sizes": sizes}]
+        dist.broadcast_object_list(facts, src=0)
+        return splits, facts[0]
+
+    def _batches(self, part: str) -> Any:
+        if self.splits is None:
+            # Stages that read no data take part in the evaluation all the same.
+            return [(None, None)] * -(-self.sizes[part] // self.experiment.data.eval_batch_size)
+        return ordered_batches(getattr(self.splits, part), batch_size=self.experiment.data.eval_batch_size)
+
+    def _engine(self) -> Any:
+        model, seed = self.experiment.model, self.experiment.seed
+        options = {"in_shape": self.in_shape, "num_classes": len(self.classes), **model.options}
+        ds_config = {key: value for key, value in self.config.items() if key != BLOCK}
+        _fill_auto(ds_config, steps=self._scheduler_steps())
+        loader = None
+        if self.splits is not None:
+            loader = ShuffledLoader(
+                self.splits.train,
+                batch_size=self.micro_batch,
+                seed=seed,
+                augment=crop_and_flip if self.experiment.data.augment else None,
+            )
+        if self.al.method in configs.AL_METHODS:
+            module: PipelineModule = ds_al.ALPipelineModule(
+                build_al(model.name, **options, **model.al_options),
+                num_classes=len(self.classes),
+                base_seed=seed,
+                partition_method=self.experiment.partition_method,
+            )
+            return ds_al.initialize(model=module, config=ds_config, training_data=loader)[0]
+        module = PipelineModule(
+            build_twin(model.name, **options, **model.twin_options),
+            num_stages=self.world,
+            loss_fn=nn.CrossEntropyLoss(),
+            seed_layers=True,
+            base_seed=seed,
+            partition_method=self.experiment.partition_method,
+        )
+        engine = ds_al.initialize(model=module, config=ds_config)[0]
+        if loader is not None:
+            engine.set_dataiterator(iter(loader))
+        return engine
+
+    def _scheduler_steps(self) -> int:
+        """What the LR schedule counts, over the whole run."""
+        batches = self.experiment.epochs * self.batches_per_epoch
+        if self.al.count == "step" and self.al.method in configs.AL_METHODS:
+            return batches * (self.al.steps_per_batch or self.micro_batches)
+        return batches
+
+    def _epoch(self, epoch: int, display: Display | None, record: Record | None) -> dict[str, Any]:
+        engine = self.engine
+        engine.reset_stats()
+        for batch in range(self.batches_per_epoch):
+            if epoch == self.first_epoch and batch == 0:
+                with ActivationMeter(exclude=engine.module.parameters()) as meter:
+                    engine.train_batch()
+                self.peak_activations = meter.peak_bytes
+            else:
+                engine.train_batch()
+            if display:
+                display.batch(epoch, batch)
+        stats = engine.gather(engine.stats())
+        row: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "seconds": max(s.wall for s in stats),
+            "images_per_second": engine.stats().samples / max(s.wall for s in stats),
+            "learning_rate": engine.get_lr()[0],
+            "idle": [s.idle for s in stats],
+            "wait_data": stats[0].wait_data,
+            "bytes_sent": [s.bytes_sent for s in stats],
+        }
+        if self.al.method in configs.AL_METHODS:
+            losses = engine.gather_losses()
+            row["associated_loss"], row["autoencoder_loss"] = losses.mean(dim=0).t().tolist()
+            if record:
+                record.batches(epoch, losses)
+        else:
+            row["loss"] = float(engine.agg_train_loss)
+        if (epoch + 1) % self.experiment.evaluate_every == 0 or epoch + 1 == self.experiment.epochs:
+            row["validation_accuracy"] = engine.evaluate(self._batches("validation"))["accuracy"]
+        return row
+
+    def _checkpoint(self, epoch: int, record: Record | None) -> None:
+        every, last = self.experiment.checkpoint_every, epoch + 1 == self.experiment.epochs
+        if last or (every and (epoch + 1) % every == 0):
+            folder = self.engine.gather(str(record.folder / "checkpoints") if record else None)[-1]
+            with quiet():
+                self.engine.save_checkpoint(folder, tag=f"epoch_{epoch + 1}")
+
+    def _summary(self, test: dict[str, Any], *, seconds: float, history: list[dict[str, Any]]) -> dict[str, Any]:
+        trained = sum(row["seconds"] for row in history)
+        return {
+            "name": self.experiment.name,
+            "method": self.al.method,
+            "stages": self.world,
+            "micro_batches": self.micro_batches,
+            "micro_batch_size": self.micro_batch,
+            "partition": list(self.engine.module.parts),
+            "seed": self.experiment.seed,
+            "epochs": self.experiment.epochs,
+            "test_accuracy": test["accuracy"],
+            "test_samples": test["samples"],
+            "validation_accuracy": history[-1].get("validation_accuracy") if history else None,
+            "seconds": seconds,
+            "training_seconds": trained,
+            "images_per_second": sum(r["images_per_second"] * r["seconds"] for r in history) / trained if trained else 0,
+            "idle": [
+                sum(r["idle"][stage] * r["seconds"] for r in history) / trained if trained else 0
+                for stage in range(self.world)
+            ],
+            "wait_data_seconds": sum(row["wait_data"] for row in history),
+            "peak_activation_bytes": self.engine.gather(self.peak_activations),
+            "bytes_sent": [
+                sum(row["bytes_sent"][s] for row in history) if history and history[0]["bytes_sent"][s] is not None else None
+                for s in range(self.world)
+            ],
+            "parameters": self.engine.gather(sum(p.numel() for p in self.engine.module.parameters())),
+        }
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps DeepSpeed's start-up prints from the display; what it prints is shown if it then fails."""
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            yield
+    except BaseException:
+        print(text.getvalue(), end="")
+        raise
+
+
+def _fill_auto(config: dict[str, Any], *, steps: int) -> None:
+    """Replaces ``"auto"`` in the LR schedule's number of steps by that of this run."""
+    params = config.get("scheduler", {}).get("params", {})
+    if params.get("total_num_steps") == "auto":
+        config["scheduler"] = json.loads(json.dumps(config["scheduler"]))
+        config["scheduler"]["params"]["total_num_steps"] = steps
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes a value for programs, creating the folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n")

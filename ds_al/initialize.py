@@ -1,0 +1,122 @@
+"""``ds_al.initialize``: what ``deepspeed.initialize`` does, with the engine that the model asks for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed import comm as dist
+from deepspeed.pipe import PipelineModule
+from deepspeed.runtime import zero
+from deepspeed.runtime.config import DeepSpeedConfig
+
+from ds_al import config as configs
+from ds_al.backprop import BackpropPipelineEngine
+from ds_al.engine import ALPipelineEngine
+from ds_al.errors import ALConfigError
+from ds_al.module import ALPipelineModule
+
+_HOOKS = ("_train_schedule", "_inference_schedule")
+
+
+def initialize(
+    args: Any = None,
+    model: PipelineModule | None = None,
+    optimizer: torch.optim.Optimizer | Callable[..., torch.optim.Optimizer] | None = None,
+    model_parameters: Any = None,
+    training_data: Any = None,
+    lr_scheduler: Any = None,
+    distributed_port: int = 29500,
+    mpu: None = None,
+    dist_init_required: bool | None = None,
+    collate_fn: Callable[..., Any] | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
+) -> tuple[Any, Any, Any, Any]:
+    """Builds the engine for a model; signature and result as ``deepspeed.initialize``.
+
+    Args:
+        args: may carry ``deepspeed_config`` and ``local_rank``, as DeepSpeed's scripts do.
+        model: an :class:`~ds_al.module.ALPipelineModule`, or a plain ``PipelineModule`` for a ``bp_*`` method.
+        optimizer: a callable that makes an optimizer from parameter groups (called once for f and b, once for
+            g and h), or an instance over this stage's parameters; by default the config's.
+        model_parameters: for back-propagation only; AL groups parameters by layer itself.
+        training_data: a sized map-style data set of ``(x, label)``, which AL shuffles by the module's
+            ``base_seed``, on the first stage; or a :class:`~ds_al.data.ShuffledLoader` of your own.
+        lr_scheduler: a callable of the optimizer, or an instance; by default the config's.
+        config: path of a JSON file, or a mapping.
+
+    Returns:
+        ``(engine, optimizer, training_dataloader, lr_scheduler)``.
+
+    Raises:
+        ALConfigError: the config is missing, malformed, or asks for something that is not honoured.
+    """
+    _check_deepspeed()
+    if not isinstance(model, PipelineModule):
+        raise ALConfigError(
+            f"got a model of {type(model).__name__}: expected an ALPipelineModule, or a PipelineModule for a "
+            "bp_* method. Other models train with deepspeed.initialize"
+        )
+    if mpu is not None:
+        raise ALConfigError("mpu must be None: a pipeline brings its own")
+    zero.partition_parameters.shutdown_init_context()
+    if not dist.is_initialized():
+        deepspeed.init_distributed(distributed_port=distributed_port, dist_init_required=dist_init_required)
+    config = _load(args, config)
+    al = configs.al_config(config)
+    is_al = isinstance(model, ALPipelineModule)
+    if is_al != (al.method in configs.AL_METHODS):
+        fitting = configs.AL_METHODS if is_al else configs.BACKPROP_METHODS
+        raise ALConfigError(
+            f'"{configs.BLOCK}.method": got {al.method!r} for a {type(model).__name__}: use one of {", ".join(fitting)}'
+        )
+    ds_dict = configs.honour(config, al) if is_al else {k: v for k, v in config.items() if k != configs.BLOCK}
+    ds_config = DeepSpeedConfig(ds_dict, model.mpu())
+    deepspeed.set_optimizer_flags(ds_config, model)
+    common = {
+        "args": args,
+        "model": model,
+        "optimizer": optimizer,
+        "model_parameters": model_parameters,
+        "training_data": training_data,
+        "lr_scheduler": lr_scheduler,
+        "mpu": model.mpu(),
+        "dist_init_required": dist_init_required,
+        "collate_fn": collate_fn,
+        "config": ds_dict,
+        "config_class": ds_config,
+    }
+    engine: ALPipelineEngine | BackpropPipelineEngine
+    if is_al:
+        engine = ALPipelineEngine(al_config=al, **common)
+    else:
+        engine = BackpropPipelineEngine(method=al.method, **common)
+    zero.partition_parameters.restore_init_context()
+    if hasattr(engine, "_configure_python_gc"):
+        engine._configure_python_gc()
+    return engine, engine.optimizer, engine.training_dataloader, engine.lr_scheduler
+
+
+def _load(args: Any, config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+    from_args = getattr(args, "deepspeed_config", None)
+    if config is not None and from_args is not None:
+        raise ALConfigError("got a config both in args.deepspeed_config and as an argument: give one")
+    config = config if config is not None else from_args
+    if config is None:
+        raise ALConfigError("no config: give --deepspeed_config PATH, or initialize(config=...)")
+    if isinstance(config, Mapping):
+        return json.loads(json.dumps(config))  # a deep copy, of exactly what a file could hold
+    return configs.read(config)
+
+
+def _check_deepspeed() -> None:
+    if not all(hasattr(deepspeed.PipelineEngine, hook) for hook in _HOOKS):
+        raise ALConfigError(
+            f"deepspeed {metadata.version('deepspeed')} is too old: its PipelineEngine lacks {', '.join(_HOOKS)}. "
+            "Install deepspeed>=0.19.8"
+        )

@@ -1,0 +1,182 @@
+"""Starts ranks on this machine: own processes, a free port, a time-out, no orphans.
+
+``run_ranks("package.module:function", 4, key=value)`` calls ``function(key=value)`` on every rank and
+returns what each returned. The ranks compute on the CPU unless ``env`` says otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+_GRACE = 30.0  # seconds from the first failure until the other ranks, which may wait for it, are ended
+_POLL = 0.02
+_SHOWN = 3000  # characters of each rank's output that an error shows
+_NEWS = "DS_AL_NEWS"
+
+
+class RankFailure(RuntimeError):
+    """A rank exited with a code other than 0, or the ranks ran out of time.
+
+    ``outputs`` and ``codes`` are by rank (a code is ``None`` where the rank still ran), ``seconds`` is how long
+    the ranks lived.
+    """
+
+    def __init__(self, message: str, outputs: list[str], codes: list[int | None], seconds: float) -> None:
+        super().__init__(message)
+        self.outputs, self.codes, self.seconds = outputs, codes, seconds
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
+    """What a launcher would set, and the import path of this process."""
+    here = str(Path(__file__).resolve().parents[1])
+    return {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": os.pathsep.join([here, *(path or os.getcwd() for path in sys.path)]),
+    }
+
+
+def tell(line: str) -> None:
+    """Called on a rank: hands one line to the ``news`` of the :func:`run_ranks` that started it, if any."""
+    path = os.environ.get(_NEWS)
+    if path:
+        with open(path, "a") as file:
+            file.write(line + "\n")
+
+
+def run_ranks(
+    target: str,
+    world: int,
+    *,
+    timeout: float = 240.0,
+    env: Mapping[str, str] | None = None,
+    news: Callable[[str], None] | None = None,
+    **kwargs: Any,
+) -> list[Any]:
+    """Calls a function on ``world`` ranks and returns their results, in the order of ranks.
+
+    Args:
+        target: ``"module:function"``, importable from this process. Arguments and results are pickled.
+        world: number of ranks.
+        timeout: seconds until all ranks are ended.
+        env: variables on top of :func:`rank_environment`.
+        news: called in this process with every line that a rank gives to :func:`tell`.
+        **kwargs: arguments of the function.
+
+    Raises:
+        RankFailure: a rank failed or the time is over; the others were ended. Its message shows the output
+            of the rank that failed first before that of all others.
+    """
+    port, start = free_port(), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        (path / "kwargs.pkl").write_bytes(pickle.dumps(kwargs))
+        (path / "news").touch()
+        logs = [(path / f"log{rank}").open("w+") for rank in range(world)]
+        processes: list[subprocess.Popen[Any]] = []
+        try:
+            for rank in range(world):
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "ds_al.launch", target, folder],
+                        env={**rank_environment(rank, world, port), _NEWS: str(path / "news"), **(env or {})},
+                        stdout=logs[rank],
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
+            failed = _wait(processes, start + timeout, path / "news", news)
+            codes = [process.poll() for process in processes]
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+            for log in logs:
+                log.close()
+        if codes != [0] * world:
+            outputs = [(path / f"log{rank}").read_text(errors="replace") for rank in range(world)]
+            order = failed + [rank for rank in range(world) if rank not in failed]
+            shown = "\n".join(f"--- rank {r}, exit code {codes[r]}\n{outputs[r][-_SHOWN:]}" for r in order)
+            raise RankFailure(f"ranks exited with {codes}\n{shown}", outputs, codes, time.monotonic() - start)
+        return [pickle.loads((path / f"result{rank}.pkl").read_bytes()) for rank in range(world)]
+
+
+def _wait(
+    processes: list[subprocess.Popen[Any]], deadline: float, path: Path, news: Callable[[str], None] | None
+) -> list[int]:
+    """Waits until all are done or, a while after one has failed, gives up on the rest.
+
+    Returns the ranks that failed, the first failure first.
+    """
+    failed: list[int] = []
+    with path.open() as file:
+        while True:
+            codes = [process.poll() for process in processes]
+            lines = file.readlines()
+            if news is not None:
+                for line in lines:
+                    news(line.rstrip("\n"))
+            now = time.monotonic()
+            fresh = [rank for rank, code in enumerate(codes) if code and rank not in failed]
+            if fresh and not failed:
+                deadline = min(deadline, now + _GRACE)
+            failed += fresh
+            if None not in codes or now > deadline:
+                return failed
+            time.sleep(_POLL)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this rank when the process that started it is gone without having ended it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    """One rank."""
+    _end_with(os.getppid())
+    import torch
+
+    torch.set_num_threads(1)
+    target, folder = sys.argv[1], Path(sys.argv[2])
+    module, function = target.split(":")
+    result = getattr(importlib.import_module(module), function)(**pickle.loads((folder / "kwargs.pkl").read_bytes()))
+    (folder / f"result{os.environ['RANK']}.pkl").write_bytes(pickle.dumps(result))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # torch's own teardown may wait for peers
+
+
+if __name__ == "__main__":
+    main()

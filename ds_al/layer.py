@@ -1,0 +1,180 @@
+"""Associated learning in plain torch: one layer, its two local losses, and inference through a stack.
+
+    s_i = f_i(sg s_{i-1})                               f  forward: the network's own block
+    t_i = g_i(sg t_{i-1})                               g  target encoder
+    A_i = D_A(b_i(reduce(s_i)), sg t_i)                 b  bridge; trains f_i and b_i only
+    E_i = D_E(h_i(t_i), sg t_{i-1})                     h  target decoder; trains g_i and h_i only
+    exit at m   x -> f_1 .. f_m -> b_m -> h_m .. h_1    m = N is the full inference path
+
+``sg`` stops the gradient, ``s_0 = x``, ``t_0`` is the one-hot label. Source: Kao & Chen, "Associated
+Learning", Neural Computation 33(1), 2021, section 3; Wu, Lin, Chen & Chen, ICLR 2022.
+
+Shapes: ``B`` batch, ``K`` width of a target code, ``V`` classes. This file knows no DeepSpeed and no ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ds_al import losses
+from ds_al.errors import ALLayerError
+
+Activation = Tensor | tuple[Tensor, ...]
+"""What travels between layers on the input side: a tensor, or a tuple (hidden, state, mask, ...)."""
+
+
+class LocalLosses(NamedTuple):
+    """The two losses of one layer, each a scalar tensor with its own, disjoint graph."""
+
+    associated: Tensor
+    autoencoder: Tensor
+
+
+def first(s: Activation) -> Tensor:
+    """The default ``reduce``: the tensor itself, or the first of a tuple."""
+    return s if isinstance(s, Tensor) else s[0]
+
+
+def stop_gradient(activation: Activation) -> Activation:
+    """Cuts the graph, and makes the values contiguous, so that a layer sees the same bits and the same
+    strides whether its predecessor lives in this process or in another one."""
+    if isinstance(activation, Tensor):
+        return activation.detach().contiguous()
+    return tuple(tensor.detach().contiguous() for tensor in activation)
+
+
+class ALLayer(nn.Module):
+    """One layer of associated learning: the functions f, b, g, h and the losses that train them.
+
+    Args:
+        f: ``s_{i-1} -> s_i``. Takes and returns an :data:`Activation`.
+        b: ``reduce(s_i) -> (B, K)``, the bridge from the input side to the code of the target side.
+        g: ``t_{i-1} -> t_i``; ``(B, V)`` one-hot labels of the default float type for the first layer,
+            ``(B, K_{i-1})`` after it.
+        h: ``t_i -> t_{i-1}``, the inverse of ``g``. For the first layer its output are label scores.
+        associated_loss: name (``"mse"``, ``"cross_entropy"``) or callable ``D_A``.
+        autoencoder_loss: name or callable ``D_E``. Text models use ``"cross_entropy"`` in the first layer.
+        reduce: turns ``s_i`` into what the bridge reads; by default the first tensor of a tuple.
+        target_gradient: lets the associated loss train ``g`` as well. Off in the published code.
+        name: shown in errors, logs and reports.
+    """
+
+    def __init__(
+        self,
+        f: nn.Module,
+        b: nn.Module,
+        g: nn.Module,
+        h: nn.Module,
+        *,
+        associated_loss: str | losses.Loss = "mse",
+        autoencoder_loss: str | losses.Loss = "mse",
+        reduce: Callable[[Activation], Tensor] = first,
+        target_gradient: bool = False,
+        name: str = "",
+    ) -> None:
+        super().__init__()
+        self.f, self.b, self.g, self.h = f, b, g, h
+        self.associated_loss = losses.resolve(associated_loss)
+        self.autoencoder_loss = losses.resolve(autoencoder_loss)
+        self.reduce = reduce
+        self.target_gradient = target_gradient
+        self.name = name
+
+    def forward(self, s: Activation, t: Tensor) -> tuple[Activation, Tensor]:
+        """Computes ``(s_i, t_i)``, with graph, from inputs without one. All that a later layer needs."""
+        s_out, t_out = self.f(s), self.g(t)
+        self._check("f", s_out)
+        if not isinstance(t_out, Tensor):
+            raise ALLayerError(f"{self.label}: g returned {_kind(t_out)}; expected a tensor (B, K)")
+        return s_out, t_out
+
+    def local_losses(self, s_out: Activation, t_out: Tensor, t_in: Tensor) -> LocalLosses:
+        """Computes ``A_i`` and ``E_i`` of one micro-batch from what :meth:`forward` returned and ``t_{i-1}``."""
+        target = t_out if self.target_gradient else t_out.detach()
+        return LocalLosses(
+            self.associated_loss(self.bridge(s_out), target),
+            self.autoencoder_loss(self.h(t_out), t_in),
+        )
+
+    def bridge(self, s: Activation) -> Tensor:
+        """``b_i(reduce(s_i))``: the code ``(B, K)`` that the input side predicts for the target side."""
+        return self.b(self.reduce(s))
+
+    def associated_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that the associated loss trains: of f, of b, and of ``reduce`` if it is a module."""
+        yield from self.f.parameters()
+        yield from self.b.parameters()
+        if isinstance(self.reduce, nn.Module):
+            yield from self.reduce.parameters()
+
+    def autoencoder_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that the autoencoder loss trains: of g and of h."""
+        yield from self.g.parameters()
+        yield from self.h.parameters()
+
+    @property
+    def label(self) -> str:
+        """How errors call this layer."""
+        return f"AL layer {self.name or type(self.f).__name__!r}"
+
+    def _check(self, function: str, value: Any) -> None:
+        parts = value if isinstance(value, tuple) else (value,)
+        if not parts or not all(isinstance(part, Tensor) for part in parts):
+            raise ALLayerError(
+                f"{self.label}: {function} returned {_kind(value)}; expected a tensor or a tuple of tensors, "
+                "since only those can travel to the next layer"
+            )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"a tuple of ({', '.join(type(part).__name__ for part in value)})"
+    return f"a {type(value).__name__}"
+
+
+def decode(decoders: Sequence[nn.Module], code: Tensor) -> Tensor:
+    """Carries a code of layer m back to label scores: ``h_m`` first, ``h_1`` last.
+
+    Args:
+        decoders: ``[h_1, ..., h_m]``, in the order of the layers.
+        code: ``(B, K_m)``.
+
+    Returns:
+        Label scores ``(B, V)``.
+    """
+    for h in reversed(decoders):
+        code = h(code)
+    return code
+
+
+@torch.no_grad()
+def predict(layers: Sequence[ALLayer], x: Activation, *, exit: int | None = None) -> Tensor:
+    """Label scores ``(B, V)`` of the inference path, or of an early exit after ``exit`` layers (1-based).
+
+    Raises:
+        ValueError: ``exit`` is not in 1..N.
+    """
+    depth = len(layers) if exit is None else exit
+    if not 1 <= depth <= len(layers):
+        raise ValueError(f"exit={exit}: expected 1..{len(layers)}, the number of layers that x passes")
+    s = x
+    for layer in layers[:depth]:
+        s = layer.f(s)
+    return decode([layer.h for layer in layers[:depth]], layers[depth - 1].bridge(s))
+
+
+def seed_layer(base_seed: int, *, layer: int, step: int, part: int) -> None:
+    """Seeds torch's generators for one layer, one micro-batch and one part of it (0 forward, 1 losses).
+
+    The draw of a dropout mask so depends on none of: other layers, the partition, the schedule.
+    SplitMix64 spreads the four numbers, since torch's CPU generator uses 32 bits of a seed.
+    """
+    z = ((base_seed * 1_000_003 + layer) * 1_000_003 + step) * 2 + part
+    z = (z + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    torch.manual_seed((z ^ (z >> 31)) & 0xFFFFFFFF)

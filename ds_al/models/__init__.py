@@ -1,0 +1,100 @@
+"""Models, each written once and assembled twice: as AL layers, and as the backprop twin of the same blocks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from deepspeed.pipe import LayerSpec
+
+from ds_al.errors import ALConfigError
+from ds_al.models.lstm import lstm_al, lstm_twin
+from ds_al.models.mlp import mlp_al, mlp_twin
+from ds_al.models.transformer import transformer_al, transformer_twin
+from ds_al.models.vgg import vgg_al, vgg_twin
+from ds_al.spec import ALLayerSpec
+
+AL_MODELS: dict[str, Callable[..., list[ALLayerSpec]]] = {
+    "lstm": lstm_al,
+    "mlp": mlp_al,
+    "transformer": transformer_al,
+    "vgg": vgg_al,
+}
+"""Makers of AL layers by name; each takes keyword arguments only."""
+
+TWINS: dict[str, Callable[..., list[LayerSpec]]] = {
+    "lstm": lstm_twin,
+    "mlp": mlp_twin,
+    "transformer": transformer_twin,
+    "vgg": vgg_twin,
+}
+"""Makers of the backprop twins by name, for a plain DeepSpeed ``PipelineModule``."""
+
+Spec = TypeVar("Spec", bound=LayerSpec)
+
+
+def build_al(name: str, **options: Any) -> list[ALLayerSpec]:
+    """Specs of an AL network, for :class:`~ds_al.module.ALPipelineModule`.
+
+    Args:
+        name: a key of :data:`AL_MODELS`.
+        options: keyword arguments of that maker. One set of options describes both forms of a model: what
+            concerns the twin alone, its head, is left out here.
+
+    Raises:
+        ALConfigError: the name or an option is unknown, or a required option is missing.
+    """
+    return _make("AL model", AL_MODELS, TWINS, name, options)
+
+
+def build_twin(name: str, **options: Any) -> list[LayerSpec]:
+    """Specs of the backprop twin of an AL network, for a plain ``PipelineModule``.
+
+    Its last layer gives scores ``(B, V)``; cross-entropy on them is the loss of the ``PipelineModule``.
+
+    Args:
+        name: a key of :data:`TWINS`.
+        options: those of the AL network; what concerns AL alone, bridges and codes, is left out here.
+
+    Raises:
+        ALConfigError: as :func:`build_al`.
+    """
+    return _make("backprop twin", TWINS, AL_MODELS, name, options)
+
+
+def _make(
+    kind: str,
+    makers: dict[str, Callable[..., list[Spec]]],
+    others: dict[str, Callable[..., list[Any]]],
+    name: str,
+    options: dict[str, Any],
+) -> list[Spec]:
+    if name not in makers:
+        raise ALConfigError(f"got {kind} {name!r}: expected one of {sorted(makers)}")
+    parameters = inspect.signature(makers[name]).parameters
+    known = parameters.keys() | (
+        inspect.signature(others[name]).parameters.keys() if name in others else set()
+    )
+    if unknown := sorted(options.keys() - known):
+        raise ALConfigError(f"got option {unknown[0]!r} for {kind} {name!r}: expected one of {sorted(known)}")
+    required = {key for key, parameter in parameters.items() if parameter.default is parameter.empty}
+    if missing := sorted(required - options.keys()):
+        raise ALConfigError(f"{kind} {name!r} needs {', '.join(missing)}: pass them to the builder")
+    return makers[name](**{key: value for key, value in options.items() if key in parameters})
+
+
+__all__ = [
+    "AL_MODELS",
+    "TWINS",
+    "build_al",
+    "build_twin",
+    "lstm_al",
+    "lstm_twin",
+    "mlp_al",
+    "mlp_twin",
+    "transformer_al",
+    "transformer_twin",
+    "vgg_al",
+    "vgg_twin",
+]

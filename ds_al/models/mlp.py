@@ -1,0 +1,84 @@
+"""A multilayer perceptron: linear layers with ReLU, as associated learning and as its backprop twin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from deepspeed.pipe import LayerSpec
+from torch import nn
+
+from ds_al.errors import ALConfigError
+from ds_al.models.targets import code_end, target_side
+from ds_al.spec import ALLayerSpec
+
+SMALL: tuple[int, ...] = (256, 256, 256, 256)
+"""Widths of four hidden layers."""
+
+
+class DenseBlock(nn.Sequential):
+    """Flatten, linear, ReLU, dropout: ``(B, ...) -> (B, D)``."""
+
+    def __init__(self, in_features: int, width: int, *, dropout: float = 0.0) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(in_features, width), nn.ReLU(), nn.Dropout(dropout))
+
+
+class DenseBridge(nn.Sequential):
+    """Linear, ReLU, linear, onto the set of codes: ``(B, D) -> (B, K)``; without the first two if hidden is 0."""
+
+    def __init__(self, in_features: int, *, hidden: int, code_width: int, code: str) -> None:
+        layers = [nn.Linear(in_features, hidden), nn.ReLU()] if hidden else []
+        super().__init__(*layers, nn.Linear(hidden or in_features, code_width), code_end(code, code_width))
+
+
+def mlp_al(
+    *,
+    in_shape: Sequence[int],
+    num_classes: int,
+    widths: Sequence[int] = SMALL,
+    dropout: float = 0.0,
+    bridge_hidden: int = 64,
+    code_width: int = 64,
+    code: str = "layer_norm",
+) -> list[ALLayerSpec]:
+    """Specs of a perceptron that learns by association, one AL layer per hidden layer.
+
+    Args:
+        in_shape: shape of a sample, without the batch; it is flattened.
+        num_classes: V.
+        widths: D of each hidden layer.
+        dropout: after each hidden layer.
+        bridge_hidden: width of the bridge's hidden layer; 0 leaves it out.
+        code_width: K.
+        code: where codes live, see :mod:`ds_al.models.targets`.
+
+    Raises:
+        ALConfigError: no hidden layer, or the code is unknown.
+    """
+    f = _forward_specs(in_shape, widths, dropout)
+    side = target_side(len(f), num_classes=num_classes, code_width=code_width, code=code)
+    return [
+        ALLayerSpec(
+            f=f[i],
+            b=LayerSpec(DenseBridge, width, hidden=bridge_hidden, code_width=code_width, code=code),
+            **side[i],
+        )
+        for i, width in enumerate(widths)
+    ]
+
+
+def mlp_twin(
+    *, in_shape: Sequence[int], num_classes: int, widths: Sequence[int] = SMALL, dropout: float = 0.0
+) -> list[LayerSpec]:
+    """Specs of the backprop twin: the very same f, then a linear head. Its output are scores ``(B, V)``."""
+    return [*_forward_specs(in_shape, widths, dropout), LayerSpec(nn.Linear, widths[-1], num_classes)]
+
+
+def _forward_specs(in_shape: Sequence[int], widths: Sequence[int], dropout: float) -> list[LayerSpec]:
+    if not widths:
+        raise ALConfigError("got widths=(): expected the width of at least one hidden layer")
+    return [
+        LayerSpec(DenseBlock, width_in, width_out, dropout=dropout)
+        for width_in, width_out in pairwise([math.prod(in_shape), *widths])
+    ]

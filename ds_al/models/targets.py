@@ -1,0 +1,75 @@
+"""The target side of a network, alike for every model: g and h of each AL layer, and where codes live.
+
+A code ``(B, K)`` ends on one of four sets, by the module that g and b end with:
+
+    tanh        cube [-1, 1]^K                    published for text
+    sigmoid     cube [0, 1]^K                     published for vision; saturates with many classes
+    layer_norm  sphere of radius sqrt(K), mean 0  mean squared error there is a cosine distance: never saturates
+    linear      all of R^K                        g is free to scale codes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from deepspeed.pipe import LayerSpec
+from torch import nn
+
+from ds_al.errors import ALConfigError
+
+CODES: dict[str, Callable[[int], nn.Module]] = {
+    "tanh": lambda width: nn.Tanh(),
+    "sigmoid": lambda width: nn.Sigmoid(),
+    "layer_norm": lambda width: nn.LayerNorm(width, elementwise_affine=False),
+    "linear": lambda width: nn.Identity(),
+}
+"""What g and b end with, by name: ``width K -> module``."""
+
+
+def code_end(code: str, width: int) -> nn.Module:
+    """Builds the module that g and b end with.
+
+    Raises:
+        ALConfigError: the name is not in :data:`CODES`.
+    """
+    if code not in CODES:
+        raise ALConfigError(f"got code={code!r}: expected one of {sorted(CODES)}")
+    return CODES[code](width)
+
+
+class Encoder(nn.Sequential):
+    """``g``: ``(B, K_{i-1}) -> (B, K_i)``, linear, then onto the set of codes."""
+
+    def __init__(self, width_in: int, width_out: int, *, code: str) -> None:
+        super().__init__(nn.Linear(width_in, width_out), code_end(code, width_out))
+
+
+def target_side(
+    num_layers: int, *, num_classes: int, code_width: int, code: str, cross_entropy: bool = True
+) -> list[dict[str, Any]]:
+    """``g``, ``h`` and ``autoencoder_loss`` of each layer, as keyword arguments of ``ALLayerSpec``.
+
+    Args:
+        num_layers: N.
+        num_classes: V, the width of the labels that enter the first g.
+        code_width: K, the same in every layer.
+        code: a key of :data:`CODES`.
+        cross_entropy: reads labels in the first layer by cross-entropy, as published for text; otherwise, and
+            in later layers, by mean squared error.
+    """
+    code_end(code, code_width)  # an unknown name is refused here, not on the stage that builds
+    widths = [num_classes] + [code_width] * num_layers
+    side = []
+    for i in range(num_layers):
+        h = LayerSpec(nn.Linear, widths[i + 1], widths[i])
+        if code == "sigmoid":  # one-hot labels, too, live in [0, 1]: h ends there, as published for vision
+            h = LayerSpec(Encoder, widths[i + 1], widths[i], code=code)
+        side.append(
+            {
+                "g": LayerSpec(Encoder, widths[i], widths[i + 1], code=code),
+                "h": h,
+                "autoencoder_loss": "cross_entropy" if cross_entropy and i == 0 else "mse",
+            }
+        )
+    return side

@@ -1,0 +1,143 @@
+"""An AL network on DeepSpeed's ``PipelineModule``: specs of AL layers, cut into stages."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed import comm as dist
+from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+from torch import Tensor, nn
+
+from ds_al.errors import ALConfigError, ALLayerError
+from ds_al.layer import Activation, ALLayer, predict
+from ds_al.spec import ALLayerSpec
+
+
+class ALPipelineModule(PipelineModule):
+    """A sequence of AL layers, of which every stage builds its own contiguous run.
+
+    Each layer is built under a seed made of ``base_seed`` and its index, so its weights depend on neither
+    the partition nor the number of stages.
+
+    Args:
+        layers: :class:`~ds_al.spec.ALLayerSpec` (built where they live) or :class:`~ds_al.layer.ALLayer`.
+        num_stages: number of stages; by default the number of processes.
+        topology: DeepSpeed's ``ProcessTopology``, instead of ``num_stages``.
+        num_classes: ``V``, the width of the one-hot labels that enter the first ``g``.
+        base_seed: seed of the weights, of every layer's random numbers, and of the order of the data.
+        partition_method: DeepSpeed's ``"uniform"``, ``"parameters"`` or ``"type:<regex>"``.
+        dynamic_shape: lets the shapes of micro-batches change; costs a small message per micro-batch.
+
+    Raises:
+        ALConfigError: an element is no AL layer, layers are tied, or the number of stages does not fit.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[ALLayerSpec | ALLayer],
+        num_stages: int | None = None,
+        topology: Any = None,
+        *,
+        num_classes: int,
+        base_seed: int = 1234,
+        partition_method: str = "uniform",
+        dynamic_shape: bool = False,
+    ) -> None:
+        layers = list(layers)
+        _check_layers(layers)
+        if not dist.is_initialized():
+            deepspeed.init_distributed()
+        if topology is None:
+            num_stages = dist.get_world_size() if num_stages is None else num_stages
+            _check_stages(num_stages, layers=len(layers), processes=dist.get_world_size())
+        super().__init__(
+            layers,
+            num_stages=num_stages,
+            topology=topology,
+            seed_layers=True,
+            base_seed=base_seed,
+            partition_method=partition_method,
+            dynamic_shape=dynamic_shape,
+        )
+        self.num_classes = num_classes
+        for index, layer in self.local_layers:
+            layer.name = layer.name or f"{index} ({type(layer.f).__name__})"
+
+    @property
+    def local_layers(self) -> list[tuple[int, ALLayer]]:
+        """``(index in the network, layer)`` of this stage's layers, in order."""
+        return list(enumerate(self.forward_funcs, start=self._local_start))
+
+    @property
+    def num_layers(self) -> int:
+        """Number of AL layers of the whole network, N."""
+        return self._num_layers
+
+    def build_earlier_decoders(self) -> list[nn.Module]:
+        """Builds ``[h_1, ..., h_k]`` of the layers before this stage, whose weights arrive at evaluation."""
+        with torch.random.fork_rng():
+            decoders = [copy.deepcopy(_decoder_of(spec)) for spec in self._layer_specs[: self._local_start]]
+        return [decoder.requires_grad_(False).eval() for decoder in decoders]
+
+    def label_loss(self, scores: Tensor, target: Tensor) -> Tensor:
+        """``D_E`` of the first layer: how far label scores ``(B, V)`` are from one-hot labels ``(B, V)``."""
+        spec = self._layer_specs[0]
+        layer = self.forward_funcs[0] if self._local_start == 0 else None
+        if layer is None:
+            layer = spec if isinstance(spec, ALLayer) else ALLayer(
+                *(nn.Identity() for _ in range(4)), **spec.module_kwargs
+            )
+        return layer.autoencoder_loss(scores, target)
+
+    def forward(self, x: Activation, exit: int | None = None) -> Tensor:
+        """Label scores ``(B, V)``, where one process holds all layers.
+
+        Raises:
+            ALLayerError: the layers are spread over several processes; ``engine.predict`` works there.
+        """
+        if self.num_stages != 1:
+            raise ALLayerError(
+                f"this process holds {len(self.forward_funcs)} of {self.num_layers} layers: "
+                "use engine.predict(x, exit=...)"
+            )
+        return predict([layer for _, layer in self.local_layers], x, exit=exit)
+
+
+def _check_layers(layers: Sequence[Any]) -> None:
+    for index, layer in enumerate(layers):
+        if isinstance(layer, TiedLayerSpec):
+            raise ALConfigError(
+                f"layer {index} is a TiedLayerSpec: tied weights would be averaged over stages at every step, "
+                "so no stage could run freely. Tie inside one f, or give each layer weights of its own"
+            )
+        is_spec = isinstance(layer, LayerSpec) and issubclass(layer.typename, ALLayer)
+        if not is_spec and not isinstance(layer, ALLayer):
+            raise ALConfigError(
+                f"layer {index} is {layer!r}: expected an ALLayerSpec or an ALLayer. A plain layer list runs "
+                "by back-propagation: give it to deepspeed.pipe.PipelineModule"
+            )
+    if not layers:
+        raise ALConfigError("an ALPipelineModule needs at least one AL layer, got none")
+
+
+def _check_stages(num_stages: int, *, layers: int, processes: int) -> None:
+    if processes != num_stages:
+        raise ALConfigError(
+            f"{processes} processes for {num_stages} stages: start as many processes as stages "
+            "(deepspeed --num_accelerators N). Data parallel copies of a pipeline are not supported yet"
+        )
+    if not 1 <= num_stages <= layers:
+        raise ALConfigError(
+            f"{num_stages} processes for {layers} AL layers: each stage needs a layer of its own. "
+            f"Start {' or '.join(map(str, range(1, layers + 1)))} (deepspeed --num_accelerators N)"
+        )
+
+
+def _decoder_of(spec: Any) -> nn.Module:
+    if isinstance(spec, ALLayerSpec):
+        return spec.build_decoder()
+    return spec.h if isinstance(spec, ALLayer) else spec.build().h

@@ -1,0 +1,85 @@
+"""Counts what autograd keeps for the backward pass: the activation memory of a stage."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+
+class ActivationMeter:
+    """Context manager: counts tensors that are saved for backward inside it, as long as they are held.
+
+    Tensors that share a storage count once, with the bytes of that storage. Both counts go on falling after
+    the context has ended, when the graphs go.
+
+    Args:
+        exclude: tensors that do not count, such as a module's parameters.
+    """
+
+    def __init__(self, *, exclude: Iterable[Tensor] = ()) -> None:
+        self.current_bytes = 0
+        """Bytes held now."""
+        self.current_tensors = 0
+        """Distinct storages held now."""
+        self.peak_bytes = 0
+        """Most bytes held at a time."""
+        self.peak_tensors = 0
+        """Most distinct storages held at a time."""
+        self._exclude = {_storage(tensor) for tensor in exclude}
+        self._holders: Counter[int] = Counter()
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _Holder.unpack)
+
+    def __enter__(self) -> ActivationMeter:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hooks.__exit__(kind, error, trace)
+
+    def _pack(self, tensor: Tensor) -> _Holder:
+        return _Holder(tensor, self)
+
+    def _hold(self, storage: int, nbytes: int) -> None:
+        self._holders[storage] += 1
+        if self._holders[storage] == 1:
+            self.current_bytes += nbytes
+            self.current_tensors += 1
+            self.peak_bytes = max(self.peak_bytes, self.current_bytes)
+            self.peak_tensors = max(self.peak_tensors, self.current_tensors)
+
+    def _let_go(self, storage: int, nbytes: int) -> None:
+        self._holders[storage] -= 1
+        if not self._holders[storage]:
+            del self._holders[storage]
+            self.current_bytes -= nbytes
+            self.current_tensors -= 1
+
+
+class _Holder:
+    """What autograd keeps in place of a saved tensor; its end is the end of the saved tensor."""
+
+    def __init__(self, tensor: Tensor, meter: ActivationMeter) -> None:
+        # An output that its own graph node saves would hold that node: a cycle. Autograd puts the history
+        # back when it unpacks. A leaf has none, and must stay the tensor that gradients belong to.
+        self.tensor = tensor if tensor.is_leaf else tensor.detach()
+        self.storage, self.nbytes = _storage(tensor), tensor.untyped_storage().nbytes()
+        self.meter = None if not self.nbytes or self.storage in meter._exclude else meter
+        if self.meter is not None:
+            self.meter._hold(self.storage, self.nbytes)
+
+    def unpack(self) -> Tensor:
+        return self.tensor
+
+    def __del__(self) -> None:
+        if self.meter is not None:
+            self.meter._let_go(self.storage, self.nbytes)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

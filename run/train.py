@@ -1,0 +1,86 @@
+"""Trains one network by associated learning, or its backprop twin, as a config file says.
+
+    deepspeed --num_accelerators 2 run/train.py --deepspeed_config ds_configs/fashion_mnist_vgg_al.json
+
+One process is one stage; with a single process all layers train in it, with the same result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from typing import NoReturn
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--deepspeed_config", metavar="PATH", required=True, help="JSON config: DeepSpeed's keys and the blocks 'associated_learning' and 'experiment' (docs/config.md)")
+    p.add_argument("--method", help="schedule, instead of the config's: streaming, forward_first, parallel_backward, sequential; bp_1f1b, bp_gpipe, bp_naive train the backprop twin")
+    p.add_argument("--epochs", type=int, help="number of epochs, instead of the config's")
+    p.add_argument("--seed", type=int, help="seed of weights, dropout, data order and validation split, instead of the config's")
+    p.add_argument("--output", metavar="DIR", help="folder of all runs, instead of the config's")
+    p.add_argument("--set", dest="assignments", metavar="KEY.PATH=VALUE", action="append", default=[], help="sets any key of the config, for example --set associated_learning.queue_depth=4; may be repeated")
+    p.add_argument("--resume", metavar="DIR", help="goes on from the latest checkpoint in this folder (runs/<name>/<time>/checkpoints)")
+    p.add_argument("--json", metavar="PATH", help="also writes the final table to this file, for programs")
+    p.add_argument("--local_rank", type=int, default=int(os.environ.get("LOCAL_RANK", 0)), help="set by the launcher; not for you")
+    return p
+
+
+def main() -> None:
+    """Runs one rank."""
+    args = parser().parse_args()
+    assignments = [
+        *args.assignments,
+        *(f"{key}={value}" for key, value in {
+            "associated_learning.method": args.method,
+            "experiment.epochs": args.epochs,
+            "experiment.seed": args.seed,
+            "experiment.output": args.output,
+        }.items() if value is not None),
+    ]  # fmt: skip
+    import torch
+
+    from ds_al import config
+    from ds_al.experiment.config import override
+    from ds_al.experiment.job import Job, write_json
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    job = Job(override(config.read(args.deepspeed_config), assignments), resume=args.resume)
+    summary = job.run()
+    if args.json and job.is_last:
+        write_json(args.json, summary)
+    job.close()
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Ends this rank, its cause shown once and first, and with it the job."""
+    from ds_al.errors import ALConfigError, ALDataError, ALError, ALTransportError
+
+    rank = int(os.environ.get("RANK", 0))
+    if isinstance(error, ALTransportError) or "Connection closed by peer" in str(error):
+        time.sleep(1)  # the neighbour that caused this speaks first
+        print(f"rank {rank}: {error}", file=sys.stderr)
+    elif isinstance(error, (ALConfigError, ALDataError)):
+        if rank == 0:  # all ranks read the same config
+            print(f"error: {error}", file=sys.stderr)
+    else:
+        if not isinstance(error, KeyboardInterrupt):
+            traceback.print_exc()
+        if isinstance(error, ALError):
+            print(f"rank {rank}: {error}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)  # an orderly exit would wait for ranks that wait for this one
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        fail(error)
