@@ -33,7 +33,7 @@ help: ## show this list
 
 install: $(STAMP) ## make .venv and install the package with its tools
 
-train: $(STAMP) ## train the example on $(RANKS) processes
+train: $(STAMP) ## train the example on RANKS processes
 	@echo "==> Training $(CONFIG) on $(RANKS) processes, port $(PORT)"
 	OMP_NUM_THREADS=1 $(BIN)/deepspeed --num_accelerators $(RANKS) --master_port $(PORT) \
 		run/train.py --deepspeed_config $(CONFIG) $(ARGS)

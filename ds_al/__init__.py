@@ -1,19 +1,25 @@
 """Associated learning on DeepSpeed's pipeline: local objectives, stages that never wait for later ones."""
 
-from ds_al.engine import ALPipelineEngine
-from ds_al.errors import (
-    ALCheckpointError,
-    ALConfigError,
-    ALDataError,
-    ALError,
-    ALLayerError,
-    ALTransportError,
-)
-from ds_al.initialize import initialize
-from ds_al.layer import ALLayer, predict
-from ds_al.module import ALPipelineModule
-from ds_al.spec import ALLayerSpec
-from ds_al.trace import StageStats
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ds_al.engine import ALPipelineEngine
+    from ds_al.errors import (
+        ALCheckpointError,
+        ALConfigError,
+        ALDataError,
+        ALError,
+        ALLayerError,
+        ALTransportError,
+    )
+    from ds_al.entry import initialize
+    from ds_al.layer import ALLayer, predict
+    from ds_al.module import ALPipelineModule
+    from ds_al.spec import ALLayerSpec
+    from ds_al.trace import StageStats
 
 __version__ = "0.1.0"
 
@@ -32,3 +38,26 @@ __all__ = [
     "initialize",
     "predict",
 ]
+
+_HOMES = {
+    "ALPipelineEngine": "engine",
+    "ALPipelineModule": "module",
+    "ALLayer": "layer",
+    "ALLayerSpec": "spec",
+    "StageStats": "trace",
+    "initialize": "entry",
+    "predict": "layer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used, so that ``import ds_al`` is quick and cannot fail."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ds_al import doctor
+from ds_al import config_docs, doctor
 
-_COMMANDS = (doctor.add_command,)
+_COMMANDS = (doctor.add_command, config_docs.add_command)
 """Each adds one sub-parser, whose default ``run`` takes the parsed arguments and returns the exit code."""
 
 

@@ -5,7 +5,6 @@ It only looks: no process group is started, nothing is compiled, nothing is down
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.util
 import json
@@ -41,6 +40,7 @@ PACKAGES = (*ESSENTIAL, "transformers", "datasets", "wandb")
 LAUNCHER_PORT = 29500
 """Where ranks meet unless the ``deepspeed`` launcher gets ``--master_port``."""
 
+_IMPORT_FAILS = "import fails"
 _STYLES: dict[str, str] = {"ok": "green", "limited": "yellow", "no": "red"}
 
 
@@ -95,7 +95,7 @@ def exit_code(rows: list[Row]) -> int:
 def examine() -> list[Row]:
     """All rows, top to bottom. Rows that need PyTorch or DeepSpeed are left out where these do not import."""
     rows = software()
-    if any(row.item in ESSENTIAL and row.essential and row.value == "import fails" for row in rows):
+    if any(row.value == _IMPORT_FAILS for row in rows):
         return rows + tools()
     import torch
     from deepspeed.accelerator import get_accelerator
@@ -155,7 +155,7 @@ def _package_row(name: str, supported: SpecifierSet | None) -> Row:
             importlib.import_module(name)
         except Exception as error:  # whatever a broken installation raises
             remark = f"{_one_line(error)}. Install {name}{supported or ''}"
-            return Row("software", name, "import fails", "no", remark, essential=True)
+            return Row("software", name, _IMPORT_FAILS, "no", remark, essential=True)
     if version is None:
         status: Status = "no" if essential else "limited"
         remark = f"what uses it fails: install {name}{supported or ''}"
@@ -168,8 +168,12 @@ def _version_row(name: str, version: str, supported: SpecifierSet | None, essent
         return Row("software", name, version, essential=essential)
     if not supported.contains(version, prereleases=True):
         status: Status = "no" if essential else "limited"
-        return Row("software", name, version, status, f"outside {supported}: install {name}{supported}", essential)
-    return Row("software", name, version, "ok", f"supported: {supported}" if str(supported) else "", essential)
+        return Row(
+            "software", name, version, status, f"outside {supported}: install {name}{supported}", essential
+        )
+    return Row(
+        "software", name, version, "ok", f"supported: {supported}" if str(supported) else "", essential
+    )
 
 
 def _account_row() -> Row:
@@ -179,7 +183,7 @@ def _account_row() -> Row:
     value = f"WANDB_MODE {mode}, {f'account from {where}' if where else 'no account'}"
     if where or mode in ("offline", "disabled", "dryrun"):
         return Row("software", "wandb account", value)
-    remark = "runs cannot be sent: `wandb login`, or set WANDB_MODE=offline and `wandb sync` later"
+    remark = "runs stay on this machine (`wandb sync` sends them later): for live ones, `wandb login`"
     return Row("software", "wandb account", value, "limited", remark)
 
 
@@ -232,7 +236,9 @@ def machine(accelerator: Any) -> list[Row]:
         Row(group, "memory", _gib(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))),
     ]
     threads, setting = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    remark = f"OMP_NUM_THREADS={setting}" if setting else "OMP_NUM_THREADS is not set: every rank takes as many"
+    remark = (
+        f"OMP_NUM_THREADS={setting}" if setting else "OMP_NUM_THREADS is not set: every rank takes as many"
+    )
     return [*rows, Row(group, "torch threads", f"{threads} per process", remark=remark)]
 
 
@@ -289,7 +295,9 @@ def tools() -> list[Row]:
     """Compiler, ninja and numactl, as the shell finds them."""
     cxx, ninja, numactl = compiler(), shutil.which("ninja"), shutil.which("numactl")
     missing_ninja = "not on PATH: activate the environment that holds it, or install ninja"
-    missing_numactl = "the launcher's --bind_cores_to_rank fails without it: leave that out, or install numactl"
+    missing_numactl = (
+        "the launcher's --bind_cores_to_rank fails without it: leave that out, or install numactl"
+    )
     return [
         Row("tools", "C++ compiler", cxx)
         if cxx
@@ -303,7 +311,7 @@ def tools() -> list[Row]:
 
 def compiler() -> str | None:
     """The C++ compiler that PyTorch's extensions would be built with."""
-    return shutil.which(os.environ.get("CXX", "c++"))
+    return shutil.which(os.environ.get("CXX") or "c++")
 
 
 def compilation(accelerator: Any) -> list[Row]:
@@ -335,7 +343,7 @@ def _shared_memory_op_is_built() -> bool:
     return (folder / "deepspeed_shm_comm" / "deepspeed_shm_comm.so").is_file()
 
 
-# ------------------------------------------------------------------------------------- what works and what not
+# --------------------------------------------------------------------------------- what works and what not
 
 
 def abilities(accelerator: Any, torch: Any) -> list[Row]:
@@ -358,7 +366,9 @@ def abilities(accelerator: Any, torch: Any) -> list[Row]:
         nccl,
         Row(group, "fp16", "no", "no", "not on a CPU: train in fp32" if on_cpu else so_far),
         Row(group, "bf16", "no", "no", so_far),
-        Row(group, "ZeRO", "no", "no", 'refused by ds_al so far: leave "zero_optimization" out, or at stage 0'),
+        Row(
+            group, "ZeRO", "no", "no", 'refused by ds_al so far: leave "zero_optimization" out, or at stage 0'
+        ),
         _compile_row(on_cpu),
         port_row(LAUNCHER_PORT),
     ]
@@ -369,7 +379,8 @@ def streaming_on_cores(cores: int, threads: int) -> Row:
     group, item, side_by_side = "works here", "streaming", cores // threads
     if side_by_side > 1:
         value = f"up to {side_by_side} ranks at once"
-        remark = f"{cores} cores, {threads} threads per rank. More ranks train too, but take turns"
+        each = f"{threads} thread{'s' * (threads > 1)}"
+        remark = f"{cores} cores, {each} per rank. More ranks train too, but take turns"
         return Row(group, item, value, remark=remark)
     if cores > 1:
         remark = f"2 ranks x {threads} threads on {cores} cores: set OMP_NUM_THREADS={cores // 2} or less"

@@ -110,8 +110,7 @@ def run_ranks(
                         start_new_session=True,
                     )
                 )
-            failed = _wait(processes, start + timeout, path / "news", news)
-            codes = [process.poll() for process in processes]
+            codes, failed = _wait(processes, start + timeout, path, news)
         finally:
             for process in processes:
                 if process.poll() is None:
@@ -124,23 +123,23 @@ def run_ranks(
             order = failed + [rank for rank in range(world) if rank not in failed]
             shown = "\n".join(f"--- rank {r}, exit code {codes[r]}\n{outputs[r][-_SHOWN:]}" for r in order)
             raise RankFailure(f"ranks exited with {codes}\n{shown}", outputs, codes, time.monotonic() - start)
-        return [pickle.loads((path / f"result{rank}.pkl").read_bytes()) for rank in range(world)]
+        return [pickle.loads(_result(path, rank).read_bytes()) for rank in range(world)]
 
 
 def _wait(
-    processes: list[subprocess.Popen[Any]], deadline: float, path: Path, news: Callable[[str], None] | None
-) -> list[int]:
-    """Waits until all are done or, a while after one has failed, gives up on the rest.
+    processes: list[subprocess.Popen[Any]], deadline: float, folder: Path, news: Callable[[str], None] | None
+) -> tuple[list[int | None], list[int]]:
+    """Waits until every rank has its result or has ended, or until it is time to give up.
 
-    Returns the ranks that failed, the first failure first.
+    Returns:
+        The exit codes, 0 where there is a result, and the ranks that failed, the first failure first.
     """
     failed: list[int] = []
-    with path.open() as file:
+    with (folder / "news").open() as lines:
         while True:
-            codes = [process.poll() for process in processes]
-            lines = file.readlines()
-            if news is not None:
-                for line in lines:
+            codes = [0 if _result(folder, r).exists() else p.poll() for r, p in enumerate(processes)]
+            for line in lines.readlines():
+                if news is not None:
                     news(line.rstrip("\n"))
             now = time.monotonic()
             fresh = [rank for rank, code in enumerate(codes) if code and rank not in failed]
@@ -148,8 +147,12 @@ def _wait(
                 deadline = min(deadline, now + _GRACE)
             failed += fresh
             if None not in codes or now > deadline:
-                return failed
+                return codes, failed
             time.sleep(_POLL)
+
+
+def _result(folder: Path, rank: int) -> Path:
+    return folder / f"result{rank}.pkl"
 
 
 def _end_with(parent: int) -> None:
@@ -164,7 +167,7 @@ def _end_with(parent: int) -> None:
 
 
 def main() -> None:
-    """One rank."""
+    """One rank. Its result given, it stays until it is ended, since others may still read what it has sent."""
     _end_with(os.getppid())
     import torch
 
@@ -172,10 +175,12 @@ def main() -> None:
     target, folder = sys.argv[1], Path(sys.argv[2])
     module, function = target.split(":")
     result = getattr(importlib.import_module(module), function)(**pickle.loads((folder / "kwargs.pkl").read_bytes()))
-    (folder / f"result{os.environ['RANK']}.pkl").write_bytes(pickle.dumps(result))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # torch's own teardown may wait for peers
+    path = _result(folder, int(os.environ["RANK"]))
+    path.with_suffix(".part").write_bytes(pickle.dumps(result))
+    path.with_suffix(".part").rename(path)
+    threading.Event().wait()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from deepspeed.pipe import LayerSpec
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from ds_al.errors import ALConfigError
 from ds_al.layer import ALLayer
 
-Part = LayerSpec | nn.Module | Callable[[], nn.Module]
+Part: TypeAlias = LayerSpec | nn.Module | Callable[[], nn.Module]
 """A function of a layer: a DeepSpeed ``LayerSpec``, a module, or a callable that makes a module."""
 
 

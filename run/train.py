@@ -18,15 +18,45 @@ from typing import NoReturn
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--deepspeed_config", metavar="PATH", required=True, help="JSON config: DeepSpeed's keys and the blocks 'associated_learning' and 'experiment' (docs/config.md)")
-    p.add_argument("--method", help="schedule, instead of the config's: streaming, forward_first, parallel_backward, sequential; bp_1f1b, bp_gpipe, bp_naive train the backprop twin")
-    p.add_argument("--epochs", type=int, help="number of epochs, instead of the config's")
-    p.add_argument("--seed", type=int, help="seed of weights, dropout, data order and validation split, instead of the config's")
-    p.add_argument("--output", metavar="DIR", help="folder of all runs, instead of the config's")
-    p.add_argument("--set", dest="assignments", metavar="KEY.PATH=VALUE", action="append", default=[], help="sets any key of the config, for example --set associated_learning.queue_depth=4; may be repeated")
-    p.add_argument("--resume", metavar="DIR", help="goes on from the latest checkpoint in this folder (runs/<name>/<time>/checkpoints)")
-    p.add_argument("--json", metavar="PATH", help="also writes the final table to this file, for programs")
-    p.add_argument("--local_rank", type=int, default=int(os.environ.get("LOCAL_RANK", 0)), help="set by the launcher; not for you")
+    add = p.add_argument
+    add(
+        "--deepspeed_config",
+        metavar="PATH",
+        required=True,
+        help="JSON config: DeepSpeed's keys and the blocks 'associated_learning' and 'experiment' (docs/config.md)",
+    )
+    add(
+        "--method",
+        help="schedule, instead of the config's: streaming, forward_first, parallel_backward, sequential; bp_1f1b, "
+        "bp_gpipe, bp_naive train the backprop twin",
+    )
+    add("--epochs", type=int, help="number of epochs, instead of the config's")
+    add(
+        "--seed",
+        type=int,
+        help="seed of weights, dropout, data order and validation split, instead of the config's",
+    )
+    add("--output", metavar="DIR", help="folder of all runs, instead of the config's")
+    add(
+        "--set",
+        dest="assignments",
+        metavar="KEY.PATH=VALUE",
+        action="append",
+        default=[],
+        help="sets any key of the config, for example --set associated_learning.queue_depth=4; may be repeated",
+    )
+    add(
+        "--resume",
+        metavar="DIR",
+        help="goes on from the latest checkpoint in this folder (runs/<name>/<time>/checkpoints)",
+    )
+    add("--json", metavar="PATH", help="also writes the final table to this file, for programs")
+    add(
+        "--local_rank",
+        type=int,
+        default=int(os.environ.get("LOCAL_RANK", 0)),
+        help="set by the launcher; not for you",
+    )
     return p
 
 

@@ -181,7 +181,7 @@ def test_the_seed_decides_what_is_held_out():
 def test_an_unknown_data_set_or_fraction_is_named():
     with pytest.raises(ALDataError, match=r"'mnist': expected one of \['fashion-mnist-small'"):
         load_vision("mnist", validation_fraction=0.1, seed=0)
-    with pytest.raises(ALDataError, match="validation_fraction=1.5"):
+    with pytest.raises(ALDataError, match=r"validation_fraction=1\.5"):
         load_vision("fashion-mnist-small", validation_fraction=1.5, seed=0)
 
 

@@ -1,4 +1,4 @@
-"""Each model: its two forms share f, codes and activations have their shapes, padding and state do as they should."""
+"""Each model: both forms share f, shapes are as promised, padding and state do as they should."""
 
 from __future__ import annotations
 

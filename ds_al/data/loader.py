@@ -59,8 +59,8 @@ class ShuffledLoader:
         _check(dataset, batch_size)
         if len(dataset) < batch_size:
             raise ALDataError(
-                f"got a data set of {len(dataset)} samples: expected at least one micro-batch of {batch_size}; "
-                "add samples, or lower the micro-batch size"
+                f"got a data set of {len(dataset)} samples: expected at least one micro-batch of {batch_size}"
+                "; add samples, or lower the micro-batch size"
             )
         self.dataset = dataset
         self.batch_size = batch_size

@@ -20,7 +20,7 @@ Images = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set, cut in three. Each part yields ``(x, y)``: a float32 image ``(C, H, W)`` and a class number."""
+    """A data set, cut in three. Each part yields ``(x, y)``: float32 ``(C, H, W)`` and a class number."""
 
     train: Dataset
     """What a model trains on."""

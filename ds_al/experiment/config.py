@@ -19,7 +19,8 @@ class ModelConfig(StrictModel):
 
     name: str = Field(description="A name of `ds_al.models.AL_MODELS`; a `bp_*` method takes its twin.")
     options: dict[str, Any] = Field(
-        default_factory=dict, description="Keyword arguments of both forms; `in_shape` and `num_classes` come from the data."
+        default_factory=dict,
+        description="Keyword arguments of both forms; `in_shape` and `num_classes` come from the data.",
     )
     al_options: dict[str, Any] = Field(default_factory=dict, description="More of them, for the AL form alone.")
     twin_options: dict[str, Any] = Field(default_factory=dict, description="More of them, for the backprop twin alone.")

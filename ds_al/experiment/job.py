@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import deepspeed
 from deepspeed import comm as dist
@@ -20,6 +20,7 @@ from torch import nn
 import ds_al
 from ds_al import config as configs
 from ds_al.data import ShuffledLoader, Splits, crop_and_flip, load_vision, ordered_batches
+from ds_al.data.loader import SizedDataset
 from ds_al.errors import ALConfigError
 from ds_al.experiment.config import BLOCK, ExperimentConfig, experiment_config
 from ds_al.experiment.display import Display
@@ -61,7 +62,9 @@ class Job:
             self.engine = self._engine()
             if resume is not None:
                 self.engine.load_checkpoint(resume)
-        self.first_epoch = self.engine.global_samples // (self.batches_per_epoch * self.micro_batch * self.micro_batches)
+        self.first_epoch = self.engine.global_samples // (
+            self.batches_per_epoch * self.micro_batch * self.micro_batches
+        )
         self.peak_activations = 0
 
     def run(self) -> dict[str, Any]:
@@ -129,7 +132,7 @@ class Job:
         loader = None
         if self.splits is not None:
             loader = ShuffledLoader(
-                self.splits.train,
+                cast(SizedDataset, self.splits.train),
                 batch_size=self.micro_batch,
                 seed=seed,
                 augment=crop_and_flip if self.experiment.data.augment else None,
@@ -218,7 +221,9 @@ class Job:
             "validation_accuracy": history[-1].get("validation_accuracy") if history else None,
             "seconds": seconds,
             "training_seconds": trained,
-            "images_per_second": sum(r["images_per_second"] * r["seconds"] for r in history) / trained if trained else 0,
+            "images_per_second": sum(r["images_per_second"] * r["seconds"] for r in history) / trained
+            if trained
+            else 0,
             "idle": [
                 sum(r["idle"][stage] * r["seconds"] for r in history) / trained if trained else 0
                 for stage in range(self.world)
@@ -226,7 +231,9 @@ class Job:
             "wait_data_seconds": sum(row["wait_data"] for row in history),
             "peak_activation_bytes": self.engine.gather(self.peak_activations),
             "bytes_sent": [
-                sum(row["bytes_sent"][s] for row in history) if history and history[0]["bytes_sent"][s] is not None else None
+                sum(row["bytes_sent"][s] for row in history)
+                if history and history[0]["bytes_sent"][s] is not None
+                else None
                 for s in range(self.world)
             ],
             "parameters": self.engine.gather(sum(p.numel() for p in self.engine.module.parameters())),

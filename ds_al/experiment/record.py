@@ -64,7 +64,11 @@ class Record:
         self._write({"kind": "epoch", **row})
         if not self._wandb:
             return
-        named = {"epoch": row["epoch"], "images_per_second": row["images_per_second"], "learning_rate": row["learning_rate"]}
+        named = {
+            "epoch": row["epoch"],
+            "images_per_second": row["images_per_second"],
+            "learning_rate": row["learning_rate"],
+        }
         named |= {f"stage_{stage}/idle": idle for stage, idle in enumerate(row["idle"])}
         if "loss" in row:
             named["loss"] = row["loss"]

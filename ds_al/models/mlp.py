@@ -25,7 +25,7 @@ class DenseBlock(nn.Sequential):
 
 
 class DenseBridge(nn.Sequential):
-    """Linear, ReLU, linear, onto the set of codes: ``(B, D) -> (B, K)``; without the first two if hidden is 0."""
+    """Linear, ReLU, linear, onto the set of codes: ``(B, D) -> (B, K)``. hidden 0: only the last."""
 
     def __init__(self, in_features: int, *, hidden: int, code_width: int, code: str) -> None:
         layers = [nn.Linear(in_features, hidden), nn.ReLU()] if hidden else []

@@ -4,7 +4,7 @@ A code ``(B, K)`` ends on one of four sets, by the module that g and b end with:
 
     tanh        cube [-1, 1]^K                    published for text
     sigmoid     cube [0, 1]^K                     published for vision; saturates with many classes
-    layer_norm  sphere of radius sqrt(K), mean 0  mean squared error there is a cosine distance: never saturates
+    layer_norm  sphere of radius sqrt(K), mean 0  mean squared error is a cosine distance there
     linear      all of R^K                        g is free to scale codes
 """
 

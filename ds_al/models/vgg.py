@@ -45,7 +45,7 @@ class ConvBlock(nn.Sequential):
         layers: list[nn.Module] = []
         for item in block:
             if item == "M":
-                # Odd maps keep their last row and column, so a map never vanishes, however often it is halved.
+                # Odd maps keep their last row and column, so a map never vanishes.
                 pool = nn.MaxPool2d(2, ceil_mode=True)
                 layers.insert(len(layers) - 2 if early_pool and layers else len(layers), pool)
             else:
@@ -59,7 +59,7 @@ class ConvBlock(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes with channels last, which is several times quicker on CPU; returns a contiguous map."""
-        return super().forward(x.contiguous(memory_format=torch.channels_last)).contiguous()
+        return super().forward(x.to(memory_format=torch.channels_last)).contiguous()
 
 
 class Head(nn.Sequential):
@@ -126,6 +126,7 @@ def vgg_al(
     num_classes: int,
     blocks: Sequence[Block] = SMALL,
     num_layers: int | None = None,
+    early_pool: bool = True,
     bridge: Literal["mimic", "published"] = "mimic",
     bridge_width: float = 0.5,
     bridge_pool_first: bool = True,
@@ -139,7 +140,8 @@ def vgg_al(
         in_shape: ``(C, H, W)`` of an image.
         num_classes: V.
         blocks: the network.
-        num_layers: N; by default one AL layer per block. Neighbouring blocks are merged, as evenly as possible.
+        num_layers: N; by default one AL layer per block. Fewer merge neighbouring blocks, evenly.
+        early_pool: see :class:`ConvBlock`; off in the published networks.
         bridge: ``"mimic"`` or ``"published"``.
         bridge_width, bridge_pool_first: of a mimic bridge, see :class:`MimicBridge`.
         bridge_hidden: width of the hidden layer of a published bridge, 1000 in the paper.
@@ -180,7 +182,7 @@ def vgg_al(
                 code_width=code_width,
                 code=code,
             )
-        layers.append(ALLayerSpec(f=_forward_spec(channels_in, blocks, group), b=b, **side[i]))
+        layers.append(ALLayerSpec(f=_forward_spec(channels_in, blocks, group, early_pool), b=b, **side[i]))
     return layers
 
 
@@ -190,13 +192,14 @@ def vgg_twin(
     num_classes: int,
     blocks: Sequence[Block] = SMALL,
     num_layers: int | None = None,
+    early_pool: bool = True,
     head: Literal["average", "published"] = "average",
     head_hidden: int = 2500,
 ) -> list[LayerSpec]:
     """Specs of the backprop twin: the very same f, then a head. Its output are scores ``(B, V)``.
 
     Args:
-        in_shape, num_classes, blocks, num_layers: as in :func:`vgg_al`.
+        in_shape, num_classes, blocks, num_layers, early_pool: as in :func:`vgg_al`.
         head: ``"average"``, which the last mimic bridge has too, or ``"published"``.
         head_hidden: width of the published head's hidden layer.
 
@@ -204,7 +207,7 @@ def vgg_twin(
         ALConfigError: as :func:`vgg_al`, or the head is unknown.
     """
     shapes = _shapes(in_shape, blocks)
-    layers = [_forward_spec(shapes[g.start][0], blocks, g) for g in _merge(blocks, num_layers)]
+    layers = [_forward_spec(shapes[g.start][0], blocks, g, early_pool) for g in _merge(blocks, num_layers)]
     channels, height, width = shapes[-1]
     if head == "average":
         return [*layers, LayerSpec(Head, channels, num_classes)]
@@ -213,8 +216,9 @@ def vgg_twin(
     raise ALConfigError(f"got head={head!r}: expected 'average' or 'published'")
 
 
-def _forward_spec(in_channels: int, blocks: Sequence[Block], group: range) -> LayerSpec:
-    return LayerSpec(ConvBlock, in_channels, [item for i in group for item in blocks[i]])
+def _forward_spec(in_channels: int, blocks: Sequence[Block], group: range, early_pool: bool) -> LayerSpec:
+    items = [item for i in group for item in blocks[i]]
+    return LayerSpec(ConvBlock, in_channels, items, early_pool=early_pool)
 
 
 def _merge(blocks: Sequence[Block], num_layers: int | None) -> list[range]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ class RecordedSchedule:
     _INSTRUCTION_MAP: dict[type[PipeInstruction], Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.instruction_seconds: Counter[str] = Counter()
+        self.instruction_seconds: defaultdict[str, float] = defaultdict(float)
         """Seconds by instruction, whether recorded or not; whoever reports them resets them."""
         super().__init__(*args, **kwargs)
 

@@ -1,0 +1,246 @@
+"""Runs the measurements on ranks of this machine, and turns what they return into rows.
+
+``measure_*`` and ``record_timelines`` start the ranks; the functions of a rank follow below. All cases of
+one number of stages share one set of ranks, since these take seconds to start.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deepspeed import comm as dist
+
+from ds_al.bench import workloads
+from ds_al.launch import run_ranks, tell
+from ds_al.schedule import ideal_seconds
+from ds_al.trace import ActivationMeter, Event, Recorder
+
+Row = dict[str, Any]
+_START_UP = 120.0  # seconds that a machine may need to start a set of ranks
+
+
+@dataclass(frozen=True)
+class SleepingCases:
+    """What to time: every method with every number of stages and of micro-batches."""
+
+    methods: Sequence[str]
+    stages: Sequence[int]
+    micro_batches: Sequence[int]
+    batches: int
+    forward: float
+    """Seconds that a layer sleeps in its forward pass."""
+    backward: float
+    """Seconds that a layer sleeps in its backward pass."""
+    repeat: int
+    """How often each case is timed; repetitions of different cases alternate."""
+
+    def ideal(self, method: str, *, stages: int, micro_batches: int) -> float:
+        """Seconds of one case if nothing but the sleeping layers took time."""
+        return ideal_seconds(
+            method,
+            stages=stages,
+            micro_batches=micro_batches,
+            batches=self.batches,
+            forward=self.forward,
+            backward=self.backward,
+        )
+
+    def total_seconds(self, *, stages: int) -> float:
+        """Ideal seconds of all cases with this number of stages, repetitions included."""
+        pairs = [(method, m) for method in self.methods for m in self.micro_batches]
+        return self.repeat * sum(self.ideal(method, stages=stages, micro_batches=m) for method, m in pairs)
+
+
+def measure_sleeping(cases: SleepingCases, *, progress: Callable[[Row], None] | None = None) -> list[Row]:
+    """Times all cases.
+
+    A case lasts from a barrier before its first batch until the last stage has finished its last batch.
+    A short batch that is not timed comes before the first time.
+
+    Args:
+        progress: called here after every timed case, with its method, stages, micro-batches and ideal seconds.
+
+    Returns:
+        Rows with ``method, stages, micro_batches, batches, seconds`` (median), ``seconds_min, seconds_max,
+        ideal, efficiency`` (ideal / seconds).
+
+    Raises:
+        RankFailure: a rank failed.
+    """
+    rows = []
+    for stages in cases.stages:
+
+        def news(line: str, stages: int = stages) -> None:
+            method, m = line.split()
+            ideal = cases.ideal(method, stages=stages, micro_batches=int(m))
+            if progress is not None:
+                progress({"method": method, "stages": stages, "micro_batches": int(m), "ideal": ideal})
+
+        by_rank = run_ranks(
+            f"{__name__}:time_sleeping",
+            stages,
+            timeout=_START_UP + 3 * cases.total_seconds(stages=stages),
+            news=news,
+            cases=cases,
+        )
+        for method, m in by_rank[0]:
+            spans = [rank[method, m] for rank in by_rank]
+            seconds = [
+                max(end for _, end in repetition) - min(start for start, _ in repetition)
+                for repetition in zip(*spans, strict=True)
+            ]
+            median, ideal = statistics.median(seconds), cases.ideal(method, stages=stages, micro_batches=m)
+            rows.append(
+                {
+                    "method": method,
+                    "stages": stages,
+                    "micro_batches": m,
+                    "batches": cases.batches,
+                    "seconds": median,
+                    "seconds_min": min(seconds),
+                    "seconds_max": max(seconds),
+                    "ideal": ideal,
+                    "efficiency": ideal / median,
+                }
+            )
+    return rows
+
+
+def measure_memory(
+    *,
+    methods: Sequence[str],
+    stages: Sequence[int],
+    micro_batches: Sequence[int],
+    width: int,
+    micro_batch: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[Row]:
+    """Counts what autograd holds for backward at its fullest, on every stage, in one batch of dense layers.
+
+    Args:
+        width: width of the dense layers.
+        micro_batch: samples per micro-batch.
+        progress: called with a number of stages when it is measured.
+
+    Returns:
+        Rows ``method, stages, micro_batches, stage, peak_bytes, peak_tensors``.
+
+    Raises:
+        RankFailure: a rank failed.
+    """
+    rows: list[Row] = []
+    for count in stages:
+        by_rank = run_ranks(
+            f"{__name__}:count_memory",
+            count,
+            timeout=4 * _START_UP,
+            methods=methods,
+            micro_batches=micro_batches,
+            width=width,
+            micro_batch=micro_batch,
+        )
+        for method, m in by_rank[0]:
+            for stage, peaks in enumerate(by_rank):
+                nbytes, tensors = peaks[method, m]
+                row = {"method": method, "stages": count, "micro_batches": m, "stage": stage}
+                rows.append({**row, "peak_bytes": nbytes, "peak_tensors": tensors})
+        if progress is not None:
+            progress(count)
+    return rows
+
+
+def record_timelines(
+    methods: Sequence[str], *, stages: int, micro_batches: int, batches: int, forward: float, backward: float
+) -> dict[str, list[Event]]:
+    """Records one run of sleeping layers by each method.
+
+    Returns:
+        The events of all stages by method.
+
+    Raises:
+        RankFailure: a rank failed.
+    """
+    by_rank = run_ranks(
+        f"{__name__}:record_events",
+        stages,
+        timeout=3 * _START_UP,
+        methods=methods,
+        micro_batches=micro_batches,
+        batches=batches,
+        forward=forward,
+        backward=backward,
+    )
+    return {method: [event for rank in by_rank for event in rank[method]] for method in methods}
+
+
+# ---- what a rank does --------------------------------------------------------------------------------
+
+
+def time_sleeping(cases: SleepingCases) -> dict[tuple[str, int], list[tuple[float, float]]]:
+    """Start and end of every repetition on this rank, in seconds of the clock that all ranks share."""
+    world = _world()
+    engines = {
+        method: workloads.sleeping_engine(method, stages=world, forward=cases.forward, backward=cases.backward)
+        for method in cases.methods
+    }
+    for engine in engines.values():
+        _train(engine, micro_batches=2, batches=1)  # shapes travel with the first batch, and threads start
+    pairs = [(method, m) for m in cases.micro_batches for method in cases.methods]
+    spans: dict[tuple[str, int], list[tuple[float, float]]] = {pair: [] for pair in pairs}
+    for _ in range(cases.repeat):
+        for method, m in pairs:
+            spans[method, m].append(_train(engines[method], micro_batches=m, batches=cases.batches))
+            if dist.get_rank() == world - 1:
+                tell(f"{method} {m}")
+    return spans
+
+
+def count_memory(
+    methods: Sequence[str], micro_batches: Sequence[int], width: int, micro_batch: int
+) -> dict[tuple[str, int], tuple[int, int]]:
+    """Peak bytes and tensors on this rank."""
+    peaks = {}
+    for method in methods:
+        engine = workloads.dense_engine(method, stages=_world(), width=width, micro_batch=micro_batch)
+        for m in micro_batches:
+            with ActivationMeter(exclude=engine.module.parameters()) as meter:
+                _train(engine, micro_batches=m, batches=1, width=width)
+            peaks[method, m] = meter.peak_bytes, meter.peak_tensors
+    return peaks
+
+
+def record_events(
+    methods: Sequence[str], micro_batches: int, batches: int, forward: float, backward: float
+) -> dict[str, list[Event]]:
+    """This rank's events by method."""
+    events = {}
+    for method in methods:
+        engine = workloads.sleeping_engine(method, stages=_world(), forward=forward, backward=backward)
+        _train(engine, micro_batches=2, batches=1)
+        engine.recorder = Recorder(engine.stage_id)
+        _train(engine, micro_batches=micro_batches, batches=batches)
+        events[method] = engine.recorder.events
+    return events
+
+
+def _train(engine: Any, *, micro_batches: int, batches: int, width: int = workloads.CLASSES) -> tuple[float, float]:
+    """Trains; nothing but the engine's own messages passes between the stages from start to end."""
+    engine.set_train_batch_size(micro_batches * engine.train_micro_batch_size_per_gpu())
+    data = workloads.micro_batches(engine, width=width)
+    dist.barrier()
+    start = time.perf_counter()
+    for _ in range(batches):
+        engine.train_batch(data)
+    return start, time.perf_counter()
+
+
+def _world() -> int:
+    if not dist.is_initialized():
+        import deepspeed
+
+        deepspeed.init_distributed()
+    return dist.get_world_size()
