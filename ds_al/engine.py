@@ -13,7 +13,9 @@ Nothing flows from a later stage to an earlier one. Losses travel downstream wit
 
 from __future__ import annotations
 
+import atexit
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,6 +60,16 @@ class _Pass:
     t_in: Tensor
 
 
+_OPEN: weakref.WeakSet[ALPipelineEngine] = weakref.WeakSet()
+
+
+@atexit.register
+def _flush_all() -> None:
+    """A stage may be ahead of its successor when its script ends; its last messages must still leave."""
+    for engine in list(_OPEN):
+        engine.flush()
+
+
 class ALPipelineEngine(RecordedSchedule, PipelineEngine):
     """Trains an :class:`~ds_al.module.ALPipelineModule`. Made by :func:`ds_al.initialize`.
 
@@ -82,6 +94,7 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
         )
         self.sender, self.receiver = self._open_channels()
         self.inference = Inference(self)
+        _OPEN.add(self)
         self.loader: ShuffledLoader | None = None
         if training_data is not None and self.is_first_stage():
             self.loader = (
@@ -347,6 +360,17 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
                 f"{self.al.steps_per_batch} does not divide"
             )
         super().set_train_batch_size(train_batch_size)
+
+    def flush(self) -> None:
+        """Waits until all messages of this stage have left; done by itself when the process ends."""
+        if self.sender is not None:
+            self.sender.flush()
+
+    def destroy(self) -> None:
+        """Lets the last messages leave, and frees what DeepSpeed holds."""
+        self.flush()
+        _OPEN.discard(self)
+        super().destroy()
 
     def reset_activation_shape(self) -> None:
         """Lets the shapes of micro-batches change; on every rank, between batches."""

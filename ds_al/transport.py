@@ -198,17 +198,22 @@ class Sender(_Channel):
             raise self._lost(error) from None
         self.nbytes += header.nbytes
 
-    def reset(self) -> None:
-        """Waits until all messages have left, and forgets the shapes."""
+    def flush(self) -> None:
+        """Waits until all messages have left. A process that ends earlier takes them with it."""
         for slot in self._slots:
             if slot is not None and slot.work is not None:
                 self._wait(slot.work, "for its last messages to leave")
-        for header in self._headers:
+                slot.work = None
+        for index, header in enumerate(self._headers):
             if header is not None:
                 self._wait(header[1], "for its last messages to leave")
+                self._headers[index] = None
+
+    def reset(self) -> None:
+        """Waits until all messages have left, and forgets the shapes."""
+        self.flush()
         self.layout = None
         self._slots = [None] * self.queue_depth
-        self._headers = [None] * self.queue_depth
 
 
 class Receiver(_Channel):

@@ -12,22 +12,24 @@ from deepspeed.runtime import utils as ds_utils
 from torch import Tensor, nn
 
 from ds_al.layer import ALLayer
+from ds_al.models import build_al
 from ds_al.spec import ALLayerSpec
 
 
 @dataclass(frozen=True)
 class Network:
-    """Layer specs and a stream of micro-batches of 8 samples."""
+    """Layer specs and a stream of micro-batches."""
 
     layers: Callable[[], list[ALLayerSpec]]
-    make_input: Callable[[torch.Generator], Any]
+    make_input: Callable[[torch.Generator, int], Any]
+    """``(generator, samples) -> x``"""
     classes: int = 4
 
-    def batches(self, count: int, *, size: int = 8) -> list[tuple[Any, Tensor]]:
+    def batches(self, count: int, *, size: int = 8, seed: int = 0) -> list[tuple[Any, Tensor]]:
         """The same ``count`` micro-batches at every call."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
         return [
-            (self.make_input(generator), torch.randint(self.classes, (size,), generator=generator))
+            (self.make_input(generator, size), torch.randint(self.classes, (size,), generator=generator))
             for _ in range(count)
         ]
 
@@ -48,7 +50,7 @@ class Block(nn.Sequential):
 
 
 def mlp_layers() -> list[ALLayerSpec]:
-    """Four layers of width 16, codes of width 6."""
+    """Four layers of width 16, codes of width 6; dropout in f and b."""
     widths, codes = [12, 16, 16, 16, 16], [4, 6, 6, 6, 6]
     return [
         ALLayerSpec(
@@ -62,6 +64,41 @@ def mlp_layers() -> list[ALLayerSpec]:
     ]
 
 
+def vgg_layers() -> list[ALLayerSpec]:
+    """Four convolutions with batch norm, two of them with pooling."""
+    return build_al("vgg", in_shape=(1, 8, 8), num_classes=4, blocks=((4, "M"), (6, "M"), (8,), (8,)), code_width=6)
+
+
+def transformer_layers() -> list[ALLayerSpec]:
+    """An embedding and three encoder layers with dropout; the mask travels along."""
+    return build_al(
+        "transformer",
+        vocab_size=20,
+        num_classes=4,
+        width=8,
+        heads=2,
+        feed_forward=12,
+        dropout=0.2,
+        max_length=7,
+        code_width=6,
+    )
+
+
+def lstm_layers() -> list[ALLayerSpec]:
+    """An embedding and three bidirectional LSTMs, each of which starts from its predecessor's state."""
+    return build_al("lstm", vocab_size=20, num_classes=4, embedding_width=6, width=5, dropout=0.2, code_width=6)
+
+
+def tokens(generator: torch.Generator, size: int, *, length: int = 7) -> Tensor:
+    """Token ids ``(size, length)`` with padding 0 at the end of each sequence."""
+    ids = torch.randint(1, 20, (size, length), generator=generator)
+    lengths = torch.randint(1, length + 1, (size, 1), generator=generator)
+    return ids.masked_fill(torch.arange(length) >= lengths, 0)
+
+
 NETWORKS: dict[str, Network] = {
-    "mlp": Network(mlp_layers, lambda generator: torch.randn(8, 12, generator=generator)),
+    "mlp": Network(mlp_layers, lambda generator, size: torch.randn(size, 12, generator=generator)),
+    "vgg": Network(vgg_layers, lambda generator, size: torch.randn(size, 1, 8, 8, generator=generator)),
+    "transformer": Network(transformer_layers, tokens),
+    "lstm": Network(lstm_layers, tokens),
 }

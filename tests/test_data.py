@@ -60,9 +60,7 @@ def test_loader_leaves_global_random_state_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    images = TensorDataset(
-        torch.rand(8, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(8)
-    )
+    images = TensorDataset(torch.rand(8, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(8))
     order(ShuffledLoader(images, batch_size=4, seed=0, augment=crop_and_flip), 5)
     assert torch.equal(torch.rand(3), expected)
 
@@ -158,9 +156,7 @@ def test_validation_is_cut_from_train_and_test_is_left_alone():
         x_train, x_test, y_test = (torch.from_numpy(arrays[key]) for key in ("x_train", "x_test", "y_test"))
         names = arrays["class_names"].tolist()
     assert splits.classes == names
-    assert (
-        json.loads((resources.files("ds_al.data") / "fashion-mnist-small.classes.json").read_text()) == names
-    )
+    assert json.loads((resources.files("ds_al.data") / "fashion-mnist-small.classes.json").read_text()) == names
     low, scale = x.min(), (x.max() - x.min()) / 255
     assert torch.equal(splits.test.tensors[1], y_test)
     assert torch.equal(((splits.test.tensors[0] - low) / scale).round().to(torch.uint8)[:, 0], x_test)
@@ -170,9 +166,7 @@ def test_validation_is_cut_from_train_and_test_is_left_alone():
 
 
 def test_the_seed_decides_what_is_held_out():
-    parts = [
-        load_vision("fashion-mnist-small", validation_fraction=0.1, seed=s).validation for s in (0, 0, 1)
-    ]
+    parts = [load_vision("fashion-mnist-small", validation_fraction=0.1, seed=s).validation for s in (0, 0, 1)]
     labels = [part.tensors[1] for part in parts]
     assert torch.equal(labels[0], labels[1])
     assert not torch.equal(labels[0], labels[2])
@@ -186,6 +180,4 @@ def test_an_unknown_data_set_or_fraction_is_named():
 
 
 def _sorted_rows(images: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(
-        np.sort(images.flatten(1).numpy().view([("", np.uint8)] * 784), axis=0).view(np.uint8)
-    )
+    return torch.from_numpy(np.sort(images.flatten(1).numpy().view([("", np.uint8)] * 784), axis=0).view(np.uint8))

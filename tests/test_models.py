@@ -41,9 +41,7 @@ class Case:
 BLOCKS = ((4, 8, "M"), (8, "M"), (12,))
 TEXT = {"vocab_size": 50, "num_layers": 3, "width": 8, "dropout": 0.2}
 CASES = {
-    "mlp": Case(
-        "mlp", lambda: torch.randn(BATCH, 3, 4), [[(9,)], [(7,)]], {"in_shape": (3, 4), "widths": (9, 7)}
-    ),
+    "mlp": Case("mlp", lambda: torch.randn(BATCH, 3, 4), [[(9,)], [(7,)]], {"in_shape": (3, 4), "widths": (9, 7)}),
     "vgg": Case(
         "vgg",
         images(1, 14),
@@ -133,9 +131,7 @@ def test_what_travels_between_layers_is_contiguous_with_the_batch_first(case: Ca
 
 def test_both_losses_train_every_parameter_and_share_none(case: Case):
     layers, s, t = al_layers(case), case.x(), one_hot()
-    owners = [
-        p for layer in layers for p in (*layer.associated_parameters(), *layer.autoencoder_parameters())
-    ]
+    owners = [p for layer in layers for p in (*layer.associated_parameters(), *layer.autoencoder_parameters())]
     assert len(owners) == len(set(owners)) == sum(len(list(layer.parameters())) for layer in layers)
     for layer in layers:
         s_out, t_out = layer(s, t)
@@ -189,9 +185,7 @@ def test_what_a_twin_sends_comes_back_as_gradients(case: Case):
 @pytest.mark.parametrize("name", ["transformer", "lstm"])
 def test_padding_changes_nothing(name: str):
     case = CASES[name]
-    layers = [
-        layer.eval() for layer in al_layers(case, **({"max_length": 20} if name == "transformer" else {}))
-    ]
+    layers = [layer.eval() for layer in al_layers(case, **({"max_length": 20} if name == "transformer" else {}))]
     x = torch.randint(1, 50, (BATCH, TOKENS))
     padded = F.pad(x, (0, 5))
     junk = torch.cat([x, torch.randint(1, 50, (BATCH, 5))], dim=1)
@@ -247,6 +241,9 @@ def test_published_vision_codes_are_sigmoids_read_by_mean_squared_error():
 def test_labels_are_read_by_cross_entropy_in_the_first_layer_alone():
     names = [layer.autoencoder_loss.__name__ for layer in al_layers(CASES["lstm"])]
     assert names == ["cross_entropy", "mse", "mse"]
+    first, second, _ = al_layers(CASES["vgg"], code="sigmoid")
+    assert not isinstance(first.h[-1], nn.Sigmoid)  # its scores would lie in [0, 1]
+    assert isinstance(second.h[-1], nn.Sigmoid)
 
 
 def test_both_forms_are_known_by_the_same_names():

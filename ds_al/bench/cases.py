@@ -62,7 +62,8 @@ def measure_sleeping(cases: SleepingCases, *, progress: Callable[[Row], None] | 
     A short batch that is not timed comes before the first time.
 
     Args:
-        progress: called here after every timed case, with its method, stages, micro-batches and ideal seconds.
+        progress: called after every timed case with its ``method, stages, micro_batches, ideal`` and the last
+            stage's ``seconds``.
 
     Returns:
         Rows with ``method, stages, micro_batches, batches, seconds`` (median), ``seconds_min, seconds_max,
@@ -75,10 +76,10 @@ def measure_sleeping(cases: SleepingCases, *, progress: Callable[[Row], None] | 
     for stages in cases.stages:
 
         def news(line: str, stages: int = stages) -> None:
-            method, m = line.split()
-            ideal = cases.ideal(method, stages=stages, micro_batches=int(m))
+            method, m, seconds = line.split()
+            row = {"method": method, "stages": stages, "micro_batches": int(m), "seconds": float(seconds)}
             if progress is not None:
-                progress({"method": method, "stages": stages, "micro_batches": int(m), "ideal": ideal})
+                progress({**row, "ideal": cases.ideal(method, stages=stages, micro_batches=int(m))})
 
         by_rank = run_ranks(
             f"{__name__}:time_sleeping",
@@ -193,9 +194,10 @@ def time_sleeping(cases: SleepingCases) -> dict[tuple[str, int], list[tuple[floa
     spans: dict[tuple[str, int], list[tuple[float, float]]] = {pair: [] for pair in pairs}
     for _ in range(cases.repeat):
         for method, m in pairs:
-            spans[method, m].append(_train(engines[method], micro_batches=m, batches=cases.batches))
+            start, end = _train(engines[method], micro_batches=m, batches=cases.batches)
+            spans[method, m].append((start, end))
             if dist.get_rank() == world - 1:
-                tell(f"{method} {m}")
+                tell(f"{method} {m} {end - start}")
     return spans
 
 

@@ -8,7 +8,6 @@ One layer per stage, so that all stages are equal and a stage costs the same wha
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -74,9 +73,10 @@ def dense_engine(method: str, *, stages: int, width: int, micro_batch: int) -> A
 
 
 def micro_batches(engine: Any, *, width: int = CLASSES) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same micro-batch for ever."""
+    """Zeros for ever, in tensors of their own, so that each micro-batch counts where memory is counted."""
     size = engine.train_micro_batch_size_per_gpu()
-    return itertools.repeat((torch.zeros(size, width), torch.zeros(size, dtype=torch.int64)))
+    while True:
+        yield torch.zeros(size, width), torch.zeros(size, dtype=torch.int64)
 
 
 def _engine(method: str, block: Callable[[], LayerSpec], *, stages: int, width: int, micro_batch: int) -> Any:
@@ -97,7 +97,10 @@ def _engine(method: str, block: Callable[[], LayerSpec], *, stages: int, width: 
         )
     else:
         model = PipelineModule(
-            [block() for _ in range(stages)], num_stages=stages, loss_fn=nn.CrossEntropyLoss(), partition_method="uniform"
+            [block() for _ in range(stages)],
+            num_stages=stages,
+            loss_fn=nn.CrossEntropyLoss(),
+            partition_method="uniform",
         )
     config = {
         "train_micro_batch_size_per_gpu": micro_batch,

@@ -92,9 +92,7 @@ class ShuffledLoader:
             ALDataError: the position is negative.
         """
         if position < 0:
-            raise ALDataError(
-                f"got position {position}: expected 0 or more, the number of micro-batches to skip"
-            )
+            raise ALDataError(f"got position {position}: expected 0 or more, the number of micro-batches to skip")
         self._position = position
 
     def __iter__(self) -> Iterator[Any]:
@@ -136,9 +134,7 @@ class OrderedBatches:
             yield self._fetch(indices)
 
 
-def ordered_batches(
-    dataset: SizedDataset, *, batch_size: int, collate_fn: Collate | None = None
-) -> OrderedBatches:
+def ordered_batches(dataset: SizedDataset, *, batch_size: int, collate_fn: Collate | None = None) -> OrderedBatches:
     """Micro-batches ``(x, y)`` of one pass in order, for evaluation; see :class:`OrderedBatches`."""
     return OrderedBatches(dataset, batch_size=batch_size, collate_fn=collate_fn)
 

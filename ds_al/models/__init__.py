@@ -73,9 +73,7 @@ def _make(
     if name not in makers:
         raise ALConfigError(f"got {kind} {name!r}: expected one of {sorted(makers)}")
     parameters = inspect.signature(makers[name]).parameters
-    known = parameters.keys() | (
-        inspect.signature(others[name]).parameters.keys() if name in others else set()
-    )
+    known = parameters.keys() | (inspect.signature(others[name]).parameters.keys() if name in others else set())
     if unknown := sorted(options.keys() - known):
         raise ALConfigError(f"got option {unknown[0]!r} for {kind} {name!r}: expected one of {sorted(known)}")
     required = {key for key, parameter in parameters.items() if parameter.default is parameter.empty}

@@ -40,7 +40,7 @@ def mlp_al(
     dropout: float = 0.0,
     bridge_hidden: int = 64,
     code_width: int = 64,
-    code: str = "layer_norm",
+    code: str = "tanh",
 ) -> list[ALLayerSpec]:
     """Specs of a perceptron that learns by association, one AL layer per hidden layer.
 

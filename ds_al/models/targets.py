@@ -38,8 +38,8 @@ def code_end(code: str, width: int) -> nn.Module:
     return CODES[code](width)
 
 
-class Encoder(nn.Sequential):
-    """``g``: ``(B, K_{i-1}) -> (B, K_i)``, linear, then onto the set of codes."""
+class CodeMap(nn.Sequential):
+    """Linear, then onto the set of codes: ``(B, K_{i-1}) -> (B, K_i)`` as g, and the other way as h."""
 
     def __init__(self, width_in: int, width_out: int, *, code: str) -> None:
         super().__init__(nn.Linear(width_in, width_out), code_end(code, width_out))
@@ -62,14 +62,14 @@ def target_side(
     widths = [num_classes] + [code_width] * num_layers
     side = []
     for i in range(num_layers):
-        h = LayerSpec(nn.Linear, widths[i + 1], widths[i])
-        if code == "sigmoid":  # one-hot labels, too, live in [0, 1]: h ends there, as published for vision
-            h = LayerSpec(Encoder, widths[i + 1], widths[i], code=code)
+        by_cross_entropy = cross_entropy and i == 0
+        # Published for vision: h ends on a sigmoid, too. Scores of a cross-entropy must be free in size.
+        sigmoid = code == "sigmoid" and not by_cross_entropy
         side.append(
             {
-                "g": LayerSpec(Encoder, widths[i], widths[i + 1], code=code),
-                "h": h,
-                "autoencoder_loss": "cross_entropy" if cross_entropy and i == 0 else "mse",
+                "g": LayerSpec(CodeMap, widths[i], widths[i + 1], code=code),
+                "h": LayerSpec(CodeMap, widths[i + 1], widths[i], code="sigmoid" if sigmoid else "linear"),
+                "autoencoder_loss": "cross_entropy" if by_cross_entropy else "mse",
             }
         )
     return side

@@ -124,8 +124,6 @@ def _forward_specs(
 ) -> list[LayerSpec]:
     if num_layers < 1:
         raise ALConfigError(f"got num_layers={num_layers}: expected 1 or more, of which the first embeds")
-    embedding = LayerSpec(
-        Embedding, vocab_size, width, padding_id=padding_id, max_length=max_length, dropout=dropout
-    )
+    embedding = LayerSpec(Embedding, vocab_size, width, padding_id=padding_id, max_length=max_length, dropout=dropout)
     encoder = LayerSpec(EncoderLayer, width, heads=heads, feed_forward=feed_forward, dropout=dropout)
     return [embedding] + [encoder] * (num_layers - 1)

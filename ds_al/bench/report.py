@@ -1,0 +1,156 @@
+"""What a measurement leaves behind: JSON with a header, CSV beside it, tables for the terminal and for docs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+_PACKAGES = ("ds_al", "torch", "deepspeed")
+
+Row = Mapping[str, Any]
+
+
+def header(**settings: Any) -> dict[str, Any]:
+    """Date, command, machine, versions, and the settings of a measurement."""
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": {"cores": os.cpu_count(), "cpu": _cpu(), "system": platform.system()},
+        "versions": {**{name: _version(name) for name in _PACKAGES}, "python": platform.python_version()},
+        "settings": settings,
+    }
+
+
+def write(path: Path, *, header: Row, rows: Sequence[Row]) -> None:
+    """Writes ``{"header": ..., "rows": [...]}`` to a JSON file, and the rows to a CSV file of the same name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"header": header, "rows": rows}, indent=1) + "\n")
+    with path.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def sleeping_table(rows: Sequence[Row]) -> Table:
+    """Seconds beside the ideal, for the terminal."""
+    table = Table(title="sleeping layers: seconds of all batches of M micro-batches", title_justify="left")
+    table.add_column("method", no_wrap=True)
+    for column in ("stages", "M", "seconds", "spread", "ideal", "efficiency"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for before, row in zip([None, *rows], rows, strict=False):
+        if before and (before["stages"], before["micro_batches"]) != (row["stages"], row["micro_batches"]):
+            table.add_section()
+        table.add_row(
+            row["method"],
+            str(row["stages"]),
+            str(row["micro_batches"]),
+            f"{row['seconds']:.3f}",
+            f"{row['seconds_min']:.3f}..{row['seconds_max']:.3f}",
+            f"{row['ideal']:.3f}",
+            f"{row['efficiency']:.3f}",
+        )
+    return table
+
+
+def memory_table(rows: Sequence[Row]) -> Table:
+    """Held bytes of the fullest stage, for the terminal."""
+    counts = sorted({row["micro_batches"] for row in rows})
+    table = Table(title="KiB held for backward on the fullest stage, by micro-batches", title_justify="left")
+    table.add_column("method")
+    for column in ("stages", *map(str, counts)):
+        table.add_column(column, justify="right")
+    for method, stages, cells in _fullest(rows, counts):
+        table.add_row(method, str(stages), *cells)
+    return table
+
+
+def memory_markdown(header: Row, rows: Sequence[Row]) -> str:
+    """``docs/memory.md``."""
+    counts = sorted({row["micro_batches"] for row in rows})
+    most_stages, most = max(row["stages"] for row in rows), counts[-1]
+    settings, machine, versions = header["settings"], header["machine"], header["versions"]
+    lines = [
+        "# Memory held for the backward pass",
+        "",
+        "What autograd keeps of the forward passes until their backward passes, counted on every stage at its",
+        "fullest during one batch: bytes of distinct storages, without parameters. Each stage holds one layer,",
+        f"Linear-ReLU-Linear-ReLU of width {settings['width']}; a micro-batch has {settings['micro_batch']} samples.",
+        "For `streaming` this includes the bridge, the target side and both local losses. Message buffers outside",
+        "the graph are not part of it; there are at most `queue_depth` of them for sending and two for receiving.",
+        "",
+        "`streaming` holds one micro-batch, `bp_1f1b` min(stages - stage, micro-batches), `bp_gpipe` all of them.",
+        "",
+        "## KiB on the fullest stage, by number of micro-batches",
+        "",
+        f"| method | stages | {' | '.join(map(str, counts))} |",
+        f"|---|---:|{'---:|' * len(counts)}",
+        *(f"| `{method}` | {stages} | {' | '.join(cells)} |" for method, stages, cells in _fullest(rows, counts)),
+        "",
+        f"## KiB (tensors) on each of {most_stages} stages, {most} micro-batches",
+        "",
+        f"| method | {' | '.join(f'stage {stage}' for stage in range(most_stages))} |",
+        f"|---|{'---:|' * most_stages}",
+        *(
+            f"| `{method}` | {' | '.join(cells)} |"
+            for method, cells in _by_stage(rows, stages=most_stages, micro_batches=most)
+        ),
+        "",
+        "## How it was measured",
+        "",
+        f"    {header['command']}",
+        "",
+        f"{header['date']}, {machine['cores']} cores ({machine['cpu']}), "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + ".",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _fullest(rows: Sequence[Row], counts: Sequence[int]) -> list[tuple[str, int, list[str]]]:
+    table = []
+    for method, stages in dict.fromkeys((row["method"], row["stages"]) for row in _by_method(rows)):
+        case = [row for row in rows if (row["method"], row["stages"]) == (method, stages)]
+        peaks = [max(row["peak_bytes"] for row in case if row["micro_batches"] == m) for m in counts]
+        table.append((method, stages, [f"{peak / 1024:.1f}" for peak in peaks]))
+    return table
+
+
+def _by_stage(rows: Sequence[Row], *, stages: int, micro_batches: int) -> list[tuple[str, list[str]]]:
+    case = [row for row in rows if (row["stages"], row["micro_batches"]) == (stages, micro_batches)]
+    return [
+        (method, [f"{row['peak_bytes'] / 1024:.1f} ({row['peak_tensors']})" for row in case if row["method"] == method])
+        for method in dict.fromkeys(row["method"] for row in case)
+    ]
+
+
+def _by_method(rows: Sequence[Row]) -> list[Row]:
+    order = list(dict.fromkeys(row["method"] for row in rows))
+    return sorted(rows, key=lambda row: (order.index(row["method"]), row["stages"]))
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from a source tree
+        import ds_al
+
+        return ds_al.__version__ if package == "ds_al" else "not installed"
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,38 @@
+"""The timeline: a picture of what stages computed, and their idle share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ds_al.trace import Event
+from ds_al.trace.timeline import draw, idle_share, span
+
+RUN = [
+    Event(0, "LoadMicroBatch", 0, -5.0, 0.0),  # not computing: outside of what counts
+    Event(0, "ForwardPass", 0, 0.0, 1.0),
+    Event(0, "BackwardPass", 0, 1.0, 2.0),
+    Event(1, "RecvActivation", 0, 0.0, 1.0),
+    Event(1, "ForwardPass", 0, 1.0, 2.0),
+    Event(1, "BackwardPass", 0, 2.0, 3.0),
+    Event(1, "OptimizerStep", 0, 3.0, 4.0),
+    Event(1, "SendGrad", 0, 4.0, 9.0),
+]
+
+
+def test_waiting_is_idle() -> None:
+    assert span(RUN) == (0.0, 4.0)
+    assert idle_share(RUN) == pytest.approx(3 / 8)
+
+
+def test_draws_png_and_svg(tmp_path: Path) -> None:
+    files = draw({"streaming": RUN, "bp_1f1b": RUN}, tmp_path / "new" / "run.png", micro_batches=1)
+    assert [file.name for file in files] == ["run.png", "run.svg"]
+    assert files[0].read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in files[1].read_text()
+
+
+def test_a_run_without_computation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="bp_1f1b: got 1 events, none a forward or backward"):
+        draw({"bp_1f1b": RUN[:1]}, tmp_path / "run.png", micro_batches=1)
