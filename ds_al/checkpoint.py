@@ -17,11 +17,13 @@ FORMAT = 1
 
 
 def state(engine: ALPipelineEngine) -> dict[str, Any]:
-    """This stage's part of a checkpoint: counters, data position and the host's random state."""
+    """This stage's part of a checkpoint: what it belongs to, counters, data position, the host's random state."""
     return {
         "format": FORMAT,
         "num_stages": engine.num_stages,
         "num_layers": engine.module.num_layers,
+        "shapes": _shapes(engine),
+        "optimizer": repr(engine.optimizer),
         "base_seed": engine.module.base_seed,
         "micro_batch_size": engine.micro_batch_size,
         "trained_micro_batches": engine.trained_micro_batches,
@@ -31,12 +33,45 @@ def state(engine: ALPipelineEngine) -> dict[str, Any]:
     }
 
 
-def find(load_dir: str, tag: str | None, *, stages: int) -> str:
-    """Returns the tag to load, the latest by default.
+def find(
+    engine: ALPipelineEngine, load_dir: str, tag: str | None, *, weights_only: bool, with_optimizer: bool
+) -> str:
+    """Finds a checkpoint, the latest by default, and checks that it fits, before anything is loaded.
+
+    Every rank calls it; what one of them finds wrong is raised on all, so that none is left behind.
+
+    Returns:
+        The tag to load.
 
     Raises:
-        ALCheckpointError: there is none, or it was saved by another number of stages.
+        ALCheckpointError: there is none, or it is one of another number of stages, network, optimizer, seed or
+            micro-batch size.
     """
+    problem = None
+    try:
+        tag = _find(load_dir, tag, stages=engine.num_stages)
+        file = engine._get_ckpt_name(load_dir, tag)
+        saved = torch.load(file, map_location="cpu", mmap=True, weights_only=False).get(KEY)
+        _check(engine, saved, weights_only=weights_only, with_optimizer=with_optimizer)
+    except ALCheckpointError as error:
+        problem = f"stage {engine.stage_id}: {error}"
+    problems = [text for text in engine.gather(problem) if text is not None]
+    if problems:
+        raise ALCheckpointError(problems[0])
+    assert tag is not None
+    return tag
+
+
+def restore(engine: ALPipelineEngine, saved: dict[str, Any]) -> None:
+    """Sets counters, data position and random state from a checkpoint that fits."""
+    engine.trained_micro_batches = saved["trained_micro_batches"]
+    engine.micro_steps = saved["micro_steps"]
+    if engine.loader is not None and saved["data_position"] is not None:
+        engine.loader.seek(saved["data_position"])
+    torch.set_rng_state(saved["torch_rng"])
+
+
+def _find(load_dir: str, tag: str | None, *, stages: int) -> str:
     folder = Path(load_dir)
     latest = folder / "latest"
     if tag is None:
@@ -54,19 +89,22 @@ def find(load_dir: str, tag: str | None, *, stages: int) -> str:
     return tag
 
 
-def restore(engine: ALPipelineEngine, saved: dict[str, Any] | None, *, module_only: bool) -> None:
-    """Sets counters, data position and random state from a checkpoint.
-
-    Raises:
-        ALCheckpointError: it was not saved by this engine, or by another network or micro-batch size.
-    """
+def _check(engine: ALPipelineEngine, saved: dict[str, Any] | None, *, weights_only: bool, with_optimizer: bool) -> None:
     if saved is None:
+        if weights_only:
+            return
         raise ALCheckpointError("the checkpoint was not saved by ds_al: load its weights with load_module_only=True")
     if saved["num_layers"] != engine.module.num_layers:
         raise ALCheckpointError(
             f"the checkpoint has {saved['num_layers']} AL layers, this network {engine.module.num_layers}"
         )
-    if module_only:
+    there, here = saved["shapes"], _shapes(engine)
+    for name in there.keys() | here.keys():
+        if there.get(name) != here.get(name):
+            raise ALCheckpointError(
+                f"the checkpoint is of another network: {name} has shape {there.get(name)} there, {here.get(name)} here"
+            )
+    if weights_only:
         return
     for key, value in {"base_seed": engine.module.base_seed, "micro_batch_size": engine.micro_batch_size}.items():
         if saved[key] != value:
@@ -74,8 +112,16 @@ def restore(engine: ALPipelineEngine, saved: dict[str, Any] | None, *, module_on
                 f"the checkpoint has {key}={saved[key]}, this job {value}: its data order and random numbers would "
                 "differ. Use the same, or load the weights alone with load_module_only=True"
             )
-    engine.trained_micro_batches = saved["trained_micro_batches"]
-    engine.micro_steps = saved["micro_steps"]
-    if engine.loader is not None and saved["data_position"] is not None:
-        engine.loader.seek(saved["data_position"])
-    torch.set_rng_state(saved["torch_rng"])
+    if with_optimizer and saved["optimizer"] != repr(engine.optimizer):
+        raise ALCheckpointError(
+            f"the checkpoint has {saved['optimizer']}, this job {engine.optimizer!r}: use the same, or go on with a "
+            "new one by load_optimizer_states=False"
+        )
+
+
+def _shapes(engine: ALPipelineEngine) -> dict[str, list[int]]:
+    return {
+        f"AL layer {index}, {name}": list(value.shape)
+        for index, layer in engine.layers
+        for name, value in layer.state_dict().items()
+    }

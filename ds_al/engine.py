@@ -39,7 +39,7 @@ from ds_al import checkpoint
 from ds_al.batch import BatchIntake
 from ds_al.config import ALConfig
 from ds_al.data.loader import ShuffledLoader
-from ds_al.errors import ALError, ALLayerError
+from ds_al.errors import ALDataError, ALError, ALLayerError
 from ds_al.inference import Inference
 from ds_al.layer import Activation, ALLayer, seed_layer, stop_gradient
 from ds_al.module import ALPipelineModule
@@ -250,7 +250,13 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
 
     def _exec_load_micro_batch(self, buffer_id: int) -> None:
         start = time.perf_counter()
-        batch = self._next_batch()
+        try:
+            batch = self._next_batch()
+        except StopIteration:
+            raise ALDataError(
+                f"the data ran out after {self.trained_micro_batches} micro-batches: a batch takes "
+                f"{self.micro_batches}. Wrap the loader in deepspeed.utils.RepeatingLoader, or train fewer batches"
+            ) from None
         self._wait_data += time.perf_counter() - start
         self._s, self._t = self.intake(batch)
 

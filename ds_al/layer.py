@@ -119,7 +119,7 @@ class ALLayer(nn.Module):
     @property
     def label(self) -> str:
         """How errors call this layer."""
-        return f"AL layer {self.name or type(self.f).__name__!r}"
+        return f"AL layer {self.name or type(self.f).__name__}"
 
     def _check(self, function: str, value: Any) -> None:
         parts = value if isinstance(value, tuple) else (value,)

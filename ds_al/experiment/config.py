@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -33,7 +33,9 @@ class DataConfig(StrictModel):
     validation_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="Share of the training images cut off for validation."
     )
-    augment: bool = Field(default=False, description="Random crops and flips of the training images.")
+    augment: Literal["none", "flip", "crop_and_flip"] = Field(
+        default="none", description="Random changes of the training images: mirrored, or shifted by up to 2 pixels, too."
+    )
     eval_batch_size: int = Field(default=250, ge=1, description="Samples per batch of an evaluation.")
 
 

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,13 +21,20 @@ from torch import nn
 import ds_al
 from ds_al import config as configs
 from ds_al.data import ShuffledLoader, Splits, crop_and_flip, load_vision, ordered_batches
-from ds_al.data.loader import SizedDataset
+from ds_al.data.loader import Augment, SizedDataset
 from ds_al.errors import ALConfigError
 from ds_al.experiment.config import BLOCK, ExperimentConfig, experiment_config
 from ds_al.experiment.display import Display
 from ds_al.experiment.record import Record
 from ds_al.models import build_al, build_twin
 from ds_al.trace import ActivationMeter
+
+
+AUGMENTATIONS: dict[str, Augment | None] = {
+    "none": None,
+    "flip": partial(crop_and_flip, pad=0),
+    "crop_and_flip": crop_and_flip,
+}
 
 
 class Job:
@@ -135,7 +143,7 @@ class Job:
                 cast(SizedDataset, self.splits.train),
                 batch_size=self.micro_batch,
                 seed=seed,
-                augment=crop_and_flip if self.experiment.data.augment else None,
+                augment=AUGMENTATIONS[self.experiment.data.augment],
             )
         if self.al.method in configs.AL_METHODS:
             module: PipelineModule = ds_al.ALPipelineModule(

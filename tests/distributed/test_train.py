@@ -29,7 +29,7 @@ CONFIG: dict[str, Any] = {
     "experiment": {
         "name": "tiny",
         "model": {"name": "mlp"},
-        "data": {"name": "fashion-mnist-small", "augment": True},
+        "data": {"name": "fashion-mnist-small", "augment": "crop_and_flip"},
         "epochs": 2,
         "checkpoint_every": 1,
         "seed": 3,

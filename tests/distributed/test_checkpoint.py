@@ -1,0 +1,162 @@
+"""A run that was saved and loaded goes on as if it had never stopped, bit for bit; a wrong checkpoint is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+import ds_al
+from ds_al.launch import run_ranks
+from tests.distributed.engines import different, engine_config, engine_state, make_engine, merge
+from tests.networks import NETWORKS, mlp_layers
+
+pytestmark = pytest.mark.distributed
+
+BATCHES = 10
+SCHEDULER = {"type": "WarmupLR", "params": {"warmup_max_lr": 3e-3, "warmup_num_steps": 15, "warmup_type": "linear"}}
+
+
+def dataset(network: str) -> TensorDataset:
+    """100 samples: 12 micro-batches an epoch, so a run of 20 batches ends within its seventh epoch."""
+    ((x, y),) = NETWORKS[network].batches(1, size=100, seed=5)
+    return TensorDataset(x, y)
+
+
+def engine_on_data(network: str, **config: Any) -> ds_al.ALPipelineEngine:
+    return make_engine(network, training_data=dataset(network), scheduler=SCHEDULER, **config)
+
+
+def observe(engine: ds_al.ALPipelineEngine) -> dict[str, Any]:
+    """All that a resume has to bring back."""
+    return {
+        "state": engine_state(engine),
+        "lr": engine.get_lr(),
+        "global_steps": engine.global_steps,
+        "global_samples": engine.global_samples,
+        "micro_steps": engine.micro_steps,
+        "position": engine.loader.position if engine.loader is not None else None,
+        "random": torch.get_rng_state(),
+    }
+
+
+def whole_and_resumed(network: str, folder: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Worker: 20 batches in one go; and 10, a checkpoint, another engine that loads it, 10 more."""
+    engine = engine_on_data(network, **config)
+    for _ in range(BATCHES):
+        engine.train_batch()
+    engine.save_checkpoint(folder, tag="half", client_state={"note": "mine"})
+    at_save = observe(engine)
+    for _ in range(BATCHES):
+        engine.train_batch()
+    whole = observe(engine)
+
+    torch.manual_seed(99)
+    engine = engine_on_data(network, **config)
+    for _ in range(3):
+        engine.train_batch()  # whatever it has done before is forgotten
+    path, client_state = engine.load_checkpoint(folder)
+    loaded = observe(engine)
+    for _ in range(BATCHES):
+        engine.train_batch()
+    return {
+        "path": path,
+        "client_state": client_state,
+        "at_save": at_save,
+        "loaded": loaded,
+        "whole": whole,
+        "resumed": observe(engine),
+    }
+
+
+@pytest.mark.parametrize(
+    ("network", "stages", "config"),
+    [
+        ("vgg", 1, {"method": "sequential"}),
+        ("mlp", 2, {"count": "step", "autoencoder_optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}}}),
+        ("lstm", 3, {"steps_per_batch": 2}),
+    ],
+)
+def test_a_resumed_run_equals_the_whole_one(
+    tmp_path: Path, network: str, stages: int, config: dict[str, Any]
+) -> None:
+    ranks = run_ranks(f"{__name__}:whole_and_resumed", stages, network=network, folder=str(tmp_path), config=config)
+    for one, two in (("at_save", "loaded"), ("whole", "resumed")):
+        assert different(merge([r[one]["state"] for r in ranks]), merge([r[two]["state"] for r in ranks])) == []
+        for rank in ranks:
+            assert torch.equal(rank[one].pop("random"), rank[two].pop("random"))
+            assert {k: v for k, v in rank[one].items() if k != "state"} == {
+                k: v for k, v in rank[two].items() if k != "state"
+            }
+    assert different(merge([r["at_save"]["state"] for r in ranks]), merge([r["whole"]["state"] for r in ranks]))
+    for rank in ranks:
+        assert rank["client_state"] == {"note": "mine"}
+        assert str(tmp_path / "half") in rank["path"]
+        assert rank["whole"]["global_steps"] == 2 * BATCHES * (4 if config.get("count") == "step" else 1)
+        assert rank["whole"]["global_samples"] == 2 * BATCHES * 4 * 8
+    assert [rank["whole"]["position"] for rank in ranks] == [2 * BATCHES * 4] + [None] * (stages - 1)
+
+
+def refused(load: Callable[[], Any]) -> str:
+    """The message of the error that says why a checkpoint cannot be loaded."""
+    try:
+        load()
+    except ds_al.ALCheckpointError as error:
+        return str(error)
+    return "loaded"
+
+
+def wrong_loads(folder: str) -> dict[str, str]:
+    """Worker on two stages: saves, and loads in all the wrong ways that two stages have."""
+    engine = make_engine("mlp")
+    engine.train_batch(iter(NETWORKS["mlp"].batches(4)))
+    engine.save_checkpoint(folder, tag="good")
+    other_width = [*mlp_layers()[:3], wide_layer()]
+    modules = {
+        "fewer layers": ds_al.ALPipelineModule(mlp_layers()[:3], num_classes=4, base_seed=7),
+        "other widths": ds_al.ALPipelineModule(other_width, num_classes=4, base_seed=7),
+        "other seed": ds_al.ALPipelineModule(mlp_layers(), num_classes=4, base_seed=8),
+    }
+    messages = {}
+    for name, module in modules.items():
+        other, *_ = ds_al.initialize(model=module, config=engine_config())
+        messages[name] = refused(lambda other=other: other.load_checkpoint(folder))
+    messages["other seed, weights alone"] = refused(lambda: other.load_checkpoint(folder, load_module_only=True))
+    same = all(torch.equal(a, b) for a, b in zip(other.module.parameters(), engine.module.parameters(), strict=True))
+    messages["weights are the saved ones"] = str(same)
+    messages["no folder"] = refused(lambda: engine.load_checkpoint(f"{folder}/nothing"))
+    messages["no tag"] = refused(lambda: engine.load_checkpoint(folder, tag="other"))
+    return messages
+
+
+def wide_layer() -> ds_al.ALLayerSpec:
+    from torch import nn
+
+    return ds_al.ALLayerSpec(
+        f=lambda: nn.Linear(16, 9), b=lambda: nn.Linear(9, 6), g=lambda: nn.Linear(6, 6), h=lambda: nn.Linear(6, 6)
+    )
+
+
+def load_alone(folder: str) -> str:
+    """Worker: loads what two stages saved."""
+    engine = make_engine("mlp")
+    return refused(lambda: engine.load_checkpoint(folder))
+
+
+def test_a_checkpoint_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    ranks = run_ranks(f"{__name__}:wrong_loads", 2, folder=str(tmp_path))
+    for messages in ranks:
+        assert "4 AL layers, this network 3" in messages["fewer layers"]
+        assert "base_seed=7, this job 8" in messages["other seed"]
+        assert messages["other seed, weights alone"] == "loaded"
+        assert messages["weights are the saved ones"] == "True"
+        assert "no checkpoint in" in messages["no folder"] and "nothing" in messages["no folder"]
+        assert "no checkpoint in" in messages["no tag"] and "other" in messages["no tag"]
+    # Every rank finds out, the one whose layers would fit as well: none is left behind alone.
+    assert all("AL layer 3" in messages["other widths"] for messages in ranks), [m["other widths"] for m in ranks]
+    (message,) = run_ranks(f"{__name__}:load_alone", 1, folder=str(tmp_path))
+    assert "saved by 2 stages, this job has 1: start 2 processes" in message

@@ -1,0 +1,111 @@
+"""A key is honoured or refused by name, with what to do instead; none is ignored."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ds_al.config import BLOCK, DEEPSPEED_KEYS, ALConfig, al_config, honour, read
+from ds_al.errors import ALConfigError
+from ds_al.experiment.config import experiment_config, override
+
+BASE: dict[str, Any] = {"train_micro_batch_size_per_gpu": 8, "gradient_accumulation_steps": 4}
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"gradient_clipping": 1.0}, '"gradient_clipping": got 1.0.*layer_gradient_clipping'),
+    ({"zero_optimization": {"stage": 1}}, '"zero_optimization": got stage 1.*set stage 0'),
+    ({"zero_optimization": {"stage": 2}}, '"zero_optimization": got stage 2.*set stage 0'),
+    ({"fp16": {"enabled": True}}, '"fp16" is not supported.*train in fp32'),
+    ({"fp16": {}}, '"fp16" is not supported'),
+    ({"bf16": {"enabled": True}}, '"bf16" is not supported.*train in fp32'),
+    ({"pipeline": {"activation_checkpoint_interval": 1}}, '"pipeline".*remove the block'),
+    ({"activation_checkpointing": {}}, '"activation_checkpointing".*remove the block'),
+    ({"flops_profiler": {"enabled": True}}, '"flops_profiler"'),
+    ({"curriculum_learning": {"enabled": True}}, '"curriculum_learning"'),
+    ({"compile": {"deepcompile": True}}, '"compile"'),
+    ({"optimiser": {}}, '"optimiser" is not a key.*did you mean \'optimizer\''),
+    ({"something": 1}, '"something" is not a key'),
+    ({BLOCK: {"steps_per_batch": 3}}, "steps_per_batch.*got 3.*does not divide.*= 4"),
+]
+
+
+@pytest.mark.parametrize(("extra", "message"), REFUSED, ids=[next(iter(extra)) + str(i) for i, (extra, _) in enumerate(REFUSED)])
+def test_what_cannot_be_honoured_is_refused_by_name(extra: dict[str, Any], message: str) -> None:
+    config = {**BASE, **extra}
+    with pytest.raises(ALConfigError, match=re.compile(message, re.DOTALL)):
+        honour(config, al_config(config))
+
+
+@pytest.mark.parametrize("off", [{"fp16": {"enabled": False}}, {"zero_optimization": {"stage": 0}}, {"gradient_clipping": 0.0}])
+def test_what_is_turned_off_passes(off: dict[str, Any]) -> None:
+    assert honour({**BASE, **off}, ALConfig())["gradient_clipping"] == 0.0
+
+
+def test_clipping_is_off_where_deepspeed_would_turn_it_on() -> None:
+    assert honour(BASE, ALConfig())["gradient_clipping"] == 0.0
+
+
+def test_honoured_keys_reach_deepspeed() -> None:
+    config = {**BASE, "optimizer": {"type": "Adam"}, "wandb": {"enabled": False}, BLOCK: {}}
+    passed = honour(config, al_config(config))
+    assert BLOCK not in passed and passed["optimizer"] == {"type": "Adam"} and passed["wandb"] == {"enabled": False}
+    assert set(passed) - {"gradient_clipping"} <= set(DEEPSPEED_KEYS)
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ({"queue_deph": 2}, ["associated_learning.queue_deph", "did you mean 'queue_depth'"]),
+        ({"methd": "streaming"}, ["did you mean 'method'"]),
+        ({"method": "streamin"}, ["associated_learning.method", "'streamin'", "streaming"]),
+        ({"queue_depth": 0}, ["associated_learning.queue_depth", "got 0", "greater than or equal to 1"]),
+        ({"layer_gradient_clipping": -1}, ["layer_gradient_clipping", "got -1"]),
+        ({"autoencoder_optimizer": {"typ": "SGD"}}, ["autoencoder_optimizer"]),
+        (3, ['"associated_learning" is a int', "expected an object"]),
+    ],
+)
+def test_a_bad_block_says_what_came_and_what_is_valid(block: Any, words: list[str]) -> None:
+    with pytest.raises(ALConfigError) as caught:
+        al_config({BLOCK: block})
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_defaults() -> None:
+    al = al_config({})
+    assert (al.method, al.queue_depth, al.steps_per_batch, al.count) == ("streaming", 2, None, "batch")
+
+
+def test_reading_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ALConfigError, match="does not exist"):
+        read(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text('{"a": 1,}')
+    with pytest.raises(ALConfigError, match=r"bad\.json' is not valid JSON: .*line 1"):
+        read(tmp_path / "bad.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ALConfigError, match="holds a list: expected an object"):
+        read(tmp_path / "list.json")
+
+
+def test_override_sets_json_values_and_strings() -> None:
+    config = override({"a": {"b": 1}}, ["a.b=2", "a.c=text", "d.e=[1, 2]"])
+    assert config == {"a": {"b": 2, "c": "text"}, "d": {"e": [1, 2]}}
+    with pytest.raises(ALConfigError, match=r"expected key\.path=value"):
+        override({}, ["a.b"])
+    with pytest.raises(ALConfigError, match="is no object"):
+        override({"a": 1}, ["a.b=2"])
+
+
+def test_a_missing_experiment_block_is_named() -> None:
+    with pytest.raises(ALConfigError, match='no "experiment" block'):
+        experiment_config(BASE)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "ds_configs").glob("*.json")), ids=lambda p: p.stem)
+def test_the_configs_in_the_repository_are_valid(path: Path) -> None:
+    config = read(path)
+    experiment = experiment_config(config)
+    assert path.stem == experiment.name
+    honour({key: value for key, value in config.items() if key != "experiment"}, al_config(config))
