@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ds_al.engine import ALPipelineEngine
+    from ds_al.entry import initialize
     from ds_al.errors import (
         ALCheckpointError,
         ALConfigError,
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
         ALLayerError,
         ALTransportError,
     )
-    from ds_al.entry import initialize
     from ds_al.layer import ALLayer, predict
     from ds_al.module import ALPipelineModule
     from ds_al.spec import ALLayerSpec

@@ -57,12 +57,6 @@ class BackpropPipelineEngine(RecordedSchedule, PipelineEngine):
         correct, loss, samples = sums.tolist()
         return {"accuracy": [correct / samples], "loss": [loss / samples], "samples": int(samples)}
 
-    def gather(self, value: Any) -> list[Any]:
-        """Values of all stages, in their order. Every rank must call it."""
-        values: list[Any] = [None] * self.num_stages
-        dist.all_gather_object(values, value, group=self.grid.get_pipe_parallel_group())
-        return values
-
     def reset_stats(self) -> None:
         """Starts :meth:`stats` anew."""
         self._wall, self._samples = 0.0, 0

@@ -47,8 +47,14 @@ class BatchIntake:
         parts = x if isinstance(x, tuple) else (x,)
         if not self.dynamic_shape:
             self._check_shape([part.shape for part in parts])
-        s = tuple(part.to(self.device, non_blocking=True) for part in parts)
+        s = tuple(self.to_device(part) for part in parts)
         return (s if isinstance(x, tuple) else s[0]), self.one_hot(labels)
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """Brings a tensor to the device; on a GPU through pinned memory, so that the host need not wait."""
+        if self.device.type == "cuda" and tensor.device.type == "cpu":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     def split(self, batch: Any) -> tuple[Activation, Tensor]:
         """Checks ``(x, labels)`` of any batch size and returns it with ``x`` a tensor or a tuple."""
@@ -76,7 +82,7 @@ class BatchIntake:
 
     def one_hot(self, labels: Tensor) -> Tensor:
         """``t_0``: labels ``(B,)`` as floats ``(B, V)`` on the device."""
-        labels = labels.to(self.device, torch.int64, non_blocking=True)
+        labels = self.to_device(labels.to(torch.int64))
         return F.one_hot(labels, self.num_classes).to(torch.get_default_dtype())
 
     def _check_shape(self, shapes: list[torch.Size]) -> None:
@@ -105,7 +111,9 @@ class BatchIntake:
         for part in parts:
             if part.is_floating_point() and not torch.isfinite(part).all():
                 count = int((~torch.isfinite(part)).sum())
-                raise ALDataError(f"{count} values of an input are NaN or infinite: clean the data, or look at the transform")
+                raise ALDataError(
+                    f"{count} values of an input are NaN or infinite: clean the data, or look at the transform"
+                )
 
 
 def _describe(value: Any) -> str:

@@ -23,19 +23,17 @@ def state(engine: ALPipelineEngine) -> dict[str, Any]:
         "num_stages": engine.num_stages,
         "num_layers": engine.module.num_layers,
         "shapes": _shapes(engine),
-        "optimizer": repr(engine.optimizer),
+        "optimizer": _optimizer(engine),
         "base_seed": engine.module.base_seed,
         "micro_batch_size": engine.micro_batch_size,
-        "trained_micro_batches": engine.trained_micro_batches,
+        "trained_micro_batches": engine.stage.trained_micro_batches,
         "micro_steps": engine.micro_steps,
         "data_position": engine.loader.position if engine.loader is not None else None,
         "torch_rng": torch.get_rng_state(),
     }
 
 
-def find(
-    engine: ALPipelineEngine, load_dir: str, tag: str | None, *, weights_only: bool, with_optimizer: bool
-) -> str:
+def find(engine: ALPipelineEngine, load_dir: str, tag: str | None, *, weights_only: bool, with_optimizer: bool) -> str:
     """Finds a checkpoint, the latest by default, and checks that it fits, before anything is loaded.
 
     Every rank calls it; what one of them finds wrong is raised on all, so that none is left behind.
@@ -64,7 +62,7 @@ def find(
 
 def restore(engine: ALPipelineEngine, saved: dict[str, Any]) -> None:
     """Sets counters, data position and random state from a checkpoint that fits."""
-    engine.trained_micro_batches = saved["trained_micro_batches"]
+    engine.stage.trained_micro_batches = saved["trained_micro_batches"]
     engine.micro_steps = saved["micro_steps"]
     if engine.loader is not None and saved["data_position"] is not None:
         engine.loader.seek(saved["data_position"])
@@ -112,10 +110,10 @@ def _check(engine: ALPipelineEngine, saved: dict[str, Any] | None, *, weights_on
                 f"the checkpoint has {key}={saved[key]}, this job {value}: its data order and random numbers would "
                 "differ. Use the same, or load the weights alone with load_module_only=True"
             )
-    if with_optimizer and saved["optimizer"] != repr(engine.optimizer):
+    if with_optimizer and saved["optimizer"] != _optimizer(engine):
         raise ALCheckpointError(
-            f"the checkpoint has {saved['optimizer']}, this job {engine.optimizer!r}: use the same, or go on with a "
-            "new one by load_optimizer_states=False"
+            f"the checkpoint has the state of {saved['optimizer']}, this job trains with {_optimizer(engine)}: use the "
+            "same, or start a new one by load_optimizer_states=False"
         )
 
 
@@ -125,3 +123,8 @@ def _shapes(engine: ALPipelineEngine) -> dict[str, list[int]]:
         for index, layer in engine.layers
         for name, value in layer.state_dict().items()
     }
+
+
+def _optimizer(engine: ALPipelineEngine) -> str:
+    parts = getattr(engine.optimizer, "parts", {"": engine.optimizer})
+    return " and ".join(type(part).__name__ for part in parts.values() if part is not None)

@@ -106,12 +106,12 @@ DEEPSPEED_KEYS: dict[str, str] = {
 """DeepSpeed's keys that an AL engine honours, and how."""
 
 _OFF_BY_VALUE: dict[str, str] = {
-    "fp16": "train in fp32: remove the block or set \"enabled\": false",
-    "bf16": "train in fp32: remove the block or set \"enabled\": false",
-    "bfloat16": "train in fp32: remove the block or set \"enabled\": false",
-    "amp": "remove the block or set \"enabled\": false",
-    "torch_autocast": "remove the block or set \"enabled\": false",
-    "flops_profiler": "remove the block or set \"enabled\": false; it hooks a forward pass that a pipeline never runs",
+    "fp16": 'train in fp32: remove the block or set "enabled": false',
+    "bf16": 'train in fp32: remove the block or set "enabled": false',
+    "bfloat16": 'train in fp32: remove the block or set "enabled": false',
+    "amp": 'remove the block or set "enabled": false',
+    "torch_autocast": 'remove the block or set "enabled": false',
+    "flops_profiler": 'remove the block or set "enabled": false; it hooks a forward pass that a pipeline never runs',
     "curriculum_learning": "remove the block; give the engine a data iterator of your own",
     "data_efficiency": "remove the block; give the engine a data iterator of your own",
     "hybrid_engine": "remove the block",

@@ -168,12 +168,8 @@ def _version_row(name: str, version: str, supported: SpecifierSet | None, essent
         return Row("software", name, version, essential=essential)
     if not supported.contains(version, prereleases=True):
         status: Status = "no" if essential else "limited"
-        return Row(
-            "software", name, version, status, f"outside {supported}: install {name}{supported}", essential
-        )
-    return Row(
-        "software", name, version, "ok", f"supported: {supported}" if str(supported) else "", essential
-    )
+        return Row("software", name, version, status, f"outside {supported}: install {name}{supported}", essential)
+    return Row("software", name, version, "ok", f"supported: {supported}" if str(supported) else "", essential)
 
 
 def _account_row() -> Row:
@@ -236,9 +232,7 @@ def machine(accelerator: Any) -> list[Row]:
         Row(group, "memory", _gib(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))),
     ]
     threads, setting = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    remark = (
-        f"OMP_NUM_THREADS={setting}" if setting else "OMP_NUM_THREADS is not set: every rank takes as many"
-    )
+    remark = f"OMP_NUM_THREADS={setting}" if setting else "OMP_NUM_THREADS is not set: every rank takes as many"
     return [*rows, Row(group, "torch threads", f"{threads} per process", remark=remark)]
 
 
@@ -295,17 +289,13 @@ def tools() -> list[Row]:
     """Compiler, ninja and numactl, as the shell finds them."""
     cxx, ninja, numactl = compiler(), shutil.which("ninja"), shutil.which("numactl")
     missing_ninja = "not on PATH: activate the environment that holds it, or install ninja"
-    missing_numactl = (
-        "the launcher's --bind_cores_to_rank fails without it: leave that out, or install numactl"
-    )
+    missing_numactl = "the launcher's --bind_cores_to_rank fails without it: leave that out, or install numactl"
     return [
         Row("tools", "C++ compiler", cxx)
         if cxx
         else Row("tools", "C++ compiler", "none", "limited", "install g++, or set CXX"),
         Row("tools", "ninja", ninja) if ninja else Row("tools", "ninja", "none", "limited", missing_ninja),
-        Row("tools", "numactl", numactl)
-        if numactl
-        else Row("tools", "numactl", "none", "limited", missing_numactl),
+        Row("tools", "numactl", numactl) if numactl else Row("tools", "numactl", "none", "limited", missing_numactl),
     ]
 
 
@@ -366,9 +356,7 @@ def abilities(accelerator: Any, torch: Any) -> list[Row]:
         nccl,
         Row(group, "fp16", "no", "no", "not on a CPU: train in fp32" if on_cpu else so_far),
         Row(group, "bf16", "no", "no", so_far),
-        Row(
-            group, "ZeRO", "no", "no", 'refused by ds_al so far: leave "zero_optimization" out, or at stage 0'
-        ),
+        Row(group, "ZeRO", "no", "no", 'refused by ds_al so far: leave "zero_optimization" out, or at stage 0'),
         _compile_row(on_cpu),
         port_row(LAUNCHER_PORT),
     ]

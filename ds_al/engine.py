@@ -13,13 +13,9 @@ Nothing flows from a later stage to an earlier one. Losses travel downstream wit
 
 from __future__ import annotations
 
-import atexit
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from deepspeed import comm as dist
@@ -39,35 +35,15 @@ from ds_al import checkpoint
 from ds_al.batch import BatchIntake
 from ds_al.config import ALConfig
 from ds_al.data.loader import ShuffledLoader
-from ds_al.errors import ALDataError, ALError, ALLayerError
+from ds_al.errors import ALDataError
 from ds_al.inference import Inference
-from ds_al.layer import Activation, ALLayer, seed_layer, stop_gradient
+from ds_al.layer import Activation
 from ds_al.module import ALPipelineModule
 from ds_al.optimizer import LocalOptimizer, ParamGroups
 from ds_al.schedule import AL_SCHEDULES, Barrier
+from ds_al.stage import LocalStage
 from ds_al.trace import RecordedSchedule, StageStats
 from ds_al.transport import Receiver, Sender
-
-
-@dataclass
-class _Pass:
-    """What one layer keeps between its forward and its local backward."""
-
-    index: int
-    layer: ALLayer
-    s_out: Activation
-    t_out: Tensor
-    t_in: Tensor
-
-
-_OPEN: weakref.WeakSet[ALPipelineEngine] = weakref.WeakSet()
-
-
-@atexit.register
-def _flush_all() -> None:
-    """A stage may be ahead of its successor when its script ends; its last messages must still leave."""
-    for engine in list(_OPEN):
-        engine.flush()
 
 
 class ALPipelineEngine(RecordedSchedule, PipelineEngine):
@@ -85,6 +61,9 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
         self.training_step = False
         super().__init__(*args, training_data=None, **kwargs)
         self.layers = self.module.local_layers
+        self.stage = LocalStage(
+            self.layers, stage_id=self.stage_id, base_seed=self.module.base_seed, device=self.device
+        )
         self.intake = BatchIntake(
             num_classes=self.module.num_classes,
             micro_batch_size=self.micro_batch_size,
@@ -94,7 +73,6 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
         )
         self.sender, self.receiver = self._open_channels()
         self.inference = Inference(self)
-        _OPEN.add(self)
         self.loader: ShuffledLoader | None = None
         if training_data is not None and self.is_first_stage():
             self.loader = (
@@ -109,13 +87,9 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
             )
             self.set_dataloader(self.loader)
 
-        self.trained_micro_batches = 0
-        """Micro-batches that this stage has trained on; numbers the random draws of its layers."""
         self.report = torch.full((self.module.num_layers, 2), float("nan"), device=self.device)
         """Latest known ``(A_i, E_i)`` of every layer up to this stage, means over a batch; NaN where unknown."""
-        self._loss_sum = torch.zeros(len(self.layers), 2, device=self.device)
         self._loss_history: list[Tensor] = []
-        self._passes: list[_Pass] = []
         self._s: Activation
         self._t: Tensor
         self._wall = self._wait_data = 0.0
@@ -191,7 +165,6 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
         if not self.module.training:
             self.module.train()
         start = time.perf_counter()
-        self._loss_sum.zero_()
         if self.receiver is not None:
             self.receiver.expect(self.micro_batches)
         self._exec_schedule(self._train_schedule())
@@ -200,12 +173,10 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
         return loss
 
     def _train_schedule(self) -> PipeSchedule:
-        return AL_SCHEDULES[self.al.method](
-            self.micro_batches, self.num_stages, self.stage_id, self.al.steps_per_batch
-        )
+        return AL_SCHEDULES[self.al.method](self.micro_batches, self.num_stages, self.stage_id, self.al.steps_per_batch)
 
     def _end_batch(self) -> Tensor:
-        losses = self._loss_sum / self.micro_batches
+        losses = self.stage.take_losses(self.micro_batches)
         self._loss_history.append(losses)
         first = self.layers[0][0]
         self.report[first : first + len(self.layers)] = losses
@@ -213,7 +184,7 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
             self._count_step()
         self.agg_train_loss = losses.sum()
         if self.device.type == "cpu":
-            self._check_finite(losses)
+            self.stage.check_finite(losses)
         self._log()
         return self.agg_train_loss
 
@@ -221,17 +192,6 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
         self.global_steps += 1
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
-
-    def _check_finite(self, losses: Tensor) -> None:
-        if torch.isfinite(losses).all():
-            return
-        row, column = (int(i) for i in (~torch.isfinite(losses)).nonzero()[0])
-        index, layer = self.layers[row]
-        raise ALLayerError(
-            f"stage {self.stage_id}, {layer.label}: the {('associated', 'autoencoder')[column]} loss is "
-            f"{losses[row, column].item()} in batch {len(self._loss_history)}: lower the learning rate or set "
-            '"layer_gradient_clipping"'
-        )
 
     def _log(self) -> None:
         every = self.steps_per_print()
@@ -254,7 +214,7 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
             batch = self._next_batch()
         except StopIteration:
             raise ALDataError(
-                f"the data ran out after {self.trained_micro_batches} micro-batches: a batch takes "
+                f"the data ran out after {self.stage.trained_micro_batches} micro-batches: a batch takes "
                 f"{self.micro_batches}. Wrap the loader in deepspeed.utils.RepeatingLoader, or train fewer batches"
             ) from None
         self._wait_data += time.perf_counter() - start
@@ -267,16 +227,8 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
         self.report[: self.layers[0][0]] = report[: self.layers[0][0]]
 
     def _exec_forward_pass(self, buffer_id: int) -> None:
-        s, t = self._s, self._t
-        self._samples += t.shape[0]
-        for index, layer in self.layers:
-            t_in = t
-            with self._blame(layer, "forward"):
-                self._seed(index, part=0)
-                s_out, t_out = layer(s, t)
-            self._passes.append(_Pass(index, layer, s_out, t_out, t_in))
-            s, t = stop_gradient(s_out), stop_gradient(t_out)
-        self._s, self._t = s, t
+        self._samples += self._t.shape[0]
+        self._s, self._t = self.stage.forward(self._s, self._t)
 
     def _exec_send_activations(self, buffer_id: int) -> None:
         assert self.sender is not None
@@ -284,18 +236,9 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
         self.sender.send((*s, self._t, self.report))
 
     def _exec_backward_pass(self, buffer_id: int) -> None:
-        scale = self._steps_in_batch() / self.micro_batches
-        passes, self._passes = self._passes, []
-        for row, kept in enumerate(passes):
-            with self._blame(kept.layer, "local losses and backward"):
-                self._seed(kept.index, part=1)
-                losses = torch.stack(kept.layer.local_losses(kept.s_out, kept.t_out, kept.t_in))
-                torch.autograd.backward(losses, torch.full_like(losses, scale))
-            self._loss_sum[row] += losses.detach()
-            passes[row] = None  # type: ignore[call-overload]  # this layer's graph and activations go now
+        self.stage.backward(scale=(self.al.steps_per_batch or self.micro_batches) / self.micro_batches)
         if self.receiver is not None:
             self.receiver.release()
-        self.trained_micro_batches += 1
         self.micro_steps += 1
         self.global_samples += self.micro_batch_size
 
@@ -309,7 +252,7 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
     def _exec_barrier(self) -> None:
         dist.barrier(group=self.grid.get_pipe_parallel_group())
 
-    _INSTRUCTION_MAP: dict[Any, Callable[..., None]] = {
+    _INSTRUCTION_MAP: ClassVar[dict[Any, Callable[..., None]]] = {
         LoadMicroBatch: _exec_load_micro_batch,
         RecvActivation: _exec_recv_activations,
         ForwardPass: _exec_forward_pass,
@@ -318,25 +261,6 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
         OptimizerStep: _exec_optimizer_step,
         Barrier: _exec_barrier,
     }
-
-    def _steps_in_batch(self) -> int:
-        return self.al.steps_per_batch or self.micro_batches
-
-    def _seed(self, layer: int, *, part: int) -> None:
-        seed_layer(self.module.base_seed, layer=layer, step=self.trained_micro_batches, part=part)
-
-    @contextmanager
-    def _blame(self, layer: ALLayer, what: str) -> Iterator[None]:
-        """Names stage, layer and micro-batch in whatever a layer raises."""
-        try:
-            yield
-        except ALError as error:
-            raise type(error)(f"stage {self.stage_id}, micro-batch {self.trained_micro_batches}: {error}") from None
-        except Exception as error:
-            raise ALLayerError(
-                f"stage {self.stage_id}, {layer.label}, {what} of micro-batch {self.trained_micro_batches}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
 
     # ---- what users of a PipelineEngine call -------------------------------------------------------
 
@@ -349,8 +273,8 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
     def set_dataiterator(self, iterator: Iterator[Any] | None) -> None:
         """Reads micro-batches from this iterator from now on; on the first stage alone."""
         if self.is_first_stage():
-            self.training_dataloader = None
-            self.data_iterator = iterator
+            self.training_dataloader = None  # type: ignore[assignment]
+            self.data_iterator = iterator  # type: ignore[assignment]
 
     def set_train_batch_size(self, train_batch_size: int) -> None:
         """Changes the number of micro-batches per batch; must be called on every rank between batches.
@@ -375,7 +299,6 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
     def destroy(self) -> None:
         """Lets the last messages leave, and frees what DeepSpeed holds."""
         self.flush()
-        _OPEN.discard(self)
         super().destroy()
 
     def reset_activation_shape(self) -> None:
@@ -457,17 +380,36 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
         state = {**(client_state or {}), checkpoint.KEY: checkpoint.state(self)}
         return super().save_checkpoint(save_dir, tag, state, save_latest, exclude_frozen_parameters)
 
-    def load_checkpoint(self, load_dir: str, tag: str | None = None, **kwargs: Any) -> Any:
+    def load_checkpoint(
+        self,
+        load_dir: str,
+        tag: str | None = None,
+        load_module_strict: bool = True,
+        load_optimizer_states: bool = True,
+        load_lr_scheduler_states: bool = True,
+        load_module_only: bool = False,
+        custom_load_fn: Any = None,
+    ) -> tuple[str, dict[str, Any]]:
         """Loads what :meth:`save_checkpoint` saved by the same number of stages; training then goes on as if
-        it had never stopped, bit for bit. Arguments as DeepSpeed's.
+        it had never stopped, bit for bit. Every rank calls it. Arguments and result as DeepSpeed's.
 
         Raises:
-            ALCheckpointError: no checkpoint there, or one of another number of stages or layers.
+            ALCheckpointError: no checkpoint there, or one of another number of stages, network, optimizer, seed
+                or micro-batch size; raised on every rank, before anything is loaded.
         """
-        tag = checkpoint.find(load_dir, tag, stages=self.num_stages)
-        path, client_state = super().load_checkpoint(load_dir, tag, **kwargs)
-        module_only = kwargs.get("load_module_only", False)
-        checkpoint.restore(self, client_state.pop(checkpoint.KEY, None), module_only=module_only)
+        tag = checkpoint.find(self, load_dir, tag, weights_only=load_module_only, with_optimizer=load_optimizer_states)
+        path, client_state = super().load_checkpoint(
+            load_dir,
+            tag,
+            load_module_strict,
+            load_optimizer_states,
+            load_lr_scheduler_states,
+            load_module_only,
+            custom_load_fn,
+        )
+        saved = client_state.pop(checkpoint.KEY, None)
+        if not load_module_only:
+            checkpoint.restore(self, saved)
         return path, client_state
 
     # ---- measurements ------------------------------------------------------------------------------
@@ -494,12 +436,6 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
             messages_sent=self.sender.messages - self._messages_before if self.sender else 0,
             samples=self._samples,
         )
-
-    def gather(self, value: Any) -> list[Any]:
-        """Values of all stages, in their order; drains the pipeline. Every rank must call it."""
-        values: list[Any] = [None] * self.num_stages
-        dist.all_gather_object(values, value, group=self.grid.get_pipe_parallel_group())
-        return values
 
     def gather_losses(self) -> Tensor:
         """Local losses of all layers since the last call, ``(batches, N, 2)``; drains the pipeline.

@@ -2,7 +2,7 @@
 
 Inference ends on ``h_1``, whose home is the first stage. Instead of sending every code back there, the
 decoders travel: once per evaluation each stage gets the weights of all earlier ``h`` from its predecessor.
-They are small, so this costs one message per stage; codes would cost one per exit, stage and batch, and
+They are small, and this costs a few messages per stage; codes would cost one per exit, stage and batch, and
 would make stages wait for later ones. Each stage then scores its own exits by itself, and evaluation, too,
 only ever sends forward. At its end the counts of all stages are summed up.
 """
@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from deepspeed import comm as dist
 from torch import Tensor, nn
 
 from ds_al.errors import ALDataError
@@ -49,7 +48,7 @@ class Inference:
         engine = self.engine
         count = self._announce(_length(batches) if engine.is_first_stage() else 0)
         sums = torch.zeros(engine.module.num_layers, 3, dtype=torch.float64, device=engine.device)
-        for s, labels in self._forward(iter(batches or ()), count):
+        for s, labels in self._forward(self._mapped(iter(batches or ())), count):
             target = engine.intake.one_hot(labels)
             for index, scores in self._exits(s):
                 correct = (scores.argmax(dim=1) == labels).sum()
@@ -79,7 +78,7 @@ class Inference:
             raise NotImplementedError(f"reduction type {reduce_output} not supported.")
         engine = self.engine
         losses, all_scores = [], []
-        for s, labels in self._forward(data_iter, micro_batches):
+        for s, labels in self._forward(self._mapped(data_iter), micro_batches):
             for scores in (scores for index, scores in self._exits(s) if index == engine.module.num_layers - 1):
                 losses.append(engine.module.label_loss(scores, engine.intake.one_hot(labels)))
                 all_scores.append(scores)
@@ -97,8 +96,8 @@ class Inference:
         depth = engine.module.num_layers if exit is None else exit
         if not 1 <= depth <= engine.module.num_layers:
             raise ValueError(f"exit={exit}: expected 1..{engine.module.num_layers}, the number of layers that x passes")
-        size = (x[0] if isinstance(x, tuple) else x).shape[0] if engine.is_first_stage() else 0
-        batch = iter([(x, torch.zeros(size, dtype=torch.int64))])
+        head = x[0] if isinstance(x, tuple) else x
+        batch = iter([(x, torch.zeros(0 if head is None else len(head), dtype=torch.int64))])
         scores = None
         for s, _ in self._forward(batch, 1):
             scores = next((scores for index, scores in self._exits(s) if index == depth - 1), None)
@@ -124,13 +123,21 @@ class Inference:
             if self._receiver is not None:
                 self._receiver.release()
 
+    def _mapped(self, batches: Iterator[Any] | None) -> Iterator[Any] | None:
+        """Batches as the user's ``batch_fn`` makes them."""
+        batch_fn = self.engine.batch_fn
+        return batches if batches is None or batch_fn is None else map(batch_fn, batches)
+
     def _take(self, batches: Iterator[Any] | None) -> tuple[Activation, Tensor]:
         engine = self.engine
         if self._receiver is not None:
             *s, labels = self._receiver.receive()
             return (s[0] if len(s) == 1 else tuple(s)), labels
-        batch = next(batches) if batches is not None else None
-        x, labels = engine.intake.split(engine.batch_fn(batch) if engine.batch_fn else batch)
+        try:
+            batch = next(batches) if batches is not None else None
+        except StopIteration:
+            raise ALDataError("the data to evaluate ran out: pass as many micro-batches as are asked for") from None
+        x, labels = engine.intake.split(batch)
         parts = tuple(part.to(engine.device) for part in (x if isinstance(x, tuple) else (x,)))
         return (parts if isinstance(x, tuple) else parts[0]), labels.to(engine.device)
 
@@ -143,24 +150,31 @@ class Inference:
             yield index, decode(decoders, layer.bridge(outputs[k]))
 
     def _exchange_decoders(self) -> None:
-        """Brings the weights of all earlier ``h`` here, and sends them on with this stage's own."""
+        """Brings the weights of all earlier ``h`` here, and sends them on with this stage's own.
+
+        Each tensor is a message of its own, so that a network may have any number of layers.
+        """
         engine = self.engine
         if self._earlier is None:
             self._earlier = [decoder.to(engine.device) for decoder in engine.module.build_earlier_decoders()]
-        if self._receiver is not None:
+        for weight in _weights(self._earlier):
+            assert self._receiver is not None
             self._receiver.expect(1)
-            states = [value for decoder in self._earlier for value in decoder.state_dict().values()]
-            for mine, received in zip(states, self._receiver.receive(), strict=False):
-                mine.copy_(received)
+            weight.copy_(self._receiver.receive()[0])
             self._receiver.release()
         if self._sender is not None:
-            decoders = [*self._earlier, *(layer.h for _, layer in engine.layers)]
-            values = [value for decoder in decoders for value in decoder.state_dict().values()]
-            self._sender.send(tuple(values) or (torch.zeros(1, device=engine.device),))
+            for weight in _weights([*self._earlier, *(layer.h for _, layer in engine.layers)]):
+                self._sender.send((weight,))
 
     def _announce(self, count: int) -> int:
         """The first stage's count, on every rank."""
         return self.engine.gather(count)[0]
+
+
+def _weights(decoders: list[nn.Module]) -> Iterator[Tensor]:
+    """Weights and buffers of these decoders, one after the other."""
+    for decoder in decoders:
+        yield from decoder.state_dict().values()
 
 
 def _length(batches: Iterable[Any] | None) -> int:

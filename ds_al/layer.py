@@ -15,7 +15,7 @@ Shapes: ``B`` batch, ``K`` width of a target code, ``V`` classes. This file know
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,10 @@ def first(s: Activation) -> Tensor:
     return s if isinstance(s, Tensor) else s[0]
 
 
+@overload
+def stop_gradient(activation: Tensor) -> Tensor: ...
+@overload
+def stop_gradient(activation: Activation) -> Activation: ...
 def stop_gradient(activation: Activation) -> Activation:
     """Cuts the graph, and makes the values contiguous, so that a layer sees the same bits and the same
     strides whether its predecessor lives in this process or in another one."""

@@ -41,6 +41,7 @@ def resolve(loss: str | Loss) -> Loss:
     if callable(loss):
         return loss
     if loss not in LOSSES:
-        raise ALConfigError(f"unknown loss {loss!r}: use one of {sorted(LOSSES)}, or pass a callable "
-                            "(prediction, target) -> scalar")
+        raise ALConfigError(
+            f"unknown loss {loss!r}: use one of {sorted(LOSSES)}, or pass a callable (prediction, target) -> scalar"
+        )
     return LOSSES[loss]

@@ -67,6 +67,10 @@ class ALPipelineModule(PipelineModule):
         for index, layer in self.local_layers:
             layer.name = layer.name or f"{index} ({type(layer.f).__name__})"
 
+    def _set_bounds(self, start: int | None = None, stop: int | None = None) -> None:
+        """DeepSpeed's balanced partition counts in numpy's integers, which no seed can be made of."""
+        super()._set_bounds(None if start is None else int(start), None if stop is None else int(stop))
+
     @property
     def local_layers(self) -> list[tuple[int, ALLayer]]:
         """``(index in the network, layer)`` of this stage's layers, in order."""
@@ -86,11 +90,12 @@ class ALPipelineModule(PipelineModule):
     def label_loss(self, scores: Tensor, target: Tensor) -> Tensor:
         """``D_E`` of the first layer: how far label scores ``(B, V)`` are from one-hot labels ``(B, V)``."""
         spec = self._layer_specs[0]
-        layer = self.forward_funcs[0] if self._local_start == 0 else None
-        if layer is None:
-            layer = spec if isinstance(spec, ALLayer) else ALLayer(
-                *(nn.Identity() for _ in range(4)), **spec.module_kwargs
-            )
+        if self._local_start == 0:
+            layer = self.forward_funcs[0]
+        elif isinstance(spec, ALLayerSpec):
+            layer = ALLayer(*(nn.Identity() for _ in "fbgh"), **spec.module_kwargs)
+        else:
+            layer = spec if isinstance(spec, ALLayer) else spec.build()
         return layer.autoencoder_loss(scores, target)
 
     def forward(self, x: Activation, exit: int | None = None) -> Tensor:

@@ -44,11 +44,11 @@ class LocalOptimizer(torch.optim.Optimizer):
         self.clip = clip
         self.associated = _make(associated, layers, "associated", ALLayer.associated_parameters)
         self.autoencoder = _make(autoencoder, layers, "autoencoder", ALLayer.autoencoder_parameters)
-        self._parts = {"associated": self.associated, "autoencoder": self.autoencoder}
+        self.parts = {"associated": self.associated, "autoencoder": self.autoencoder}
         self._link()
 
     def _link(self) -> None:
-        parts = [part for part in self._parts.values() if part is not None]
+        parts = [part for part in self.parts.values() if part is not None]
         self.param_groups: ParamGroups = list(chain.from_iterable(part.param_groups for part in parts))
         state: defaultdict[Tensor, Any] = defaultdict(dict)
         for part in parts:
@@ -61,7 +61,7 @@ class LocalOptimizer(torch.optim.Optimizer):
         if self.clip > 0:
             for group in self.param_groups:
                 nn.utils.clip_grad_norm_(group["params"], self.clip)
-        for part in self._parts.values():
+        for part in self.parts.values():
             if part is not None:
                 part.step()
 
@@ -76,7 +76,7 @@ class LocalOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
         """The state of both instances, by name."""
-        return {name: part and _own_state(part) for name, part in self._parts.items()}
+        return {name: part and _own_state(part) for name, part in self.parts.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
         """Restores what :meth:`state_dict` gave.
@@ -84,13 +84,13 @@ class LocalOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: the groups differ from those of this stage.
         """
-        for name, part in self._parts.items():
+        for name, part in self.parts.items():
             if part is not None:
                 part.load_state_dict(state_dict[name])
         self._link()
 
     def __repr__(self) -> str:
-        names = {name: type(part).__name__ for name, part in self._parts.items()}
+        names = {name: type(part).__name__ for name, part in self.parts.items()}
         return f"{type(self).__name__}({names}, layers={len(self.param_groups)} groups, clip={self.clip})"
 
 

@@ -15,8 +15,10 @@ waiting and reuse are ordered on the device's stream and never block the host).
 
 from __future__ import annotations
 
+import atexit
 import math
 import time
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,8 +138,18 @@ class _Channel:
         )
 
 
+_SENDERS: weakref.WeakSet[Sender] = weakref.WeakSet()
+
+
+@atexit.register
+def _flush_all() -> None:
+    """A stage may be ahead of its successor when its script ends; its last messages must still leave."""
+    for sender in list(_SENDERS):
+        sender.flush()
+
+
 class Sender(_Channel):
-    """The sending end.
+    """The sending end. What is on its way when the process ends still leaves.
 
     Args:
         peer: global rank of the next stage.
@@ -154,6 +166,7 @@ class Sender(_Channel):
         self.queue_depth = queue_depth
         self._slots: list[_Slot | None] = [None] * queue_depth
         self._headers: list[Any] = [None] * queue_depth
+        _SENDERS.add(self)
 
     def send(self, message: tuple[Tensor, ...]) -> None:
         """Copies a message into a free slot and sends it on; waits only if no slot is free.

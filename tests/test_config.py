@@ -26,20 +26,24 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"flops_profiler": {"enabled": True}}, '"flops_profiler"'),
     ({"curriculum_learning": {"enabled": True}}, '"curriculum_learning"'),
     ({"compile": {"deepcompile": True}}, '"compile"'),
-    ({"optimiser": {}}, '"optimiser" is not a key.*did you mean \'optimizer\''),
+    ({"optimiser": {}}, "\"optimiser\" is not a key.*did you mean 'optimizer'"),
     ({"something": 1}, '"something" is not a key'),
     ({BLOCK: {"steps_per_batch": 3}}, "steps_per_batch.*got 3.*does not divide.*= 4"),
 ]
 
 
-@pytest.mark.parametrize(("extra", "message"), REFUSED, ids=[next(iter(extra)) + str(i) for i, (extra, _) in enumerate(REFUSED)])
+@pytest.mark.parametrize(
+    ("extra", "message"), REFUSED, ids=[next(iter(extra)) + str(i) for i, (extra, _) in enumerate(REFUSED)]
+)
 def test_what_cannot_be_honoured_is_refused_by_name(extra: dict[str, Any], message: str) -> None:
     config = {**BASE, **extra}
     with pytest.raises(ALConfigError, match=re.compile(message, re.DOTALL)):
         honour(config, al_config(config))
 
 
-@pytest.mark.parametrize("off", [{"fp16": {"enabled": False}}, {"zero_optimization": {"stage": 0}}, {"gradient_clipping": 0.0}])
+@pytest.mark.parametrize(
+    "off", [{"fp16": {"enabled": False}}, {"zero_optimization": {"stage": 0}}, {"gradient_clipping": 0.0}]
+)
 def test_what_is_turned_off_passes(off: dict[str, Any]) -> None:
     assert honour({**BASE, **off}, ALConfig())["gradient_clipping"] == 0.0
 
@@ -103,7 +107,9 @@ def test_a_missing_experiment_block_is_named() -> None:
         experiment_config(BASE)
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "ds_configs").glob("*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "ds_configs").glob("*.json")), ids=lambda p: p.stem
+)
 def test_the_configs_in_the_repository_are_valid(path: Path) -> None:
     config = read(path)
     experiment = experiment_config(config)

@@ -72,9 +72,7 @@ def test_another_package_that_is_missing_or_out_of_range_only_limits(
 ) -> None:
     original = doctor.installed_version
     monkeypatch.setattr(doctor, "supported_ranges", lambda: {"datasets": SpecifierSet(">=3,<6")})
-    monkeypatch.setattr(
-        doctor, "installed_version", lambda name: installed if name == "datasets" else original(name)
-    )
+    monkeypatch.setattr(doctor, "installed_version", lambda name: installed if name == "datasets" else original(name))
     rows = doctor.software()
     assert by_item(rows)["datasets"].status == "limited"
     assert "install datasets" in by_item(rows)["datasets"].remark

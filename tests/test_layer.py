@@ -189,7 +189,7 @@ def test_a_wrong_return_type_names_layer_and_function(value: object) -> None:
 
 
 def test_an_unknown_loss_names_the_known_ones() -> None:
-    with pytest.raises(ALConfigError, match="unknown loss 'hinge'.*cross_entropy.*mse"):
+    with pytest.raises(ALConfigError, match=r"unknown loss 'hinge'.*cross_entropy.*mse"):
         linear_layer(associated_loss="hinge")
 
 

@@ -34,7 +34,8 @@ class DataConfig(StrictModel):
         default=0.1, gt=0, lt=1, description="Share of the training images cut off for validation."
     )
     augment: Literal["none", "flip", "crop_and_flip"] = Field(
-        default="none", description="Random changes of the training images: mirrored, or shifted by up to 2 pixels, too."
+        default="none",
+        description="Random changes of the training images: mirrored, or shifted by up to 2 pixels, too.",
     )
     eval_batch_size: int = Field(default=250, ge=1, description="Samples per batch of an evaluation.")
 

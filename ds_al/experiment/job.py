@@ -29,7 +29,6 @@ from ds_al.experiment.record import Record
 from ds_al.models import build_al, build_twin
 from ds_al.trace import ActivationMeter
 
-
 AUGMENTATIONS: dict[str, Augment | None] = {
     "none": None,
     "flip": partial(crop_and_flip, pad=0),

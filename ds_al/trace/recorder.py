@@ -1,12 +1,13 @@
-"""Records the instructions that an engine executes, for AL and for back-propagation alike."""
+"""Records what an engine executes, and brings it together: for AL and for back-propagation alike."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from deepspeed import comm as dist
 from deepspeed.runtime.pipe.schedule import PipeInstruction, PipeSchedule
 
 
@@ -41,7 +42,9 @@ class RecordedSchedule:
     """Mix-in for a ``PipelineEngine``: executes schedules, and records them while :attr:`recorder` is set."""
 
     recorder: Recorder | None = None
-    _INSTRUCTION_MAP: dict[type[PipeInstruction], Any]
+    num_stages: int
+    grid: Any
+    _INSTRUCTION_MAP: ClassVar[dict[Any, Any]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.instruction_seconds: defaultdict[str, float] = defaultdict(float)
@@ -60,3 +63,9 @@ class RecordedSchedule:
                 seconds[type(instruction).__name__] += end - start
                 if recorder is not None:
                     recorder.add(instruction, start, end)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Values of all stages, in their order; so it drains the pipeline. Every rank must call it."""
+        values: list[Any] = [None] * self.num_stages
+        dist.all_gather_object(values, value, group=self.grid.get_pipe_parallel_group())
+        return values

@@ -85,13 +85,15 @@ CASES: dict[str, tuple[Callable[[], Any], str, str]] = {
     "NaN in an input": (lambda: spoiled(with_nan), "ALDataError", "1 values of an input are NaN"),
     "no pair": (lambda: spoiled(lambda x, y: x), "ALDataError", r"expected \(x, labels\)"),
     "no data": (lambda: train(None), "ALDataError", "no data: pass an iterator"),
-    "iterator ends": (lambda: train(iter(NETWORKS["mlp"].batches(5))), "ALDataError", "the data ran out after 5 micro-batches"),
+    "iterator ends": (
+        lambda: train(iter(NETWORKS["mlp"].batches(5))), "ALDataError", "the data ran out after 5 micro-batches"),
     "shape changes": (
         lambda: spoiled(lambda x, y: (x[:, :6], y)), "ALDataError", "shape of micro-batches changed.*dynamic_shape"),
     "smaller micro-batch": (
         lambda: spoiled(lambda x, y: (x[:5], y[:5])), "ALDataError", "shape of micro-batches changed"),
     "wrong micro-batch size": (
-        lambda: train((x[:5], y[:5]) for x, y in endless()), "ALDataError", "got a micro-batch of 5 samples: expected 8"),
+        lambda: train((x[:5], y[:5]) for x, y in endless()), "ALDataError",
+        "got a micro-batch of 5 samples: expected 8"),
     "empty data set": (
         lambda: initialize(engine_config(), training_data=torch.utils.data.TensorDataset(torch.zeros(0, 12))),
         "ALDataError", "empty data set"),
@@ -121,7 +123,6 @@ CASES: dict[str, tuple[Callable[[], Any], str, str]] = {
 def bad(name: str) -> None:
     """Worker: one case, alone in its world."""
     CASES[name][0]()
-
 
 
 @pytest.mark.parametrize("name", list(CASES))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import TensorDataset
 
 import ds_al
@@ -81,9 +82,7 @@ def whole_and_resumed(network: str, folder: str, config: dict[str, Any]) -> dict
         ("lstm", 3, {"steps_per_batch": 2}),
     ],
 )
-def test_a_resumed_run_equals_the_whole_one(
-    tmp_path: Path, network: str, stages: int, config: dict[str, Any]
-) -> None:
+def test_a_resumed_run_equals_the_whole_one(tmp_path: Path, network: str, stages: int, config: dict[str, Any]) -> None:
     ranks = run_ranks(f"{__name__}:whole_and_resumed", stages, network=network, folder=str(tmp_path), config=config)
     for one, two in (("at_save", "loaded"), ("whole", "resumed")):
         assert different(merge([r[one]["state"] for r in ranks]), merge([r[two]["state"] for r in ranks])) == []
@@ -94,7 +93,8 @@ def test_a_resumed_run_equals_the_whole_one(
             }
     assert different(merge([r["at_save"]["state"] for r in ranks]), merge([r["whole"]["state"] for r in ranks]))
     for rank in ranks:
-        assert rank["client_state"] == {"note": "mine"}
+        assert rank["client_state"]["note"] == "mine"
+        assert "ds_al" not in rank["client_state"]
         assert str(tmp_path / "half") in rank["path"]
         assert rank["whole"]["global_steps"] == 2 * BATCHES * (4 if config.get("count") == "step" else 1)
         assert rank["whole"]["global_samples"] == 2 * BATCHES * 4 * 8
@@ -122,6 +122,9 @@ def wrong_loads(folder: str) -> dict[str, str]:
         "other seed": ds_al.ALPipelineModule(mlp_layers(), num_classes=4, base_seed=8),
     }
     messages = {}
+    sgd = make_engine("mlp", optimizer="SGD", params={"lr": 0.1})
+    messages["other optimizer"] = refused(lambda: sgd.load_checkpoint(folder))
+    messages["new optimizer"] = refused(lambda: sgd.load_checkpoint(folder, load_optimizer_states=False))
     for name, module in modules.items():
         other, *_ = ds_al.initialize(model=module, config=engine_config())
         messages[name] = refused(lambda other=other: other.load_checkpoint(folder))
@@ -134,8 +137,7 @@ def wrong_loads(folder: str) -> dict[str, str]:
 
 
 def wide_layer() -> ds_al.ALLayerSpec:
-    from torch import nn
-
+    """A last layer of another width."""
     return ds_al.ALLayerSpec(
         f=lambda: nn.Linear(16, 9), b=lambda: nn.Linear(9, 6), g=lambda: nn.Linear(6, 6), h=lambda: nn.Linear(6, 6)
     )
@@ -152,11 +154,13 @@ def test_a_checkpoint_that_does_not_fit_is_named(tmp_path: Path) -> None:
     for messages in ranks:
         assert "4 AL layers, this network 3" in messages["fewer layers"]
         assert "base_seed=7, this job 8" in messages["other seed"]
+        assert "state of AdamW and AdamW, this job trains with SGD and SGD" in messages["other optimizer"]
+        assert messages["new optimizer"] == "loaded"
         assert messages["other seed, weights alone"] == "loaded"
         assert messages["weights are the saved ones"] == "True"
         assert "no checkpoint in" in messages["no folder"] and "nothing" in messages["no folder"]
         assert "no checkpoint in" in messages["no tag"] and "other" in messages["no tag"]
     # Every rank finds out, the one whose layers would fit as well: none is left behind alone.
-    assert all("AL layer 3" in messages["other widths"] for messages in ranks), [m["other widths"] for m in ranks]
+    assert all("stage 1" in messages["other widths"] and "AL layer 3" in messages["other widths"] for messages in ranks), [m["other widths"] for m in ranks]
     (message,) = run_ranks(f"{__name__}:load_alone", 1, folder=str(tmp_path))
     assert "saved by 2 stages, this job has 1: start 2 processes" in message

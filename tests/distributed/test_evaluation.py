@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ds_al.layer import ALLayer, predict
 from ds_al.launch import run_ranks
+from ds_al.layer import ALLayer, predict
 from tests import reference
 from tests.distributed.engines import MICRO_BATCHES, SEED, different, engine_state, make_engine, merge
 from tests.networks import NETWORKS, tokens

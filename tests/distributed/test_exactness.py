@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import ds_al
-from ds_al import engine as engine_module
+from ds_al import stage as stage_module
 from ds_al.launch import run_ranks
 from tests import reference
 from tests.networks import NETWORKS
@@ -38,7 +38,7 @@ FULL = [{"method": method, "queue_depth": depth} for method, depth in itertools.
 def trained(network: str, cases: list[dict[str, Any]], break_it: bool = False) -> list[State]:
     """Worker: trains with the engine, case after case; weights, buffers and optimizer state by layer and name."""
     if break_it:  # random numbers that depend on where a layer lives
-        engine_module.seed_layer = lambda *args, **kwargs: None
+        stage_module.seed_layer = lambda *args, **kwargs: None
     results = []
     for case in cases:
         block = dict(case)
@@ -85,10 +85,10 @@ def expected(network: str, case: dict[str, Any]) -> State:
 def _state(layers: Any, optimizer_state: Any) -> State:
     state: State = {}
     for index, layer in layers:
-        state |= {f"{index}.{name}": value.clone() for name, value in layer.state_dict().items()}
+        state |= {f"{index}.{name}": value.cpu().clone() for name, value in layer.state_dict().items()}
         for name, parameter in layer.named_parameters():
             for key, value in optimizer_state(index, parameter).items():
-                state[f"{index}.{name}/{key}"] = torch.as_tensor(value).clone()
+                state[f"{index}.{name}/{key}"] = torch.as_tensor(value).cpu().clone()
     return state
 
 
@@ -125,3 +125,16 @@ def test_the_oracle_can_fail() -> None:
     """Without a seed per layer the dropout masks depend on the partition, and the oracle sees it."""
     (names,) = differences("mlp", 2, [{"method": "streaming"}], break_it=True)
     assert names
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL needs a GPU for each of two stages")
+@pytest.mark.parametrize("network", list(NETWORKS))
+def test_two_gpus_leave_the_bits_of_one(network: str) -> None:
+    cases = [{"method": "streaming", "queue_depth": depth} for depth in (1, 2)]
+    options: dict[str, Any] = {"network": network, "cases": cases, "env": {"DS_ACCELERATOR": "cuda"}}
+    (alone,) = run_ranks(f"{__name__}:trained", 1, **options)
+    ranks = run_ranks(f"{__name__}:trained", 2, **options)
+    for number, case in enumerate(cases):
+        together = {name: value for rank in ranks for name, value in rank[number].items()}
+        assert [name for name, value in alone[number].items() if not torch.equal(value, together[name])] == [], case

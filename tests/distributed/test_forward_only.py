@@ -30,7 +30,9 @@ def probed(method: str, options: dict[str, Any]) -> list[tuple[str, int | None]]
 
     def watch(name: str, original: Any) -> Any:
         def watched(*args: Any, **kwargs: Any) -> Any:
-            calls.append((name, kwargs.get(TO_PEER[name], args[1] if len(args) > 1 else None) if name in TO_PEER else None))
+            calls.append(
+                (name, kwargs.get(TO_PEER[name], args[1] if len(args) > 1 else None) if name in TO_PEER else None)
+            )
             return original(*args, **kwargs)
 
         return watched

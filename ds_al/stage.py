@@ -1,0 +1,119 @@
+"""What one stage computes: its layers' forwards, their local losses, and their local backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ds_al.errors import ALError, ALLayerError
+from ds_al.layer import Activation, ALLayer, seed_layer, stop_gradient
+
+
+@dataclass
+class _Pass:
+    """What one layer keeps between its forward and its local backward."""
+
+    index: int
+    layer: ALLayer
+    s_out: Activation
+    t_out: Tensor
+    t_in: Tensor
+
+
+class LocalStage:
+    """The AL layers of one stage, as one unit that knows neither neighbours nor schedule.
+
+    Args:
+        layers: ``(index in the network, layer)``, in order.
+        stage_id: number of the stage, for errors.
+        base_seed: with layer, micro-batch and part of it, fixes all random draws of a layer.
+        device: where the losses are summed up.
+    """
+
+    def __init__(
+        self, layers: Sequence[tuple[int, ALLayer]], *, stage_id: int, base_seed: int, device: torch.device
+    ) -> None:
+        self.layers = layers
+        self.stage_id = stage_id
+        self.base_seed = base_seed
+        self.trained_micro_batches = 0
+        """Micro-batches whose backward is done; numbers the random draws of the layers."""
+        self._passes: list[_Pass] = []
+        self._loss_sum = torch.zeros(len(layers), 2, device=device)
+
+    def forward(self, s: Activation, t: Tensor) -> tuple[Activation, Tensor]:
+        """Runs f and g of every layer and keeps what the backward needs.
+
+        Returns:
+            ``(s, t)`` of the last layer, without graph: what the next stage gets.
+
+        Raises:
+            ALLayerError: a layer raised, or returned something that cannot travel.
+        """
+        for index, layer in self.layers:
+            t_in = t
+            with self._blame(layer, "forward"):
+                self._seed(index, part=0)
+                s_out, t_out = layer(s, t)
+            self._passes.append(_Pass(index, layer, s_out, t_out, t_in))
+            s, t = stop_gradient(s_out), stop_gradient(t_out)
+        return s, t
+
+    def backward(self, *, scale: float) -> None:
+        """Computes both losses of every layer and adds ``scale`` times their gradients; drops what was kept.
+
+        Raises:
+            ALLayerError: a layer raised.
+        """
+        passes, self._passes = self._passes, []
+        for row, kept in enumerate(passes):
+            with self._blame(kept.layer, "local losses and backward"):
+                self._seed(kept.index, part=1)
+                losses = torch.stack(kept.layer.local_losses(kept.s_out, kept.t_out, kept.t_in))
+                if losses.requires_grad:
+                    torch.autograd.backward(losses, torch.full_like(losses, scale))
+            self._loss_sum[row] += losses.detach()
+            passes[row] = None  # type: ignore[call-overload]  # this layer's graph and activations go now
+        self.trained_micro_batches += 1
+
+    def take_losses(self, micro_batches: int) -> Tensor:
+        """Means ``(layers, 2)`` of ``(A_i, E_i)`` over the micro-batches since the last call."""
+        losses = self._loss_sum / micro_batches
+        self._loss_sum.zero_()
+        return losses
+
+    def check_finite(self, losses: Tensor) -> None:
+        """Looks at the means of a batch.
+
+        Raises:
+            ALLayerError: one of them is NaN or infinite.
+        """
+        if torch.isfinite(losses).all():
+            return
+        row, column = (int(i) for i in (~torch.isfinite(losses)).nonzero()[0])
+        _, layer = self.layers[row]
+        raise ALLayerError(
+            f"stage {self.stage_id}, {layer.label}: the {('associated', 'autoencoder')[column]} loss is "
+            f"{losses[row, column].item()} up to micro-batch {self.trained_micro_batches}: lower the learning rate or "
+            'set "layer_gradient_clipping"'
+        )
+
+    def _seed(self, layer: int, *, part: int) -> None:
+        seed_layer(self.base_seed, layer=layer, step=self.trained_micro_batches, part=part)
+
+    @contextmanager
+    def _blame(self, layer: ALLayer, what: str) -> Iterator[None]:
+        """Names stage, layer and micro-batch in whatever a layer raises."""
+        try:
+            yield
+        except ALError as error:
+            raise type(error)(f"stage {self.stage_id}, micro-batch {self.trained_micro_batches}: {error}") from None
+        except Exception as error:
+            raise ALLayerError(
+                f"stage {self.stage_id}, {layer.label}, {what} of micro-batch {self.trained_micro_batches}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
