@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
 
 import torch
 from deepspeed import comm as dist
 from deepspeed.runtime.pipe.engine import PipelineEngine
-from deepspeed.runtime.pipe.schedule import PipeSchedule
+from deepspeed.runtime.pipe.schedule import BackwardPass, ForwardPass, PipeSchedule
 
 from ds_al.schedule import BACKPROP_SCHEDULES
 from ds_al.trace import RecordedSchedule, StageStats
 
 
 class BackpropPipelineEngine(RecordedSchedule, PipelineEngine):
-    """Trains a plain ``PipelineModule`` by back-propagation; every instruction is DeepSpeed's own.
+    """Trains a plain ``PipelineModule`` by back-propagation, with DeepSpeed's own instructions.
 
     Args:
         method: ``"bp_1f1b"`` (DeepSpeed's ``TrainSchedule``), ``"bp_gpipe"`` or ``"bp_naive"``.
@@ -26,6 +26,7 @@ class BackpropPipelineEngine(RecordedSchedule, PipelineEngine):
         self.method = method
         self._wall = 0.0
         self._samples = 0
+        self._losses: dict[int, torch.Tensor] = {}
         super().__init__(*args, **kwargs)
 
     def train_batch(self, data_iter: Any = None) -> torch.Tensor:
@@ -38,6 +39,24 @@ class BackpropPipelineEngine(RecordedSchedule, PipelineEngine):
 
     def _train_schedule(self) -> PipeSchedule:
         return BACKPROP_SCHEDULES[self.method](self.micro_batches, self.num_stages, self.stage_id)
+
+    def _exec_forward_pass(self, buffer_id: int) -> None:
+        super()._exec_forward_pass(buffer_id)
+        if self.is_last_stage() and torch.is_grad_enabled():
+            self._losses[buffer_id] = self.loss
+
+    def _exec_backward_pass(self, buffer_id: int) -> None:
+        """DeepSpeed's last stage keeps the latest loss alone; with ``bp_gpipe`` others wait for their backward."""
+        if self.is_last_stage():
+            self.loss = self._losses.pop(buffer_id)
+        super()._exec_backward_pass(buffer_id)
+        self.loss = None  # type: ignore[assignment]  # or the last graph would live on
+
+    _INSTRUCTION_MAP: ClassVar[dict[Any, Callable[..., None]]] = {
+        **PipelineEngine._INSTRUCTION_MAP,
+        ForwardPass: _exec_forward_pass,
+        BackwardPass: _exec_backward_pass,
+    }
 
     def evaluate(self, batches: Iterable[Any]) -> dict[str, Any]:
         """Accuracy and loss over a data set; every rank calls it with the same batches, of any size.

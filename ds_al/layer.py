@@ -181,4 +181,7 @@ def seed_layer(base_seed: int, *, layer: int, step: int, part: int) -> None:
     z = (z + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    torch.manual_seed((z ^ (z >> 31)) & 0xFFFFFFFF)
+    seed = (z ^ (z >> 31)) & 0xFFFFFFFF
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would ask every kind of device, each time
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)

@@ -43,6 +43,7 @@ class LocalStage:
         self.trained_micro_batches = 0
         """Micro-batches whose backward is done; numbers the random draws of the layers."""
         self._passes: list[_Pass] = []
+        self._gradient: tuple[float, Tensor] | None = None
         self._loss_sum = torch.zeros(len(layers), 2, device=device)
 
     def forward(self, s: Activation, t: Tensor) -> tuple[Activation, Tensor]:
@@ -73,12 +74,19 @@ class LocalStage:
         for row, kept in enumerate(passes):
             with self._blame(kept.layer, "local losses and backward"):
                 self._seed(kept.index, part=1)
-                losses = torch.stack(kept.layer.local_losses(kept.s_out, kept.t_out, kept.t_in))
-                if losses.requires_grad:
-                    torch.autograd.backward(losses, torch.full_like(losses, scale))
-            self._loss_sum[row] += losses.detach()
+                losses = kept.layer.local_losses(kept.s_out, kept.t_out, kept.t_in)
+                learning = [loss for loss in losses if loss.requires_grad]
+                if learning:
+                    torch.autograd.backward(learning, [self._scale(scale)] * len(learning))
+            self._loss_sum[row] += torch.stack(tuple(losses)).detach()
             passes[row] = None  # type: ignore[call-overload]  # this layer's graph and activations go now
         self.trained_micro_batches += 1
+
+    def _scale(self, scale: float) -> Tensor:
+        """The gradient of each loss, made once."""
+        if self._gradient is None or self._gradient[0] != scale:
+            self._gradient = scale, torch.tensor(scale, device=self._loss_sum.device)
+        return self._gradient[1]
 
     def take_losses(self, micro_batches: int) -> Tensor:
         """Means ``(layers, 2)`` of ``(A_i, E_i)`` over the micro-batches since the last call."""

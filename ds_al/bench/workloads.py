@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from deepspeed.pipe import LayerSpec, PipelineModule
-from deepspeed.runtime.pipe.schedule import BackwardPass, ForwardPass
 from torch import Tensor, nn
 
 import ds_al
@@ -111,23 +110,4 @@ def _engine(method: str, block: Callable[[], LayerSpec], *, stages: int, width: 
         BLOCK: {"method": method},
     }
     engine, *_ = ds_al.initialize(model=model, config=config)
-    if method == "bp_gpipe":
-        _keep_losses(engine)
     return engine
-
-
-def _keep_losses(engine: Any) -> None:
-    """Keeps each micro-batch's loss until its backward. DeepSpeed's last stage keeps the latest one only."""
-    losses: dict[int, Tensor] = {}
-    handlers = engine._INSTRUCTION_MAP
-
-    def forward(engine: Any, buffer_id: int) -> None:
-        handlers[ForwardPass](engine, buffer_id)
-        losses[buffer_id] = engine.loss
-
-    def backward(engine: Any, buffer_id: int) -> None:
-        engine.loss = losses.pop(buffer_id)
-        handlers[BackwardPass](engine, buffer_id)
-        engine.loss = None  # else the last graph would live on through the next batch's forwards
-
-    engine._INSTRUCTION_MAP = {**handlers, ForwardPass: forward, BackwardPass: backward}

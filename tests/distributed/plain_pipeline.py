@@ -43,7 +43,12 @@ def main() -> None:
     assert deepspeed.initialize is found["initialize"]
 
     deepspeed.init_distributed()
-    layers = [LayerSpec(nn.Linear, 12, 16), LayerSpec(nn.Tanh), LayerSpec(nn.Linear, 16, 16), LayerSpec(nn.Linear, 16, 4)]
+    layers = [
+        LayerSpec(nn.Linear, 12, 16),
+        LayerSpec(nn.Tanh),
+        LayerSpec(nn.Linear, 16, 16),
+        LayerSpec(nn.Linear, 16, 4),
+    ]
     module = PipelineModule(
         layers,
         num_stages=2,

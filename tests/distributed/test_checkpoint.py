@@ -161,6 +161,7 @@ def test_a_checkpoint_that_does_not_fit_is_named(tmp_path: Path) -> None:
         assert "no checkpoint in" in messages["no folder"] and "nothing" in messages["no folder"]
         assert "no checkpoint in" in messages["no tag"] and "other" in messages["no tag"]
     # Every rank finds out, the one whose layers would fit as well: none is left behind alone.
-    assert all("stage 1" in messages["other widths"] and "AL layer 3" in messages["other widths"] for messages in ranks), [m["other widths"] for m in ranks]
+    widths = [messages["other widths"] for messages in ranks]
+    assert all("stage 1" in message and "AL layer 3" in message for message in widths), widths
     (message,) = run_ranks(f"{__name__}:load_alone", 1, folder=str(tmp_path))
     assert "saved by 2 stages, this job has 1: start 2 processes" in message

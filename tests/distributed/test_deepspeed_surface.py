@@ -19,7 +19,16 @@ from torch.utils.data import TensorDataset
 import ds_al
 from ds_al.launch import free_port, rank_environment, run_ranks
 from tests import reference
-from tests.distributed.engines import MICRO_BATCHES, SEED, State, different, engine_config, engine_state, make_engine, merge
+from tests.distributed.engines import (
+    MICRO_BATCHES,
+    SEED,
+    State,
+    different,
+    engine_config,
+    engine_state,
+    make_engine,
+    merge,
+)
 from tests.networks import NETWORKS, tokens
 
 pytestmark = pytest.mark.distributed
@@ -94,9 +103,7 @@ def surface() -> dict[str, Any]:
 def shorter(count: int) -> list[tuple[Tensor, Tensor]]:
     """Micro-batches of sequences of another length."""
     generator = torch.Generator().manual_seed(8)
-    return [
-        (tokens(generator, 8, length=5), torch.randint(4, (8,), generator=generator)) for _ in range(count)
-    ]
+    return [(tokens(generator, 8, length=5), torch.randint(4, (8,), generator=generator)) for _ in range(count)]
 
 
 def test_what_users_of_a_pipeline_engine_do() -> None:
@@ -265,8 +272,20 @@ def backprop(methods: list[str]) -> list[dict[str, Any]]:
     deepspeed.init_distributed()
     results = []
     for method in methods:
-        layers = [LayerSpec(nn.Linear, 12, 16), LayerSpec(nn.Tanh), LayerSpec(nn.Linear, 16, 16), LayerSpec(nn.Linear, 16, 4)]
-        module = PipelineModule(layers, num_stages=2, loss_fn=nn.CrossEntropyLoss(), seed_layers=True, base_seed=3, partition_method="uniform")
+        layers = [
+            LayerSpec(nn.Linear, 12, 16),
+            LayerSpec(nn.Tanh),
+            LayerSpec(nn.Linear, 16, 16),
+            LayerSpec(nn.Linear, 16, 4),
+        ]
+        module = PipelineModule(
+            layers,
+            num_stages=2,
+            loss_fn=nn.CrossEntropyLoss(),
+            seed_layers=True,
+            base_seed=3,
+            partition_method="uniform",
+        )
         config = engine_config(method=method) if method else engine_config()
         if not method:
             del config["associated_learning"]
