@@ -10,10 +10,17 @@ from hypothesis import strategies as st
 from ds_al.errors import ALTransportError
 from ds_al.transport import Layout
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool]
-TENSORS = st.lists(
-    st.tuples(st.lists(st.integers(0, 5), max_size=4), st.sampled_from(DTYPES)), min_size=1, max_size=8
-)
+DTYPES = [
+    torch.float32,
+    torch.float64,
+    torch.bfloat16,
+    torch.float16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+]
+TENSORS = st.lists(st.tuples(st.lists(st.integers(0, 5), max_size=4), st.sampled_from(DTYPES)), min_size=1, max_size=8)
 
 
 def tensors(kinds: list[tuple[list[int], torch.dtype]]) -> tuple[torch.Tensor, ...]:

@@ -31,6 +31,7 @@ COVERING = [
     {"method": "streaming", "queue_depth": 2, "optimizer": "momentum"},
     *({"method": method, "steps_per_batch": steps} for method, steps in zip(METHODS, (1, 2, 2, 1), strict=True)),
     {"method": "streaming", "layer_gradient_clipping": 0.05},
+    {"method": "streaming", "autoencoder_optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}}},
 ]
 FULL = [{"method": method, "queue_depth": depth} for method, depth in itertools.product(METHODS, (1, 2, 4))]
 
@@ -66,11 +67,14 @@ def expected(network: str, case: dict[str, Any]) -> State:
     layers = net.build(SEED)
     kind, params = OPTIMIZERS[case.get("optimizer", "adamw")]
     params = {key: value for key, value in params.items() if key != "torch_adam"}
+    own = case.get("autoencoder_optimizer", {"type": kind, "params": params})
+    kind_g, params_g = own["type"], own["params"]
     optimizers = reference.train(
         layers,
         net.batches(STEPS),
         num_classes=net.classes,
         make_optimizer=lambda parameters: getattr(torch.optim, kind)(parameters, **params),
+        make_autoencoder_optimizer=lambda parameters: getattr(torch.optim, kind_g)(parameters, **params_g),
         base_seed=SEED,
         accumulate=MICRO_BATCHES // case.get("steps_per_batch", MICRO_BATCHES),
         clip=case.get("layer_gradient_clipping", 0.0),
