@@ -16,6 +16,7 @@ from typing import Any, cast
 import deepspeed
 from deepspeed import comm as dist
 from deepspeed.pipe import PipelineModule
+from deepspeed.runtime.utils import set_random_seed
 from torch import nn
 
 import ds_al
@@ -157,6 +158,7 @@ class Job:
             num_stages=self.world,
             loss_fn=nn.CrossEntropyLoss(),
             seed_layers=True,
+            seed_fn=lambda number: set_random_seed(int(number)),  # DeepSpeed's own chokes on its numpy bounds
             base_seed=seed,
             partition_method=self.experiment.partition_method,
         )
