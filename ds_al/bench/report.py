@@ -6,15 +6,14 @@ import csv
 import json
 import os
 import platform
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+
+from ds_al import provenance
 
 _PACKAGES = ("ds_al", "torch", "deepspeed")
 
@@ -25,9 +24,9 @@ def header(**settings: Any) -> dict[str, Any]:
     """Date, command, machine, versions, and the settings of a measurement."""
     return {
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": {"cores": os.cpu_count(), "cpu": _cpu(), "system": platform.system()},
-        "versions": {**{name: _version(name) for name in _PACKAGES}, "python": platform.python_version()},
+        "command": provenance.command(),
+        "machine": {"cores": os.cpu_count(), "cpu": provenance.cpu(), "system": platform.system()},
+        "versions": {**{name: provenance.version(name) for name in _PACKAGES}, "python": platform.python_version()},
         "settings": settings,
     }
 
@@ -137,20 +136,3 @@ def _by_stage(rows: Sequence[Row], *, stages: int, micro_batches: int) -> list[t
 def _by_method(rows: Sequence[Row]) -> list[Row]:
     order = list(dict.fromkeys(row["method"] for row in rows))
     return sorted(rows, key=lambda row: (order.index(row["method"]), row["stages"]))
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # run from a source tree
-        import ds_al
-
-        return ds_al.__version__ if package == "ds_al" else "not installed"
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -46,8 +46,11 @@ class WandbConfig(StrictModel):
     enabled: bool = Field(default=True, description="Log to W&B at all.")
     project: str = Field(default="ds_al", description="W&B project.")
     entity: str | None = Field(default=None, description="W&B entity.")
-    group: str | None = Field(default=None, description="W&B group.")
+    group: str | None = Field(
+        default=None, description="W&B group; by default the experiment's name, so that methods stand together."
+    )
     tags: list[str] = Field(default_factory=list, description="W&B tags.")
+    checkpoints: bool = Field(default=False, description="Log the last epoch's checkpoint as an artifact.")
 
 
 class ExperimentConfig(StrictModel):

@@ -52,6 +52,7 @@ class Job:
         with quiet():
             deepspeed.init_distributed(timeout=timedelta(minutes=10))
         self.config = config
+        self.resume = resume
         self.experiment: ExperimentConfig = experiment_config(config)
         self.al = configs.al_config(config)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
@@ -73,7 +74,13 @@ class Job:
         self.first_epoch = self.engine.global_samples // (
             self.batches_per_epoch * self.micro_batch * self.micro_batches
         )
+        self.parameters: list[int] = self.engine.gather(sum(p.numel() for p in self.engine.module.parameters()))
         self.peak_activations = 0
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """Options of both forms of the network: the config's, and what the data says."""
+        return {"in_shape": self.in_shape, "num_classes": len(self.classes), **self.experiment.model.options}
 
     def run(self) -> dict[str, Any]:
         """Trains all epochs, then looks at the test images once. Returns the summary, on every rank."""
@@ -134,7 +141,6 @@ class Job:
 
     def _engine(self) -> Any:
         model, seed = self.experiment.model, self.experiment.seed
-        options = {"in_shape": self.in_shape, "num_classes": len(self.classes), **model.options}
         ds_config = {key: value for key, value in self.config.items() if key != BLOCK}
         _fill_auto(ds_config, steps=self._scheduler_steps())
         loader = None
@@ -147,14 +153,14 @@ class Job:
             )
         if self.al.method in configs.AL_METHODS:
             module: PipelineModule = ds_al.ALPipelineModule(
-                build_al(model.name, **options, **model.al_options),
+                build_al(model.name, **self.model_options, **model.al_options),
                 num_classes=len(self.classes),
                 base_seed=seed,
                 partition_method=self.experiment.partition_method,
             )
             return ds_al.initialize(model=module, config=ds_config, training_data=loader)[0]
         module = PipelineModule(
-            build_twin(model.name, **options, **model.twin_options),
+            build_twin(model.name, **self.model_options, **model.twin_options),
             num_stages=self.world,
             loss_fn=nn.CrossEntropyLoss(),
             seed_layers=True,
@@ -216,6 +222,8 @@ class Job:
 
     def _summary(self, test: dict[str, Any], *, seconds: float, history: list[dict[str, Any]]) -> dict[str, Any]:
         trained = sum(row["seconds"] for row in history)
+        looked = [row for row in history if "validation_accuracy" in row]
+        best = max(looked, key=lambda row: row["validation_accuracy"][-1], default=None)  # the first of equals
         return {
             "name": self.experiment.name,
             "method": self.al.method,
@@ -228,6 +236,8 @@ class Job:
             "test_accuracy": test["accuracy"],
             "test_samples": test["samples"],
             "validation_accuracy": history[-1].get("validation_accuracy") if history else None,
+            "best_validation_accuracy": best["validation_accuracy"][-1] if best else None,
+            "best_epoch": best["epoch"] if best else None,
             "seconds": seconds,
             "training_seconds": trained,
             "images_per_second": sum(r["images_per_second"] * r["seconds"] for r in history) / trained
@@ -245,7 +255,7 @@ class Job:
                 else None
                 for s in range(self.world)
             ],
-            "parameters": self.engine.gather(sum(p.numel() for p in self.engine.module.parameters())),
+            "parameters": self.parameters,
         }
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,64 +14,47 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from torch import Tensor
 
-from ds_al.experiment.config import WandbConfig
+from ds_al.experiment.facts import facts
+from ds_al.experiment.wandb_run import WandbRun, named_losses
 
 if TYPE_CHECKING:
     from ds_al.experiment.job import Job
-
-PACKAGES = ("ds_al", "torch", "deepspeed", "transformers", "datasets", "wandb", "numpy")
 
 
 class Record:
     """Writes ``<output>/<name>/<time>/`` from the rank that makes it.
 
     Files: ``config.json`` (resolved), ``metrics.jsonl`` (a line per batch and per epoch), ``summary.json``,
-    ``curves.png``, ``checkpoints/``, ``wandb/``.
+    ``curves.png``, ``checkpoints/``, ``wandb/`` and ``wandb_id``. A resumed run counts its batches on.
     """
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.folder = _new_folder(Path(job.experiment.output) / job.experiment.name)
-        self.facts = _facts(job)
+        self.facts = facts(job)
         (self.folder / "config.json").write_text(json.dumps({**job.config, "resolved": self.facts}, indent=2) + "\n")
         self._metrics = (self.folder / "metrics.jsonl").open("w")
-        self._wandb = start_wandb(
-            job.experiment.wandb, folder=self.folder, name=f"{job.experiment.name}-{self.folder.name}", facts=self.facts
+        self._wandb = WandbRun(
+            job.experiment.wandb,
+            folder=self.folder,
+            name=job.experiment.name,
+            facts=self.facts,
+            resume=None if job.resume is None else Path(job.resume),
         )
-        self._batches = 0
+        self._batches = job.first_epoch * job.batches_per_epoch
 
     def batches(self, epoch: int, losses: Tensor) -> None:
         """Local losses ``(batches, N, 2)`` of an epoch, batch by batch."""
         for row in losses.tolist():
             self._batches += 1
             self._write({"kind": "batch", "epoch": epoch + 1, "batch": self._batches, "losses": row})
-            if self._wandb:
-                self._wandb.log({"batch": self._batches, **self._per_stage(row)}, step=self._batches)
-
-    def _per_stage(self, row: list[list[float]]) -> dict[str, float]:
-        bounds, named = self.job.engine.module.parts, {}
-        for stage in range(self.job.world):
-            own = row[bounds[stage] : bounds[stage + 1]]
-            for column, name in enumerate(("associated_loss", "autoencoder_loss")):
-                named[f"stage_{stage}/{name}"] = sum(layer[column] for layer in own) / len(own)
-        return named
+            named = named_losses(row, bounds=self.job.engine.module.parts)
+            self._wandb.log({"batch": self._batches, **named}, step=self._batches)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Metrics of an epoch."""
         self._write({"kind": "epoch", **row})
-        if not self._wandb:
-            return
-        named = {
-            "epoch": row["epoch"],
-            "images_per_second": row["images_per_second"],
-            "learning_rate": row["learning_rate"],
-        }
-        named |= {f"stage_{stage}/idle": idle for stage, idle in enumerate(row["idle"])}
-        if "loss" in row:
-            named["loss"] = row["loss"]
-        for number, accuracy in enumerate(row.get("validation_accuracy", []), start=1):
-            named[f"validation_accuracy/exit_{number}"] = accuracy
-        self._wandb.log(named, step=self._batches or None)
+        self._wandb.epoch(row, step=row["epoch"] * self.job.batches_per_epoch)
 
     def finish(self, summary: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
         """Writes summary and curves, and closes all."""
@@ -82,20 +62,7 @@ class Record:
         self._metrics.close()
         if history:
             draw_curves(history, self.folder / "curves.png", bounds=list(self.job.engine.module.parts))
-        if self._wandb:
-            import wandb
-
-            self._wandb.summary.update(
-                {
-                    "test_accuracy": summary["test_accuracy"][-1],
-                    "training_seconds": summary["training_seconds"],
-                    "images_per_second": summary["images_per_second"],
-                    **{f"stage_{s}/idle": idle for s, idle in enumerate(summary["idle"])},
-                }
-            )
-            if history:
-                self._wandb.log({"curves": wandb.Image(str(self.folder / "curves.png"))})
-            self._wandb.finish()
+        self._wandb.finish(summary)
 
     def _write(self, row: Mapping[str, Any]) -> None:
         self._metrics.write(json.dumps(row) + "\n")
@@ -111,67 +78,6 @@ def _new_folder(parent: Path) -> Path:
             return folder
         except FileExistsError:
             count += 1
-
-
-def _facts(job: Job) -> dict[str, Any]:
-    experiment = job.experiment
-    return {
-        "method": job.al.method,
-        "stages": job.world,
-        "micro_batches": job.micro_batches,
-        "micro_batch_size": job.micro_batch,
-        "partition": list(job.engine.module.parts),
-        "model": experiment.model.model_dump(),
-        "data": experiment.data.model_dump(),
-        "seed": experiment.seed,
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "cores": os.cpu_count(),
-        "device": str(job.engine.device),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def start_wandb(config: WandbConfig, *, folder: Path, name: str, facts: Mapping[str, Any]) -> Any:
-    """Starts a W&B run, or returns ``None`` where the config turns it off.
-
-    ``WANDB_MODE`` decides the mode where it is set. Else a machine with an account logs online, and one
-    without keeps the run offline in ``folder/wandb`` (``wandb sync`` sends it later). Never asks for a log-in.
-    """
-    if not config.enabled:
-        return None
-    import wandb
-
-    mode = os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
-    return wandb.init(
-        project=config.project,
-        entity=config.entity,
-        group=config.group,
-        tags=config.tags,
-        name=name,
-        dir=str(folder),
-        config=dict(facts),
-        mode=mode,  # type: ignore[arg-type]
-        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
-    )
-
-
-def _has_account() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    import netrc
-
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def draw_curves(history: list[dict[str, Any]], path: Path, *, bounds: list[int]) -> None:

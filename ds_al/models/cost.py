@@ -1,0 +1,225 @@
+"""What a network costs: floating-point operations and parameters of f, b, g, h of every AL layer, and of the twin.
+
+Operations are those that ``torch.utils.flop_counter`` counts, forward and backward: matrix products, convolutions
+and attention, a multiplication and an addition as two. Element-wise work, norms, losses and optimizers are
+left out. Modules are built and run on torch's meta device, which has shapes but no values, so that counting takes
+neither memory nor time; a network that needs values (an LSTM packs by lengths) is run on two real samples instead.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from deepspeed.pipe import LayerSpec
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ds_al.errors import ALError, ALLayerError
+from ds_al.layer import Activation, ALLayer
+from ds_al.spec import ALLayerSpec
+
+_REAL_BATCH = 2  # batch norm refuses to train on a single sample
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one function, or of a whole network.
+
+    Attributes:
+        flops: operations of a forward and its backward, per sample.
+        parameters: number of parameters.
+    """
+
+    flops: int = 0
+    parameters: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.parameters + other.parameters)
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """Of one AL layer, function by function. ``b`` counts the layer's ``reduce``, too."""
+
+    f: Cost
+    b: Cost
+    g: Cost
+    h: Cost
+
+    @property
+    def total(self) -> Cost:
+        """All four functions."""
+        return sum((getattr(self, field.name) for field in fields(self)), Cost())
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """Of both forms of a network.
+
+    Attributes:
+        layers: of each AL layer.
+        twin: of the backprop twin, as a whole.
+    """
+
+    layers: tuple[LayerCost, ...]
+    twin: Cost
+
+    @property
+    def al(self) -> Cost:
+        """The AL form as a whole."""
+        return sum((layer.total for layer in self.layers), Cost())
+
+    @property
+    def rho(self) -> float:
+        """Operations of the AL form over those of its twin.
+
+        Raises:
+            ALLayerError: the twin has no operation that is counted.
+        """
+        if not self.twin.flops:
+            raise ALLayerError("the twin has no operation that torch's counter counts, so rho is undefined")
+        return self.al.flops / self.twin.flops
+
+    def flops(self) -> dict[str, int]:
+        """Operations per sample of f, b, g and h, each over all layers, and of the twin."""
+        own = {key: sum(getattr(layer, key).flops for layer in self.layers) for key in "fbgh"}
+        return {**own, "twin": self.twin.flops}
+
+
+def network_cost(
+    al: Sequence[ALLayerSpec],
+    twin: Sequence[LayerSpec],
+    *,
+    shape: Sequence[int],
+    num_classes: int,
+    dtype: torch.dtype = torch.float32,
+) -> NetworkCost:
+    """Counts what both forms of a network cost. Leaves torch's random state as it is.
+
+    Args:
+        al: what :func:`~ds_al.models.build_al` returns.
+        twin: what :func:`~ds_al.models.build_twin` returns for the same options.
+        shape: of one micro-batch of x: images ``(B, C, H, W)``, token ids ``(B, T)``.
+        num_classes: V; the first g reads one-hot labels ``(B, V)``.
+        dtype: of x; ``torch.int64`` for token ids.
+
+    Raises:
+        ALLayerError: the network runs neither on the meta device nor on two real samples.
+    """
+    try:
+        return _count(al, twin, shape=shape, num_classes=num_classes, dtype=dtype, device="meta")
+    except Exception:  # whatever an operation raises that needs values
+        shape = (_REAL_BATCH, *shape[1:])
+    try:
+        return _count(al, twin, shape=shape, num_classes=num_classes, dtype=dtype, device="cpu")
+    except ALError:
+        raise
+    except Exception as error:
+        raise ALLayerError(
+            f"the network does not run on x of shape {tuple(shape)}, {dtype}, so its cost cannot be counted: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _count(
+    al: Sequence[ALLayerSpec],
+    twin: Sequence[LayerSpec],
+    *,
+    shape: Sequence[int],
+    num_classes: int,
+    dtype: torch.dtype,
+    device: str,
+) -> NetworkCost:
+    with (
+        warnings.catch_warnings(),
+        torch.random.fork_rng(devices=[]),
+        torch.device(device),
+        torch.enable_grad(),
+        torch.backends.mkldnn.flags(enabled=False),  # its LSTM is one operation that torch's counter does not know
+    ):
+        warnings.simplefilter("ignore")  # torch warns of devices that this machine does not have
+        # Ids of 1: an id of 0 is padding as a rule, and a sequence of padding alone costs less.
+        x, t = torch.ones(*shape, dtype=dtype), torch.ones(shape[0], num_classes)
+        s: Activation = x
+        layers = []
+        for spec in al:
+            cost, s, t = _layer(spec.build(), s, t)
+            layers.append(cost)
+        modules = [spec.build() for spec in twin]
+
+        def chain() -> Activation:
+            value: Activation = x
+            for module in modules:
+                value = module(value)
+            return value
+
+        flops, outputs = _forward(chain)
+        flops += _backward(outputs)
+    return NetworkCost(tuple(layers), Cost(flops // shape[0], _parameters(modules)))
+
+
+def _layer(layer: ALLayer, s: Activation, t: Tensor) -> tuple[LayerCost, Activation, Tensor]:
+    """Costs of a layer, and its outputs without graph.
+
+    The graph is cut behind f and behind g, so that each function is counted alone; gradients cross the cut, so
+    that the backward passes are the very ones of training.
+    """
+    batch = t.shape[0]
+    f, s_out = _forward(lambda: layer.f(s))
+    s_cut = _leaves(s_out)
+    b, code = _forward(lambda: layer.bridge(s_cut))
+    b += _backward(code)
+    f += _backward(s_out, s_cut)
+    g, t_out = _forward(lambda: layer.g(t))
+    t_cut = _leaves(t_out)
+    h, back = _forward(lambda: layer.h(t_cut))
+    h += _backward(back)
+    g += _backward(t_out, t_cut)
+    reads = [layer.b, layer.reduce] if isinstance(layer.reduce, nn.Module) else [layer.b]
+    cost = LayerCost(
+        f=Cost(f // batch, _parameters([layer.f])),
+        b=Cost(b // batch, _parameters(reads)),
+        g=Cost(g // batch, _parameters([layer.g])),
+        h=Cost(h // batch, _parameters([layer.h])),
+    )
+    detached = s_cut.detach() if isinstance(s_cut, Tensor) else tuple(part.detach() for part in s_cut)
+    return cost, detached, t_out.detach()
+
+
+def _forward(function: Callable[[], Any]) -> tuple[int, Any]:
+    with FlopCounterMode(display=False) as counter:
+        value = function()
+    return counter.get_total_flops(), value
+
+
+def _backward(outputs: Activation, cut: Activation | None = None) -> int:
+    """Operations of the backward pass from some outputs, with the gradients that reached ``cut``, or ones."""
+    pairs = []
+    for output, leaf in zip(_tensors(outputs), _tensors(outputs if cut is None else cut), strict=True):
+        gradient = torch.ones_like(output) if cut is None else leaf.grad
+        if output.requires_grad and gradient is not None:
+            pairs.append((output, gradient))
+    if not pairs:
+        return 0
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
+    return counter.get_total_flops()
+
+
+def _leaves(s: Activation) -> Activation:
+    """Copies without graph that gather gradients."""
+    if isinstance(s, Tensor):
+        return s.detach().requires_grad_(s.is_floating_point())
+    return tuple(part.detach().requires_grad_(part.is_floating_point()) for part in s)
+
+
+def _tensors(s: Activation) -> tuple[Tensor, ...]:
+    return (s,) if isinstance(s, Tensor) else s
+
+
+def _parameters(modules: Iterable[nn.Module]) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
