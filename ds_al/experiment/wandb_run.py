@@ -68,7 +68,7 @@ class WandbRun:
                 config=dict(facts),
                 mode=mode,
                 id=earlier,
-                resume="allow",
+                resume="allow" if earlier else None,
                 settings=wandb.Settings(
                     silent=True,
                     console="off",
@@ -179,8 +179,8 @@ def wandb_mode() -> str:
     """
     mode = os.environ.get("WANDB_MODE")
     if not mode:
-        return "online" if _has_account() else "offline"
-    if mode == "online" and not _has_account():
+        return "online" if has_account() else "offline"
+    if mode == "online" and not has_account():
         warnings.warn(
             "WANDB_MODE=online, but this machine has no W&B account: the run stays offline. "
             "Run `wandb login` or set WANDB_API_KEY to log online",
@@ -200,7 +200,8 @@ def _earlier_id(checkpoints: Path | None) -> str | None:
         return None
 
 
-def _has_account() -> bool:
+def has_account() -> bool:
+    """Whether this machine has credentials for W&B. They are not tried out."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]

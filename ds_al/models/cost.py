@@ -9,7 +9,8 @@ neither memory nor time; a network that needs values (an LSTM packs by lengths) 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -134,14 +135,7 @@ def _count(
     dtype: torch.dtype,
     device: str,
 ) -> NetworkCost:
-    with (
-        warnings.catch_warnings(),
-        torch.random.fork_rng(devices=[]),
-        torch.device(device),
-        torch.enable_grad(),
-        torch.backends.mkldnn.flags(enabled=False),  # its LSTM is one operation that torch's counter does not know
-    ):
-        warnings.simplefilter("ignore")  # torch warns of devices that this machine does not have
+    with _isolated(device):
         # Ids of 1: an id of 0 is padding as a rule, and a sequence of padding alone costs less.
         x, t = torch.ones(*shape, dtype=dtype), torch.ones(shape[0], num_classes)
         s: Activation = x
@@ -160,6 +154,20 @@ def _count(
         flops, outputs = _forward(chain)
         flops += _backward(outputs)
     return NetworkCost(tuple(layers), Cost(flops // shape[0], _parameters(modules)))
+
+
+@contextmanager
+def _isolated(device: str) -> Iterator[None]:
+    """Makes tensors on a device, and leaves nothing behind."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of devices that this machine does not have
+        with (
+            torch.backends.mkldnn.flags(enabled=False),  # its LSTM is one operation that torch's counter does not know
+            torch.random.fork_rng(devices=[]),
+            torch.device(device),
+            torch.enable_grad(),
+        ):
+            yield
 
 
 def _layer(layer: ALLayer, s: Activation, t: Tensor) -> tuple[LayerCost, Activation, Tensor]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import struct
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from ds_al.launch import free_port
+from tests.wandb_files import WandbFile
 
 pytestmark = pytest.mark.distributed
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,25 +66,6 @@ def layer_files(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     return {file.name[:8]: torch.load(file, weights_only=False) for file in files}
 
 
-def wandb_records(data: bytes) -> Iterator[Any]:
-    """Records of a W&B run file: a LevelDB log of protobuf messages after a header of 7 bytes."""
-    from wandb.proto import wandb_internal_pb2
-
-    position, message = 7, b""
-    while position + 7 <= len(data):
-        if 32768 - position % 32768 < 7:  # a block's tail is too short for a chunk's header
-            position += 32768 - position % 32768
-            continue
-        length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
-        message += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # whole, or the last chunk
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(message)
-            message = b""
-            yield record
-
-
 @pytest.fixture(scope="module")
 def two_stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """One run on two stages, offline, that several tests look at."""
@@ -117,20 +98,47 @@ def test_prints_the_accuracy_last_and_leaves_its_files(
     assert {"method", "stages", "micro_batches", "partition", "model", "data", "seed", "versions"} <= resolved.keys()
 
 
-def test_wandb_run_is_kept_offline_with_its_config_and_names(
+def test_wandb_run_is_kept_offline_with_its_config_names_and_summary(
     two_stages: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     folder, _ = two_stages
-    (file,) = folder.glob("runs/tiny/*/wandb/offline-run-*/run-*.wandb")
-    names, config = set(), {}
-    for record in wandb_records(file.read_bytes()):
-        for item in record.history.item:
-            names.add(item.key or "/".join(item.nested_key))
-        for item in [*record.run.config.update, *record.config.update]:
-            config[item.key] = item.value_json
-    assert {"stage_0/associated_loss", "stage_1/autoencoder_loss", "validation_accuracy/exit_1"} <= names
-    assert {"method", "stages", "micro_batches", "partition", "model", "data", "seed", "versions"} <= config.keys()
-    assert config["stages"] == "2"
+    (run,) = folder.glob("runs/tiny/*")
+    file, summary = WandbFile.of(run), json.loads((run / "summary.json").read_text())
+    assert (file.group, file.job_type, file.project) == ("tiny", "streaming", "ds_al")
+    assert file.name == f"tiny-streaming-{run.name}" and file.id == (run / "wandb_id").read_text().strip()
+    for stage in range(2):
+        losses = [file.last(f"stage_{stage}/{name}") for name in ("associated_loss", "autoencoder_loss", "loss")]
+        assert losses[0] > 0 and losses[1] > 0
+        assert losses[2] == pytest.approx(losses[0] + losses[1])
+        assert f"stage_{stage}/idle" in file.history
+    assert "stage_2/loss" not in file.history and "validation_accuracy/exit_4" in file.history
+    assert len(file.history["stage_0/loss"]) == 2 * 45 and len(file.history["stage_0/idle"]) == 2
+    resolved = json.loads((run / "config.json").read_text())["resolved"]
+    assert {"method", "partition", "rho", "flops", "parameters", "versions", "git_commit"} <= resolved.keys()
+    assert {key: file.config[key] for key in resolved} == resolved
+    keys = ("best_validation_accuracy", "best_epoch", "training_seconds", "images_per_second")
+    assert {key: file.summary[key] for key in keys} == {key: summary[key] for key in keys}
+    assert file.summary["test_accuracy"] == summary["test_accuracy"][-1]
+    assert [file.summary[f"stage_{stage}/idle"] for stage in range(2)] == summary["idle"]
+    assert file.summary["curves/_type"] == "image-file"
+    assert not file.artifacts  # an option, and off
+
+
+def test_facts_of_a_run_say_what_it_is_and_where_it_comes_from(
+    two_stages: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, _ = two_stages
+    (run,) = folder.glob("runs/tiny/*")
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["layers"] == 4 and summary["rho"] == pytest.approx(1.106, abs=1e-3)
+    assert summary["flops"].keys() == {"f", "b", "g", "h", "twin"}
+    assert summary["parameters_total"] == sum(summary["parameters"]) == 507_082
+    assert summary["git_commit"] is None  # the folder it was started in is no checkout
+    assert summary["command"].startswith("python ") and "run/train.py --deepspeed_config" in summary["command"]
+    assert summary["cpu"]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    looks = {row["epoch"]: row["validation_accuracy"][-1] for row in rows if "validation_accuracy" in row}
+    assert summary["best_validation_accuracy"] == max(looks.values()) == looks[summary["best_epoch"]]
 
 
 def test_one_process_ends_on_the_same_weights(
@@ -146,30 +154,56 @@ def test_one_process_ends_on_the_same_weights(
             assert torch.equal(value, two[layer][name]), (layer, name)
     accuracies = [json.loads((f / "out.json").read_text())["test_accuracy"] for f in (tmp_path, folder)]
     assert accuracies[0] == accuracies[1]
+    (run,) = tmp_path.glob("runs/tiny/*")
+    assert not (run / "wandb").exists() and not (run / "wandb_id").exists()  # disabled leaves nothing
 
 
-def test_a_resumed_run_ends_on_the_same_weights(
+def test_a_resumed_run_ends_on_the_same_weights_and_continues_its_wandb_run(
     two_stages: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     folder, _ = two_stages
-    (checkpoints,) = folder.glob("runs/tiny/*/checkpoints")
-    (tmp_path / "latest").write_text("epoch_1")
-    (tmp_path / "epoch_1").symlink_to(checkpoints / "epoch_1")
-    result = train(tmp_path, "--resume", str(tmp_path), WANDB_MODE="disabled")
+    (whole_run,) = folder.glob("runs/tiny/*")
+    earlier = tmp_path / "earlier"
+    (earlier / "checkpoints").mkdir(parents=True)
+    (earlier / "checkpoints/latest").write_text("epoch_1")
+    (earlier / "checkpoints/epoch_1").symlink_to(whole_run / "checkpoints/epoch_1")
+    shutil.copy(whole_run / "wandb_id", earlier)
+    result = train(
+        tmp_path,
+        *("--resume", str(earlier / "checkpoints"), "--set", "experiment.wandb.checkpoints=true"),
+        WANDB_MODE="offline",
+    )
     assert result.returncode == 0, result.stderr
     resumed, whole = layer_files(tmp_path), layer_files(folder)
     for layer in whole:
         for name, value in whole[layer].items():
             assert torch.equal(value, resumed[layer][name]), (layer, name)
+    (run,) = tmp_path.glob("runs/tiny/*")
+    first, second = WandbFile.of(whole_run), WandbFile.of(run)
+    assert second.id == first.id == (run / "wandb_id").read_text().strip()
+    assert second.resume and not first.resume
+    # Batches are counted on: W&B drops what is logged at a step that it has already.
+    assert second.history["batch"] == first.history["batch"][45:]
+    assert second.history["stage_0/loss"] == first.history["stage_0/loss"][45:]
+    (artifact,) = second.artifacts
+    assert artifact.type == "model" and set(artifact.aliases) == {"latest", "epoch_2"}
+    files = {path.name for path in (run / "checkpoints/epoch_2").iterdir()}
+    assert {entry.path for entry in artifact.manifest.contents} == {"latest", *(f"epoch_2/{name}" for name in files)}
 
 
 def test_the_backprop_twin_trains_by_the_same_command(tmp_path: Path) -> None:
     result = train(
-        tmp_path, "--method", "bp_1f1b", "--epochs", "1", "--json", str(tmp_path / "out.json"), WANDB_MODE="disabled"
+        tmp_path, "--method", "bp_1f1b", "--epochs", "1", "--json", str(tmp_path / "out.json"), WANDB_MODE="offline"
     )
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "out.json").read_text())
     assert summary["method"] == "bp_1f1b" and summary["test_accuracy"][-1] > 0.5
+    (run,) = tmp_path.glob("runs/tiny/*")
+    file = WandbFile.of(run)
+    assert (file.group, file.job_type) == ("tiny", "bp_1f1b")  # beside the AL runs, yet told apart
+    assert file.last("stage_1/loss") == file.last("loss") > 0
+    assert "stage_0/loss" not in file.history and "stage_0/idle" in file.history
+    assert file.config["layers"] == 4  # without the twin's head
 
 
 @pytest.mark.parametrize(
