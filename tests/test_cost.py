@@ -59,6 +59,7 @@ def test_costs_are_per_sample_and_leave_the_random_state():
     before = torch.get_rng_state()
     small, large = (cost_of("vgg", torch.empty(b, 1, 28, 28), in_shape=(1, 28, 28), num_classes=10) for b in (2, 32))
     assert small == large
+    cost_of("lstm", torch.ones(4, 6, dtype=torch.int64), vocab_size=20, num_classes=3)  # on real samples
     assert torch.equal(torch.get_rng_state(), before)
 
 

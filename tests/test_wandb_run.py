@@ -123,6 +123,7 @@ def test_pictures_of_the_folder_are_logged_where_they_are_there(
         matplotlib.image.imsave(tmp_path / "timeline.png", numpy.zeros((2, 3, 3)))
     monkeypatch.setenv("WANDB_MODE", "offline")
     run(tmp_path, group="given").finish(SUMMARY)
+    wandb.teardown()  # an offline run's file is complete when wandb's process ends, which is after `finish`
     file = WandbFile.of(tmp_path)
     assert file.group == "given" and file.summary["best_epoch"] == 1
     assert "curves/_type" in file.history and ("timeline/_type" in file.history) == timeline

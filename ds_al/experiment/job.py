@@ -86,6 +86,7 @@ class Job:
         """Trains all epochs, then looks at the test images once. Returns the summary, on every rank."""
         record = Record(self) if self.is_last else None
         display = Display(self) if self.is_last else None
+        dist.barrier()  # what the record needs to start is no time that a stage idles
         start, history = time.perf_counter(), []
         with display or contextlib.nullcontext():
             for epoch in range(self.first_epoch, self.experiment.epochs):
