@@ -79,6 +79,9 @@ class Job:
         """Trains all epochs, then looks at the test images once. Returns the summary, on every rank."""
         record = Record(self) if self.is_last else None
         display = Display(self) if self.is_last else None
+        tracing = self.engine.tracing
+        if tracing is not None:
+            tracing.folder = Path(self.engine.gather(str(record.folder) if record else None)[-1]) / "trace"
         start, history = time.perf_counter(), []
         with display or contextlib.nullcontext():
             for epoch in range(self.first_epoch, self.experiment.epochs):
@@ -88,6 +91,10 @@ class Job:
                     record.epoch(row)
                     display.epoch(row)
                 self._checkpoint(epoch, record)
+        if tracing is not None:
+            tracing.finish()
+            if record and tracing.events:
+                record.timeline(tracing.events)
         seconds = time.perf_counter() - start
         test = self.engine.evaluate(self._batches("test"))
         summary = self._summary(test, seconds=seconds, history=history)

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,9 @@ import matplotlib.pyplot as plt
 from torch import Tensor
 
 from ds_al.experiment.config import WandbConfig
+from ds_al.trace import Event
+from ds_al.trace.analysis import computing
+from ds_al.trace.timeline import draw
 
 if TYPE_CHECKING:
     from ds_al.experiment.job import Job
@@ -29,7 +32,7 @@ class Record:
     """Writes ``<output>/<name>/<time>/`` from the rank that makes it.
 
     Files: ``config.json`` (resolved), ``metrics.jsonl`` (a line per batch and per epoch), ``summary.json``,
-    ``curves.png``, ``checkpoints/``, ``wandb/``.
+    ``curves.png``, ``checkpoints/``, ``wandb/``; where it was traced, ``trace/`` and ``timeline.png``.
     """
 
     def __init__(self, job: Job) -> None:
@@ -75,6 +78,11 @@ class Record:
         for number, accuracy in enumerate(row.get("validation_accuracy", []), start=1):
             named[f"validation_accuracy/exit_{number}"] = accuracy
         self._wandb.log(named, step=self._batches or None)
+
+    def timeline(self, events: Sequence[Event]) -> None:
+        """Draws what was traced, as ``timeline.png``."""
+        if computing(events):
+            draw({self.job.al.method: events}, self.folder / "timeline.png", micro_batches=self.job.micro_batches)
 
     def finish(self, summary: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
         """Writes summary and curves, and closes all."""
