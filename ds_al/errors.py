@@ -28,3 +28,7 @@ class ALTransportError(ALError, RuntimeError):
 
 class ALCheckpointError(ALError, RuntimeError):
     """A checkpoint is missing, incomplete, or of another layout."""
+
+
+class ALReportError(ALError, ValueError):
+    """A folder is not a run, a file of a run is damaged, or a report lacks what it is drawn with."""
