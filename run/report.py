@@ -25,9 +25,7 @@ def parser() -> argparse.ArgumentParser:
         help="run folder (runs/<name>/<time>), a folder with runs at any depth, or a profile's .json file",
     )
     p.add_argument("--out", metavar="PATH", type=Path, help="the HTML page (default: report.html without --markdown)")
-    p.add_argument(
-        "--markdown", metavar="PATH", type=Path, help="write a Markdown text, pictures in a folder beside it"
-    )
+    p.add_argument("--markdown", metavar="PATH", type=Path, help="a Markdown text; pictures in a folder beside it")
     p.add_argument("--title", help="heading (default: the names of the runs)")
     p.add_argument("--question", help=f"what the report answers (default: {QUESTION!r})")
     p.add_argument("--wandb", action="store_true", help="also publish the runs as a W&B report, and print its address")

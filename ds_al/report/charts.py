@@ -17,6 +17,7 @@ DASHES = ("solid", "dot", "dashdot", "longdash", "dot", "dashdot")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 PATTERNS = ("", "/", "x", ".", "\\", "-")
 GREY = "#8a8f98"
+EDGE = "rgba(0,0,0,0.45)"  # between two forwards
 
 KIND_COLOURS = {"forward": "#56B4E9", "backward": "#E69F00", "evaluation": "#009E73"}
 KIND_PATTERNS = {"receive": "/", "send": "\\", "load data": ".", "barrier": "x", "evaluation": "-", "other": "|"}
@@ -44,12 +45,12 @@ def _chart(chart: Chart) -> Any:
     drawn = go.Figure(layout=_layout(chart.x_label, chart.y_label))
     for series in chart.series:
         drawn.add_trace(_bar(go, series) if series.look == "bar" else _line(go, series))
-    if chart.log_y:
-        drawn.update_yaxes(type="log", exponentformat="power", dtick="D2" if _decades(chart) < 1 else 1)
+    if chart.log_y and wide(chart):
+        drawn.update_yaxes(type="log", exponentformat="power", dtick=1)
     if any(series.look == "bar" for series in chart.series):
         drawn.update_layout(barmode="group", bargap=0.25)
         drawn.update_yaxes(rangemode="tozero")
-    elif all(value == int(value) for series in chart.series for value in series.x if series.look == "line"):  # type: ignore[arg-type]
+    elif chart.x_label.startswith(("epoch", "exit")):
         drawn.update_xaxes(tickformat="d", dtick=1 if _longest(chart) <= 20 else None)
     return drawn
 
@@ -57,16 +58,21 @@ def _chart(chart: Chart) -> Any:
 def _line(go: Any, series: Series) -> Any:
     style = series.style % len(COLOURS)
     colour = COLOURS[style]
-    thin = series.look == "thin"
+    thin, steps = series.look == "thin", series.look == "steps"
     dash = "dash" if series.dashed else DASHES[style]
     return go.Scatter(
         name=html.escape(series.name, quote=False),
         x=list(series.x),
         y=[_short(value) for value in series.y],
         error_y=_spread(series),
-        mode={"thin": "lines", "mark": "markers"}.get(series.look, "lines+markers"),
+        mode={"thin": "lines", "steps": "lines", "mark": "markers"}.get(series.look, "lines+markers"),
         opacity=0.6 if thin else 1.0,
-        line={"color": colour, "width": 1.2 if thin else 2.2, "dash": "solid" if thin else dash},
+        line={
+            "color": colour,
+            "width": 1.2 if thin else 2.2,
+            "dash": "solid" if thin else dash,
+            "shape": "hv" if steps else "linear",
+        },
         marker={
             "color": colour,
             "size": 14 if series.look == "mark" else 7,
@@ -83,7 +89,11 @@ def _bar(go: Any, series: Series) -> Any:
         x=list(series.x),
         y=[_short(value) for value in series.y],
         error_y=_spread(series),
-        marker={"color": COLOURS[style], "pattern": {"shape": PATTERNS[style], "fgopacity": 0.55, "size": 7}},
+        marker={
+            "color": COLOURS[style],
+            "line": {"width": 0},
+            "pattern": {"shape": PATTERNS[style], "fillmode": "overlay", "fgcolor": "#ffffff", "size": 8},
+        },
         hovertemplate="%{fullData.name}<br>%{x}: %{y:.4~g}<extra></extra>",
     )
 
@@ -142,7 +152,10 @@ def _slices(go: Any, own: Sequence[Slice], *, kind: str, name: str, nested: bool
         opacity=0.7 if waits else 1.0,
         marker={
             "color": colour,
-            "line": {"color": colour, "width": 1.0 if kind == "step" else 0.5},
+            "line": {
+                "color": EDGE if not waits and kind != "step" else colour,
+                "width": 1.0 if kind == "step" else 0.5,
+            },
             "pattern": {"shape": KIND_PATTERNS[kind], "fillmode": "replace", "size": 6} if waits else None,
         },
         hovertext=[html.escape(piece.text, quote=False) for piece in own],
@@ -156,10 +169,10 @@ def _layout(x_label: str, y_label: str) -> dict[str, Any]:
     return {
         "template": "none",
         "height": 380,
-        "margin": {"l": 64, "r": 16, "t": 16, "b": 48},
-        "xaxis": {"title": {"text": x_label}, "automargin": True, "zeroline": False},
-        "yaxis": {"title": {"text": y_label}, "automargin": True, "zeroline": False},
-        "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
+        "margin": {"l": 64, "r": 16, "t": 32, "b": 48},
+        "xaxis": {"title": {"text": x_label, "font": {"size": 13}}, "automargin": True, "zeroline": False},
+        "yaxis": {"title": {"text": y_label, "font": {"size": 13}}, "automargin": True, "zeroline": False},
+        "legend": {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0},
         "showlegend": True,
         "hovermode": "closest",
     }
@@ -169,9 +182,10 @@ def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.5g}")
 
 
-def _decades(chart: Chart) -> float:
-    values = [value for series in chart.series for value in series.y if value]
-    return len({f"{value:e}".split("e")[1] for value in values}) - 1 if values else 0
+def wide(chart: Chart) -> bool:
+    """Whether the values span a power of ten: on less, a logarithmic axis has next to no labels."""
+    values = [value for series in chart.series for value in series.y if value and value > 0]
+    return bool(values) and max(values) >= 10 * min(values)
 
 
 def _longest(chart: Chart) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ds_al.report import texts
 from ds_al.report.cells import Cell, flat
@@ -16,9 +17,9 @@ def section(runs: Sequence[RunRecord], cells: Sequence[Cell]) -> Section:
     differing = settings_that_differ(runs)
     rows = [
         ["model", _each(runs, lambda run: texts.plain(run.model.get("name")))],
-        ["model options", _each(runs, lambda run: texts.plain({k: v for k, v in run.model.items() if k != "name"}))],
+        ["model options", _each(runs, lambda run: _options(run.model))],
         ["data", _each(runs, lambda run: texts.plain(run.data.get("name")))],
-        ["preparation", _each(runs, lambda run: texts.plain({k: v for k, v in run.data.items() if k != "name"}))],
+        ["preparation", _each(runs, lambda run: _options(run.data))],
         ["test images", _each(runs, lambda run: texts.plain(run.value("test_samples")))],
         ["epochs", _each(runs, lambda run: texts.plain(run.planned_epochs))],
         ["micro-batch size", _each(runs, lambda run: texts.plain(run.value("micro_batch_size")))],
@@ -31,7 +32,7 @@ def section(runs: Sequence[RunRecord], cells: Sequence[Cell]) -> Section:
         and not key.startswith("experiment.")
         and key not in ("train_micro_batch_size_per_gpu", "steps_per_print", "gradient_accumulation_steps")
     ]
-    tables = [Table("What all runs share", ["setting", "value"], rows)]
+    tables = [Table("Set-up of all runs; several values where they differ", ["setting", "value"], rows)]
     keys = [key for key in differing if key != "associated_learning.method"]
     if keys:
         by_cell = [
@@ -105,6 +106,11 @@ def _dates(runs: Sequence[RunRecord]) -> str:
 def _each(runs: Sequence[RunRecord], text_of: Callable[[RunRecord], str]) -> str:
     """The distinct values of the runs."""
     return "; ".join(dict.fromkeys(text_of(run) for run in runs))
+
+
+def _options(block: Mapping[str, Any]) -> str:
+    given = {key: value for key, value in flat(block).items() if key != "name" and value not in ({}, [], None)}
+    return ", ".join(f"{key} {texts.setting(value)}" for key, value in given.items()) or "none"
 
 
 def _setting(run: RunRecord, key: str) -> str:

@@ -9,7 +9,7 @@
   };
   const plots = Array.from(document.querySelectorAll(".plot"));
   const button = document.getElementById("theme");
-  const printed = { width: 680 };
+  const printed = { width: 680, height: 290 }; // two figures to a page
 
   function theme() {
     return root.dataset.theme || (system.matches ? "dark" : "light");
@@ -47,8 +47,13 @@
       if (width !== undefined) {
         layout.width = width || null;
         layout.autosize = !width;
+        const height = Number(plot.dataset.height);
+        layout.height = width ? Math.min(height, printed.height) : height;
       }
       const traces = inked(plot);
+      const whiskers = plot.data.map((trace, number) => (trace.type === "bar" && trace.error_y ? number : -1));
+      const barred = whiskers.filter((number) => number >= 0);
+      if (barred.length) Plotly.restyle(plot, { "error_y.color": palette.ink }, barred);
       if (traces.length) {
         Plotly.update(plot, { "marker.color": palette.ink, "marker.line.color": palette.ink }, layout, traces);
       } else {
@@ -67,16 +72,24 @@
 
   function draw(plot) {
     const figure = JSON.parse(document.getElementById("data-" + plot.dataset.figure).textContent);
+    plot.dataset.height = figure.layout.height;
     const palette = palettes[theme()];
     const layout = colours(palette, plot.clientWidth < 500);
     for (const key of Object.keys(layout)) set(figure.layout, key, layout[key]);
     for (const trace of figure.data) {
+      if (trace.type === "bar" && trace.error_y) trace.error_y.color = palette.ink;
       if (trace.meta === "ink") {
         set(trace, "marker.color", palette.ink);
         set(trace, "marker.line.color", palette.ink);
       }
     }
-    return Plotly.newPlot(plot, figure.data, figure.layout, { responsive: true, displaylogo: false, scrollZoom: false });
+    return Plotly.newPlot(plot, figure.data, figure.layout, {
+      responsive: true,
+      displaylogo: false,
+      showSendToCloud: false,
+      plotlyServerURL: "",  // nothing leaves the page
+      modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+    });
   }
 
   function zoom(plot, how) {

@@ -28,7 +28,8 @@ class Series:
         y: values; ``None`` leaves a gap.
         spread: sd of each value, or ``None``.
         style: number of the colour, dash and marker; series of one method or stage share it.
-        look: ``line`` with markers, ``thin`` without, ``mark`` for single points, or ``bar``.
+        look: ``line`` with markers, ``thin`` without, ``steps`` from value to value, ``mark`` for single points,
+            or ``bar``.
         dashed: dashes instead of the style's own.
     """
 
@@ -37,7 +38,7 @@ class Series:
     y: Sequence[float | None]
     style: int
     spread: Sequence[float | None] | None = None
-    look: Literal["line", "thin", "mark", "bar"] = "line"
+    look: Literal["line", "thin", "steps", "mark", "bar"] = "line"
     dashed: bool = False
 
 

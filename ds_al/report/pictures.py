@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ds_al.report.charts import COLOURS, GREY, KIND_COLOURS
+from ds_al.report.charts import COLOURS, GREY, KIND_COLOURS, wide
 from ds_al.report.parts import Chart, Series, Timeline
 from ds_al.report.timelines import BUSY, KINDS
 
@@ -47,7 +47,7 @@ def _chart(axes: Any, chart: Chart) -> None:
     for series in chart.series:
         if series.look != "bar":
             _line(axes, series)
-    if chart.log_y:
+    if chart.log_y and wide(chart):
         axes.set_yscale("log")
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
@@ -58,19 +58,20 @@ def _chart(axes: Any, chart: Chart) -> None:
 def _line(axes: Any, series: Series) -> None:
     style = series.style % len(COLOURS)
     y = [float("nan") if value is None else value for value in series.y]
-    thin, mark = series.look == "thin", series.look == "mark"
+    thin, mark, steps = series.look == "thin", series.look == "mark", series.look == "steps"
     axes.errorbar(
         list(series.x),
         y,
         yerr=[value or 0.0 for value in series.spread] if series.spread and any(series.spread) else None,
         color=COLOURS[style],
         linestyle="none" if mark else "-" if thin else "--" if series.dashed else _DASHES[style],
-        marker="*" if mark else None if thin else _MARKERS[style],
+        marker="*" if mark else None if thin or steps else _MARKERS[style],
         fillstyle="none" if series.dashed else "full",
         markersize=13 if mark else 5,
         linewidth=0.8 if thin else 1.8,
         alpha=0.6 if thin else 1.0,
         capsize=3,
+        drawstyle="steps-post" if steps else "default",
         label=_text(series.name),
     )
 

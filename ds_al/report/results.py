@@ -266,7 +266,7 @@ def _losses(cell: Cell, *, key: str) -> Chart | None:
         description=f"Mean loss of each epoch over the layers of a stage and over {len(runs)} run"
         f"{'s' if len(runs) > 1 else ''}, with the standard deviation over runs.{thin}",
         x_label="epoch",
-        y_label="loss (log)",
+        y_label="loss",
         series=series,
         table=Table(f"Losses by epoch: {cell.label}", ["epoch", *names], rows, frozenset(range(len(names) + 1))),
         log_y=True,

@@ -69,7 +69,7 @@ def timeline(run: RunRecord, *, label: str, key: str, most: int) -> Timeline:
         key=key,
         title=f"Timeline: {label}",
         description=f"What each stage of {run.name} did when, recorded on seed {texts.plain(run.seed)}. "
-        f"Hatched is waiting or moving data, white is none of these.{cut}",
+        f"Hatched is waiting or moving data; an empty piece is none of what was recorded.{cut}",
         stages=stages,
         slices=slices,
         zoom=_zoom(run, kept, begin=begin, shown=shown),
@@ -80,6 +80,8 @@ def timeline(run: RunRecord, *, label: str, key: str, most: int) -> Timeline:
 
 def held(run: RunRecord, *, label: str, key: str) -> Chart | None:
     """Bytes held for backward over time, or ``None`` where the trace has none."""
+    first = next((event.start for event in run.trace if kind(event.instruction) in BUSY), run.trace[0].start)
+    until = first + _zoom(run, run.trace, begin=first, shown=run.trace[-1].end - first)
     stages = max(event.stage for event in run.trace) + 1
     series, rows = [], []
     for stage in range(stages):
@@ -92,14 +94,14 @@ def held(run: RunRecord, *, label: str, key: str) -> Chart | None:
             continue
         peak = max(memory for _, memory in points)
         rows.append([f"stage {stage}", texts.size(peak)])
-        shown = sorted(points)[:_POINTS]
+        shown = [(end, memory) for end, memory in sorted(points) if first <= end <= until][:_POINTS]
         series.append(
             Series(
                 name=f"stage {stage}",
-                x=[round(end, 6) for end, _ in shown],
+                x=[round(end - first, 6) for end, _ in shown],
                 y=[memory / 1024 for _, memory in shown],
                 style=stage,
-                look="thin",
+                look="steps",
             )
         )
     if not series:
@@ -107,8 +109,8 @@ def held(run: RunRecord, *, label: str, key: str) -> Chart | None:
     return Chart(
         key=key,
         title=f"Held for backward over time: {label}",
-        description="Bytes that autograd keeps until the backward pass, at the end of each instruction; the first "
-        f"{_POINTS} of each stage.",
+        description="Bytes that autograd keeps until the backward pass, at the end of each instruction, in the first "
+        "two batches.",
         x_label="seconds",
         y_label="KiB held",
         series=series,
