@@ -40,7 +40,8 @@ def methods(cells: Sequence[Cell]) -> Section:
     paragraphs = _answer(cells)
     if "rho" in shown:
         paragraphs.append("rho is the cost of a layer of associated learning over that of its plain block.")
-    if any(cell.first.method.startswith("bp_") and cell.first.value("layers") is None for cell in cells):
+    twins = [cell.first for cell in cells if cell.first.method.startswith("bp_")]
+    if any(run.value("layers") is None and run.layers is not None for run in twins):
         paragraphs.append("The layers of a backprop twin include its classifier.")
     if without:
         paragraphs.append(f"Not recorded by these runs: {', '.join(without)}.")

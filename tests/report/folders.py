@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-TRACE_COLUMNS = "stage,instruction,micro_batch,layer,start,end,wait,nbytes,queue,memory".split(",")
+TRACE_COLUMNS = ["stage", "instruction", "micro_batch", "layer", "start", "end", "wait", "nbytes", "queue", "memory"]
 ACCURACIES = {"streaming": (0.90, 0.91, 0.92), "bp_1f1b": (0.93, 0.93, 0.96)}
 
 
@@ -111,9 +111,7 @@ def make_seeds(parent: Path, **options: Any) -> None:
     """Three seeds of streaming and of its twin; streaming's first seed has a trace."""
     for method in ("streaming", "bp_1f1b"):
         for seed in range(3):
-            make_run(
-                parent, method=method, seed=seed, trace=4 if method == "streaming" and not seed else 0, **options
-            )
+            make_run(parent, method=method, seed=seed, trace=4 if method == "streaming" and not seed else 0, **options)
 
 
 def make_trace(folder: Path, *, batches: int) -> None:

@@ -22,10 +22,10 @@ def test_equal_runs_are_comparable(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
-        ({"data": OTHER_DATA}, "Data differs: fashion (1 run: streaming); mnist (1 run: bp_1f1b). Accuracies are"),
+        ({"data": OTHER_DATA}, "Data set differs: fashion (1 run: streaming); mnist (1 run: bp_1f1b). Accuracies are"),
         ({"data": {**OTHER_DATA, "name": "fashion", "augment": "none"}}, "Preparation of the data differs"),
         ({"model": {"name": "mlp"}}, "Model differs"),
-        ({"epochs": 5}, "Epochs differs: 3 (1 run: streaming); 5 (1 run: bp_1f1b)."),
+        ({"epochs": 5}, "Number of epochs differs: 3 (1 run: streaming); 5 (1 run: bp_1f1b)."),
         ({"cpu": "Intel"}, "Processor differs: AMD EPYC (1 run: streaming); Intel (1 run: bp_1f1b). Times are not"),
         ({"cpu": None}, "Processor is not recorded in all runs: AMD EPYC (1 run: streaming); not recorded (1 run"),
         ({"cores": 16}, "Number of cores differs"),
@@ -35,7 +35,7 @@ def test_equal_runs_are_comparable(tmp_path: Path) -> None:
         ({"date": "2025-01-01 00:00:00"}, "Dates differ: the runs were made on 2 days, from 2025-01-01 to 2026-11-24."),
         ({"micro_batch_size": 10}, "Micro-batch size differs: 50 (1 run: streaming); 10 (1 run: bp_1f1b)."),
         ({"seed": 4}, "Seeds differ: streaming 0; bp_1f1b 4."),
-        ({"test_samples": 100}, "Test images differs"),
+        ({"test_samples": 100}, "Number of test images differs"),
         ({"finished": False}, "Unfinished, and in no mean: vgg/20261124-100030."),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
