@@ -40,6 +40,11 @@ def figure(chart: Chart | Timeline) -> Any:
     return _timeline(chart) if isinstance(chart, Timeline) else _chart(chart)
 
 
+def look(style: int) -> tuple[str, int]:
+    """A colour, and the number of a dash, marker or pattern: when colours come round again, those have moved on."""
+    return COLOURS[style % len(COLOURS)], (style + style // len(COLOURS)) % len(COLOURS)
+
+
 def _chart(chart: Chart) -> Any:
     go = library()
     drawn = go.Figure(layout=_layout(chart.x_label, chart.y_label))
@@ -56,10 +61,9 @@ def _chart(chart: Chart) -> Any:
 
 
 def _line(go: Any, series: Series) -> Any:
-    style = series.style % len(COLOURS)
-    colour = COLOURS[style]
+    colour, shape = look(series.style)
     thin, steps = series.look == "thin", series.look == "steps"
-    dash = "dash" if series.dashed else DASHES[style]
+    dash = "dash" if series.dashed else DASHES[shape]
     return go.Scatter(
         name=html.escape(series.name, quote=False),
         x=list(series.x),
@@ -76,23 +80,23 @@ def _line(go: Any, series: Series) -> Any:
         marker={
             "color": colour,
             "size": 14 if series.look == "mark" else 7,
-            "symbol": "star" if series.look == "mark" else MARKERS[style] + ("-open" if series.dashed else ""),
+            "symbol": "star" if series.look == "mark" else MARKERS[shape] + ("-open" if series.dashed else ""),
         },
         hovertemplate="%{fullData.name}<br>%{x:.4~g}: %{y:.4~g}<extra></extra>",
     )
 
 
 def _bar(go: Any, series: Series) -> Any:
-    style = series.style % len(COLOURS)
+    colour, shape = look(series.style)
     return go.Bar(
         name=html.escape(series.name, quote=False),
         x=list(series.x),
         y=[_short(value) for value in series.y],
         error_y=_spread(series),
         marker={
-            "color": COLOURS[style],
+            "color": colour,
             "line": {"width": 0},
-            "pattern": {"shape": PATTERNS[style], "fillmode": "overlay", "fgcolor": "#ffffff", "size": 8},
+            "pattern": {"shape": PATTERNS[shape], "fillmode": "overlay", "fgcolor": "#ffffff", "size": 8},
         },
         hovertemplate="%{fullData.name}<br>%{x}: %{y:.4~g}<extra></extra>",
     )

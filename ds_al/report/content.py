@@ -35,19 +35,20 @@ def content(
     names = dict.fromkeys(run.folder.parent.name for run in runs)
     sections: list[Section] = []
     if runs:
+        sentences = comparability(runs)
         sections += [
             Section(
                 "comparable",
                 "Are these runs comparable?",
                 paragraphs=()
-                if (sentences := comparability(runs))
+                if sentences
                 else (
                     "As far as recorded, data, epochs, seeds, hardware, versions and days are the same in all runs.",
                 ),
                 warnings=sentences,
             ),
             facts.section(runs, cells),
-            results.methods(cells),
+            results.methods(cells, comparable=not sentences),
             results.curves(cells),
             results.accuracy_in_time(cells),
             _timelines(cells),

@@ -47,7 +47,6 @@ def render(content: Content) -> str:
     plotly = plotly.replace("</script", "<\\/script").replace("<!--", "<\\!--")
     script = _own("page.js")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     drawn = {chart.key: _json(chart) for section in content.sections for chart in section.charts}
     return environment.from_string(_own("page.html.j2")).render(
         content=content,

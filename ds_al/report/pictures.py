@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ds_al.report.charts import COLOURS, GREY, KIND_COLOURS, wide
+from ds_al.report.charts import GREY, KIND_COLOURS, look, wide
 from ds_al.report.parts import Chart, Series, Timeline
 from ds_al.report.timelines import BUSY, KINDS
 
@@ -56,16 +56,16 @@ def _chart(axes: Any, chart: Chart) -> None:
 
 
 def _line(axes: Any, series: Series) -> None:
-    style = series.style % len(COLOURS)
+    colour, shape = look(series.style)
     y = [float("nan") if value is None else value for value in series.y]
     thin, mark, steps = series.look == "thin", series.look == "mark", series.look == "steps"
     axes.errorbar(
         list(series.x),
         y,
         yerr=[value or 0.0 for value in series.spread] if series.spread and any(series.spread) else None,
-        color=COLOURS[style],
-        linestyle="none" if mark else "-" if thin else "--" if series.dashed else _DASHES[style],
-        marker="*" if mark else None if thin or steps else _MARKERS[style],
+        color=colour,
+        linestyle="none" if mark else "-" if thin else "--" if series.dashed else _DASHES[shape],
+        marker="*" if mark else None if thin or steps else _MARKERS[shape],
         fillstyle="none" if series.dashed else "full",
         markersize=13 if mark else 5,
         linewidth=0.8 if thin else 1.8,
@@ -77,16 +77,16 @@ def _line(axes: Any, series: Series) -> None:
 
 
 def _bars(axes: Any, series: Series, *, offset: float, width: float) -> None:
-    style = series.style % len(COLOURS)
+    colour, shape = look(series.style)
     axes.bar(
         [number + offset for number in range(len(series.x))],
         [value or 0.0 for value in series.y],
         width=width,
         yerr=[value or 0.0 for value in series.spread] if series.spread and any(series.spread) else None,
         capsize=3,
-        color=COLOURS[style],
+        color=colour,
         edgecolor="white",
-        hatch=_HATCHES[style],
+        hatch=_HATCHES[shape],
         label=_text(series.name),
     )
 

@@ -13,8 +13,13 @@ from ds_al.report.read import RunRecord, number, numbers
 _POINTS = 240  # of a curve over batches: more cannot be told apart on a screen
 
 
-def methods(cells: Sequence[Cell]) -> Section:
-    """The table of methods, what it says in a sentence, and how long each takes to some accuracies."""
+def methods(cells: Sequence[Cell], *, comparable: bool = True) -> Section:
+    """The table of methods, what it says in a sentence, and how long each takes to some accuracies.
+
+    Args:
+        cells: the rows.
+        comparable: whether nothing but the method differs; else the sentence says so.
+    """
     columns: dict[str, list[str]] = {
         "stages": [texts.plain(cell.first.value("stages")) for cell in cells],
         "layers": [texts.plain(cell.first.layers) for cell in cells],
@@ -38,6 +43,8 @@ def methods(cells: Sequence[Cell]) -> Section:
         "Methods: mean ± standard deviation over seeds", ["method", *shown], rows, frozenset(range(1, len(shown) + 1))
     )
     paragraphs = _answer(cells)
+    if paragraphs and not comparable:
+        paragraphs.append("More than the method differs between these runs (see above): read this with care.")
     if "rho" in shown:
         paragraphs.append("rho is the cost of a layer of associated learning over that of its plain block.")
     twins = [cell.first for cell in cells if cell.first.method.startswith("bp_")]
@@ -94,7 +101,7 @@ def _answer(cells: Sequence[Cell]) -> list[str]:
     quickest = min(known, key=lambda row: row[2].mean or 0.0)
     lines = [
         f"Highest mean test accuracy after the last epoch: {most[0].label}, {texts.with_sd(most[1], 4)}. "
-        f"Shortest training: {quickest[0].label}, {texts.with_sd(quickest[2], 1)} s."
+        f"Shortest training, all epochs: {quickest[0].label}, {texts.with_sd(quickest[2], 1)} s."
     ]
     close = [cell.label for cell, right, _ in known if cell is not most[0] and _overlap(right, most[1])]
     if close:

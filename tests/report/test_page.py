@@ -195,3 +195,27 @@ def browse(folder: Path, *arguments: str) -> str:
     assert not console, "\n".join(console)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_buttons_zoom_timelines_and_change_the_theme(tmp_path: Path) -> None:
+    make_seeds(tmp_path)
+    probe = """<script>
+      const plot = document.getElementById("plot-timeline-1"), seen = [];
+      const look = () => seen.push(plot.layout.xaxis.range.map((value) => Number(value).toFixed(2)).join(" "));
+      look();
+      for (const how of ["in", "later", "earlier", "out", "all"]) {
+        document.querySelector(`.zoom [data-zoom=${how}]`).click();
+        look();
+      }
+      document.getElementById("theme").click();
+      seen.push(document.documentElement.dataset.theme, plot.layout.paper_bgcolor);
+      document.title = seen.join(";");
+    </script></body>"""
+    page = re.sub(r"<meta http-equiv[^>]*>", "", page_of(tmp_path)).replace("</body>", probe)
+    (tmp_path / "report.html").write_text(page)
+    dom = browse(tmp_path, "--dump-dom", f"{(tmp_path / 'report.html').as_uri()}#light")
+    title = re.search(r"<title>([^<]*)</title>", dom)
+    assert title
+    # Two batches of two micro-batches end after 11.9 s (and 2 % of margin), the trace after 24 s.
+    assert title[1] == ("0.00 12.14;3.03 9.10;6.07 12.14;3.03 9.10;0.00 12.14;0.00 24.00;dark;#14171b")
