@@ -30,5 +30,5 @@ class ALCheckpointError(ALError, RuntimeError):
     """A checkpoint is missing, incomplete, or of another layout."""
 
 
-class ALReportError(ALError, ValueError):
-    """A folder is not a run, a file of a run is damaged, or a report lacks what it is drawn with."""
+class ALReportError(ALError, RuntimeError):
+    """A report cannot be made of these runs, or not where it should go."""

@@ -115,8 +115,8 @@ def _bubbles(profiles: Sequence[Profile]) -> Section:
         "bubble",
         "Bubble, measured beside the formula",
         paragraphs=(
-            "The bubble is the share of a stage's time in which the schedule leaves it nothing to do; the formula "
-            "counts nothing but forward and backward passes of equal length.",
+            "Shares of the time of a run, on each stage. The bubble is the share in which the stage did not compute, "
+            "whatever the cause; the formula counts nothing but forward and backward passes of equal length.",
         ),
         tables=tables,
     )

@@ -267,12 +267,12 @@ def _losses(cell: Cell, *, key: str) -> Chart | None:
     in_batches = _by_batch(runs[0])
     series += in_batches
     rows = [[str(epoch), *(texts.with_sd(one, 4) for one in row)] for epoch, row in means.items()]
+    over_runs = f" and over {len(runs)} runs, with the standard deviation over runs" if len(runs) > 1 else ""
     thin = f" Thin lines: associated loss of batches, seed {texts.plain(runs[0].seed)}." if in_batches else ""
     return Chart(
         key=key,
         title=f"Losses: {cell.label}",
-        description=f"Mean loss of each epoch over the layers of a stage and over {len(runs)} run"
-        f"{'s' if len(runs) > 1 else ''}, with the standard deviation over runs.{thin}",
+        description=f"Mean loss of each epoch over the layers of a stage{over_runs}.{thin}",
         x_label="epoch",
         y_label="loss",
         series=series,

@@ -21,6 +21,7 @@ _KIND_OF = {
     "SendGrad": "send",
     "LoadMicroBatch": "load data",
     "Barrier": "barrier",
+    "LossBroadcast": "barrier",
     "Evaluation": "evaluation",
 }
 _POINTS = 400
