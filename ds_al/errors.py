@@ -28,3 +28,7 @@ class ALTransportError(ALError, RuntimeError):
 
 class ALCheckpointError(ALError, RuntimeError):
     """A checkpoint is missing, incomplete, or of another layout."""
+
+
+class ALReportError(ALError, RuntimeError):
+    """A report cannot be made of these runs, or not where it should go."""
