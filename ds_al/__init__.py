@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         ALDataError,
         ALError,
         ALLayerError,
+        ALReportError,
         ALTransportError,
     )
     from ds_al.layer import ALLayer, predict
@@ -33,6 +34,7 @@ __all__ = [
     "ALLayerSpec",
     "ALPipelineEngine",
     "ALPipelineModule",
+    "ALReportError",
     "ALTransportError",
     "StageStats",
     "initialize",

@@ -9,33 +9,55 @@ from typing import Any, ClassVar
 import torch
 from deepspeed import comm as dist
 from deepspeed.runtime.pipe.engine import PipelineEngine
-from deepspeed.runtime.pipe.schedule import BackwardPass, ForwardPass, PipeSchedule
+from deepspeed.runtime.pipe.schedule import (
+    BackwardPass,
+    ForwardPass,
+    LoadMicroBatch,
+    PipeInstruction,
+    PipeSchedule,
+    RecvActivation,
+    RecvGrad,
+    SendActivation,
+    SendGrad,
+)
 
+from ds_al.config import ALConfig
 from ds_al.schedule import BACKPROP_SCHEDULES
-from ds_al.trace import RecordedSchedule, StageStats
+from ds_al.trace import Observation, RecordedSchedule, StageStats, Tracing
 
 
 class BackpropPipelineEngine(RecordedSchedule, PipelineEngine):
     """Trains a plain ``PipelineModule`` by back-propagation, with DeepSpeed's own instructions.
 
     Args:
-        method: ``"bp_1f1b"`` (DeepSpeed's ``TrainSchedule``), ``"bp_gpipe"`` or ``"bp_naive"``.
+        al_config: its ``method`` is ``"bp_1f1b"`` (DeepSpeed's ``TrainSchedule``), ``"bp_gpipe"`` or
+            ``"bp_naive"``.
     """
 
-    def __init__(self, *args: Any, method: str = "bp_1f1b", **kwargs: Any) -> None:
-        self.method = method
+    def __init__(self, *args: Any, al_config: ALConfig, **kwargs: Any) -> None:
+        self.method = al_config.method
         self._wall = 0.0
-        self._samples = 0
+        self._samples = self._bytes_sent = self._messages_sent = self._latest_bytes = 0
         self._losses: dict[int, torch.Tensor] = {}
         super().__init__(*args, **kwargs)
+        self.tracing = Tracing.of(self, al_config)
 
     def train_batch(self, data_iter: Any = None) -> torch.Tensor:
-        """DeepSpeed's ``train_batch``, timed for :meth:`stats`."""
+        """DeepSpeed's ``train_batch``, timed for :meth:`stats`, and recorded where the config asks for it."""
+        if self.tracing is not None:
+            self.tracing.before_batch()
         start = time.perf_counter()
         loss = super().train_batch(data_iter)
         self._wall += time.perf_counter() - start
         self._samples += self.train_batch_size()
+        if self.tracing is not None:
+            self.tracing.after_batch()
         return loss
+
+    def _aggregate_total_loss(self) -> torch.Tensor:
+        """DeepSpeed's last stage tells all others the loss of each batch."""
+        with self.recorded("LossBroadcast", waiting=True):
+            return super()._aggregate_total_loss()
 
     def _train_schedule(self) -> PipeSchedule:
         return BACKPROP_SCHEDULES[self.method](self.micro_batches, self.num_stages, self.stage_id)
@@ -52,10 +74,35 @@ class BackpropPipelineEngine(RecordedSchedule, PipelineEngine):
         super()._exec_backward_pass(buffer_id)
         self.loss = None  # type: ignore[assignment]  # or the last graph would live on
 
+    def _exec_send_activations(self, buffer_id: int) -> None:
+        self._count(self.pipe_buffers["outputs"][buffer_id])
+        super()._exec_send_activations(buffer_id)
+
+    def _exec_send_grads(self, buffer_id: int) -> None:
+        inputs = self.pipe_buffers["inputs"][buffer_id]
+        self._count(tuple(x.grad for x in (inputs if isinstance(inputs, tuple) else (inputs,)) if x.grad is not None))
+        super()._exec_send_grads(buffer_id)
+
+    def _count(self, message: Any) -> None:
+        tensors = message if isinstance(message, tuple) else (message,)
+        self._latest_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        self._bytes_sent += self._latest_bytes
+        self._messages_sent += 1
+
+    def _observe(self, instruction: PipeInstruction, seconds: float) -> Observation:
+        """DeepSpeed's transfers block until they are through: all of their time is waiting."""
+        if isinstance(instruction, (SendActivation, SendGrad)):
+            return Observation(wait=seconds, nbytes=self._latest_bytes)
+        if isinstance(instruction, (RecvActivation, RecvGrad, LoadMicroBatch)):
+            return Observation(wait=seconds)
+        return Observation()
+
     _INSTRUCTION_MAP: ClassVar[dict[Any, Callable[..., None]]] = {
         **PipelineEngine._INSTRUCTION_MAP,
         ForwardPass: _exec_forward_pass,
         BackwardPass: _exec_backward_pass,
+        SendActivation: _exec_send_activations,
+        SendGrad: _exec_send_grads,
     }
 
     def evaluate(self, batches: Iterable[Any]) -> dict[str, Any]:
@@ -79,18 +126,19 @@ class BackpropPipelineEngine(RecordedSchedule, PipelineEngine):
     def reset_stats(self) -> None:
         """Starts :meth:`stats` anew."""
         self._wall, self._samples = 0.0, 0
+        self._bytes_sent = self._messages_sent = 0
         self.instruction_seconds.clear()
 
     def stats(self) -> StageStats:
-        """This stage's times since the last :meth:`reset_stats`; DeepSpeed does not count bytes."""
+        """This stage's times and bytes since the last :meth:`reset_stats`; activations and gradients sent."""
         seconds = self.instruction_seconds
         return StageStats(
             stage=self.stage_id,
             wall=self._wall,
-            wait_input=seconds["RecvActivation"] + seconds["RecvGrad"],
+            wait_input=seconds["RecvActivation"] + seconds["RecvGrad"] + seconds["LossBroadcast"],
             wait_queue=seconds["SendActivation"] + seconds["SendGrad"],
             wait_data=seconds["LoadMicroBatch"],
-            bytes_sent=None,
-            messages_sent=None,
+            bytes_sent=self._bytes_sent,
+            messages_sent=self._messages_sent,
             samples=self._samples,
         )

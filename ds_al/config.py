@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ds_al.errors import ALConfigError
 
@@ -34,6 +34,38 @@ class OptimizerConfig(StrictModel):
 
     type: str = Field(description="A name that DeepSpeed or `torch.optim` knows.")
     params: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the optimizer.")
+
+
+class TraceConfig(StrictModel):
+    """What to record of the instructions that the stages execute."""
+
+    enabled: bool = Field(default=False, description="Record.")
+    batches: tuple[int, int] = Field(
+        default=(2, 6),
+        description="The first and the last `train_batch()` call to record, counted from 1. After the last one "
+        "the stages bring their events together, which drains the pipeline once.",
+    )
+    folder: str = Field(
+        default="trace",
+        description="Where `trace.json` (for Perfetto and chrome://tracing) and `trace.csv` go, written by the "
+        "last stage. `run/train.py` puts them into the run's own folder.",
+    )
+    memory: bool = Field(
+        default=False,
+        description="Also record how much autograd holds for backward. This takes time: a hook per saved tensor.",
+    )
+    profiler_ranks: list[int] = Field(
+        default_factory=list,
+        description="Ranks that run `torch.profiler` over the same batches, too, and write "
+        "`profiler-rank<n>.json` to the same folder, with ranges named `forward`, `backward` and `update`.",
+    )
+
+    @field_validator("batches")
+    @classmethod
+    def _ordered(cls, batches: tuple[int, int]) -> tuple[int, int]:
+        if not 1 <= batches[0] <= batches[1]:
+            raise ValueError("expected [first, last] with 1 <= first <= last")
+        return batches
 
 
 class ALConfig(StrictModel):
@@ -82,6 +114,10 @@ class ALConfig(StrictModel):
         description="The first stage checks every micro-batch before it trains on it: finite inputs, integer "
         "labels within range, constant shapes. Done where the batch lies, so no device is waited for as long "
         "as batches come from host memory.",
+    )
+    trace: TraceConfig = Field(
+        default_factory=TraceConfig,
+        description="What to record of the instructions that stages execute; for the `bp_*` methods, too.",
     )
 
 

@@ -31,6 +31,7 @@ def document() -> str:
         _INTRODUCTION,
         _section(f'`"{config.BLOCK}"`', config.ALConfig),
         _section(f'`"{config.BLOCK}.autoencoder_optimizer"`', config.OptimizerConfig),
+        _section(f'`"{config.BLOCK}.trace"`', config.TraceConfig),
         "## DeepSpeed's keys that an AL engine honours\n\n| key | how |\n|---|---|\n"
         + "".join(f"| `{key}` | {how} |\n" for key, how in config.DEEPSPEED_KEYS.items()),
         "All other keys are refused, unless their value turns them off: mixed precision, ZeRO above stage 0, "
@@ -60,7 +61,7 @@ def _rows(model: type[BaseModel]) -> Iterator[str]:
 def _type(annotation: Any) -> str:
     if typing.get_origin(annotation) is typing.Literal:
         return ", ".join(f'`"{value}"`' for value in typing.get_args(annotation))
-    if typing.get_origin(annotation) in (dict, list):
+    if typing.get_origin(annotation) in (dict, list, tuple):
         return "object" if typing.get_origin(annotation) is dict else "list"
     members = typing.get_args(annotation)
     if members:

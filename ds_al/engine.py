@@ -25,6 +25,7 @@ from deepspeed.runtime.pipe.schedule import (
     ForwardPass,
     LoadMicroBatch,
     OptimizerStep,
+    PipeInstruction,
     PipeSchedule,
     RecvActivation,
     SendActivation,
@@ -42,7 +43,7 @@ from ds_al.module import ALPipelineModule
 from ds_al.optimizer import LocalOptimizer, ParamGroups
 from ds_al.schedule import AL_SCHEDULES, Barrier
 from ds_al.stage import LocalStage
-from ds_al.trace import RecordedSchedule, StageStats
+from ds_al.trace import Observation, RecordedSchedule, StageStats, Tracing
 from ds_al.transport import Receiver, Sender
 
 
@@ -92,9 +93,10 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
         self._loss_history: list[Tensor] = []
         self._s: Activation
         self._t: Tensor
-        self._wall = self._wait_data = 0.0
+        self._wall = self._wait_data = self._waited_for_data = 0.0
         self._samples = 0
         self.reset_stats()
+        self.tracing = Tracing.of(self, al_config)
 
     # ---- set-up ------------------------------------------------------------------------------------
 
@@ -164,12 +166,17 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
             self.set_dataiterator(data_iter)
         if not self.module.training:
             self.module.train()
+        if self.tracing is not None:
+            self.tracing.before_batch()
+        self.stage.recorder = self.recorder
         start = time.perf_counter()
         if self.receiver is not None:
             self.receiver.expect(self.micro_batches)
         self._exec_schedule(self._train_schedule())
         loss = self._end_batch()
         self._wall += time.perf_counter() - start
+        if self.tracing is not None:
+            self.tracing.after_batch()
         return loss
 
     def _train_schedule(self) -> PipeSchedule:
@@ -217,7 +224,8 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
                 f"the data ran out after {self.stage.trained_micro_batches} micro-batches: a batch takes "
                 f"{self.micro_batches}. Wrap the loader in deepspeed.utils.RepeatingLoader, or train fewer batches"
             ) from None
-        self._wait_data += time.perf_counter() - start
+        self._waited_for_data = time.perf_counter() - start
+        self._wait_data += self._waited_for_data
         self._s, self._t = self.intake(batch)
 
     def _exec_recv_activations(self, buffer_id: int) -> None:
@@ -261,6 +269,14 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
         OptimizerStep: _exec_optimizer_step,
         Barrier: _exec_barrier,
     }
+
+    def _observe(self, instruction: PipeInstruction, seconds: float) -> Observation:
+        if isinstance(instruction, Barrier):
+            return Observation(wait=seconds)
+        if isinstance(instruction, LoadMicroBatch):
+            return Observation(wait=self._waited_for_data)
+        channel = {RecvActivation: self.receiver, SendActivation: self.sender}.get(type(instruction))
+        return Observation(*channel.latest) if channel is not None else Observation()
 
     # ---- what users of a PipelineEngine call -------------------------------------------------------
 

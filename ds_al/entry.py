@@ -95,7 +95,7 @@ def initialize(
     if is_al:
         engine = ALPipelineEngine(al_config=al, **common)
     else:
-        engine = BackpropPipelineEngine(method=al.method, **common)
+        engine = BackpropPipelineEngine(al_config=al, **common)
     zero.partition_parameters.restore_init_context()
     if hasattr(engine, "_configure_python_gc"):
         engine._configure_python_gc()

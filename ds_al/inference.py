@@ -112,13 +112,14 @@ class Inference:
         if self._receiver is not None:
             self._receiver.expect(count)
         for _ in range(count):
-            s, labels = self._take(batches)
-            outputs = []
-            for _, layer in engine.layers:
-                s = layer.f(s)
-                outputs.append(s)
-            if self._sender is not None:
-                self._sender.send((*(s if isinstance(s, tuple) else (s,)), labels))
+            with engine.recorded("Evaluation"):
+                s, labels = self._take(batches)
+                outputs = []
+                for _, layer in engine.layers:
+                    s = layer.f(s)
+                    outputs.append(s)
+                if self._sender is not None:
+                    self._sender.send((*(s if isinstance(s, tuple) else (s,)), labels))
             yield outputs, labels
             if self._receiver is not None:
                 self._receiver.release()

@@ -252,3 +252,13 @@ def ideal_seconds(
         "bp_gpipe": n * (m + p - 1) * (f + b),
         "bp_naive": n * m * p * (f + b),
     }[method]
+
+
+def bubble_formula(
+    method: str, *, stages: int, micro_batches: int, batches: int, forward: float, backward: float
+) -> float:
+    """Share of :func:`ideal_seconds` in which a stage does not compute. Arguments as there."""
+    ideal = ideal_seconds(
+        method, stages=stages, micro_batches=micro_batches, batches=batches, forward=forward, backward=backward
+    )
+    return 1 - batches * micro_batches * (forward + backward) / ideal

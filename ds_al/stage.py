@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ds_al.errors import ALError, ALLayerError
 from ds_al.layer import Activation, ALLayer, seed_layer, stop_gradient
+from ds_al.trace.recorder import Recorder
 
 
 @dataclass
@@ -42,6 +43,8 @@ class LocalStage:
         self.base_seed = base_seed
         self.trained_micro_batches = 0
         """Micro-batches whose backward is done; numbers the random draws of the layers."""
+        self.recorder: Recorder | None = None
+        """Gets each layer's part of forward and backward, where it is set."""
         self._passes: list[_Pass] = []
         self._gradient: tuple[float, Tensor] | None = None
         self._loss_sum = torch.zeros(len(layers), 2, device=device)
@@ -55,11 +58,14 @@ class LocalStage:
         Raises:
             ALLayerError: a layer raised, or returned something that cannot travel.
         """
+        recorder = self.recorder
         for index, layer in self.layers:
-            t_in = t
+            t_in, start = t, None if recorder is None else recorder.mark()
             with self._blame(layer, "forward"):
                 self._seed(index, part=0)
                 s_out, t_out = layer(s, t)
+            if recorder is not None:
+                recorder.add_layer("ForwardPass", index, start, recorder.mark())
             self._passes.append(_Pass(index, layer, s_out, t_out, t_in))
             s, t = stop_gradient(s_out), stop_gradient(t_out)
         return s, t
@@ -71,7 +77,9 @@ class LocalStage:
             ALLayerError: a layer raised.
         """
         passes, self._passes = self._passes, []
+        recorder = self.recorder
         for row, kept in enumerate(passes):
+            start = None if recorder is None else recorder.mark()
             with self._blame(kept.layer, "local losses and backward"):
                 self._seed(kept.index, part=1)
                 losses = kept.layer.local_losses(kept.s_out, kept.t_out, kept.t_in)
@@ -80,6 +88,8 @@ class LocalStage:
                     torch.autograd.backward(learning, [self._scale(scale)] * len(learning))
             self._loss_sum[row] += torch.stack(tuple(losses)).detach()
             passes[row] = None  # type: ignore[call-overload]  # this layer's graph and activations go now
+            if recorder is not None:
+                recorder.add_layer("BackwardPass", kept.index, start, recorder.mark())
         self.trained_micro_batches += 1
 
     def _scale(self, scale: float) -> Tensor:

@@ -118,6 +118,8 @@ class _Channel:
         """Messages that have passed."""
         self.nbytes = 0
         """Bytes of those messages, headers included."""
+        self.latest = (0.0, 0)
+        """Seconds waited for the latest message, and its bytes."""
 
     def _wait(self, work: Any, what: str) -> None:
         start = time.perf_counter()
@@ -175,7 +177,7 @@ class Sender(_Channel):
             ALTransportError: shapes differ from the first message's and the channel is not dynamic, or the
                 next stage is gone.
         """
-        layout = Layout.of(message)
+        layout, before = Layout.of(message), self.waited
         index = self.messages % self.queue_depth
         slot = self._slots[index]
         if slot is not None and slot.work is not None:
@@ -200,6 +202,7 @@ class Sender(_Channel):
             raise self._lost(error) from None
         self.messages += 1
         self.nbytes += layout.nbytes
+        self.latest = self.waited - before, layout.nbytes
 
     def _send_header(self, layout: Layout, index: int) -> None:
         if self._headers[index] is not None:
@@ -257,6 +260,7 @@ class Receiver(_Channel):
         Raises:
             ALTransportError: the previous stage is gone.
         """
+        before = self.waited
         if self.layout is None or self.dynamic:
             self._open(self._receive_header())
         slot = self._ring[self.messages % self._SLOTS]
@@ -264,6 +268,7 @@ class Receiver(_Channel):
         slot.work = None
         self.messages += 1
         self.nbytes += slot.layout.nbytes
+        self.latest = self.waited - before, slot.layout.nbytes
         return slot.tensors
 
     def release(self) -> None:

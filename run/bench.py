@@ -2,7 +2,6 @@
 
     python run/bench.py --sleeping --json results/sleeping.json
     python run/bench.py --memory --json results/memory.json --markdown docs/memory.md
-    python run/bench.py --timeline docs/figures/streaming-beside-1f1b.png
 
 Sleeping layers take time but no core, so the times show what the schedules cost, on any machine. The
 back-propagation methods run the twin of the same layers through DeepSpeed's engine, without clipping.
@@ -12,20 +11,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ds_al.bench import SleepingCases, measure_memory, measure_sleeping, record_timelines, report
+from ds_al.bench import SleepingCases, measure_memory, measure_sleeping, report
+from ds_al.bench.arguments import names, numbers, positive
 from ds_al.bench.workloads import METHODS
 from ds_al.launch import RankFailure
-from ds_al.trace.timeline import draw
 
 MEMORY_METHODS = ("streaming", "bp_1f1b", "bp_gpipe")
-TIMELINE_METHODS = ("streaming", "bp_1f1b")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,32 +33,29 @@ def parser() -> argparse.ArgumentParser:
         "--sleeping", action="store_true", help="time all methods on sleeping layers, beside the ideal time"
     )
     what.add_argument("--memory", action="store_true", help="count what autograd holds for backward on every stage")
-    what.add_argument(
-        "--timeline", metavar="PATH", type=Path, help="draw one run of each method as PNG to PATH and as SVG beside it"
-    )
     p.add_argument(
         "--json", metavar="PATH", type=Path, help="write header and rows to PATH and the rows as CSV beside it"
     )
     p.add_argument("--markdown", metavar="PATH", type=Path, help="with --memory: write the tables as a page to PATH")
     p.add_argument(
-        "--methods", type=_names, help=f"comma-separated, of {','.join(METHODS)} (default: all; --memory: "
-        f"{','.join(MEMORY_METHODS)}; --timeline: {','.join(TIMELINE_METHODS)})",
+        "--methods", type=names, help=f"comma-separated, of {','.join(METHODS)} (default: all; --memory: "
+        f"{','.join(MEMORY_METHODS)})",
     )  # fmt: skip
-    p.add_argument("--stages", type=_numbers, help="comma-separated (default: 2,4; --memory: 2,4,8; --timeline: 4)")
+    p.add_argument("--stages", type=numbers, help="comma-separated (default: 2,4; --memory: 2,4,8)")
     p.add_argument(
         "--micro-batches",
-        type=_numbers,
-        help="micro-batches per batch, comma-separated (default: 4,8,16; --memory: 4,8,16,32; --timeline: 4)",
+        type=numbers,
+        help="micro-batches per batch, comma-separated (default: 4,8,16; --memory: 4,8,16,32)",
     )
-    p.add_argument("--batches", type=_positive, default=3, help="batches of a timed run (default: 3)")
+    p.add_argument("--batches", type=positive, default=3, help="batches of a timed run (default: 3)")
     p.add_argument(
-        "--repeat", type=_positive, default=3, help="times that each case is timed; the median counts (default: 3)"
+        "--repeat", type=positive, default=3, help="times that each case is timed; the median counts (default: 3)"
     )
     p.add_argument("--forward-ms", type=float, default=50.0, help="sleep of a layer's forward (default: 50)")
     p.add_argument("--backward-ms", type=float, default=50.0, help="sleep of a layer's backward (default: 50)")
-    p.add_argument("--width", type=_positive, default=64, help="with --memory: width of the layers (default: 64)")
+    p.add_argument("--width", type=positive, default=64, help="with --memory: width of the layers (default: 64)")
     p.add_argument(
-        "--micro-batch", type=_positive, default=8, help="with --memory: samples per micro-batch (default: 8)"
+        "--micro-batch", type=positive, default=8, help="with --memory: samples per micro-batch (default: 8)"
     )
     return p
 
@@ -72,9 +66,7 @@ def main() -> None:
     args = p.parse_args()
     if args.markdown and not args.memory:
         p.error("--markdown goes with --memory")
-    if args.json and args.timeline:
-        p.error("--json goes with --sleeping or --memory; --timeline writes a figure")
-    run = sleeping if args.sleeping else memory if args.memory else timeline
+    run = sleeping if args.sleeping else memory
     try:
         run(args, Console())
     except RankFailure as error:
@@ -138,49 +130,6 @@ def memory(args: argparse.Namespace, console: Console) -> None:
     if args.markdown:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
         args.markdown.write_text(report.memory_markdown(header, rows))
-
-
-def timeline(args: argparse.Namespace, console: Console) -> None:
-    """Draws the schedules."""
-    micro_batches = _one(args.micro_batches, "--micro-batches", default=4)
-    events = record_timelines(
-        args.methods or TIMELINE_METHODS,
-        stages=_one(args.stages, "--stages", default=4),
-        micro_batches=micro_batches,
-        batches=args.batches,
-        forward=args.forward_ms / 1000,
-        backward=args.backward_ms / 1000,
-    )
-    for path in draw(events, args.timeline, micro_batches=micro_batches):
-        console.print(f"{path}", highlight=False)
-
-
-def _one(values: Sequence[int] | None, flag: str, *, default: int) -> int:
-    if values and len(values) > 1:
-        sys.exit(f"error: {flag} got {len(values)} numbers: a timeline shows one run per method, give one number")
-    return values[0] if values else default
-
-
-def _list(parse: Callable[[str], object], text: str) -> tuple:
-    return tuple(parse(part) for part in text.split(",") if part)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = _list(str, text)
-    unknown = [name for name in names if name not in METHODS]
-    if unknown or not names:
-        raise argparse.ArgumentTypeError(f"got {text!r}: expected names of {','.join(METHODS)}")
-    return names
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return _list(_positive, text) or (_positive(text),)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}: expected a whole number from 1 on")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="goes on from the latest checkpoint in this folder (runs/<name>/<time>/checkpoints)",
     )
+    add(
+        "--trace",
+        action="store_true",
+        help="records what every stage did in batches 2 to 6 (or as the config says) into the run's folder: "
+        "trace/trace.json opens in Perfetto, timeline.png shows it",
+    )
     add("--json", metavar="PATH", help="also writes the final table to this file, for programs")
     add(
         "--local_rank",
@@ -70,6 +76,7 @@ def main() -> None:
             "experiment.epochs": args.epochs,
             "experiment.seed": args.seed,
             "experiment.output": args.output,
+            "associated_learning.trace.enabled": "true" if args.trace else None,
         }.items() if value is not None),
     ]  # fmt: skip
     import torch

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ds_al.trace import Event
-from ds_al.trace.timeline import draw, idle_share, span
+from ds_al.trace.analysis import idle_share, span
+from ds_al.trace.timeline import draw
 
 RUN = [
     Event(0, "LoadMicroBatch", 0, -5.0, 0.0),  # not computing: outside of what counts

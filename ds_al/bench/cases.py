@@ -1,6 +1,6 @@
 """Runs the measurements on ranks of this machine, and turns what they return into rows.
 
-``measure_*`` and ``record_timelines`` start the ranks; the functions of a rank follow below. All cases of
+``measure_*`` starts the ranks; the functions of a rank follow below. All cases of
 one number of stages share one set of ranks, since these take seconds to start.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,10 @@ from deepspeed import comm as dist
 from ds_al.bench import workloads
 from ds_al.launch import run_ranks, tell
 from ds_al.schedule import ideal_seconds
-from ds_al.trace import ActivationMeter, Event, Recorder
+from ds_al.trace import ActivationMeter
 
 Row = dict[str, Any]
-_START_UP = 120.0  # seconds that a machine may need to start a set of ranks
+START_UP = 120.0  # seconds that a machine may need to start a set of ranks
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def measure_sleeping(cases: SleepingCases, *, progress: Callable[[Row], None] | 
         by_rank = run_ranks(
             f"{__name__}:time_sleeping",
             stages,
-            timeout=_START_UP + 3 * cases.total_seconds(stages=stages),
+            timeout=START_UP + 3 * cases.total_seconds(stages=stages),
             news=news,
             cases=cases,
         )
@@ -138,7 +138,7 @@ def measure_memory(
         by_rank = run_ranks(
             f"{__name__}:count_memory",
             count,
-            timeout=4 * _START_UP,
+            timeout=4 * START_UP,
             methods=methods,
             micro_batches=micro_batches,
             width=width,
@@ -154,47 +154,27 @@ def measure_memory(
     return rows
 
 
-def record_timelines(
-    methods: Sequence[str], *, stages: int, micro_batches: int, batches: int, forward: float, backward: float
-) -> dict[str, list[Event]]:
-    """Records one run of sleeping layers by each method.
-
-    Returns:
-        The events of all stages by method.
-
-    Raises:
-        RankFailure: a rank failed.
-    """
-    by_rank = run_ranks(
-        f"{__name__}:record_events",
-        stages,
-        timeout=3 * _START_UP,
-        methods=methods,
-        micro_batches=micro_batches,
-        batches=batches,
-        forward=forward,
-        backward=backward,
-    )
-    return {method: [event for rank in by_rank for event in rank[method]] for method in methods}
-
-
 # ---- what a rank does --------------------------------------------------------------------------------
 
 
 def time_sleeping(cases: SleepingCases) -> dict[tuple[str, int], list[tuple[float, float]]]:
     """Start and end of every repetition on this rank, in seconds of the clock that all ranks share."""
-    world = _world()
+    world = world_size()
     engines = {
         method: workloads.sleeping_engine(method, stages=world, forward=cases.forward, backward=cases.backward)
         for method in cases.methods
     }
     for engine in engines.values():
-        _train(engine, micro_batches=2, batches=1)  # shapes travel with the first batch, and threads start
+        train(
+            engine, workloads.micro_batches(engine), micro_batches=2, batches=1
+        )  # shapes travel with the first batch, and threads start
     pairs = [(method, m) for m in cases.micro_batches for method in cases.methods]
     spans: dict[tuple[str, int], list[tuple[float, float]]] = {pair: [] for pair in pairs}
     for _ in range(cases.repeat):
         for method, m in pairs:
-            start, end = _train(engines[method], micro_batches=m, batches=cases.batches)
+            start, end = train(
+                engines[method], workloads.micro_batches(engines[method]), micro_batches=m, batches=cases.batches
+            )
             spans[method, m].append((start, end))
             if dist.get_rank() == world - 1:
                 tell(f"{method} {m} {end - start}")
@@ -207,32 +187,17 @@ def count_memory(
     """Peak bytes and tensors on this rank."""
     peaks = {}
     for method in methods:
-        engine = workloads.dense_engine(method, stages=_world(), width=width, micro_batch=micro_batch)
+        engine = workloads.dense_engine(method, stages=world_size(), width=width, micro_batch=micro_batch)
         for m in micro_batches:
             with ActivationMeter(exclude=engine.module.parameters()) as meter:
-                _train(engine, micro_batches=m, batches=1, width=width)
+                train(engine, workloads.micro_batches(engine, width=width), micro_batches=m, batches=1)
             peaks[method, m] = meter.peak_bytes, meter.peak_tensors
     return peaks
 
 
-def record_events(
-    methods: Sequence[str], micro_batches: int, batches: int, forward: float, backward: float
-) -> dict[str, list[Event]]:
-    """This rank's events by method."""
-    events = {}
-    for method in methods:
-        engine = workloads.sleeping_engine(method, stages=_world(), forward=forward, backward=backward)
-        _train(engine, micro_batches=2, batches=1)
-        engine.recorder = Recorder(engine.stage_id)
-        _train(engine, micro_batches=micro_batches, batches=batches)
-        events[method] = engine.recorder.events
-    return events
-
-
-def _train(engine: Any, *, micro_batches: int, batches: int, width: int = workloads.CLASSES) -> tuple[float, float]:
+def train(engine: Any, data: Iterator[Any], *, micro_batches: int, batches: int) -> tuple[float, float]:
     """Trains; nothing but the engine's own messages passes between the stages from start to end."""
     engine.set_train_batch_size(micro_batches * engine.train_micro_batch_size_per_gpu())
-    data = workloads.micro_batches(engine, width=width)
     dist.barrier()
     start = time.perf_counter()
     for _ in range(batches):
@@ -240,7 +205,8 @@ def _train(engine: Any, *, micro_batches: int, batches: int, width: int = worklo
     return start, time.perf_counter()
 
 
-def _world() -> int:
+def world_size() -> int:
+    """Number of ranks; joins them first, if that has not been done."""
     if not dist.is_initialized():
         import deepspeed
 

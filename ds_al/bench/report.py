@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from ds_al import provenance
@@ -71,6 +72,34 @@ def memory_table(rows: Sequence[Row]) -> Table:
         table.add_column(column, justify="right")
     for method, stages, cells in _fullest(rows, counts):
         table.add_row(method, str(stages), *cells)
+    return table
+
+
+def profile_table(rows: Sequence[Row]) -> Table:
+    """Where the time went, stage by stage, in percent, for the terminal."""
+    table = Table(
+        title="percent of the time, by stage", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.add_column("method", no_wrap=True)
+    shares = {
+        "busy": "busy",
+        "wait_input": "input",
+        "wait_queue": "queue",
+        "wait_data": "data",
+        "wait_barrier": "all",
+        "drained": "done",
+        "other": "other",
+        "bubble": "bubble",
+        "bubble_formula": "formula",
+    }
+    for column in ("M", "stage", *shares.values()):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        cells = [f"{100 * row[column]:.1f}" for column in shares]
+        end = row["stage"] == row["stages"] - 1
+        table.add_row(row["method"], str(row["micro_batches"]), str(row["stage"]), *cells, end_section=end)
+    table.caption = "waits: for input, a place in the queue, data, all stages; done: while later stages were not"
+    table.caption_justify = "left"
     return table
 
 

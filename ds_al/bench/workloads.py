@@ -1,9 +1,10 @@
-"""The two networks that the measurements train, each in its AL form and as its backprop twin.
-
-One layer per stage, so that all stages are equal and a stage costs the same whatever their number is.
+"""The networks that the measurements train, each in its AL form and as its backprop twin.
 
     sleeping   f sleeps forward and backward: what takes time but no core, so stages never compete
     dense      f is Linear-ReLU-Linear-ReLU: what holds activations
+    a model    a network of ds_al.models, small, on random data: real maths, and stages that are not equal
+
+The first two have one layer per stage, so that all stages are equal and cost the same whatever their number is.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ from torch import Tensor, nn
 
 import ds_al
 from ds_al.config import BLOCK
+from ds_al.models import build_al, build_twin
 from ds_al.schedule import AL_SCHEDULES, BACKPROP_SCHEDULES
+
+IMAGE = (1, 28, 28)
+TOKENS, VOCABULARY = 64, 2000
+"""Length of a sequence, and number of different tokens."""
 
 METHODS: tuple[str, ...] = (*AL_SCHEDULES, *BACKPROP_SCHEDULES)
 CLASSES = 4
@@ -78,25 +84,63 @@ def micro_batches(engine: Any, *, width: int = CLASSES) -> Iterator[tuple[Tensor
         yield torch.zeros(size, width), torch.zeros(size, dtype=torch.int64)
 
 
+def model_engine(method: str, *, model: str, stages: int, micro_batch: int) -> Any:
+    """An engine over a small network of :mod:`ds_al.models`, two AL layers per stage where it may have so many."""
+    specs = build_al(model, **_options(model, stages)) if method in AL_SCHEDULES else None
+    twin = build_twin(model, **_options(model, stages)) if specs is None else None
+    return _initialize(method, specs=specs, twin=twin, stages=stages, micro_batch=micro_batch)
+
+
+def model_batches(engine: Any, *, model: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Random samples and labels for ever."""
+    size, generator = engine.train_micro_batch_size_per_gpu(), torch.Generator().manual_seed(0)
+    while True:
+        labels = torch.randint(CLASSES, (size,), generator=generator)
+        if model in ("lstm", "transformer"):
+            yield torch.randint(1, VOCABULARY, (size, TOKENS), generator=generator), labels
+        else:
+            yield torch.randn(size, *IMAGE, generator=generator), labels
+
+
+def _options(model: str, stages: int) -> dict[str, Any]:
+    if model in ("lstm", "transformer"):
+        return {"vocab_size": VOCABULARY, "num_classes": CLASSES, "num_layers": 2 * stages}
+    if model == "mlp":
+        return {"in_shape": IMAGE, "num_classes": CLASSES, "widths": (256,) * (2 * stages)}
+    return {"in_shape": IMAGE, "num_classes": CLASSES}
+
+
 def _engine(method: str, block: Callable[[], LayerSpec], *, stages: int, width: int, micro_batch: int) -> Any:
-    model: PipelineModule
-    if method in AL_SCHEDULES:
-        codes = [CLASSES] * (stages + 1)
-        model = ds_al.ALPipelineModule(
-            [
-                ds_al.ALLayerSpec(
-                    f=block(),
-                    b=LayerSpec(nn.Linear, width, codes[i + 1]),
-                    g=LayerSpec(nn.Linear, codes[i], codes[i + 1]),
-                    h=LayerSpec(nn.Linear, codes[i + 1], codes[i]),
-                )
-                for i in range(stages)
-            ],
-            num_classes=CLASSES,
+    if method not in AL_SCHEDULES:
+        twin = [block() for _ in range(stages)]
+        return _initialize(method, specs=None, twin=twin, stages=stages, micro_batch=micro_batch)
+    codes = [CLASSES] * (stages + 1)
+    specs = [
+        ds_al.ALLayerSpec(
+            f=block(),
+            b=LayerSpec(nn.Linear, width, codes[i + 1]),
+            g=LayerSpec(nn.Linear, codes[i], codes[i + 1]),
+            h=LayerSpec(nn.Linear, codes[i + 1], codes[i]),
         )
+        for i in range(stages)
+    ]
+    return _initialize(method, specs=specs, twin=None, stages=stages, micro_batch=micro_batch)
+
+
+def _initialize(
+    method: str,
+    *,
+    specs: list[ds_al.ALLayerSpec] | None,
+    twin: list[LayerSpec] | None,
+    stages: int,
+    micro_batch: int,
+) -> Any:
+    model: PipelineModule
+    if specs is not None:
+        model = ds_al.ALPipelineModule(specs, num_classes=CLASSES)
     else:
         model = PipelineModule(
-            [block() for _ in range(stages)],
+            twin,
             num_stages=stages,
             loss_fn=nn.CrossEntropyLoss(),
             partition_method="uniform",

@@ -86,6 +86,9 @@ class Job:
         """Trains all epochs, then looks at the test images once. Returns the summary, on every rank."""
         record = Record(self) if self.is_last else None
         display = Display(self) if self.is_last else None
+        tracing = self.engine.tracing
+        if tracing is not None:
+            tracing.folder = Path(self.engine.gather(str(record.folder) if record else None)[-1]) / "trace"
         dist.barrier()  # what the record needs to start is no time that a stage idles
         start, history = time.perf_counter(), []
         with display or contextlib.nullcontext():
@@ -96,6 +99,10 @@ class Job:
                     record.epoch(row)
                     display.epoch(row)
                 self._checkpoint(epoch, record)
+        if tracing is not None:
+            tracing.finish()
+            if record and tracing.events:
+                record.timeline(tracing.events)
         seconds = time.perf_counter() - start
         test = self.engine.evaluate(self._batches("test"))
         summary = self._summary(test, seconds=seconds, history=history)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from ds_al.experiment.facts import facts
 from ds_al.experiment.wandb_run import WandbRun, named_losses
+from ds_al.trace import Event
+from ds_al.trace.analysis import computing
+from ds_al.trace.timeline import draw
 
 if TYPE_CHECKING:
     from ds_al.experiment.job import Job
@@ -25,7 +28,8 @@ class Record:
     """Writes ``<output>/<name>/<time>/`` from the rank that makes it.
 
     Files: ``config.json`` (resolved), ``metrics.jsonl`` (a line per batch and per epoch), ``summary.json``,
-    ``curves.png``, ``checkpoints/``, ``wandb/`` and ``wandb_id``. A resumed run counts its batches on.
+    ``curves.png``, ``checkpoints/``, ``wandb/`` and ``wandb_id``; where it was traced, ``trace/`` and
+    ``timeline.png``. A resumed run counts its batches on.
     """
 
     def __init__(self, job: Job) -> None:
@@ -55,6 +59,11 @@ class Record:
         """Metrics of an epoch."""
         self._write({"kind": "epoch", **row})
         self._wandb.epoch(row, step=row["epoch"] * self.job.batches_per_epoch)
+
+    def timeline(self, events: Sequence[Event]) -> None:
+        """Draws what was traced, as ``timeline.png``."""
+        if computing(events):
+            draw({self.job.al.method: events}, self.folder / "timeline.png", micro_batches=self.job.micro_batches)
 
     def finish(self, summary: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
         """Writes summary and curves, and closes all."""

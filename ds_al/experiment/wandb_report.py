@@ -70,7 +70,7 @@ def _build(api: Any, expr: Any, runs: Sequence[Run], *, title: str, entity: str 
     owner = {} if entity is None else {"entity": entity}
     groups = sorted({_group(run) for run in runs})
     stages = max(run["resolved"]["stages"] for run in runs)
-    exits = max(run["resolved"]["layers"] or 1 for run in runs)
+    exits = max(run["resolved"].get("layers") or 1 for run in runs)
     number = count()
 
     def place() -> Any:
@@ -132,9 +132,8 @@ def _group(run: Run) -> str:
 def _read(folder: Path) -> Run:
     try:
         config = json.loads((folder / "config.json").read_text())
-        missing = {"stages", "layers"} - config["resolved"].keys()
-        if missing or not _group(config):
-            raise KeyError(*missing)
+        int(config["resolved"]["stages"])
+        _group(config)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ALReportError(
             f"{folder} is not the folder of a run: expected a config.json as run/train.py writes it into "

@@ -1,8 +1,9 @@
 """What each rank did, when, and with how much memory."""
 
+from ds_al.trace.event import Event
 from ds_al.trace.memory import ActivationMeter
-from ds_al.trace.recorder import Event, RecordedSchedule, Recorder
+from ds_al.trace.recorder import Observation, RecordedSchedule, Recorder
 from ds_al.trace.stats import StageStats
-from ds_al.trace.timeline import draw, idle_share
+from ds_al.trace.tracing import Tracing
 
-__all__ = ["ActivationMeter", "Event", "RecordedSchedule", "Recorder", "StageStats", "draw", "idle_share"]
+__all__ = ["ActivationMeter", "Event", "Observation", "RecordedSchedule", "Recorder", "StageStats", "Tracing"]

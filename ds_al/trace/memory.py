@@ -42,6 +42,11 @@ class ActivationMeter:
     ) -> None:
         self._hooks.__exit__(kind, error, trace)
 
+    def take_peak(self) -> int:
+        """Most bytes held at a time since the last call; :attr:`peak_bytes` starts anew from those held now."""
+        peak, self.peak_bytes = self.peak_bytes, self.current_bytes
+        return peak
+
     def _pack(self, tensor: Tensor) -> _Holder:
         return _Holder(tensor, self)
 

@@ -2,46 +2,98 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 from deepspeed import comm as dist
 from deepspeed.runtime.pipe.schedule import PipeInstruction, PipeSchedule
 
+from ds_al.trace.event import LABELS, Event
+from ds_al.trace.memory import ActivationMeter
 
-@dataclass(frozen=True)
-class Event:
-    """One executed instruction. Times are seconds of the host's monotonic clock."""
 
-    stage: int
-    instruction: str
-    micro_batch: int
-    """How many instructions of this kind the stage had executed before: the micro-batch, counted over batches."""
-    start: float
-    end: float
+class Observation(NamedTuple):
+    """What an engine can say of an instruction that it has just executed; see :class:`Event`."""
+
+    wait: float = 0.0
+    nbytes: int | None = None
+
+
+NOTHING = Observation()
 
 
 class Recorder:
-    """Collects the events of one rank."""
+    """Collects the events of one rank.
 
-    def __init__(self, stage: int) -> None:
+    Args:
+        stage: the rank's stage.
+        device: where it computes. On a GPU times are taken by events of its current stream, without waiting
+            for it, and laid on the host's clock when :attr:`events` are read.
+        meter: counts activations, if memory is to be recorded.
+    """
+
+    def __init__(self, stage: int, *, device: torch.device | None = None, meter: ActivationMeter | None = None) -> None:
         self.stage = stage
-        self.events: list[Event] = []
+        self.meter = meter
         self._seen: Counter[str] = Counter()
+        self._raw: list[tuple[Any, ...]] = []
+        self.mark: Any = time.perf_counter
+        self._origin: tuple[torch.cuda.Event, float] | None = None
+        if device is not None and device.type == "cuda":
+            self.mark = _cuda_mark
+            torch.cuda.synchronize(device)
+            self._origin = _cuda_mark(), time.perf_counter()
 
-    def add(self, instruction: PipeInstruction, start: float, end: float) -> None:
-        """Appends one executed instruction."""
-        name = type(instruction).__name__
-        self.events.append(Event(self.stage, name, self._seen[name], start, end))
+    def add(self, name: str, start: Any, end: Any, observed: Observation = NOTHING) -> None:
+        """Appends one executed instruction.
+
+        Args:
+            name: name of its class.
+            start, end: what :attr:`mark` returned before and after it.
+        """
+        memory = None if self.meter is None else self.meter.take_peak()
+        self._raw.append((name, self._seen[name], start, end, None, *observed, memory))
         self._seen[name] += 1
+
+    def add_layer(self, name: str, layer: int, start: Any, end: Any) -> None:
+        """Appends one layer's part of the instruction that is being executed."""
+        self._raw.append((name, self._seen[name], start, end, layer, *NOTHING, None))
+
+    @property
+    def events(self) -> list[Event]:
+        """All events, by their start. On a GPU this waits for it."""
+        events = []
+        for name, number, begin, finish, layer, wait, nbytes, memory in self._raw:
+            start, end = self._seconds(begin), self._seconds(finish)
+            if self._origin is not None and name.startswith("Recv"):
+                wait = end - start  # the host goes on at once, and the stream waits
+            events.append(Event(self.stage, name, number, start, end, layer, wait, nbytes, memory))
+        return sorted(events, key=lambda event: (event.start, -event.end))
+
+    def _seconds(self, mark: Any) -> float:
+        if self._origin is None:
+            return mark
+        mark.synchronize()
+        event, host = self._origin
+        return host + event.elapsed_time(mark) / 1000
+
+
+def _cuda_mark() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 class RecordedSchedule:
     """Mix-in for a ``PipelineEngine``: executes schedules, and records them while :attr:`recorder` is set."""
 
     recorder: Recorder | None = None
+    profiling = False
+    """Whether a ``torch.profiler`` runs, which is then told what is executed."""
     num_stages: int
     grid: Any
     _INSTRUCTION_MAP: ClassVar[dict[Any, Any]]
@@ -54,15 +106,40 @@ class RecordedSchedule:
     def _exec_schedule(self, pipe_schedule: PipeSchedule) -> None:
         self._reserve_pipe_buffers(pipe_schedule.num_pipe_buffers())  # type: ignore[attr-defined]
         self.fwd_outputs: list[Any] = []
-        handlers, recorder, seconds = self._INSTRUCTION_MAP, self.recorder, self.instruction_seconds
         for instructions in pipe_schedule:
             for instruction in instructions:
-                start = time.perf_counter()
-                handlers[type(instruction)](self, **instruction.kwargs)
-                end = time.perf_counter()
-                seconds[type(instruction).__name__] += end - start
-                if recorder is not None:
-                    recorder.add(instruction, start, end)
+                self._execute(instruction)
+
+    def _execute(self, instruction: PipeInstruction) -> None:
+        handler, recorder = self._INSTRUCTION_MAP[type(instruction)], self.recorder
+        name = type(instruction).__name__
+        begin = recorder.mark() if recorder is not None else None
+        start = time.perf_counter()
+        if self.profiling:
+            with torch.profiler.record_function(LABELS[name]):
+                handler(self, **instruction.kwargs)
+        else:
+            handler(self, **instruction.kwargs)
+        seconds = time.perf_counter() - start
+        self.instruction_seconds[name] += seconds
+        if recorder is not None:
+            recorder.add(name, begin, recorder.mark(), self._observe(instruction, seconds))
+
+    def _observe(self, instruction: PipeInstruction, seconds: float) -> Observation:
+        """Asked only while recording, right after an instruction that took so many seconds of the host."""
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def recorded(self, name: str, *, waiting: bool = False) -> Iterator[None]:
+        """Times what runs inside, and records it while recording, as an instruction of this name."""
+        recorder = self.recorder
+        begin = recorder.mark() if recorder is not None else None
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self.instruction_seconds[name] += seconds
+        if recorder is not None:
+            recorder.add(name, begin, recorder.mark(), Observation(wait=seconds if waiting else 0.0))
 
     def gather(self, value: Any) -> list[Any]:
         """Values of all stages, in their order; so it drains the pipeline. Every rank must call it."""

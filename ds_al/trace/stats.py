@@ -17,9 +17,8 @@ class StageStats:
     wait_input: float
     wait_queue: float
     wait_data: float
-    bytes_sent: int | None
-    """``None`` where the engine does not count them."""
-    messages_sent: int | None
+    bytes_sent: int
+    messages_sent: int
     samples: int
 
     @property

@@ -63,8 +63,7 @@ def test_memory_is_flat_for_streaming_and_grows_for_backprop() -> None:
         (["--sleeping", "--stages", "0"], "expected a whole number from 1 on"),
         (["--sleeping", "--methods", "gpipe"], "expected names of streaming,"),
         (["--sleeping", "--markdown", "x.md"], "--markdown goes with --memory"),
-        (["--timeline", "x.png", "--stages", "2,4"], "give one number"),
-        ([], "one of the arguments --sleeping --memory --timeline is required"),
+        ([], "one of the arguments --sleeping --memory is required"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: list[str], message: str) -> None:

@@ -1,0 +1,168 @@
+"""Shows where the time of each method goes: timelines, the measured bubble beside the formula, idle time by cause.
+
+    python run/profile.py --sleeping --stages 4 --micro-batches 4,8,16 --json results/profile_sleeping.json
+    python run/profile.py --model transformer --stages 2 --micro-batches 4,8,16 --json results/profile_transformer.json
+    python run/profile.py --tracing-cost --model transformer --stages 2 --json results/tracing_cost.json
+
+Writes rows as JSON and CSV, and beside them a timeline for each number of micro-batches; with a model also the
+memory over time. Sleeping layers take time but no core, so their times show the schedules on any machine; a
+model does real maths on random data, for which every stage needs a core of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "profile":
+    # Python's cProfile imports its companion by this name, which this file hides from the scripts of its folder.
+    import importlib.util
+    import os
+
+    _spec = importlib.util.spec_from_file_location("profile", os.path.join(os.path.dirname(os.__file__), "profile.py"))
+    assert _spec is not None and _spec.loader is not None
+    sys.modules["profile"] = _module = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(_module)
+else:
+    import argparse
+    from dataclasses import replace
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ds_al.bench import report
+    from ds_al.bench.arguments import names, numbers, positive
+    from ds_al.bench.profile import ProfileCases, Runs, profile_rows, record_runs, typical
+    from ds_al.bench.tracing_cost import measure_tracing_cost
+    from ds_al.bench.workloads import METHODS
+    from ds_al.launch import RankFailure
+    from ds_al.models import AL_MODELS
+    from ds_al.trace.files import write_trace
+    from ds_al.trace.timeline import draw, draw_memory
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--methods", type=names, default=METHODS, help=f"comma-separated, of {','.join(METHODS)}")
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--sleeping", action="store_true", help="layers that sleep, one per stage")
+    what.add_argument("--model", choices=sorted(AL_MODELS), help="a small network, on random data")
+    p.add_argument("--stages", type=positive, default=4, help="stages, one process each (default: 4)")
+    p.add_argument(
+        "--micro-batches", type=numbers, default=(4,), help="micro-batches per batch, comma-separated (default: 4)"
+    )
+    p.add_argument("--micro-batch", type=positive, default=32, help="samples per micro-batch of a model (default: 32)")
+    p.add_argument("--batches", type=positive, default=3, help="batches of a recorded run (default: 3)")
+    p.add_argument("--repeat", type=positive, default=3, help="recordings of each case; medians count (default: 3)")
+    p.add_argument("--forward-ms", type=float, default=50.0, help="sleep of a layer's forward (default: 50)")
+    p.add_argument("--backward-ms", type=float, default=50.0, help="sleep of a layer's backward (default: 50)")
+    p.add_argument("--json", metavar="PATH", type=Path, help="write header and rows to PATH, CSV and figures beside it")
+    p.add_argument(
+        "--figure", metavar="PATH", type=Path, help="write the timeline to PATH (PNG, and SVG beside it) instead; "
+        "takes one number of micro-batches",
+    )  # fmt: skip
+    p.add_argument("--trace", metavar="DIR", type=Path, help="write trace.json and trace.csv of each case below DIR")
+    p.add_argument(
+        "--tracing-cost", action="store_true", help="measure instead how much longer a batch takes when it is traced"
+    )
+    return p
+
+
+def main() -> None:
+    """Runs one measurement."""
+    p = parser()
+    args = p.parse_args()
+    if args.figure and len(args.micro_batches) > 1:
+        p.error(f"--figure got {len(args.micro_batches)} numbers of micro-batches: give one, or use --json")
+    cases = ProfileCases(
+        methods=args.methods,
+        stages=args.stages,
+        micro_batches=args.micro_batches,
+        batches=args.batches,
+        repeat=args.repeat,
+        model=args.model,
+        micro_batch=args.micro_batch,
+        forward=args.forward_ms / 1000,
+        backward=args.backward_ms / 1000,
+    )
+    try:
+        (tracing_cost if args.tracing_cost else profile)(cases, args, Console())
+    except RankFailure as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; no rank is left")
+
+
+def profile(cases: ProfileCases, args: argparse.Namespace, console: Console) -> None:
+    """Records, tabulates and draws."""
+    runs = _record(cases, console, what="recording")
+    rows = profile_rows(runs, cases)
+    if cases.model:
+        # Counting memory takes time, so the runs that are timed do without it.
+        counted = replace(cases, memory=True, repeat=1)
+        with_memory = _record(counted, console, what="counting memory")
+        peaks = {
+            (r["method"], r["micro_batches"], r["stage"]): r["peak_bytes"] for r in profile_rows(with_memory, counted)
+        }
+        rows = [{**r, "peak_bytes": peaks[r["method"], r["micro_batches"], r["stage"]]} for r in rows]
+    else:
+        with_memory = {}
+    console.print(report.profile_table(rows))
+    for path in _write(cases, args, runs, with_memory, rows):
+        console.print(f"{path}", highlight=False)
+
+
+def _record(cases: ProfileCases, console: Console, *, what: str) -> Runs:
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("left"), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=cases.recordings)
+
+        def progress(line: str) -> None:
+            bar.update(task, advance=1, description=f"{what}: {line}")
+            if not console.is_terminal:
+                print(f"{what}: {line}", flush=True)
+
+        return record_runs(cases, progress=progress)
+
+
+def _write(
+    cases: ProfileCases, args: argparse.Namespace, runs: Runs, with_memory: Runs, rows: list[report.Row]
+) -> list[Path]:
+    written: list[Path] = []
+    if args.json:
+        settings = {key: getattr(cases, key) for key in ("batches", "repeat", "forward", "backward", "micro_batch")}
+        report.write(args.json, header=report.header(**settings), rows=rows)
+        written += [args.json, args.json.with_suffix(".csv")]
+    for m in cases.micro_batches:
+        typicals = {method: typical(runs[method, m]) for method in cases.methods}
+        ideal = {row["method"]: row["bubble_formula"] for row in rows if row["micro_batches"] == m}
+        if args.figure or args.json:
+            path = args.figure or args.json.with_name(f"{args.json.stem}-m{m}.png")
+            written += draw(typicals, path, micro_batches=m, ideal=ideal)
+        if with_memory and args.json:
+            held = {method: with_memory[method, m][0] for method in cases.methods}
+            written += draw_memory(held, args.json.with_name(f"{args.json.stem}-memory-m{m}.png"))
+        if args.trace:
+            for method, events in typicals.items():
+                about = {"method": method, "stages": cases.stages, "workload": cases.model or "sleeping"}
+                written += write_trace(args.trace / f"{method}-m{m}", events, micro_batches=m, about=about)
+    return written
+
+
+def tracing_cost(cases: ProfileCases, args: argparse.Namespace, console: Console) -> None:
+    """Times batches with and without a recorder, in turn."""
+    rows = measure_tracing_cost(cases)
+    for row in rows:
+        console.print(
+            f"{row['workload']}, {row['method']}, {row['stages']} stages, {row['micro_batches']} micro-batches: "
+            f"{row['seconds_without'] * 1000:.1f} ms a batch, traced x {row['ratio']:.4f} "
+            f"({row['ratio_low']:.4f}..{row['ratio_high']:.4f}, {row['pairs']} pairs)",
+            highlight=False,
+        )
+    if args.json:
+        report.write(args.json, header=report.header(batches=cases.batches, micro_batch=cases.micro_batch), rows=rows)
+
+
+if __name__ == "__main__":
+    main()
