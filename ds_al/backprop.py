@@ -12,7 +12,7 @@ from deepspeed.runtime.pipe.engine import PipelineEngine
 from deepspeed.runtime.pipe.schedule import BackwardPass, ForwardPass, PipeSchedule
 
 from ds_al.schedule import BACKPROP_SCHEDULES
-from ds_al.trace import RecordedSchedule, StageStats
+from ds_al.trace import RecordedSchedule, StageStats, StallWatch, Vitals, VitalsMeter
 
 
 class BackpropPipelineEngine(RecordedSchedule, PipelineEngine):
@@ -22,20 +22,40 @@ class BackpropPipelineEngine(RecordedSchedule, PipelineEngine):
         method: ``"bp_1f1b"`` (DeepSpeed's ``TrainSchedule``), ``"bp_gpipe"`` or ``"bp_naive"``.
     """
 
+    stall_watch: StallWatch | None = None
+
     def __init__(self, *args: Any, method: str = "bp_1f1b", **kwargs: Any) -> None:
         self.method = method
         self._wall = 0.0
         self._samples = 0
         self._losses: dict[int, torch.Tensor] = {}
+        self._meter = VitalsMeter()
+        self._vitals: dict[int, Vitals] = {}
         super().__init__(*args, **kwargs)
 
     def train_batch(self, data_iter: Any = None) -> torch.Tensor:
         """DeepSpeed's ``train_batch``, timed for :meth:`stats`."""
         start = time.perf_counter()
+        self._meter.start(self._totals())
         loss = super().train_batch(data_iter)
         self._wall += time.perf_counter() - start
         self._samples += self.train_batch_size()
+        batches = self.global_steps
+        self._vitals[self.stage_id] = self._meter.stop(self._totals(), micro_batches=batches * self.micro_batches)
         return loss
+
+    def _totals(self) -> dict[str, float]:
+        return {**self.instruction_seconds, "samples": self._samples}
+
+    def vitals(self) -> dict[int, Vitals]:
+        """This stage's vitals, by its number: nothing of other stages travels with the messages of the twin."""
+        return self._vitals
+
+    def destroy(self) -> None:
+        """Ends the stall watch, and frees what DeepSpeed holds."""
+        if self.stall_watch is not None:
+            self.stall_watch.stop()
+        super().destroy()
 
     def _train_schedule(self) -> PipeSchedule:
         return BACKPROP_SCHEDULES[self.method](self.micro_batches, self.num_stages, self.stage_id)

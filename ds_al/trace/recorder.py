@@ -42,6 +42,8 @@ class RecordedSchedule:
     """Mix-in for a ``PipelineEngine``: executes schedules, and records them while :attr:`recorder` is set."""
 
     recorder: Recorder | None = None
+    current: tuple[PipeInstruction, float] | None = None
+    """The instruction that this stage is in, and when it began; read by the stall watch's thread."""
     num_stages: int
     grid: Any
     _INSTRUCTION_MAP: ClassVar[dict[Any, Any]]
@@ -49,6 +51,8 @@ class RecordedSchedule:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.instruction_seconds: defaultdict[str, float] = defaultdict(float)
         """Seconds by instruction, whether recorded or not; whoever reports them resets them."""
+        self.executed: defaultdict[str, int] = defaultdict(int)
+        """Instructions executed so far, by name; other keys count what else is progress."""
         super().__init__(*args, **kwargs)
 
     def _exec_schedule(self, pipe_schedule: PipeSchedule) -> None:
@@ -58,11 +62,14 @@ class RecordedSchedule:
         for instructions in pipe_schedule:
             for instruction in instructions:
                 start = time.perf_counter()
+                self.current = instruction, start
                 handlers[type(instruction)](self, **instruction.kwargs)
                 end = time.perf_counter()
                 seconds[type(instruction).__name__] += end - start
+                self.executed[type(instruction).__name__] += 1
                 if recorder is not None:
                     recorder.add(instruction, start, end)
+        self.current = None
 
     def gather(self, value: Any) -> list[Any]:
         """Values of all stages, in their order; so it drains the pipeline. Every rank must call it."""
