@@ -204,8 +204,8 @@ class StallWatch:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()
         if ends:
-            # The others look up to one interval later: they should have told, too, before this end becomes their error.
-            time.sleep(2 * self.seconds / _LOOKS)
+            # Others see the same stall up to three looks later, and should tell of it before this end is their error.
+            time.sleep(self.seconds)
             with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()
                 sys.stderr.flush()
