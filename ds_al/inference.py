@@ -120,7 +120,6 @@ class Inference:
             if self._sender is not None:
                 self._sender.send((*(s if isinstance(s, tuple) else (s,)), labels))
             yield outputs, labels
-            engine.executed["evaluation"] += 1
             if self._receiver is not None:
                 self._receiver.release()
 

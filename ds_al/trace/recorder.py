@@ -52,7 +52,7 @@ class RecordedSchedule:
         self.instruction_seconds: defaultdict[str, float] = defaultdict(float)
         """Seconds by instruction, whether recorded or not; whoever reports them resets them."""
         self.executed: defaultdict[str, int] = defaultdict(int)
-        """Instructions executed so far, by name; other keys count what else is progress."""
+        """Instructions executed so far, by name; never reset."""
         super().__init__(*args, **kwargs)
 
     def _exec_schedule(self, pipe_schedule: PipeSchedule) -> None:

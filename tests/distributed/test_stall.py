@@ -39,9 +39,13 @@ def twin_engine(**al: Any) -> Any:
     return ds_al.initialize(model=module, config={**engine_config(method="bp_1f1b", **al), "gradient_clipping": 0.0})[0]
 
 
-def train(*, seconds: float, every: float = 0.0, twin: bool = False, pause: float = 0.0, **al: Any) -> tuple[str, int]:
+def train(
+    *, seconds: float, every: float = 0.0, twin: bool = False, pause: float = 0.0, last_layer: float = 0.0, **al: Any
+) -> tuple[str, int]:
     """Worker: what this rank printed to stderr while it trained, and the micro-batches that it executed."""
     engine = twin_engine(**al) if twin else make_engine(**al)
+    if last_layer and engine.is_last_stage():
+        engine.layers[-1][1].f.register_forward_hook(lambda *_: time.sleep(last_layer))
     text = io.StringIO()
     end = al.get("on_stall") == "end"
     with contextlib.nullcontext() if end else contextlib.redirect_stderr(text):
@@ -90,6 +94,14 @@ def test_a_stall_ends_the_job_where_so_configured() -> None:
 def test_slow_is_not_stalled() -> None:
     # The last stage waits for more than a second in all, outside of instructions passes more than a second, too.
     ranks = run_ranks(f"{__name__}:train", 2, seconds=0.3, every=0.3, pause=1.5, stall_seconds=1.0)
+    assert [blocks(text) for text, _ in ranks] == [[], []]
+
+
+def test_a_stage_that_waits_long_is_not_stalled_while_another_moves() -> None:
+    # The first stage is soon at the barrier, and waits there for four micro-batches of the last.
+    ranks = run_ranks(
+        f"{__name__}:train", 2, seconds=0.0, last_layer=0.5, method="forward_first", queue_depth=4, stall_seconds=1.0
+    )
     assert [blocks(text) for text, _ in ranks] == [[], []]
 
 
