@@ -97,6 +97,7 @@ def initialize(
         engine = ALPipelineEngine(al_config=al, **common)
     else:
         engine = BackpropPipelineEngine(method=al.method, **common)
+    model.parts = [int(bound) for bound in model.parts]  # numpy's where DeepSpeed balanced them: no JSON takes those
     engine.stall_watch = StallWatch.start(engine, seconds=al.stall_seconds, on_stall=al.on_stall)
     zero.partition_parameters.restore_init_context()
     if hasattr(engine, "_configure_python_gc"):
