@@ -23,7 +23,7 @@ from deepspeed.runtime.pipe.schedule import (
 
 from ds_al.config import ALConfig
 from ds_al.schedule import BACKPROP_SCHEDULES
-from ds_al.trace import Observation, RecordedSchedule, StageStats, Tracing
+from ds_al.trace import Observation, RecordedSchedule, StageStats, StallWatch, Tracing, Vitals, VitalsMeter
 
 
 class BackpropPipelineEngine(RecordedSchedule, PipelineEngine):
@@ -34,11 +34,15 @@ class BackpropPipelineEngine(RecordedSchedule, PipelineEngine):
             ``"bp_naive"``.
     """
 
+    stall_watch: StallWatch | None = None
+
     def __init__(self, *args: Any, al_config: ALConfig, **kwargs: Any) -> None:
         self.method = al_config.method
         self._wall = 0.0
         self._samples = self._bytes_sent = self._messages_sent = self._latest_bytes = 0
         self._losses: dict[int, torch.Tensor] = {}
+        self._meter = VitalsMeter()
+        self._vitals: dict[int, Vitals] = {}
         super().__init__(*args, **kwargs)
         self.tracing = Tracing.of(self, al_config)
 
@@ -47,9 +51,12 @@ class BackpropPipelineEngine(RecordedSchedule, PipelineEngine):
         if self.tracing is not None:
             self.tracing.before_batch()
         start = time.perf_counter()
+        self._meter.start(self._totals())
         loss = super().train_batch(data_iter)
         self._wall += time.perf_counter() - start
         self._samples += self.train_batch_size()
+        batches = self.global_steps
+        self._vitals[self.stage_id] = self._meter.stop(self._totals(), micro_batches=batches * self.micro_batches)
         if self.tracing is not None:
             self.tracing.after_batch()
         return loss
@@ -58,6 +65,19 @@ class BackpropPipelineEngine(RecordedSchedule, PipelineEngine):
         """DeepSpeed's last stage tells all others the loss of each batch."""
         with self.recorded("LossBroadcast", waiting=True):
             return super()._aggregate_total_loss()
+
+    def _totals(self) -> dict[str, float]:
+        return {**self.instruction_seconds, "samples": self._samples}
+
+    def vitals(self) -> dict[int, Vitals]:
+        """This stage's vitals, by its number: nothing of other stages travels with the messages of the twin."""
+        return self._vitals
+
+    def destroy(self) -> None:
+        """Ends the stall watch, and frees what DeepSpeed holds."""
+        if self.stall_watch is not None:
+            self.stall_watch.stop()
+        super().destroy()
 
     def _train_schedule(self) -> PipeSchedule:
         return BACKPROP_SCHEDULES[self.method](self.micro_batches, self.num_stages, self.stage_id)

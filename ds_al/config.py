@@ -119,6 +119,20 @@ class ALConfig(StrictModel):
         default_factory=TraceConfig,
         description="What to record of the instructions that stages execute; for the `bp_*` methods, too.",
     )
+    stall_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds without progress on any stage after which every rank prints where it is: its "
+        "instruction, micro-batch, what it waits for and from whom, and its Python stack. Time that all ranks "
+        "spend outside of `train_batch()` does not count. Must be longer than the slowest single instruction, such "
+        "as a first forward that compiles. `null` is off. For the `bp_*` methods, too.",
+    )
+    on_stall: Literal["continue", "end"] = Field(
+        default="continue",
+        description="After a stall is printed: `continue` waits on, and prints again after 2, 4, 8 ... times "
+        "`stall_seconds`; `end` ends every rank with exit code 1.",
+    )
 
 
 DEEPSPEED_KEYS: dict[str, str] = {

@@ -43,7 +43,7 @@ from ds_al.module import ALPipelineModule
 from ds_al.optimizer import LocalOptimizer, ParamGroups
 from ds_al.schedule import AL_SCHEDULES, Barrier
 from ds_al.stage import LocalStage
-from ds_al.trace import Observation, RecordedSchedule, StageStats, Tracing
+from ds_al.trace import Observation, RecordedSchedule, Report, StageStats, StallWatch, Tracing, Vitals, VitalsMeter
 from ds_al.transport import Receiver, Sender
 
 
@@ -56,6 +56,7 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
     """
 
     module: ALPipelineModule
+    stall_watch: StallWatch | None = None
 
     def __init__(self, *args: Any, al_config: ALConfig, training_data: Any = None, **kwargs: Any) -> None:
         self.al = al_config
@@ -88,8 +89,16 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
             )
             self.set_dataloader(self.loader)
 
-        self.report = torch.full((self.module.num_layers, 2), float("nan"), device=self.device)
+        self._report = Report(
+            stages=self.num_stages,
+            layers=self.module.num_layers,
+            stage=self.stage_id,
+            first_layer=self.layers[0][0],
+            device=self.device,
+        )
+        self.report = self._report.losses
         """Latest known ``(A_i, E_i)`` of every layer up to this stage, means over a batch; NaN where unknown."""
+        self._meter = VitalsMeter()
         self._loss_history: list[Tensor] = []
         self._s: Activation
         self._t: Tensor
@@ -170,11 +179,13 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
             self.tracing.before_batch()
         self.stage.recorder = self.recorder
         start = time.perf_counter()
+        self._meter.start(self._totals())
         if self.receiver is not None:
             self.receiver.expect(self.micro_batches)
         self._exec_schedule(self._train_schedule())
         loss = self._end_batch()
         self._wall += time.perf_counter() - start
+        self._report.set_vitals(self._meter.stop(self._totals(), micro_batches=self.stage.trained_micro_batches))
         if self.tracing is not None:
             self.tracing.after_batch()
         return loss
@@ -232,7 +243,7 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
         assert self.receiver is not None
         *s, self._t, report = self.receiver.receive()
         self._s = s[0] if len(s) == 1 else tuple(s)
-        self.report[: self.layers[0][0]] = report[: self.layers[0][0]]
+        self._report.take_over(report)
 
     def _exec_forward_pass(self, buffer_id: int) -> None:
         self._samples += self._t.shape[0]
@@ -241,7 +252,7 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
     def _exec_send_activations(self, buffer_id: int) -> None:
         assert self.sender is not None
         s = self._s if isinstance(self._s, tuple) else (self._s,)
-        self.sender.send((*s, self._t, self.report))
+        self.sender.send((*s, self._t, self._report.flat))
 
     def _exec_backward_pass(self, buffer_id: int) -> None:
         self.stage.backward(scale=(self.al.steps_per_batch or self.micro_batches) / self.micro_batches)
@@ -313,8 +324,10 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
             self.sender.flush()
 
     def destroy(self) -> None:
-        """Lets the last messages leave, and frees what DeepSpeed holds."""
+        """Lets the last messages leave, ends the stall watch, and frees what DeepSpeed holds."""
         self.flush()
+        if self.stall_watch is not None:
+            self.stall_watch.stop()
         super().destroy()
 
     def reset_activation_shape(self) -> None:
@@ -452,6 +465,16 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
             messages_sent=self.sender.messages - self._messages_before if self.sender else 0,
             samples=self._samples,
         )
+
+    def vitals(self) -> dict[int, Vitals]:
+        """Latest known vitals by stage, of this stage and those before it; waits for the device, not for a stage."""
+        return dict(enumerate(self._report.vitals()[: self.stage_id + 1]))
+
+    def _totals(self) -> dict[str, float]:
+        totals = {**self.instruction_seconds, "samples": self._samples}
+        if self.sender is not None and self.device.type == "cpu":  # on a GPU the host does not wait for a slot
+            totals |= {"messages": self.sender.messages, "found_full": self.sender.found_full}
+        return totals
 
     def gather_losses(self) -> Tensor:
         """Local losses of all layers since the last call, ``(batches, N, 2)``; drains the pipeline.

@@ -20,6 +20,7 @@ from ds_al.backprop import BackpropPipelineEngine
 from ds_al.engine import ALPipelineEngine
 from ds_al.errors import ALConfigError
 from ds_al.module import ALPipelineModule
+from ds_al.trace import StallWatch
 
 _HOOKS = ("_train_schedule", "_inference_schedule")
 
@@ -96,6 +97,8 @@ def initialize(
         engine = ALPipelineEngine(al_config=al, **common)
     else:
         engine = BackpropPipelineEngine(al_config=al, **common)
+    model.parts = [int(bound) for bound in model.parts]  # numpy's where DeepSpeed balanced them: no JSON takes those
+    engine.stall_watch = StallWatch.start(engine, seconds=al.stall_seconds, on_stall=al.on_stall)
     zero.partition_parameters.restore_init_context()
     if hasattr(engine, "_configure_python_gc"):
         engine._configure_python_gc()

@@ -30,6 +30,7 @@ from ds_al.errors import ALTransportError
 
 _ALIGNMENT = 64  # bytes: what torch's own allocations have, so kernels choose the same paths
 _HEADER = 128  # int64 numbers
+_FULL = 1e-4  # seconds: a shorter wait found its slot free; gloo's transfers cannot be asked whether they are done
 _DTYPES = [
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128,
     torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool,
@@ -120,6 +121,8 @@ class _Channel:
         """Bytes of those messages, headers included."""
         self.latest = (0.0, 0)
         """Seconds waited for the latest message, and its bytes."""
+        self.found_full = 0
+        """Of those messages, how many the sender had to hold back until a slot was free."""
 
     def _wait(self, work: Any, what: str) -> None:
         start = time.perf_counter()
@@ -181,7 +184,9 @@ class Sender(_Channel):
         index = self.messages % self.queue_depth
         slot = self._slots[index]
         if slot is not None and slot.work is not None:
+            before = self.waited
             self._wait(slot.work, "for a free slot in its queue")
+            self.found_full += self.waited - before > _FULL
             slot.work = None
         if self.dynamic or self.layout is None:
             self._send_header(layout, index)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
+from statistics import fmean as mean
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +12,27 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from ds_al.experiment.live import Averages, advice, slowest, stage_table
 
 if TYPE_CHECKING:
     from ds_al.experiment.job import Job
 
 
 class Display:
-    """Shows a run on the rank that makes it. Use as a context manager around training."""
+    """Shows a run on the rank that makes it. Use as a context manager around training.
+
+    Args:
+        job: the run.
+        console: where to; by default this process's standard output.
+    """
 
     _SECONDS = 0.5  # between two looks at the losses, which wait for the device
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, *, console: Console | None = None) -> None:
         self.job = job
-        self.console = Console()
+        self.console = console or Console()
         self.epochs = job.experiment.epochs
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -39,6 +47,7 @@ class Display:
         self._live = Live(self._progress, console=self.console, refresh_per_second=4, transient=True)
         self._looked = self._started = time.perf_counter()
         self._done = 0
+        self._averages = Averages()
 
     def __enter__(self) -> Display:
         job = self.job
@@ -75,27 +84,28 @@ class Display:
             description=f"epoch {epoch + 1}/{self.epochs}",
             speed=f"{speed:,.0f} images/s",
         )
-        self._live.update(Group(self._progress, self._losses()))
+        self._live.update(Group(self._progress, self._stages()))
 
-    def _losses(self) -> Table:
-        engine = self.job.engine
-        table = Table.grid(padding=(0, 2))
-        rate = f"lr {engine.get_lr()[0]:.2e}"
-        if not hasattr(engine, "report"):
-            table.add_row(f"loss {float(engine.agg_train_loss):.4f}", rate)
-            return table
-        parts = engine.module.parts
-        report = engine.report.tolist()
-        for stage in range(self.job.world):
-            rows = report[parts[stage] : parts[stage + 1]]
-            associated, autoencoder = (sum(row[k] for row in rows) / len(rows) for k in (0, 1))
-            table.add_row(
-                f"stage {stage}",
-                f"associated {_number(associated)}",
-                f"autoencoder {_number(autoencoder)}",
-                rate if stage == 0 else "",
+    def _stages(self) -> Group:
+        """The table of stages, and under it the slowest of them, if one is."""
+        engine, vitals = self.job.engine, self.job.engine.vitals()
+        parts, busy = engine.module.parts, self._averages.busy(vitals)
+        marked = slowest(busy)
+        if hasattr(engine, "report"):
+            report = engine.report.tolist()
+            losses = [[mean(rows) for rows in zip(*report[parts[s] : parts[s + 1]], strict=True)] for s in vitals]
+        else:
+            losses = [[float(engine.agg_train_loss)]] * len(vitals)
+        lines: list[Any] = [stage_table(vitals, busy, losses, marked), Text(f"lr {engine.get_lr()[0]:.2e}", "dim")]
+        if marked is not None:
+            sentence = advice(
+                marked,
+                data=vitals[marked.stage].data,
+                layers=parts[marked.stage + 1] - parts[marked.stage],
+                partition_method=self.job.experiment.partition_method,
             )
-        return table
+            lines.append(Text(sentence, "yellow"))
+        return Group(*lines)
 
     def epoch(self, row: dict[str, Any]) -> None:
         """One line for an epoch."""
@@ -147,10 +157,6 @@ class Display:
             highlight=False,
             soft_wrap=True,
         )
-
-
-def _number(value: float) -> str:
-    return "..." if math.isnan(value) else f"{value:.4f}"
 
 
 def _bytes(count: float) -> str:

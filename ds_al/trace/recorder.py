@@ -94,6 +94,8 @@ class RecordedSchedule:
     recorder: Recorder | None = None
     profiling = False
     """Whether a ``torch.profiler`` runs, which is then told what is executed."""
+    current: tuple[PipeInstruction, float] | None = None
+    """The instruction that this stage is in, and when it began; read by the stall watch's thread."""
     num_stages: int
     grid: Any
     _INSTRUCTION_MAP: ClassVar[dict[Any, Any]]
@@ -101,6 +103,8 @@ class RecordedSchedule:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.instruction_seconds: defaultdict[str, float] = defaultdict(float)
         """Seconds by instruction, whether recorded or not; whoever reports them resets them."""
+        self.executed: defaultdict[str, int] = defaultdict(int)
+        """Instructions executed so far, by name; never reset."""
         super().__init__(*args, **kwargs)
 
     def _exec_schedule(self, pipe_schedule: PipeSchedule) -> None:
@@ -109,12 +113,14 @@ class RecordedSchedule:
         for instructions in pipe_schedule:
             for instruction in instructions:
                 self._execute(instruction)
+        self.current = None
 
     def _execute(self, instruction: PipeInstruction) -> None:
         handler, recorder = self._INSTRUCTION_MAP[type(instruction)], self.recorder
         name = type(instruction).__name__
         begin = recorder.mark() if recorder is not None else None
         start = time.perf_counter()
+        self.current = instruction, start
         if self.profiling:
             with torch.profiler.record_function(LABELS[name]):
                 handler(self, **instruction.kwargs)
@@ -122,6 +128,7 @@ class RecordedSchedule:
             handler(self, **instruction.kwargs)
         seconds = time.perf_counter() - start
         self.instruction_seconds[name] += seconds
+        self.executed[name] += 1
         if recorder is not None:
             recorder.add(name, begin, recorder.mark(), self._observe(instruction, seconds))
 

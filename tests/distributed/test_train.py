@@ -230,3 +230,15 @@ def test_a_number_of_processes_that_does_not_fit_names_those_that_do(tmp_path: P
     assert result.returncode != 0
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert "2 processes for 1 AL layers" in error and "Start 1" in error
+
+
+@pytest.mark.parametrize("method", ["streaming", "bp_1f1b"])
+def test_a_partition_by_parameters_trains_and_is_recorded(tmp_path: Path, method: str) -> None:
+    assignment = 'experiment.partition_method="parameters"'
+    out = str(tmp_path / "out.json")
+    result = train(
+        tmp_path, "--epochs", "1", "--set", assignment, "--method", method, "--json", out, WANDB_MODE="disabled"
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    partition = json.loads(Path(out).read_text())["partition"]
+    assert partition[0] == 0 and len(partition) == 3 and partition == sorted(partition)

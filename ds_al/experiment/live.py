@@ -1,0 +1,110 @@
+"""The live table: one row per stage, and a sentence about the stage that holds the others up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from ds_al.trace import Vitals
+
+MARGIN = 1.15
+"""A stage is marked when it is busy for more than so many times as long as any other."""
+_KEEP = 0.7  # of the old average, at every look
+
+
+@dataclass(frozen=True)
+class Slowest:
+    """The stage that holds the others up."""
+
+    stage: int
+    share: float
+    """Of all stages' busy time."""
+
+
+def slowest(busy: Mapping[int, float], *, margin: float = MARGIN) -> Slowest | None:
+    """The stage that is clearly busier than all others: in a pipeline that flows, it sets the pace of all.
+
+    Args:
+        busy: share of its time in which each stage did not wait for others; NaN where unknown.
+        margin: how many times as busy as the next busiest it must be, at least.
+
+    Returns:
+        ``None`` where no stage is clearly the slowest, or fewer than two are known.
+    """
+    known = sorted(((share, stage) for stage, share in busy.items() if not math.isnan(share)), reverse=True)
+    if len(known) < 2 or known[0][0] <= margin * known[1][0]:
+        return None
+    most, stage = known[0]
+    return Slowest(stage, most / sum(share for share, _ in known))
+
+
+def advice(found: Slowest, *, data: float, layers: int, partition_method: str) -> str:
+    """One sentence about the slowest stage: which, how much of the time goes there, and what to try.
+
+    Args:
+        found: the stage.
+        data: share of its time that it spends on getting data.
+        layers: how many layers it has.
+        partition_method: how layers are dealt out to stages now.
+    """
+    text = f"stage {found.stage} is the slowest: {found.share:.0%} of the time goes there; "
+    if data > 0.5:
+        return text + f"{data:.0%} of its own is spent on the data iterator: load ahead, in workers"
+    if layers == 1:
+        return text + "no partition_method divides the one layer it has: divide the layer, or use fewer stages"
+    others = {
+        "uniform": "parameters",
+        "parameters": "type:<regex>, with the class of the layers that take the time",
+    }
+    return text + f"try partition_method: {others.get(partition_method, 'parameters, or another type:<regex>')}"
+
+
+class Averages:
+    """Vitals of each stage, evened out over looks: a single batch may be short."""
+
+    def __init__(self) -> None:
+        self._busy: dict[int, float] = {}
+
+    def busy(self, vitals: Mapping[int, Vitals]) -> dict[int, float]:
+        """Takes the latest vitals in, and returns the averaged busy shares."""
+        for stage, now in vitals.items():
+            before = self._busy.get(stage, math.nan)
+            self._busy[stage] = now.busy if math.isnan(before) else _KEEP * before + (1 - _KEEP) * now.busy
+        return self._busy
+
+
+def stage_table(
+    vitals: Mapping[int, Vitals], busy: Mapping[int, float], losses: Iterable[Sequence[float]], marked: Slowest | None
+) -> Table:
+    """One row per stage.
+
+    Args:
+        vitals: latest ones, by stage; others get no row.
+        busy: busy shares to show in place of those of ``vitals``.
+        losses: of each of these stages, in the same order: associated and autoencoder loss, or one loss.
+        marked: the row to point out.
+    """
+    rows = list(zip(vitals.items(), losses, strict=True))
+    single = all(len(values) == 1 for _, values in rows)
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    names = ["loss"] if single else ["associated", "autoencoder"]
+    for column in ("stage", "micro-batch", "images/s", "busy", "queue full", *names):
+        table.add_column(column, justify="right")
+    for (stage, now), values in rows:
+        table.add_row(
+            f"{'> ' if marked is not None and marked.stage == stage else ''}{stage}",
+            _format(now.micro_batches, ",.0f"),
+            _format(now.samples_per_second, ",.0f"),
+            _format(busy[stage], ".0%"),
+            _format(now.queue_full, ".0%"),
+            *(_format(value, ".4f") for value in values),
+            style="bold yellow" if marked is not None and marked.stage == stage else "",
+        )
+    return table
+
+
+def _format(value: float, spec: str) -> str:
+    return "-" if math.isnan(value) else format(value, spec)

@@ -1,0 +1,216 @@
+"""Says where a job stands when no stage moves any more: every rank its instruction, what it waits for, its stack.
+
+One daemon thread per rank, only where ``stall_seconds`` is set. The training thread takes no part: it notes the
+instruction that it is in (:class:`~ds_al.trace.recorder.RecordedSchedule`), and the watch reads that note. How far
+the other ranks are goes through the key-value store of the process group, over a connection of the watch's own, so
+that neither a message nor a collective of the training is ever waited for.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+import threading
+import time
+import traceback
+import weakref
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, Literal
+
+from deepspeed import comm as dist
+from torch.distributed import PrefixStore, Store, TCPStore
+
+_LOOKS = 4  # at the others, within ``stall_seconds``
+_STORE_SECONDS = 5.0  # after which the store counts as out of reach
+_watches = 0  # of this process so far: the same number names the same engine on every rank
+
+Place = tuple[int, bool]
+"""How far a rank is: instructions executed, and whether it is inside one."""
+
+
+class Stillness:
+    """The rule: nobody has moved for ``seconds``, and somebody is inside an instruction.
+
+    A stall is told once, then again after twice ``seconds``, four times, and so on, until somebody moves.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._last: tuple[int | None, ...] | None = None
+        self._since = self._due = 0.0
+        self._told = 0
+
+    def look(self, places: Sequence[Place | None], now: float) -> float | None:
+        """Takes note of all ranks' places; ``None`` is a rank that has not been heard of.
+
+        Returns:
+            Seconds since somebody was last seen to move where that is a stall to be told now, else ``None``.
+        """
+        moved = tuple(None if place is None else place[0] for place in places)
+        # Time that all spend outside of instructions, in the user's code, does not count either.
+        if moved != self._last or not any(place is not None and place[1] for place in places):
+            self._last, self._since, self._due, self._told = moved, now, now + self.seconds, 0
+        if now < self._due:
+            return None
+        self._told += 1
+        self._due = now + self.seconds * 2**self._told
+        return now - self._since
+
+
+def waits_for(
+    instruction: str | None, micro_batch: int, *, stage: int, rank_of: Callable[[int], int], queue: bool
+) -> str:
+    """What a stage does in an instruction, and whom it depends on, in words.
+
+    Args:
+        instruction: name of the instruction's class; ``None`` outside of all.
+        micro_batch: how many instructions of this kind came before.
+        stage: the stage that executes it.
+        rank_of: global rank of a stage.
+        queue: messages are sent ahead, as by AL; DeepSpeed's own engine waits until they are taken.
+    """
+
+    def name(neighbour: int) -> str:
+        return f"stage {neighbour} (rank {rank_of(neighbour)})"
+
+    if instruction is None:
+        return "is outside of train_batch()" if queue else "is outside of train_batch(), or at its end, between stages"
+    if instruction == "RecvActivation":
+        return f"waits for the activations of micro-batch {micro_batch} from {name(stage - 1)}"
+    if instruction == "SendActivation":
+        what = (
+            "a free slot in its queue to" if queue else f"its activations of micro-batch {micro_batch} to be taken by"
+        )
+        return f"waits for {what} {name(stage + 1)}"
+    if instruction == "RecvGrad":
+        return f"waits for the gradients of micro-batch {micro_batch} from {name(stage + 1)}"
+    if instruction == "SendGrad":
+        return f"waits for its gradients of micro-batch {micro_batch} to be taken by {name(stage - 1)}"
+    if instruction == "LoadMicroBatch":
+        return "waits for the data iterator"
+    if instruction == "Barrier":
+        return "waits for all stages"
+    if instruction in ("ReduceGrads", "ReduceTiedGrads"):
+        return "waits for the ranks that hold the same weights"
+    return "computes"
+
+
+class StallWatch:
+    """Watches one engine from a thread of its own; made by :meth:`start`, ended by :meth:`stop`.
+
+    Args:
+        engine: a :class:`~ds_al.trace.recorder.RecordedSchedule`. It is not kept alive.
+        seconds: how long nobody may move.
+        on_stall: ``"continue"`` tells and goes on; ``"end"`` tells and ends this process with exit code 1.
+    """
+
+    def __init__(self, engine: Any, *, seconds: float, on_stall: Literal["continue", "end"] = "continue") -> None:
+        global _watches
+        self.seconds, self.on_stall = seconds, on_stall
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self._engine = weakref.ref(engine)
+        self._trains = threading.get_ident()
+        self._prefix = f"ds_al/stall/{_watches}"
+        _watches += 1
+        self._store: Store | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ds_al stall watch", daemon=True)
+        self._thread.start()
+        # A daemon thread that comes back from the store while the interpreter is being taken down would abort it.
+        atexit.register(self.stop)
+
+    @classmethod
+    def start(cls, engine: Any, *, seconds: float | None, on_stall: Literal["continue", "end"]) -> StallWatch | None:
+        """A running watch; ``None``, and no thread, where ``seconds`` is ``None``."""
+        return None if seconds is None else cls(engine, seconds=seconds, on_stall=on_stall)
+
+    def stop(self) -> None:
+        """Ends the thread. May be called more than once."""
+        self._stopped.set()
+        atexit.unregister(self.stop)
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout=2 * _STORE_SECONDS)
+
+    def _run(self) -> None:
+        self._store = self._connect()
+        rule = Stillness(self.seconds)
+        while not self._stopped.wait(self.seconds / _LOOKS):
+            engine = self._engine()
+            if engine is None:
+                return
+            still = rule.look(self._places(_place(engine)), time.perf_counter())
+            if still is not None:
+                self._tell(engine, still)
+            del engine
+
+    # ---- the other ranks ---------------------------------------------------------------------------
+
+    def _connect(self) -> Store | None:
+        try:
+            client = TCPStore(
+                os.environ["MASTER_ADDR"],
+                int(os.environ["MASTER_PORT"]),
+                is_master=False,
+                wait_for_workers=False,
+                timeout=timedelta(seconds=_STORE_SECONDS),
+            )
+        except (KeyError, ValueError, RuntimeError):
+            return None
+        return PrefixStore(self._prefix, client)
+
+    def _places(self, own: Place) -> list[Place | None]:
+        """The places of all ranks; of this one alone, once the store is out of reach."""
+        places: list[Place | None] = [None] * self.world
+        if self._store is not None:
+            try:
+                self._store.set(str(self.rank), f"{own[0]} {int(own[1])}")
+                for rank in range(self.world):
+                    if rank != self.rank and self._store.check([str(rank)]):
+                        executed, inside = self._store.get(str(rank)).split()
+                        places[rank] = int(executed), inside == b"1"
+            except RuntimeError:
+                self._store = None
+        places[self.rank] = own
+        return places
+
+    # ---- telling -----------------------------------------------------------------------------------
+
+    def _tell(self, engine: Any, still: float) -> None:
+        current = engine.current
+        name = None if current is None else type(current[0]).__name__
+        micro_batch = 0 if name is None else engine.executed.get(name, 0)
+        what = waits_for(
+            name,
+            micro_batch,
+            stage=engine.stage_id,
+            rank_of=engine.grid.stage_to_global,
+            queue=hasattr(engine, "sender"),
+        )
+        where = "" if current is None else f"{name}, micro-batch {micro_batch}, "
+        since = "" if current is None else f", for {time.perf_counter() - current[1]:.1f} s"
+        frame = sys._current_frames().get(self._trains)
+        stack = "".join(traceback.format_stack(frame)) if frame is not None else "  (its thread has ended)\n"
+        ends = self.on_stall == "end"
+        # One write, so that the blocks of several ranks do not mix.
+        sys.stderr.write(
+            f"\n--- stall: no stage moved for {still:.1f} s\n"
+            f"stage {engine.stage_id}, rank {self.rank}: {where}{what}{since}\n"
+            f"Python stack, most recent call last:\n{stack}"
+            f'--- stage {engine.stage_id} {"ends" if ends else "goes on"} ("on_stall": "{self.on_stall}")\n'
+        )
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+        if ends:
+            # Others see the same stall up to three looks later, and should tell of it before this end is their error.
+            time.sleep(self.seconds)
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(1)
+
+
+def _place(engine: Any) -> Place:
+    return sum(tuple(engine.executed.values())), engine.current is not None

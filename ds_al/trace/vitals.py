@@ -1,0 +1,101 @@
+"""How each stage is doing right now: measured by itself once per batch, and sent downstream with its losses."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_WAITS = ("RecvActivation", "SendActivation", "RecvGrad", "SendGrad", "Barrier", "LossBroadcast")  # for other stages
+
+
+class Vitals(NamedTuple):
+    """One stage's vitals; NaN where unknown. Shares are of its time in its last ``train_batch()``.
+
+    Seconds are the host's: on a GPU, where the host runs ahead of the device, all stages look busy.
+    """
+
+    micro_batches: float
+    """Trained so far (exact up to 2^24, since vitals travel as float32)."""
+    busy: float
+    """Share of time in which it did not wait for other stages."""
+    data: float
+    """Share of time in which it waited for the data iterator, or loaded from it; part of :attr:`busy`."""
+    queue_full: float
+    """Share of its messages that found no free slot in the queue to the next stage."""
+    samples_per_second: float
+
+
+class VitalsMeter:
+    """Turns an engine's running totals into the vitals of one ``train_batch()``."""
+
+    def __init__(self) -> None:
+        self._start = 0.0
+        self._before: dict[str, float] = {}
+
+    def start(self, totals: Mapping[str, float]) -> None:
+        """Called before a batch, with what :meth:`stop` gets after it."""
+        self._start, self._before = time.perf_counter(), dict(totals)
+
+    def stop(self, totals: Mapping[str, float], *, micro_batches: int) -> Vitals:
+        """The vitals of the batch that ends now.
+
+        Args:
+            totals: seconds by name of instruction, ``"samples"`` trained, and, where the queue can be looked at,
+                ``"messages"`` sent on and of those the ``"found_full"``.
+            micro_batches: trained so far.
+        """
+        seconds = time.perf_counter() - self._start
+        since = {key: total - self._before.get(key, 0.0) for key, total in totals.items()}
+        waits = sum(since.get(name, 0.0) for name in _WAITS)
+        messages = since.get("messages", 0)
+        return Vitals(
+            micro_batches=micro_batches,
+            busy=min(max(1 - waits / seconds, 0.0), 1.0),
+            data=min(since.get("LoadMicroBatch", 0.0) / seconds, 1.0),
+            queue_full=since["found_full"] / messages if messages else math.nan,
+            samples_per_second=since["samples"] / seconds,
+        )
+
+
+class Report:
+    """Losses and vitals of all stages up to this one: one flat float32 tensor, which is part of every message.
+
+    ::
+
+        | vitals of stage P-1 | ... | vitals of stage 0 | losses of layer 1 | ... | losses of layer N |
+                          `---- what stage p takes over from stage p - 1: one piece, one copy ---´
+
+    Args:
+        stages: P.
+        layers: N.
+        stage: this stage, p.
+        first_layer: index of its first layer.
+        device: where it lies.
+    """
+
+    def __init__(self, *, stages: int, layers: int, stage: int, first_layer: int, device: torch.device) -> None:
+        width = len(Vitals._fields)
+        self.flat = torch.full((width * stages + 2 * layers,), math.nan, device=device)
+        self.losses = self.flat[width * stages :].view(layers, 2)
+        """``(N, 2)``, a view: ``(A_i, E_i)`` of every layer."""
+        self._vitals = self.flat[: width * stages].view(stages, width)
+        self._own = stages - 1 - stage
+        self._earlier = slice(width * (stages - stage), width * stages + 2 * first_layer)
+
+    def take_over(self, flat: Tensor) -> None:
+        """Copies what the previous stage knows of itself and those before it."""
+        self.flat[self._earlier] = flat[self._earlier]
+
+    def set_vitals(self, vitals: Vitals) -> None:
+        """Notes this stage's own, without waiting for the device."""
+        pinned = self.flat.device.type == "cuda"
+        self._vitals[self._own].copy_(torch.tensor(vitals, dtype=torch.float32, pin_memory=pinned), non_blocking=True)
+
+    def vitals(self) -> list[Vitals]:
+        """Those of all stages, in their order; waits for the device."""
+        return [Vitals(*row) for row in reversed(self._vitals.tolist())]
