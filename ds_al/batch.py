@@ -1,4 +1,4 @@
-"""What enters the first stage: a micro-batch, checked, on the device, its labels one-hot."""
+"""What enters the first stage: a micro-batch, checked, on the device, its labels as the objective takes them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from torch.nn import functional as F
 
 from ds_al.errors import ALDataError
 from ds_al.layer import Activation
+from ds_al.objectives import Objective, Target
 
 
 class BatchIntake:
     """Turns ``(x, labels)`` into ``(s_0, t_0)``.
 
     Args:
+        objective: says what ``t_0`` is.
         num_classes: V; labels are integers in 0..V-1.
         micro_batch_size: expected number of samples.
         device: where the stage computes.
@@ -24,8 +26,16 @@ class BatchIntake:
     """
 
     def __init__(
-        self, *, num_classes: int, micro_batch_size: int, device: torch.device, check: bool, dynamic_shape: bool
+        self,
+        *,
+        objective: Objective,
+        num_classes: int,
+        micro_batch_size: int,
+        device: torch.device,
+        check: bool,
+        dynamic_shape: bool,
     ) -> None:
+        self.objective = objective
         self.num_classes = num_classes
         self.micro_batch_size = micro_batch_size
         self.device = device
@@ -37,8 +47,8 @@ class BatchIntake:
         """Accepts another shape from the next micro-batch on."""
         self._shapes = None
 
-    def __call__(self, batch: Any) -> tuple[Activation, Tensor]:
-        """Returns ``s_0`` and ``t_0 (B, V)`` of a training micro-batch.
+    def __call__(self, batch: Any) -> tuple[Activation, Target]:
+        """Returns ``s_0`` and ``t_0`` of a training micro-batch.
 
         Raises:
             ALDataError: no batch, another structure, size, shape, label type or range, or NaN in an input.
@@ -48,7 +58,8 @@ class BatchIntake:
         if not self.dynamic_shape:
             self._check_shape([part.shape for part in parts])
         s = tuple(self.to_device(part) for part in parts)
-        return (s if isinstance(x, tuple) else s[0]), self.one_hot(labels)
+        target = self.objective.first_target(self.to_device(labels.to(torch.int64)), self.one_hot(labels))
+        return (s if isinstance(x, tuple) else s[0]), target
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """Brings a tensor to the device; on a GPU through pinned memory, so that the host need not wait."""
@@ -81,7 +92,7 @@ class BatchIntake:
         return x, labels
 
     def one_hot(self, labels: Tensor) -> Tensor:
-        """``t_0``: labels ``(B,)`` as floats ``(B, V)`` on the device."""
+        """Labels ``(B,)`` as floats ``(B, V)`` on the device."""
         labels = self.to_device(labels.to(torch.int64))
         return F.one_hot(labels, self.num_classes).to(torch.get_default_dtype())
 

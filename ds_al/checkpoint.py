@@ -30,6 +30,7 @@ def state(engine: ALPipelineEngine) -> dict[str, Any]:
         "micro_steps": engine.micro_steps,
         "data_position": engine.loader.position if engine.loader is not None else None,
         "torch_rng": torch.get_rng_state(),
+        "decoder_copies": engine.decoder_copies.state() if engine.decoder_copies is not None else None,
     }
 
 
@@ -66,6 +67,8 @@ def restore(engine: ALPipelineEngine, saved: dict[str, Any]) -> None:
     engine.micro_steps = saved["micro_steps"]
     if engine.loader is not None and saved["data_position"] is not None:
         engine.loader.seek(saved["data_position"])
+    if engine.decoder_copies is not None and saved.get("decoder_copies") is not None:
+        engine.decoder_copies.restore(saved["decoder_copies"])
     torch.set_rng_state(saved["torch_rng"])
 
 

@@ -36,10 +36,13 @@ from ds_al import checkpoint
 from ds_al.batch import BatchIntake
 from ds_al.config import ALConfig
 from ds_al.data.loader import ShuffledLoader
+from ds_al.decoder_copies import DecoderCopies
 from ds_al.errors import ALDataError
 from ds_al.inference import Inference
-from ds_al.layer import Activation
+from ds_al.layer import Activation, first
+from ds_al.message import pack, unpack
 from ds_al.module import ALPipelineModule
+from ds_al.objectives import Target
 from ds_al.optimizer import LocalOptimizer, ParamGroups
 from ds_al.schedule import AL_SCHEDULES, Barrier
 from ds_al.stage import LocalStage
@@ -67,6 +70,7 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
             self.layers, stage_id=self.stage_id, base_seed=self.module.base_seed, device=self.device
         )
         self.intake = BatchIntake(
+            objective=self.module.objective,
             num_classes=self.module.num_classes,
             micro_batch_size=self.micro_batch_size,
             device=self.device,
@@ -74,6 +78,7 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
             dynamic_shape=self.dynamic_shape,
         )
         self.sender, self.receiver = self._open_channels()
+        self.decoder_copies = DecoderCopies(self) if self.module.objective.needs_earlier_decoders else None
         self.inference = Inference(self)
         self.loader: ShuffledLoader | None = None
         if training_data is not None and self.is_first_stage():
@@ -101,7 +106,7 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
         self._meter = VitalsMeter()
         self._loss_history: list[Tensor] = []
         self._s: Activation
-        self._t: Tensor
+        self._t: Target
         self._wall = self._wait_data = self._waited_for_data = 0.0
         self._samples = 0
         self.reset_stats()
@@ -196,8 +201,8 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
     def _end_batch(self) -> Tensor:
         losses = self.stage.take_losses(self.micro_batches)
         self._loss_history.append(losses)
-        first = self.layers[0][0]
-        self.report[first : first + len(self.layers)] = losses
+        index = self.layers[0][0]
+        self.report[index : index + len(self.layers)] = losses
         if self.al.count == "batch":
             self._count_step()
         self.agg_train_loss = losses.sum()
@@ -241,18 +246,19 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
 
     def _exec_recv_activations(self, buffer_id: int) -> None:
         assert self.receiver is not None
-        *s, self._t, report = self.receiver.receive()
-        self._s = s[0] if len(s) == 1 else tuple(s)
+        message = self.receiver.receive()
+        self._s, self._t, report = unpack(message, target_tensors=self.module.objective.target_tensors)
         self._report.take_over(report)
 
     def _exec_forward_pass(self, buffer_id: int) -> None:
-        self._samples += self._t.shape[0]
+        self._samples += first(self._s).shape[0]
+        if self.decoder_copies is not None:
+            self.decoder_copies.before(self.stage.trained_micro_batches)
         self._s, self._t = self.stage.forward(self._s, self._t)
 
     def _exec_send_activations(self, buffer_id: int) -> None:
         assert self.sender is not None
-        s = self._s if isinstance(self._s, tuple) else (self._s,)
-        self.sender.send((*s, self._t, self._report.flat))
+        self.sender.send(pack(self._s, self._t, self._report.flat))
 
     def _exec_backward_pass(self, buffer_id: int) -> None:
         self.stage.backward(scale=(self.al.steps_per_batch or self.micro_batches) / self.micro_batches)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_al.errors import ALDataError
-from ds_al.layer import Activation, decode
+from ds_al.layer import Activation
 from ds_al.transport import Receiver, Sender
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ class Inference:
         engine = self.engine
         engine.module.eval()
         self._exchange_decoders()
+        self._exchange_code_table()
         if self._receiver is not None:
             self._receiver.expect(count)
         for _ in range(count):
@@ -144,11 +145,11 @@ class Inference:
 
     def _exits(self, outputs: list[Activation]) -> Iterator[tuple[int, Tensor]]:
         """Yields ``(layer index, scores (B, V))`` of each exit of this stage."""
-        local = [layer for _, layer in self.engine.layers]
         assert self._earlier is not None
+        decoders = [*self._earlier, *(layer.h for _, layer in self.engine.layers)]
         for k, (index, layer) in enumerate(self.engine.layers):
-            decoders = [*self._earlier, *(owned.h for owned in local[: k + 1])]
-            yield index, decode(decoders, layer.bridge(outputs[k]))
+            earlier, table = decoders[: len(self._earlier) + k], self._tables[k] if self._tables else None
+            yield index, layer.objective.scores(layer, outputs[k], earlier=earlier, table=table)
 
     def _exchange_decoders(self) -> None:
         """Brings the weights of all earlier ``h`` here, and sends them on with this stage's own.
@@ -157,15 +158,38 @@ class Inference:
         """
         engine = self.engine
         if self._earlier is None:
-            self._earlier = [decoder.to(engine.device) for decoder in engine.module.build_earlier_decoders()]
+            earlier = engine.module.build_decoders(engine.layers[0][0])
+            self._earlier = [decoder.to(engine.device) for decoder in earlier]
         for weight in _weights(self._earlier):
-            assert self._receiver is not None
-            self._receiver.expect(1)
-            weight.copy_(self._receiver.receive()[0])
-            self._receiver.release()
+            weight.copy_(self._receive_one())
         if self._sender is not None:
             for weight in _weights([*self._earlier, *(layer.h for _, layer in engine.layers)]):
                 self._sender.send((weight,))
+
+    def _exchange_code_table(self) -> None:
+        """Carries the codes of all classes ``(V, K)`` through the layers, where exits are scored with them."""
+        engine = self.engine
+        self._tables: list[Tensor] = []
+        if not engine.module.objective.has_code_table:
+            return
+        if self._receiver is None:
+            table = torch.eye(engine.module.num_classes, device=engine.device)
+        else:
+            table = self._receive_one()
+        for _, layer in engine.layers:
+            table = layer.g(table)
+            self._tables.append(table)
+        if self._sender is not None:
+            self._sender.send((table,))
+
+    def _receive_one(self) -> Tensor:
+        """The next message, of one tensor."""
+        assert self._receiver is not None
+        self._receiver.expect(1)
+        (tensor,) = self._receiver.receive()
+        tensor = tensor.clone()
+        self._receiver.release()
+        return tensor
 
     def _announce(self, count: int) -> int:
         """The first stage's count, on every rank."""

@@ -6,6 +6,8 @@
     E_i = D_E(h_i(t_i), sg t_{i-1})                     h  target decoder; trains g_i and h_i only
     exit at m   x -> f_1 .. f_m -> b_m -> h_m .. h_1    m = N is the full inference path
 
+So the published method, ``mse``; what t, A, E and an exit are is for the layer's objective to say
+(:mod:`ds_al.objectives`).
 ``sg`` stops the gradient, ``s_0 = x``, ``t_0`` is the one-hot label. Source: Kao & Chen, "Associated
 Learning", Neural Computation 33(1), 2021, section 3; Wu, Lin, Chen & Chen, ICLR 2022.
 
@@ -14,21 +16,22 @@ Shapes: ``B`` batch, ``K`` width of a target code, ``V`` classes. This file know
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 
-from ds_al import losses
+from ds_al import losses, objectives
 from ds_al.errors import ALLayerError
+from ds_al.objectives import Objective, Target
 
 Activation = Tensor | tuple[Tensor, ...]
 """What travels between layers on the input side: a tensor, or a tuple (hidden, state, mask, ...)."""
 
 
 class LocalLosses(NamedTuple):
-    """The two losses of one layer, each a scalar tensor with its own, disjoint graph."""
+    """The two losses of one layer, each a scalar tensor. The autoencoder loss is a constant 0 where there is none."""
 
     associated: Tensor
     autoencoder: Tensor
@@ -60,7 +63,8 @@ class ALLayer(nn.Module):
         g: ``t_{i-1} -> t_i``; ``(B, V)`` one-hot labels of the default float type for the first layer,
             ``(B, K_{i-1})`` after it.
         h: ``t_i -> t_{i-1}``, the inverse of ``g``. For the first layer its output are label scores.
-        associated_loss: name (``"mse"``, ``"cross_entropy"``) or callable ``D_A``.
+        objective: name, ``{"name": ..., option: value}`` or instance: what trains f and b, see :mod:`ds_al.objectives`.
+        associated_loss: name (``"mse"``, ``"cross_entropy"``) or callable ``D_A``, of the objective ``mse`` alone.
         autoencoder_loss: name or callable ``D_E``. Text models use ``"cross_entropy"`` in the first layer.
         reduce: turns ``s_i`` into what the bridge reads; by default the first tensor of a tuple.
         target_gradient: lets the associated loss train ``g`` as well. Off in the published code.
@@ -74,6 +78,7 @@ class ALLayer(nn.Module):
         g: nn.Module,
         h: nn.Module,
         *,
+        objective: str | Mapping[str, Any] | Objective = "mse",
         associated_loss: str | losses.Loss = "mse",
         autoencoder_loss: str | losses.Loss = "mse",
         reduce: Callable[[Activation], Tensor] = first,
@@ -82,43 +87,44 @@ class ALLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.f, self.b, self.g, self.h = f, b, g, h
+        self.objective = objectives.resolve(objective)
         self.associated_loss = losses.resolve(associated_loss)
         self.autoencoder_loss = losses.resolve(autoencoder_loss)
         self.reduce = reduce
         self.target_gradient = target_gradient
         self.name = name
 
-    def forward(self, s: Activation, t: Tensor) -> tuple[Activation, Tensor]:
+    def forward(self, s: Activation, t: Target) -> tuple[Activation, Target]:
         """Computes ``(s_i, t_i)``, with graph, from inputs without one. All that a later layer needs."""
-        s_out, t_out = self.f(s), self.g(t)
+        s_out, t_out = self.f(s), self.objective.encode(self, t)
         self._check("f", s_out)
-        if not isinstance(t_out, Tensor):
-            raise ALLayerError(f"{self.label}: g returned {_kind(t_out)}; expected a tensor (B, K)")
+        self._check("g", t_out)
         return s_out, t_out
 
-    def local_losses(self, s_out: Activation, t_out: Tensor, t_in: Tensor) -> LocalLosses:
+    def local_losses(self, s_out: Activation, t_out: Target, t_in: Target) -> LocalLosses:
         """Computes ``A_i`` and ``E_i`` of one micro-batch from what :meth:`forward` returned and ``t_{i-1}``."""
-        target = t_out if self.target_gradient else t_out.detach()
-        return LocalLosses(
-            self.associated_loss(self.bridge(s_out), target),
-            self.autoencoder_loss(self.h(t_out), t_in),
-        )
+        associated = self.objective.associated_loss(self, s_out, t_out)
+        autoencoder = self.objective.autoencoder_loss(self, t_out, t_in)
+        return LocalLosses(associated, torch.zeros_like(associated) if autoencoder is None else autoencoder)
 
     def bridge(self, s: Activation) -> Tensor:
         """``b_i(reduce(s_i))``: the code ``(B, K)`` that the input side predicts for the target side."""
         return self.b(self.reduce(s))
 
     def associated_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that the associated loss trains: of f, of b, and of ``reduce`` if it is a module."""
+        """Parameters that the associated loss trains: of f, of b, of ``reduce`` if it is a module, and what the
+        objective adds."""
         yield from self.f.parameters()
         yield from self.b.parameters()
         if isinstance(self.reduce, nn.Module):
             yield from self.reduce.parameters()
+        yield from self.objective.extra_parameters(self)
 
     def autoencoder_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that the autoencoder loss trains: of g and of h."""
         yield from self.g.parameters()
-        yield from self.h.parameters()
+        if not self.objective.trains_decoder:
+            yield from self.h.parameters()
 
     @property
     def label(self) -> str:
@@ -140,35 +146,31 @@ def _kind(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def decode(decoders: Sequence[nn.Module], code: Tensor) -> Tensor:
-    """Carries a code of layer m back to label scores: ``h_m`` first, ``h_1`` last.
-
-    Args:
-        decoders: ``[h_1, ..., h_m]``, in the order of the layers.
-        code: ``(B, K_m)``.
-
-    Returns:
-        Label scores ``(B, V)``.
-    """
-    for h in reversed(decoders):
-        code = h(code)
-    return code
-
-
 @torch.no_grad()
-def predict(layers: Sequence[ALLayer], x: Activation, *, exit: int | None = None) -> Tensor:
+def predict(
+    layers: Sequence[ALLayer], x: Activation, *, exit: int | None = None, num_classes: int | None = None
+) -> Tensor:
     """Label scores ``(B, V)`` of the inference path, or of an early exit after ``exit`` layers (1-based).
 
+    Args:
+        num_classes: V; needed where the objective scores with a table of codes (``contrast``).
+
     Raises:
-        ValueError: ``exit`` is not in 1..N.
+        ValueError: ``exit`` is not in 1..N, or ``num_classes`` is missing.
     """
     depth = len(layers) if exit is None else exit
     if not 1 <= depth <= len(layers):
         raise ValueError(f"exit={exit}: expected 1..{len(layers)}, the number of layers that x passes")
-    s = x
+    s, last, table = x, layers[depth - 1], None
     for layer in layers[:depth]:
         s = layer.f(s)
-    return decode([layer.h for layer in layers[:depth]], layers[depth - 1].bridge(s))
+    if last.objective.has_code_table:
+        if num_classes is None:
+            raise ValueError("this objective scores with the codes of all classes: give predict(num_classes=V)")
+        table = torch.eye(num_classes, device=first(s).device)
+        for layer in layers[:depth]:
+            table = layer.g(table)
+    return last.objective.scores(last, s, earlier=[layer.h for layer in layers[: depth - 1]], table=table)
 
 
 def seed_layer(base_seed: int, *, layer: int, step: int, part: int) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError, ALLayerError
 from ds_al.layer import Activation, ALLayer, predict
+from ds_al.objectives import Objective
 from ds_al.spec import ALLayerSpec
 
 
@@ -64,6 +65,7 @@ class ALPipelineModule(PipelineModule):
             dynamic_shape=dynamic_shape,
         )
         self.num_classes = num_classes
+        self._check_objectives()
         for index, layer in self.local_layers:
             layer.name = layer.name or f"{index} ({type(layer.f).__name__})"
 
@@ -81,14 +83,28 @@ class ALPipelineModule(PipelineModule):
         """Number of AL layers of the whole network, N."""
         return self._num_layers
 
-    def build_earlier_decoders(self) -> list[nn.Module]:
-        """Builds ``[h_1, ..., h_k]`` of the layers before this stage, whose weights arrive at evaluation."""
+    @property
+    def objective(self) -> Objective:
+        """The objective of this stage's first layer; those of all layers are of one class."""
+        return self.forward_funcs[0].objective
+
+    def _check_objectives(self) -> None:
+        names = {type(layer.objective).__name__ for _, layer in self.local_layers}
+        if len(names) > 1:
+            raise ALConfigError(
+                f"this stage's layers have the objectives {', '.join(sorted(names))}: expected one, since it says "
+                "what travels from layer to layer"
+            )
+
+    def build_decoders(self, stop: int) -> list[nn.Module]:
+        """Builds ``[h_1, ..., h_stop]``, frozen, for weights that arrive from the stages that own them."""
         with torch.random.fork_rng():
-            decoders = [copy.deepcopy(_decoder_of(spec)) for spec in self._layer_specs[: self._local_start]]
+            decoders = [copy.deepcopy(_decoder_of(spec)) for spec in self._layer_specs[:stop]]
         return [decoder.requires_grad_(False).eval() for decoder in decoders]
 
     def label_loss(self, scores: Tensor, target: Tensor) -> Tensor:
-        """``D_E`` of the first layer: how far label scores ``(B, V)`` are from one-hot labels ``(B, V)``."""
+        """How far label scores ``(B, V)`` are from one-hot labels ``(B, V)``: cross-entropy, or with the objective
+        ``mse`` the ``D_E`` of the first layer."""
         spec = self._layer_specs[0]
         if self._local_start == 0:
             layer = self.forward_funcs[0]
@@ -96,7 +112,7 @@ class ALPipelineModule(PipelineModule):
             layer = ALLayer(*(nn.Identity() for _ in "fbgh"), **spec.module_kwargs)
         else:
             layer = spec if isinstance(spec, ALLayer) else spec.build()
-        return layer.autoencoder_loss(scores, target)
+        return layer.objective.label_loss(layer, scores, target)
 
     def forward(self, x: Activation, exit: int | None = None) -> Tensor:
         """Label scores ``(B, V)``, where one process holds all layers.
@@ -109,7 +125,8 @@ class ALPipelineModule(PipelineModule):
                 f"this process holds {len(self.forward_funcs)} of {self.num_layers} layers: "
                 "use engine.predict(x, exit=...)"
             )
-        return predict([layer for _, layer in self.local_layers], x, exit=exit)
+        layers = [layer for _, layer in self.local_layers]
+        return predict(layers, x, exit=exit, num_classes=self.num_classes)
 
 
 def _check_layers(layers: Sequence[Any]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ds_al.errors import ALError, ALLayerError
 from ds_al.layer import Activation, ALLayer, seed_layer, stop_gradient
+from ds_al.objectives import Target
 from ds_al.trace.recorder import Recorder
 
 
@@ -21,8 +22,8 @@ class _Pass:
     index: int
     layer: ALLayer
     s_out: Activation
-    t_out: Tensor
-    t_in: Tensor
+    t_out: Target
+    t_in: Target
 
 
 class LocalStage:
@@ -49,7 +50,7 @@ class LocalStage:
         self._gradient: tuple[float, Tensor] | None = None
         self._loss_sum = torch.zeros(len(layers), 2, device=device)
 
-    def forward(self, s: Activation, t: Tensor) -> tuple[Activation, Tensor]:
+    def forward(self, s: Activation, t: Target) -> tuple[Activation, Target]:
         """Runs f and g of every layer and keeps what the backward needs.
 
         Returns:

@@ -109,8 +109,10 @@ class _Slot:
 
 
 class _Channel:
-    def __init__(self, peer: int, *, device: torch.device, dynamic: bool, stages: tuple[int, int]) -> None:
-        self.peer, self.device, self.dynamic = peer, device, dynamic
+    def __init__(
+        self, peer: int, *, device: torch.device, dynamic: bool, stages: tuple[int, int], group: Any = None
+    ) -> None:
+        self.peer, self.device, self.dynamic, self.group = peer, device, dynamic, group
         self.here, self.there = stages
         self.layout: Layout | None = None
         self.waited = 0.0
@@ -162,12 +164,20 @@ class Sender(_Channel):
         device: where buffers lie.
         dynamic: every message carries its own shapes.
         stages: this stage and the peer's, for errors.
+        group: process group; by default that of all ranks.
     """
 
     def __init__(
-        self, peer: int, *, queue_depth: int, device: torch.device, dynamic: bool, stages: tuple[int, int]
+        self,
+        peer: int,
+        *,
+        queue_depth: int,
+        device: torch.device,
+        dynamic: bool,
+        stages: tuple[int, int],
+        group: Any = None,
     ) -> None:
-        super().__init__(peer, device=device, dynamic=dynamic, stages=stages)
+        super().__init__(peer, device=device, dynamic=dynamic, stages=stages, group=group)
         self.queue_depth = queue_depth
         self._slots: list[_Slot | None] = [None] * queue_depth
         self._headers: list[Any] = [None] * queue_depth
@@ -202,7 +212,7 @@ class Sender(_Channel):
         for view, tensor in zip(slot.tensors, message, strict=True):
             view.copy_(tensor)
         try:
-            slot.work = dist.isend(slot.buffer, self.peer)
+            slot.work = dist.isend(slot.buffer, self.peer, group=self.group)
         except RuntimeError as error:
             raise self._lost(error) from None
         self.messages += 1
@@ -214,7 +224,7 @@ class Sender(_Channel):
             self._wait(self._headers[index][1], "for a free slot in its queue")
         header = torch.tensor(layout.encode(), dtype=torch.int64, device=self.device)
         try:
-            self._headers[index] = (header, dist.isend(header, self.peer))
+            self._headers[index] = (header, dist.isend(header, self.peer, group=self.group))
         except RuntimeError as error:
             raise self._lost(error) from None
         self.nbytes += header.nbytes
@@ -242,13 +252,15 @@ class Receiver(_Channel):
 
     Args:
         peer: global rank of the previous stage.
-        device, dynamic, stages: as for :class:`Sender`.
+        device, dynamic, stages, group: as for :class:`Sender`.
     """
 
     _SLOTS = 2
 
-    def __init__(self, peer: int, *, device: torch.device, dynamic: bool, stages: tuple[int, int]) -> None:
-        super().__init__(peer, device=device, dynamic=dynamic, stages=stages)
+    def __init__(
+        self, peer: int, *, device: torch.device, dynamic: bool, stages: tuple[int, int], group: Any = None
+    ) -> None:
+        super().__init__(peer, device=device, dynamic=dynamic, stages=stages, group=group)
         self._ring: list[_Slot] = []
         self._posted = 0
         self._expected = 0
@@ -294,7 +306,7 @@ class Receiver(_Channel):
     def _receive_header(self) -> Layout:
         header = torch.empty(_HEADER, dtype=torch.int64, device=self.device)
         try:
-            self._wait(dist.irecv(header, self.peer), "for its input")
+            self._wait(dist.irecv(header, self.peer, group=self.group), "for its input")
         except RuntimeError as error:
             raise self._lost(error) from None
         self.nbytes += header.nbytes
@@ -317,7 +329,7 @@ class Receiver(_Channel):
         while self._posted < limit:
             slot = self._ring[self._posted % self._SLOTS]
             try:
-                slot.work = dist.irecv(slot.buffer, self.peer)
+                slot.work = dist.irecv(slot.buffer, self.peer, group=self.group)
             except RuntimeError as error:
                 raise self._lost(error) from None
             self._posted += 1

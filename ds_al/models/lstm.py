@@ -7,6 +7,9 @@ bridge reads ``h`` of both directions, and the next layer starts from ``(h, c)``
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from deepspeed.pipe import LayerSpec
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -75,6 +78,7 @@ def lstm_al(
     padding_id: int = 0,
     code_width: int = 64,
     code: str = "tanh",
+    objective: str | Mapping[str, Any] = "mse",
 ) -> list[ALLayerSpec]:
     """Specs of an LSTM that learns by association. x is ``ids (B, T)`` or ``(ids, mask)``, padded at the end.
 
@@ -90,9 +94,10 @@ def lstm_al(
         padding_id: this token is padding, where no mask is given.
         code_width: K.
         code: where codes live, see :mod:`ds_al.models.targets`.
+        objective: what trains f and b, see :mod:`ds_al.objectives`.
     """
     f = _forward_specs(vocab_size, embedding_width, width, num_layers, dropout, padding_id)
-    side = target_side(num_layers, num_classes=num_classes, code_width=code_width, code=code)
+    side = target_side(num_layers, num_classes=num_classes, code_width=code_width, code=code, objective=objective)
     return [
         ALLayerSpec(
             f=f[i],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from deepspeed.pipe import LayerSpec
 from torch import nn
@@ -41,6 +42,7 @@ def mlp_al(
     bridge_hidden: int = 64,
     code_width: int = 64,
     code: str = "tanh",
+    objective: str | Mapping[str, Any] = "mse",
 ) -> list[ALLayerSpec]:
     """Specs of a perceptron that learns by association, one AL layer per hidden layer.
 
@@ -52,12 +54,13 @@ def mlp_al(
         bridge_hidden: width of the bridge's hidden layer; 0 leaves it out.
         code_width: K.
         code: where codes live, see :mod:`ds_al.models.targets`.
+        objective: what trains f and b, see :mod:`ds_al.objectives`.
 
     Raises:
         ALConfigError: no hidden layer, or the code is unknown.
     """
     f = _forward_specs(in_shape, widths, dropout)
-    side = target_side(len(f), num_classes=num_classes, code_width=code_width, code=code)
+    side = target_side(len(f), num_classes=num_classes, code_width=code_width, code=code, objective=objective)
     return [
         ALLayerSpec(
             f=f[i],

@@ -10,13 +10,14 @@ A code ``(B, K)`` ends on one of four sets, by the module that g and b end with:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from deepspeed.pipe import LayerSpec
 from torch import nn
 
 from ds_al.errors import ALConfigError
+from ds_al.objectives import resolve
 
 CODES: dict[str, Callable[[int], nn.Module]] = {
     "tanh": lambda width: nn.Tanh(),
@@ -46,9 +47,15 @@ class CodeMap(nn.Sequential):
 
 
 def target_side(
-    num_layers: int, *, num_classes: int, code_width: int, code: str, cross_entropy: bool = True
+    num_layers: int,
+    *,
+    num_classes: int,
+    code_width: int,
+    code: str,
+    cross_entropy: bool = True,
+    objective: str | Mapping[str, Any] = "mse",
 ) -> list[dict[str, Any]]:
-    """``g``, ``h`` and ``autoencoder_loss`` of each layer, as keyword arguments of ``ALLayerSpec``.
+    """``g``, ``h``, ``autoencoder_loss`` and ``objective`` of each layer, as keyword arguments of ``ALLayerSpec``.
 
     Args:
         num_layers: N.
@@ -57,8 +64,13 @@ def target_side(
         code: a key of :data:`CODES`.
         cross_entropy: reads labels in the first layer by cross-entropy, as published for text; otherwise, and
             in later layers, by mean squared error.
+        objective: name, or ``{"name": ..., option: value}``, see :mod:`ds_al.objectives`. ``greedy`` has no target
+            side: h is each layer's classifier.
     """
     code_end(code, code_width)  # an unknown name is refused here, not on the stage that builds
+    if resolve(objective).trains_decoder:
+        classifier = LayerSpec(nn.Linear, code_width, num_classes)
+        return [{"g": LayerSpec(nn.Identity), "h": classifier, "objective": objective} for _ in range(num_layers)]
     widths = [num_classes] + [code_width] * num_layers
     side = []
     for i in range(num_layers):
@@ -70,6 +82,7 @@ def target_side(
                 "g": LayerSpec(CodeMap, widths[i], widths[i + 1], code=code),
                 "h": LayerSpec(CodeMap, widths[i + 1], widths[i], code="sigmoid" if sigmoid else "linear"),
                 "autoencoder_loss": "cross_entropy" if by_cross_entropy else "mse",
+                "objective": objective,
             }
         )
     return side

@@ -5,6 +5,9 @@ Each is one AL layer with ``s = (hidden (B, T, D), mask (B, T))``; the bridge re
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from deepspeed.pipe import LayerSpec
 from torch import Tensor, nn
 
@@ -73,6 +76,7 @@ def transformer_al(
     padding_id: int = 0,
     code_width: int = 64,
     code: str = "tanh",
+    objective: str | Mapping[str, Any] = "mse",
 ) -> list[ALLayerSpec]:
     """Specs of a Transformer that learns by association. x is ``ids (B, T)`` or ``(ids, mask)``.
 
@@ -88,9 +92,10 @@ def transformer_al(
         padding_id: this token is padding, where no mask is given.
         code_width: K.
         code: where codes live, see :mod:`ds_al.models.targets`.
+        objective: what trains f and b, see :mod:`ds_al.objectives`.
     """
     f = _forward_specs(vocab_size, width, num_layers, heads, feed_forward, dropout, max_length, padding_id)
-    side = target_side(num_layers, num_classes=num_classes, code_width=code_width, code=code)
+    side = target_side(num_layers, num_classes=num_classes, code_width=code_width, code=code, objective=objective)
     b = LayerSpec(SequenceBridge, width, code_width=code_width, code=code)
     return [ALLayerSpec(f=f[i], b=b, reduce=masked_mean, **side[i]) for i in range(num_layers)]
 

@@ -10,9 +10,9 @@ VGG paper. Each block is one AL layer, unless ``num_layers`` merges neighbours. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from deepspeed.pipe import LayerSpec
@@ -133,6 +133,7 @@ def vgg_al(
     bridge_hidden: int = 1000,
     code_width: int = 64,
     code: str = "tanh",
+    objective: str | Mapping[str, Any] = "mse",
 ) -> list[ALLayerSpec]:
     """Specs of a VGG that learns by association.
 
@@ -148,6 +149,7 @@ def vgg_al(
         code_width: K; 700 in the paper.
         code: where codes live. The published bridge ends on a sigmoid, whatever this says, and reads labels
             by mean squared error.
+        objective: what trains f and b, see :mod:`ds_al.objectives`.
 
     Raises:
         ALConfigError: the blocks do not fit the images, the number of layers or the bridge is unknown.
@@ -163,6 +165,7 @@ def vgg_al(
         code_width=code_width,
         code="sigmoid" if published else code,
         cross_entropy=not published,
+        objective=objective,
     )
     layers = []
     for i, group in enumerate(groups):

@@ -1,0 +1,87 @@
+"""Frozen copies of earlier layers' decoders, for objectives that decode while they train.
+
+At micro-batch 0, R, 2R, ... every stage takes over the copies that its predecessor has at that very micro-batch,
+adds its own decoders as they are before it, and sends all of them on. A layer so decodes with the weights that
+``h_1 .. h_{i-1}`` had before the last such micro-batch, wherever it lives: the bits depend on R alone.
+
+The copies travel in messages of their own, on a process group of their own, so that those of activations keep
+their shape and their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from deepspeed import comm as dist
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+
+from ds_al.transport import Receiver, Sender
+
+if TYPE_CHECKING:
+    from ds_al.engine import ALPipelineEngine
+
+
+class DecoderCopies:
+    """The copies of one stage. Every rank makes one, where the objective asks for them.
+
+    Args:
+        engine: of the stage; its layers' objectives get their copies from here.
+    """
+
+    def __init__(self, engine: ALPipelineEngine) -> None:
+        self._device = engine.device
+        self.refresh_every = engine.module.objective.refresh_every
+        self._own = [layer.h for _, layer in engine.layers]
+        self._first = engine.layers[0][0]
+        # Only those of earlier layers are decoded with here; this stage's own are sent on.
+        self._copies = [h.to(engine.device) for h in engine.module.build_decoders(self._first + len(self._own))]
+        for index, layer in engine.layers:
+            layer.objective.take_earlier(self._copies[:index])
+        ranks = [engine.grid.stage_to_global(stage) for stage in range(engine.num_stages)]
+        group = dist.new_group(ranks) if len(ranks) > 1 else None
+        stage, common = engine.stage_id, {"device": engine.device, "dynamic": False, "group": group}
+        self._sender = None if engine.is_last_stage() else Sender(
+            ranks[stage + 1], queue_depth=2, stages=(stage, stage + 1), **common
+        )  # fmt: skip
+        self._receiver = None if engine.is_first_stage() else Receiver(
+            ranks[stage - 1], stages=(stage, stage - 1), **common
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def before(self, micro_batch: int) -> None:
+        """Called before the forward of each micro-batch, counted from 0; refreshes where it is due."""
+        if micro_batch % self.refresh_every:
+            return
+        if self._receiver is not None:
+            self._receiver.expect(1)
+            (flat,) = self._receiver.receive()
+            _load(self._copies[: self._first], flat)
+            self._receiver.release()
+        for copy, own in zip(self._copies[self._first :], self._own, strict=True):
+            _load([copy], _flat([own]))
+        if self._sender is not None:
+            self._sender.send((_flat(self._copies),))
+
+    def state(self) -> Tensor:
+        """The copies' weights, as one vector on the host: they are older than the decoders themselves."""
+        return _flat(self._copies).cpu()
+
+    @torch.no_grad()
+    def restore(self, flat: Tensor) -> None:
+        """Sets the copies to what :meth:`state` gave."""
+        _load(self._copies, flat.to(self._device))
+
+
+def _flat(modules: Sequence[nn.Module]) -> Tensor:
+    return parameters_to_vector(p for module in modules for p in module.parameters())
+
+
+def _load(modules: Sequence[nn.Module], flat: Tensor) -> None:
+    at = 0
+    for module in modules:
+        for parameter in module.parameters():
+            parameter.copy_(flat[at : at + parameter.numel()].view_as(parameter))
+            at += parameter.numel()

@@ -1,0 +1,43 @@
+"""What trains f and b of a layer, one objective per file. A new one is a file and a line in :data:`OBJECTIVES`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from ds_al.errors import ALConfigError
+from ds_al.objectives.base import Objective, Target
+from ds_al.objectives.contrast import Contrast
+from ds_al.objectives.decoded import Decoded
+from ds_al.objectives.greedy import Greedy
+from ds_al.objectives.mse import Mse
+
+__all__ = ["OBJECTIVES", "Contrast", "Decoded", "Greedy", "Mse", "Objective", "Target", "resolve"]
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "mse": Mse,
+    "contrast": Contrast,
+    "decoded": Decoded,
+    "greedy": Greedy,
+}
+"""Objectives by name."""
+
+
+def resolve(objective: str | Mapping[str, Any] | Objective) -> Objective:
+    """Makes an objective from its name, or from ``{"name": ..., option: value}``; returns an instance as it is.
+
+    Raises:
+        ALConfigError: the name or an option is unknown, or an option is out of range.
+    """
+    if isinstance(objective, Objective):
+        return objective
+    options = {"name": objective} if isinstance(objective, str) else dict(objective)
+    name = options.pop("name", None)
+    if name not in OBJECTIVES:
+        raise ALConfigError(f"unknown objective {name!r}: use one of {', '.join(OBJECTIVES)}")
+    known = list(inspect.signature(OBJECTIVES[name].__init__).parameters)[1:]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ALConfigError(f"objective {name} has no option {unknown[0]!r}: it has {', '.join(known) or 'none'}")
+    return OBJECTIVES[name](**options)

@@ -1,0 +1,85 @@
+"""What an objective decides: the message beside ``s``, the two local losses, and how an exit is scored.
+
+Functions of a layer are called as ``layer.f, layer.b, layer.g, layer.h``; ``layer.bridge(s)`` is ``b(reduce(s))``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from ds_al.layer import Activation, ALLayer
+
+Target = Tensor | tuple[Tensor, ...]
+"""What travels between layers on the target side: a tensor, or a tuple of tensors."""
+
+
+class Objective(nn.Module):
+    """What trains f and b of one AL layer. Each layer has its own instance, all of one class.
+
+    A subclass says what a layer's target message is (:meth:`first_target`, :meth:`encode`), gives the two losses
+    and scores the exit. Its own parameters, if any, learn from the associated loss.
+    """
+
+    target_tensors = 1
+    """Tensors in a target message."""
+    trains_decoder = False
+    """Whether the associated loss trains h, and nothing else does."""
+    needs_earlier_decoders = False
+    """Whether :attr:`earlier` is to hold copies of ``h_1 .. h_{i-1}``, refreshed at fixed micro-batch numbers."""
+    refresh_every = 0
+    """Micro-batches between two refreshes."""
+    has_code_table = False
+    """Whether exits are scored with the codes of all classes, ``(V, K_i)``, which then travel at evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Modules that are not this module's own: neither trained, nor saved, nor counted with it.
+        self.take_earlier([])
+
+    earlier: Sequence[nn.Module]
+    """Frozen copies of the decoders of all earlier layers, where :attr:`needs_earlier_decoders`."""
+
+    def take_earlier(self, decoders: Sequence[nn.Module]) -> None:
+        """Sets :attr:`earlier`."""
+        object.__setattr__(self, "earlier", decoders)
+
+    def first_target(self, labels: Tensor, one_hot: Tensor) -> Target:
+        """``t_0``, from labels ``(B,)`` and the same as floats ``(B, V)``."""
+        raise NotImplementedError
+
+    def encode(self, layer: ALLayer, t: Target) -> Target:
+        """``t_i`` from ``t_{i-1}``."""
+        raise NotImplementedError
+
+    def associated_loss(self, layer: ALLayer, s_out: Activation, t_out: Target) -> Tensor:
+        """``A_i``, which trains f and b: a scalar."""
+        raise NotImplementedError
+
+    def autoencoder_loss(self, layer: ALLayer, t_out: Target, t_in: Target) -> Tensor | None:
+        """``E_i``, which trains g and h: a scalar; ``None`` where there is no target side."""
+        raise NotImplementedError
+
+    def scores(self, layer: ALLayer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
+        """Label scores ``(B, V)`` of the exit after this layer.
+
+        Args:
+            s: ``s_i``.
+            earlier: the present ``h_1 .. h_{i-1}``.
+            table: the codes of all classes at this layer ``(V, K_i)``, where :attr:`has_code_table`.
+        """
+        raise NotImplementedError
+
+    def label_loss(self, layer: ALLayer, scores: Tensor, target: Tensor) -> Tensor:
+        """How far label scores ``(B, V)`` are from one-hot labels ``(B, V)``, for evaluation."""
+        return F.cross_entropy(scores, target)
+
+    def extra_parameters(self, layer: ALLayer) -> Iterator[nn.Parameter]:
+        """What the associated loss trains beside f and b."""
+        yield from self.parameters()
+        if self.trains_decoder:
+            yield from layer.h.parameters()

@@ -1,0 +1,91 @@
+"""``contrast``: among the codes of all classes, the bridge has to come nearest to that of the sample's class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ds_al.errors import ALConfigError
+from ds_al.objectives.base import Objective, Target
+from ds_al.objectives.mse import decode
+
+if TYPE_CHECKING:
+    from ds_al.layer import Activation, ALLayer
+
+
+class Contrast(Objective):
+    """``A_i`` is the cross-entropy, over classes, of ``cos(b(s_i), C_i) / temperature``; C is the code table.
+
+    ``C_0`` is the identity ``(V, V)``, ``C_i = g_i(sg C_{i-1})`` the codes ``(V, K_i)`` of all classes, so the
+    target side costs the same for any batch size. t is ``(labels (B,), C (V, K))``;
+    ``E_i = D_E(h_i(C_i), sg C_{i-1})``. A nearest code is a prediction, for which no decoder is needed.
+
+    Args:
+        temperature: of the softmax over cosines; small ones suit many classes.
+        learned_temperature: lets the associated loss train each layer's temperature, from ``temperature`` on.
+        exit: ``"nearest"`` scores an exit by the cosine to the codes, ``"decode"`` through ``h_i .. h_1``.
+
+    Raises:
+        ALConfigError: the temperature is not positive, or the exit is unknown.
+    """
+
+    target_tensors = 2
+    has_code_table = True
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.1,
+        learned_temperature: bool = False,
+        exit: Literal["nearest", "decode"] = "nearest",
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ALConfigError(f"objective contrast: got temperature={temperature}: expected more than 0")
+        if exit not in ("nearest", "decode"):
+            raise ALConfigError(f"objective contrast: got exit={exit!r}: expected 'nearest' or 'decode'")
+        self.exit = exit
+        self.has_code_table = exit == "nearest"
+        log = torch.tensor([math.log(temperature)])  # DeepSpeed cannot broadcast a parameter without dimensions
+        self.log_temperature: Tensor
+        if learned_temperature:
+            self.log_temperature = nn.Parameter(log)
+        else:
+            self.register_buffer("log_temperature", log, persistent=False)
+
+    def first_target(self, labels: Tensor, one_hot: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels ``(B,)`` and the identity ``(V, V)``."""
+        return labels, torch.eye(one_hot.shape[1], dtype=one_hot.dtype, device=one_hot.device)
+
+    def encode(self, layer: ALLayer, t: Target) -> tuple[Tensor, Tensor]:
+        """Labels as they are, and ``g(C)``."""
+        labels, table = t
+        return labels, layer.g(table)
+
+    def associated_loss(self, layer: ALLayer, s_out: Activation, t_out: Target) -> Tensor:
+        """Cross-entropy of the cosines; its gradient stops at the table unless ``target_gradient`` is set."""
+        labels, table = t_out
+        return F.cross_entropy(
+            self.similarity(layer, s_out, table if layer.target_gradient else table.detach()), labels
+        )
+
+    def autoencoder_loss(self, layer: ALLayer, t_out: Target, t_in: Target) -> Tensor:
+        """``D_E(h(C_i), C_{i-1})``, over all classes."""
+        return layer.autoencoder_loss(layer.h(t_out[1]), t_in[1])
+
+    def scores(self, layer: ALLayer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
+        """Cosines to the codes over the temperature, or scores through the decoders."""
+        if self.exit == "decode":
+            return decode([*earlier, layer.h], layer.bridge(s))
+        assert table is not None
+        return self.similarity(layer, s, table)
+
+    def similarity(self, layer: ALLayer, s: Activation, table: Tensor) -> Tensor:
+        """``cos(b(s), C) / temperature``: ``(B, V)``."""
+        code = F.normalize(layer.bridge(s), dim=1)
+        return code @ F.normalize(table, dim=1).t() / self.log_temperature.exp()

@@ -1,0 +1,72 @@
+"""``decoded``: the bridge's output, carried back through the decoders, has to name the class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from ds_al.errors import ALConfigError
+from ds_al.objectives.base import Objective, Target
+from ds_al.objectives.mse import decode
+
+if TYPE_CHECKING:
+    from ds_al.layer import Activation, ALLayer
+
+
+class Decoded(Objective):
+    """``A_i`` is the cross-entropy of ``h_1(.. h_{i-1}(h_i(b(s_i))))`` against the label.
+
+    ``h_1 .. h_{i-1}`` are frozen copies, which travel downstream and are refreshed at fixed micro-batch numbers:
+    the weights that they had before micro-batch 0, R, 2R, ... So no layer waits for another one, and the result
+    depends neither on the partition nor on the schedule. t is ``(labels (B,), code (B, K))``; ``E_i`` as in ``mse``.
+
+    Args:
+        own_decoder: ``"live"`` lets ``A_i`` train h_i, too; ``"frozen"`` leaves h_i to ``E_i`` alone.
+        refresh_every: R, in micro-batches.
+
+    Raises:
+        ALConfigError: an option is out of range.
+    """
+
+    target_tensors = 2
+    needs_earlier_decoders = True
+
+    def __init__(self, *, own_decoder: Literal["live", "frozen"] = "live", refresh_every: int = 10) -> None:
+        super().__init__()
+        if own_decoder not in ("live", "frozen"):
+            raise ALConfigError(f"objective decoded: got own_decoder={own_decoder!r}: expected 'live' or 'frozen'")
+        if not isinstance(refresh_every, int) or refresh_every < 1:
+            raise ALConfigError(f"objective decoded: got refresh_every={refresh_every!r}: expected 1 or more")
+        self.own_decoder = own_decoder
+        self.refresh_every = refresh_every
+
+    def first_target(self, labels: Tensor, one_hot: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels ``(B,)`` and the same one-hot ``(B, V)``."""
+        return labels, one_hot
+
+    def encode(self, layer: ALLayer, t: Target) -> tuple[Tensor, Tensor]:
+        """Labels as they are, and ``g(code)``."""
+        labels, code = t
+        return labels, layer.g(code)
+
+    def associated_loss(self, layer: ALLayer, s_out: Activation, t_out: Target) -> Tensor:
+        """Cross-entropy of the decoded scores."""
+        code = layer.bridge(s_out)
+        if self.own_decoder == "live":
+            code = layer.h(code)
+        else:
+            frozen = {name: value.detach() for name, value in layer.h.named_parameters()}
+            code = functional_call(layer.h, frozen, (code,))
+        return F.cross_entropy(decode(self.earlier, code), t_out[0])
+
+    def autoencoder_loss(self, layer: ALLayer, t_out: Target, t_in: Target) -> Tensor:
+        """``D_E(h(t_i), t_{i-1})``."""
+        return layer.autoencoder_loss(layer.h(t_out[1]), t_in[1])
+
+    def scores(self, layer: ALLayer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
+        """``h_1(.. h_i(b(s)))``, with the decoders as they are now."""
+        return decode([*earlier, layer.h], layer.bridge(s))

@@ -1,0 +1,45 @@
+"""``greedy``: each layer has a linear classifier of its own on its bridge, and no target side. The simplest rival."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ds_al.objectives.base import Objective, Target
+
+if TYPE_CHECKING:
+    from ds_al.layer import Activation, ALLayer
+
+
+class Greedy(Objective):
+    """``A_i`` is the cross-entropy of ``h_i(b(s_i))`` against the label; h is the classifier ``(B, K) -> (B, V)``.
+
+    g is not used (``nn.Identity`` fits), and there is no ``E_i``. t is the labels ``(B,)``.
+    Source: layer-wise training with auxiliary classifiers, Belilovsky et al., ICML 2019 and 2020.
+    """
+
+    trains_decoder = True
+
+    def first_target(self, labels: Tensor, one_hot: Tensor) -> Tensor:
+        """Labels ``(B,)``."""
+        return labels
+
+    def encode(self, layer: ALLayer, t: Target) -> Target:
+        """Labels as they are."""
+        return t
+
+    def associated_loss(self, layer: ALLayer, s_out: Activation, t_out: Target) -> Tensor:
+        """Cross-entropy of the classifier's scores."""
+        assert isinstance(t_out, Tensor)
+        return F.cross_entropy(layer.h(layer.bridge(s_out)), t_out)
+
+    def autoencoder_loss(self, layer: ALLayer, t_out: Target, t_in: Target) -> None:
+        """None."""
+        return None
+
+    def scores(self, layer: ALLayer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
+        """``h(b(s))``."""
+        return layer.h(layer.bridge(s))
