@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from deepspeed.runtime.pipe.engine import PipelineEngine
 
 from ds_al.errors import ALCheckpointError
 
@@ -14,6 +16,61 @@ if TYPE_CHECKING:
 
 KEY = "ds_al"
 FORMAT = 1
+
+
+class Checkpoints(PipelineEngine):
+    """The part of :class:`~ds_al.engine.ALPipelineEngine` that saves and loads, in DeepSpeed's folders."""
+
+    def save_checkpoint(
+        self,
+        save_dir: str,
+        tag: str | None = None,
+        client_state: Mapping[str, Any] | None = None,
+        save_latest: bool = True,
+        exclude_frozen_parameters: bool = False,
+    ) -> bool:
+        """Saves weights, optimizers, LR schedule, counters, random state and data position; every rank calls it.
+
+        DeepSpeed's folder layout. Arguments as DeepSpeed's.
+        """
+        saved = {**(client_state or {}), KEY: state(_al(self))}
+        return super().save_checkpoint(save_dir, tag, saved, save_latest, exclude_frozen_parameters)
+
+    def load_checkpoint(
+        self,
+        load_dir: str,
+        tag: str | None = None,
+        load_module_strict: bool = True,
+        load_optimizer_states: bool = True,
+        load_lr_scheduler_states: bool = True,
+        load_module_only: bool = False,
+        custom_load_fn: Any = None,
+    ) -> tuple[str, dict[str, Any]]:
+        """Loads what :meth:`save_checkpoint` saved by the same number of stages; training then goes on as if
+        it had never stopped, bit for bit. Every rank calls it. Arguments and result as DeepSpeed's.
+
+        Raises:
+            ALCheckpointError: no checkpoint there, or one of another number of stages, network, optimizer, seed
+                or micro-batch size; raised on every rank, before anything is loaded.
+        """
+        tag = find(_al(self), load_dir, tag, weights_only=load_module_only, with_optimizer=load_optimizer_states)
+        path, client_state = super().load_checkpoint(
+            load_dir,
+            tag,
+            load_module_strict,
+            load_optimizer_states,
+            load_lr_scheduler_states,
+            load_module_only,
+            custom_load_fn,
+        )
+        saved = client_state.pop(KEY, None)
+        if not load_module_only:
+            restore(_al(self), saved)
+        return path, client_state
+
+
+def _al(engine: Checkpoints) -> ALPipelineEngine:
+    return cast("ALPipelineEngine", engine)
 
 
 def state(engine: ALPipelineEngine) -> dict[str, Any]:

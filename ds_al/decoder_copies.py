@@ -11,7 +11,7 @@ their shape and their order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from deepspeed import comm as dist
@@ -42,7 +42,8 @@ class DecoderCopies:
             layer.objective.take_earlier(self._copies[:index])
         ranks = [engine.grid.stage_to_global(stage) for stage in range(engine.num_stages)]
         group = dist.new_group(ranks) if len(ranks) > 1 else None
-        stage, common = engine.stage_id, {"device": engine.device, "dynamic": False, "group": group}
+        stage = engine.stage_id
+        common: dict[str, Any] = {"device": engine.device, "dynamic": False, "group": group}
         self._sender = None if engine.is_last_stage() else Sender(
             ranks[stage + 1], queue_depth=2, stages=(stage, stage + 1), **common
         )  # fmt: skip

@@ -14,43 +14,42 @@ Nothing flows from a later stage to an earlier one. Losses travel downstream wit
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
 from deepspeed import comm as dist
-from deepspeed.runtime.pipe.engine import PipelineEngine
 from deepspeed.runtime.pipe.schedule import (
     BackwardPass,
     ForwardPass,
     LoadMicroBatch,
     OptimizerStep,
-    PipeInstruction,
     PipeSchedule,
     RecvActivation,
     SendActivation,
 )
 from torch import Tensor
 
-from ds_al import checkpoint
 from ds_al.batch import BatchIntake
+from ds_al.checkpoint import Checkpoints
 from ds_al.config import ALConfig
 from ds_al.data.loader import ShuffledLoader
 from ds_al.decoder_copies import DecoderCopies
 from ds_al.errors import ALDataError
 from ds_al.inference import Inference
 from ds_al.layer import Activation, first
+from ds_al.measured import MeasuredStage
 from ds_al.message import pack, unpack
 from ds_al.module import ALPipelineModule
 from ds_al.objectives import Target
 from ds_al.optimizer import LocalOptimizer, ParamGroups
 from ds_al.schedule import AL_SCHEDULES, Barrier
 from ds_al.stage import LocalStage
-from ds_al.trace import Observation, RecordedSchedule, Report, StageStats, StallWatch, Tracing, Vitals, VitalsMeter
+from ds_al.trace import Report, StallWatch, Tracing, VitalsMeter
 from ds_al.transport import Receiver, Sender
 
 
-class ALPipelineEngine(RecordedSchedule, PipelineEngine):
+class ALPipelineEngine(MeasuredStage, Checkpoints):
     """Trains an :class:`~ds_al.module.ALPipelineModule`. Made by :func:`ds_al.initialize`.
 
     It is a ``deepspeed.PipelineEngine``: ``train_batch``, ``eval_batch``, ``set_batch_fn``,
@@ -107,8 +106,6 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
         self._loss_history: list[Tensor] = []
         self._s: Activation
         self._t: Target
-        self._wall = self._wait_data = self._waited_for_data = 0.0
-        self._samples = 0
         self.reset_stats()
         self.tracing = Tracing.of(self, al_config)
 
@@ -287,14 +284,6 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
         Barrier: _exec_barrier,
     }
 
-    def _observe(self, instruction: PipeInstruction, seconds: float) -> Observation:
-        if isinstance(instruction, Barrier):
-            return Observation(wait=seconds)
-        if isinstance(instruction, LoadMicroBatch):
-            return Observation(wait=self._waited_for_data)
-        channel = {RecvActivation: self.receiver, SendActivation: self.sender}.get(type(instruction))
-        return Observation(*channel.latest) if channel is not None else Observation()
-
     # ---- what users of a PipelineEngine call -------------------------------------------------------
 
     def set_dataloader(self, loader: Iterable[Any]) -> None:
@@ -399,98 +388,6 @@ class ALPipelineEngine(RecordedSchedule, PipelineEngine):
             The scores, on every rank.
         """
         return self.inference.predict(x, exit=exit)
-
-    def save_checkpoint(
-        self,
-        save_dir: str,
-        tag: str | None = None,
-        client_state: Mapping[str, Any] | None = None,
-        save_latest: bool = True,
-        exclude_frozen_parameters: bool = False,
-    ) -> bool:
-        """Saves weights, optimizers, LR schedule, counters, random state and data position; every rank calls it.
-
-        DeepSpeed's folder layout. Arguments as DeepSpeed's.
-        """
-        state = {**(client_state or {}), checkpoint.KEY: checkpoint.state(self)}
-        return super().save_checkpoint(save_dir, tag, state, save_latest, exclude_frozen_parameters)
-
-    def load_checkpoint(
-        self,
-        load_dir: str,
-        tag: str | None = None,
-        load_module_strict: bool = True,
-        load_optimizer_states: bool = True,
-        load_lr_scheduler_states: bool = True,
-        load_module_only: bool = False,
-        custom_load_fn: Any = None,
-    ) -> tuple[str, dict[str, Any]]:
-        """Loads what :meth:`save_checkpoint` saved by the same number of stages; training then goes on as if
-        it had never stopped, bit for bit. Every rank calls it. Arguments and result as DeepSpeed's.
-
-        Raises:
-            ALCheckpointError: no checkpoint there, or one of another number of stages, network, optimizer, seed
-                or micro-batch size; raised on every rank, before anything is loaded.
-        """
-        tag = checkpoint.find(self, load_dir, tag, weights_only=load_module_only, with_optimizer=load_optimizer_states)
-        path, client_state = super().load_checkpoint(
-            load_dir,
-            tag,
-            load_module_strict,
-            load_optimizer_states,
-            load_lr_scheduler_states,
-            load_module_only,
-            custom_load_fn,
-        )
-        saved = client_state.pop(checkpoint.KEY, None)
-        if not load_module_only:
-            checkpoint.restore(self, saved)
-        return path, client_state
-
-    # ---- measurements ------------------------------------------------------------------------------
-
-    def reset_stats(self) -> None:
-        """Starts :meth:`stats` anew."""
-        self._wall = self._wait_data = 0.0
-        self._samples = 0
-        for channel in (self.sender, self.receiver):
-            if channel is not None:
-                channel.waited = 0.0
-        self._bytes_before = self.sender.nbytes if self.sender else 0
-        self._messages_before = self.sender.messages if self.sender else 0
-
-    def stats(self) -> StageStats:
-        """This stage's times and bytes since the last :meth:`reset_stats`."""
-        return StageStats(
-            stage=self.stage_id,
-            wall=self._wall,
-            wait_input=self.receiver.waited if self.receiver else 0.0,
-            wait_queue=self.sender.waited if self.sender else 0.0,
-            wait_data=self._wait_data,
-            bytes_sent=self.sender.nbytes - self._bytes_before if self.sender else 0,
-            messages_sent=self.sender.messages - self._messages_before if self.sender else 0,
-            samples=self._samples,
-        )
-
-    def vitals(self) -> dict[int, Vitals]:
-        """Latest known vitals by stage, of this stage and those before it; waits for the device, not for a stage."""
-        return dict(enumerate(self._report.vitals()[: self.stage_id + 1]))
-
-    def _totals(self) -> dict[str, float]:
-        totals = {**self.instruction_seconds, "samples": self._samples}
-        if self.sender is not None and self.device.type == "cpu":  # on a GPU the host does not wait for a slot
-            totals |= {"messages": self.sender.messages, "found_full": self.sender.found_full}
-        return totals
-
-    def gather_losses(self) -> Tensor:
-        """Local losses of all layers since the last call, ``(batches, N, 2)``; drains the pipeline.
-
-        ``[..., 0]`` is the associated, ``[..., 1]`` the autoencoder loss, each the mean over a batch. Every
-        rank must call it.
-        """
-        history = torch.stack(self._loss_history).cpu() if self._loss_history else torch.zeros(0, len(self.layers), 2)
-        self._loss_history = []
-        return torch.cat(self.gather(history), dim=1)
 
 
 def _deepspeed_name(name: str) -> str:
