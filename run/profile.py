@@ -3,6 +3,7 @@
     python run/profile.py --sleeping --stages 4 --micro-batches 4,8,16 --json results/profile_sleeping.json
     python run/profile.py --model transformer --stages 2 --micro-batches 4,8,16 --json results/profile_transformer.json
     python run/profile.py --tracing-cost --model transformer --stages 2 --json results/tracing_cost.json
+    python run/profile.py --tables docs/profiling.md results/profile_sleeping.json results/tracing_cost.json
 
 Writes rows as JSON and CSV, and beside them a timeline for each number of micro-batches; with a model also the
 memory over time. Sleeping layers take time but no core, so their times show the schedules on any machine; a
@@ -30,7 +31,7 @@ else:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from ds_al.bench import report
+    from ds_al.bench import report, tables
     from ds_al.bench.arguments import names, numbers, positive
     from ds_al.bench.profile import ProfileCases, Runs, profile_rows, record_runs, typical
     from ds_al.bench.tracing_cost import measure_tracing_cost
@@ -44,10 +45,12 @@ else:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("files", nargs="*", type=Path, metavar="JSON", help="with --tables: what was measured")
     p.add_argument("--methods", type=names, default=METHODS, help=f"comma-separated, of {','.join(METHODS)}")
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument("--sleeping", action="store_true", help="layers that sleep, one per stage")
     what.add_argument("--model", choices=sorted(AL_MODELS), help="a small network, on random data")
+    what.add_argument("--tables", metavar="DOC", type=Path, help="write the tables of the JSON files into a document")
     p.add_argument("--stages", type=positive, default=4, help="stages, one process each (default: 4)")
     p.add_argument(
         "--micro-batches", type=numbers, default=(4,), help="micro-batches per batch, comma-separated (default: 4)"
@@ -73,6 +76,15 @@ def main() -> None:
     """Runs one measurement."""
     p = parser()
     args = p.parse_args()
+    if args.files and not args.tables:
+        p.error(f"got {args.files[0]}: JSON files go with --tables")
+    if args.tables:
+        try:
+            for name in tables.fill(args.tables, args.files):
+                print(f"{args.tables}: {name}")
+        except (OSError, ValueError) as error:
+            sys.exit(f"error: {error}")
+        return
     if args.figure and len(args.micro_batches) > 1:
         p.error(f"--figure got {len(args.micro_batches)} numbers of micro-batches: give one, or use --json")
     cases = ProfileCases(

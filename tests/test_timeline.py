@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_al.trace import Event
+from ds_al.trace import Event, timeline
 from ds_al.trace.analysis import idle_share, span
 from ds_al.trace.timeline import draw
 
@@ -37,3 +37,16 @@ def test_draws_png_and_svg(tmp_path: Path) -> None:
 def test_a_run_without_computation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="bp_1f1b: got 1 events, none a forward or backward"):
         draw({"bp_1f1b": RUN[:1]}, tmp_path / "run.png", micro_batches=1)
+
+
+def test_memory_of_all_methods_is_drawn_on_one_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first panel's limits once held for all of them, so that a method of much memory left its panel."""
+    drawn = []
+    monkeypatch.setattr(timeline, "_save", lambda figure, path: drawn.append(figure) or [path])
+    held = {
+        name: [Event(0, "ForwardPass", 0, 0.0, 1.0, memory=size), Event(0, "BackwardPass", 0, 1.0, 2.0, memory=size)]
+        for name, size in {"streaming": 2**20, "bp_gpipe": 64 * 2**20}.items()
+    }
+    timeline.draw_memory(held, tmp_path / "memory.png")
+    limits = {axes.get_ylim() for axes in drawn[0].axes}
+    assert len(limits) == 1 and limits.pop()[1] > 64

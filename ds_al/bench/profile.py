@@ -10,6 +10,7 @@ from typing import Any
 from ds_al.bench import workloads
 from ds_al.bench.cases import START_UP, Row, train, world_size
 from ds_al.launch import run_ranks, tell
+from ds_al.planner import StageCost, simulate
 from ds_al.schedule import bubble_formula, ideal_seconds
 from ds_al.trace import ActivationMeter, Event, Recorder
 from ds_al.trace.analysis import CAUSES, bytes_sent, computing, critical_path, stage_times
@@ -138,7 +139,9 @@ def profile_rows(runs: Runs, cases: ProfileCases) -> list[Row]:
     ``busy, wait_input, wait_queue, wait_data, wait_barrier, drained, other``
     (:class:`~ds_al.trace.analysis.StageTime`); ``bubble`` (1 - busy) with its least and largest value over the
     repetitions, ``bubble_formula`` (:func:`~ds_al.schedule.bubble_formula` with the mean measured forward and
-    backward of all stages) and ``difference``; ``forward_ms, backward_ms, step_ms`` per micro-batch or step;
+    backward of all stages) and ``difference``; ``bubble_simulated``, that of the same schedule with each stage's
+    own mean times (:func:`~ds_al.planner.simulate`), for stages that are not equal; ``forward_ms, backward_ms,
+    step_ms`` per micro-batch or step;
     ``bytes_per_micro_batch`` sent; ``critical_path``, the stage's share of it; ``peak_bytes`` held for backward,
     where memory was recorded.
     """
@@ -147,6 +150,7 @@ def profile_rows(runs: Runs, cases: ProfileCases) -> list[Row]:
         times = [stage_times(events) for events in repetitions]
         formula = statistics.median(_formula(method, m, events, cases) for events in repetitions)
         events = typical(repetitions)
+        simulated = stage_times(simulate(method, _costs(events, cases), micro_batches=m, batches=cases.batches))
         for stage in range(cases.stages):
             own = [each[stage] for each in times]
             shares = {name: statistics.median(getattr(time, name) for time in own) for name in ("busy", *CAUSES)}
@@ -167,6 +171,7 @@ def profile_rows(runs: Runs, cases: ProfileCases) -> list[Row]:
                     "bubble_max": max(bubbles),
                     "bubble_formula": formula,
                     "difference": bubble - formula,
+                    "bubble_simulated": simulated[stage].bubble,
                     **_instruction_times(events, stage),
                     "bytes_per_micro_batch": bytes_sent(events)[stage] / (m * cases.batches),
                     "critical_path": _critical_share(events, stage),
@@ -189,6 +194,11 @@ def _formula(method: str, micro_batches: int, events: Sequence[Event], cases: Pr
         forward=forward / per_micro_batch,
         backward=rest / per_micro_batch,
     )
+
+
+def _costs(events: Sequence[Event], cases: ProfileCases) -> list[StageCost]:
+    times = [_instruction_times(events, stage) for stage in range(cases.stages)]
+    return [StageCost(t["forward_ms"] / 1000, t["backward_ms"] / 1000, t["step_ms"] / 1000) for t in times]
 
 
 def _instruction_times(events: Sequence[Event], stage: int) -> dict[str, float]:

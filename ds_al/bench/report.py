@@ -95,7 +95,7 @@ def profile_table(rows: Sequence[Row]) -> Table:
     for column in ("M", "stage", *shares.values()):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        cells = [f"{100 * row[column]:.1f}" for column in shares]
+        cells = [f"{100 * row[column]:.{1 if column.startswith('bubble') else 0}f}" for column in shares]
         end = row["stage"] == row["stages"] - 1
         table.add_row(row["method"], str(row["micro_batches"]), str(row["stage"]), *cells, end_section=end)
     table.caption = "waits: for input, a place in the queue, data, all stages; done: while later stages were not"

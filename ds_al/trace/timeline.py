@@ -99,11 +99,12 @@ def draw_memory(events_by_method: Mapping[str, Sequence[Event]], path: Path) -> 
             )
         axes.set_title(f"{method}: at most {peak:.3g} MiB on a stage", loc="left", fontsize=13)
         axes.set_ylabel("MiB", fontsize=11)
-        axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
     panels[-1].set_xlabel("seconds", fontsize=11)
     panels[-1].set_xlim(left=0)
+    highest = max(event.memory or 0 for events in events_by_method.values() for event in events) / 2**20
+    panels[-1].set_ylim(0, 1.06 * highest or 1)  # one scale: a panel of its own would hide what differs
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=8, frameon=False, fontsize=11)
     return _save(figure, path)

@@ -1,0 +1,107 @@
+"""Tables of measurements, kept in a document between markers: ``<!-- NAME -->`` and ``<!-- end NAME -->``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def fill(document: Path, files: Sequence[Path]) -> list[str]:
+    """Writes the table of each JSON file between the markers that bear its stem, and returns these names.
+
+    Raises:
+        ValueError: the document has no markers of that name.
+    """
+    text, names = document.read_text(), []
+    for file in files:
+        content = json.loads(file.read_text())
+        name, header = file.stem, content["header"]
+        if not 0 <= text.find(f"<!-- {name} -->\n") < text.find(f"<!-- end {name} -->"):
+            raise ValueError(f"{document} has no markers '<!-- {name} -->' and '<!-- end {name} -->': add them")
+        table = cost_table(content["rows"]) if "ratio" in content["rows"][0] else bubble_tables(content["rows"])
+        start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
+        before, _, rest = text.partition(start)
+        _, _, after = rest.partition(end)
+        text = f"{before}{start}\n{table}\n{_origin(header)}\n\n{end}{after}"
+        names.append(name)
+    document.write_text(text)
+    return names
+
+
+def bubble_tables(rows: Sequence[Row]) -> str:
+    """The bubble of each method beside the expected one, mean of all stages, then where the idle time comes from.
+
+    Equal stages, which sleep, have a formula; those of a network are simulated with the times of each.
+    """
+    equal = rows[0]["workload"] == "sleeping"
+    expected, column = ("formula", "bubble_formula") if equal else ("simulated", "bubble_simulated")
+    counts = sorted({row["micro_batches"] for row in rows})
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    lines = [
+        "| method | " + " | ".join(f"M = {m}: bubble | {expected} | difference" for m in counts) + " |",
+        "|---|" + "---:|" * (3 * len(counts)),
+    ]
+    for method in methods:
+        cells = []
+        for m in counts:
+            own = _of(rows, method, m)
+            bubble, wanted = _mean(own, "bubble"), _mean(own, column)
+            cells += [f"{100 * bubble:.1f} %", f"{100 * wanted:.1f} %", f"{100 * (bubble - wanted):+.1f}"]
+        lines.append(f"| `{method}` | {' | '.join(cells)} |")
+    most = counts[-1]
+    causes = {
+        "busy": "computes",
+        "wait_input": "waits for input",
+        "wait_queue": "to send",
+        "wait_data": "for data",
+        "wait_barrier": "for all stages",
+        "drained": "has ended",
+        "other": "other",
+    }
+    lines += [
+        "",
+        f"Where a stage's time goes, percent, M = {most}, first / last stage:",
+        "",
+        f"| method | {' | '.join(causes.values())} | bytes per micro-batch | critical path |",
+        "|---|" + "---:|" * (len(causes) + 2),
+    ]
+    for method in methods:
+        first, *_, last = _of(rows, method, most)
+        shares = [f"{100 * first[name]:.1f} / {100 * last[name]:.1f}" for name in causes]
+        sent = f"{first['bytes_per_micro_batch']:,.0f} / {last['bytes_per_micro_batch']:,.0f}"
+        path = f"{100 * first['critical_path']:.0f} / {100 * last['critical_path']:.0f}"
+        lines.append(f"| `{method}` | {' | '.join(shares)} | {sent} | {path} |")
+    return "\n".join(lines) + "\n"
+
+
+def cost_table(rows: Sequence[Row]) -> str:
+    """How much longer a traced batch takes."""
+    lines = [
+        "| network | method | stages | M | ms per batch | traced, times as long (quartiles) | pairs |",
+        "|---|---|---:|---:|---:|---:|---:|",
+        *(
+            f"| {row['workload']} | `{row['method']}` | {row['stages']} | {row['micro_batches']} "
+            f"| {1000 * row['seconds_without']:.1f} "
+            f"| {row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f}) | {row['pairs']} |"
+            for row in rows
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _of(rows: Sequence[Row], method: str, micro_batches: int) -> list[Row]:
+    return [row for row in rows if (row["method"], row["micro_batches"]) == (method, micro_batches)]
+
+
+def _mean(rows: Sequence[Row], column: str) -> float:
+    return sum(row[column] for row in rows) / len(rows)
+
+
+def _origin(header: Row) -> str:
+    machine = header["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in header["versions"].items())
+    return f"`{header['command']}`, {header['date']}, {machine['cores']} cores ({machine['cpu']}), {versions}."

@@ -1,0 +1,61 @@
+"""Tables in documents: filled between their markers, from JSON, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ds_al.bench.tables import bubble_tables, fill
+
+HEADER = {"command": "python run/profile.py", "date": "2026-01-01", "machine": {"cores": 2, "cpu": "x"}, "versions": {}}
+COST = {
+    "workload": "mlp", "method": "streaming", "stages": 2, "micro_batches": 4, "pairs": 9,
+    "seconds_without": 0.05, "ratio": 1.011, "ratio_low": 1.0, "ratio_high": 1.02,
+}  # fmt: skip
+
+
+def bubble_row(
+    method: str, micro_batches: int, stage: int, bubble: float, workload: str = "sleeping"
+) -> dict[str, Any]:
+    shares = dict.fromkeys(("wait_input", "wait_queue", "wait_data", "wait_barrier", "drained", "other"), 0.0)
+    return {
+        "workload": workload, "bubble_simulated": 0.5, "method": method, "micro_batches": micro_batches,
+        "stage": stage, "busy": 1 - bubble, **shares,
+        "bubble": bubble, "bubble_formula": 0.25, "bytes_per_micro_batch": 1024.0, "critical_path": 0.5,
+    }  # fmt: skip
+
+
+def test_the_mean_bubble_of_all_stages_stands_beside_the_formula() -> None:
+    rows = [bubble_row("streaming", m, stage, 0.2 + 0.1 * stage) for m in (2, 4) for stage in range(3)]
+    table = bubble_tables(rows)
+    assert "| `streaming` | 30.0 % | 25.0 % | +5.0 | 30.0 % | 25.0 % | +5.0 |" in table
+    assert "80.0 / 60.0" in table and "1,024 / 1,024" in table and "50 / 50" in table
+
+
+def test_stages_of_a_network_are_not_equal_so_they_are_simulated() -> None:
+    rows = [bubble_row("streaming", 2, stage, 0.4, workload="transformer") for stage in range(2)]
+    assert "| `streaming` | 40.0 % | 50.0 % | -10.0 |" in bubble_tables(rows)
+
+
+def test_only_what_is_between_the_markers_changes(tmp_path: Path) -> None:
+    document, file = tmp_path / "page.md", tmp_path / "cost.json"
+    document.write_text("before\n<!-- cost -->\nold\n<!-- end cost -->\nafter\n")
+    file.write_text(json.dumps({"header": HEADER, "rows": [COST]}))
+    assert fill(document, [file]) == ["cost"]
+    text = document.read_text()
+    assert text.startswith("before\n<!-- cost -->\n") and text.endswith("<!-- end cost -->\nafter\n")
+    assert "old" not in text and "| 50.0 | 1.011 (1.000 to 1.020) | 9 |" in text and "2 cores (x)" in text
+    fill(document, [file])
+    assert document.read_text() == text
+
+
+def test_a_document_without_markers_is_refused(tmp_path: Path) -> None:
+    document, file = tmp_path / "page.md", tmp_path / "cost.json"
+    document.write_text("nothing\n")
+    file.write_text(json.dumps({"header": HEADER, "rows": [COST]}))
+    with pytest.raises(ValueError, match="no markers '<!-- cost -->'"):
+        fill(document, [file])
+    assert document.read_text() == "nothing\n"
