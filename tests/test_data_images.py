@@ -117,14 +117,20 @@ def test_images_of_different_sizes_ask_for_one(tmp_path: Path) -> None:
     assert parts(tmp_path, image_size=8)[2].pixels.shape == (3, 3, 8, 8)
 
 
-def test_grey_images_have_one_channel_and_mixed_ones_follow_the_first(tmp_path: Path) -> None:
+def test_grey_images_have_one_channel_unless_some_are_in_colour(tmp_path: Path) -> None:
     colour = random_images(2)
     grey = colour[..., 0]
-    write(tmp_path, "train", image=[png(grey[0]), png(grey[1])], label=[0, 1])
-    write(tmp_path, "test", image=[png(grey[1]), png(colour[0])], label=[0, 1])
-    train, _, test = parts(tmp_path, validation_fraction=0.4)
+    for part in ("train", "test"):
+        write(tmp_path, part, image=[png(grey[0]), png(grey[1])], label=[0, 1])
+    train, _, test = parts(tmp_path)
     assert train.pixels.shape[1:] == test.pixels.shape[1:] == (1, 8, 8)
-    assert torch.equal(test.pixels[0, 0], torch.from_numpy(grey[1]))
+    assert torch.equal(test.pixels[1, 0], torch.from_numpy(grey[1]))
+    write(tmp_path, "test", image=[png(grey[1]), png(colour[0]), png(grey[0])], label=[0, 1, 0])
+    train, _, test = parts(tmp_path)
+    assert train.pixels.shape[1:] == test.pixels.shape[1:] == (3, 8, 8)
+    assert torch.equal(test.pixels[0], torch.from_numpy(grey[1]).expand(3, -1, -1))
+    assert torch.equal(test.pixels[1], torch.from_numpy(colour[0]).permute(2, 0, 1))
+    assert torch.equal(test.pixels[2], torch.from_numpy(grey[0]).expand(3, -1, -1))
 
 
 def test_what_is_no_image_is_named_with_its_row(tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ from torch import Tensor
 from ds_al.data.cache import key_of
 from ds_al.errors import ALDataError
 
+GREY = ("1", "L", "LA", "I;16")
+"""Modes of Pillow without colour."""
+
 
 def pixels(table: datasets.Dataset, column: str, *, size: int | None, folder: Path) -> Tensor:
     """All images of a table.
@@ -29,7 +32,7 @@ def pixels(table: datasets.Dataset, column: str, *, size: int | None, folder: Pa
         folder: where decoded images are kept, and found again.
 
     Returns:
-        ``(N, C, H, W)`` ``uint8``. C is 1 where the first image is grey, otherwise 3.
+        ``(N, C, H, W)`` ``uint8``. C is 1 where all images are grey, otherwise 3.
 
     Raises:
         ALDataError: something is no image, or images differ in size and none is given.
@@ -37,27 +40,28 @@ def pixels(table: datasets.Dataset, column: str, *, size: int | None, folder: Pa
     path = folder / f"{key_of('pixels', table, column, size)}.npy"
     if not path.is_file():
         _write(path, _decode(table, column, size))
-    return torch.from_numpy(np.load(path)).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.load(path))
 
 
 def _decode(table: datasets.Dataset, column: str, size: int | None) -> np.ndarray:
-    """``(N, H, W, C)``, as image files hold them."""
+    """``(N, C, H, W)``."""
     decoded: np.ndarray | None = None
     for row, image in enumerate(_images(table, column)):
-        if decoded is None:
-            mode = "L" if image.mode in ("1", "L", "I;16", "LA") else "RGB"
-        image = image.convert(mode)
+        grey = image.mode in GREY and (decoded is None or decoded.shape[1] == 1)
+        image = image.convert("L" if grey else "RGB")
         if size is not None and image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BILINEAR)
-        array = np.asarray(image).reshape(image.height, image.width, -1)
+        array = np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
         if decoded is None:
             decoded = np.empty((len(table), *array.shape), dtype=np.uint8)
-        if array.shape != decoded.shape[1:]:
-            (height, width), (first_height, first_width) = array.shape[:2], decoded.shape[1:3]
+        if array.shape[1:] != decoded.shape[2:]:
+            (height, width), (first_height, first_width) = array.shape[1:], decoded.shape[2:]
             raise ALDataError(
                 f"image {row} has {height} x {width} pixels, the first one {first_height} x {first_width}: set "
                 "experiment.data.image_size to scale all of them to one size"
             )
+        if len(array) > decoded.shape[1]:  # the first one in colour, after grey ones
+            decoded = decoded.repeat(3, axis=1)
         decoded[row] = array
     if decoded is None:
         raise ALDataError("got a part without images: expected at least one")

@@ -49,6 +49,8 @@ def _images(source: Source, config: DataConfig, kept: Tensor, held: Tensor | Non
         part: (decode.pixels(table, source.x, size=config.image_size, folder=folder), source.labels(part))
         for part, table in source.parts.items()
     }
+    channels = max(pixels.shape[1] for pixels, _ in found.values())  # a part may hold grey images alone
+    found = {part: (pixels.expand(-1, channels, -1, -1), labels) for part, (pixels, labels) in found.items()}
     pixels, labels = found["train"]
     if held is not None:
         found["validation"] = pixels[held], labels[held]

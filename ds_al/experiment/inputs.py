@@ -12,7 +12,7 @@ import torch
 from ds_al.data import AUGMENTATIONS, ShuffledLoader, Splits
 from ds_al.data.loader import SizedDataset
 from ds_al.data.splits import Kind
-from ds_al.errors import ALConfigError
+from ds_al.errors import ALConfigError, ALDataError
 from ds_al.experiment.config import DataConfig
 from ds_al.models import AL_MODELS, TWINS
 
@@ -36,7 +36,17 @@ class DataFacts:
 
     @classmethod
     def of(cls, splits: Splits) -> DataFacts:
-        """Those of a loaded set."""
+        """Those of a loaded set.
+
+        Raises:
+            ALDataError: a part is empty.
+        """
+        sizes = {part: len(getattr(splits, part)) for part in PARTS}
+        if empty := [part for part, size in sizes.items() if not size]:
+            raise ALDataError(
+                f"the {empty[0]} part is empty, of {sizes}: expected at least one sample in each"
+                + ("; raise experiment.data.validation_fraction" if empty[0] == "validation" else "")
+            )
         return cls(
             kind=splits.kind,
             classes=splits.classes,
@@ -44,7 +54,7 @@ class DataFacts:
             vocab_size=splits.vocab_size,
             padding_id=splits.padding_id,
             varying=splits.varying,
-            sizes={part: len(getattr(splits, part)) for part in PARTS},
+            sizes=sizes,
             builds_vocabulary=splits.save_vocabulary is not None,
         )
 
