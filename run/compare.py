@@ -34,6 +34,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--json", metavar="PATH", type=Path, required=True, help="where the results go; cells beside it")
     p.add_argument("--groups", help="only groups whose name contains this text")
     p.add_argument("--methods", help="only these methods, separated by commas")
+    p.add_argument(
+        "--data", metavar="DIR", type=Path, default=os.environ.get("DS_AL_DATA"),
+        help="folder that the suite's data paths start from (default: $DS_AL_DATA, else the working directory)",
+    )  # fmt: skip
     p.add_argument("--jobs", type=int, help="cells at a time (default: as many as there are cores for)")
     p.add_argument("--timeout", type=float, default=3600.0, help="seconds after which a cell has failed (3600)")
     p.add_argument("--table-only", action="store_true", help="run nothing; write the tables of what is there")
@@ -91,7 +95,13 @@ def _run(todo: list[Cell], folder: Path, args: argparse.Namespace, console: Cons
             console.print(f"{cell.title}: {what}", highlight=False, soft_wrap=True)
 
         run_cells(
-            left, results=folder, script=ROOT / "run" / "train.py", jobs=jobs, timeout=args.timeout, done=done
+            left,
+            results=folder,
+            script=ROOT / "run" / "train.py",
+            data=None if args.data is None else Path(args.data).resolve(),
+            jobs=jobs,
+            timeout=args.timeout,
+            done=done,
         )
 
 

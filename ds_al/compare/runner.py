@@ -24,6 +24,7 @@ def run_cells(
     *,
     results: Path,
     script: Path,
+    data: Path | None,
     jobs: int,
     timeout: float,
     done: Callable[[Cell, dict[str, Any]], None],
@@ -36,6 +37,7 @@ def run_cells(
     Args:
         results: folder of results; runs keep their files below it.
         script: ``run/train.py``.
+        data: folder that relative data paths of the suite start from.
         jobs: cells at a time.
         timeout: seconds after which a cell is ended and counts as failed.
         done: called with each cell and its result, as they end.
@@ -46,7 +48,7 @@ def run_cells(
     def work(cell: Cell) -> tuple[Cell, dict[str, Any]]:
         with lock:
             port = free_port()
-        return cell, _run(cell, results=results, script=script, port=port, timeout=timeout)
+        return cell, _run(cell, results=results, script=script, data=data, port=port, timeout=timeout)
 
     with ThreadPoolExecutor(jobs) as pool:
         try:
@@ -69,7 +71,7 @@ def read_result(cell: Cell, results: Path) -> dict[str, Any] | None:
     return {**json.loads(path.read_text()), **_about(cell)} if path.exists() else None
 
 
-def _run(cell: Cell, *, results: Path, script: Path, port: int, timeout: float) -> dict[str, Any]:
+def _run(cell: Cell, *, results: Path, script: Path, data: Path | None, port: int, timeout: float) -> dict[str, Any]:
     config = results / f"{cell.key}.config.json"
     summary = results / f"{cell.key}.summary.json"
     config.write_text(json.dumps(cell.config, indent=2))
@@ -79,6 +81,9 @@ def _run(cell: Cell, *, results: Path, script: Path, port: int, timeout: float) 
         *(str(script), "--deepspeed_config", str(config)),
         *("--output", str(results / "runs"), "--json", str(summary)),
     ]
+    path = cell.config["experiment"]["data"].get("path")
+    if path is not None and data is not None:
+        command += ["--data-path", str(data / path)]  # an absolute path stays as it is
     failure = _call(command, timeout=timeout)
     if failure is None:
         content = json.loads(summary.read_text())

@@ -109,6 +109,11 @@ class ExperimentConfig(StrictModel):
     seed: int = Field(default=0, ge=0, description="Of weights, dropout, data order and validation split.")
     partition_method: str = Field(default="uniform", description="`uniform`, `parameters` or `type:<regex>`.")
     evaluate_every: int = Field(default=1, ge=1, description="Epochs between looks at the validation samples.")
+    evaluate_fully: bool = Field(
+        default=False,
+        description="For comparisons: also looks at the test samples whenever the validation accuracy is the best so "
+        "far, which is reported and never chosen by, and at the training samples at the end.",
+    )
     checkpoint_every: int = Field(
         default=0, ge=0, description="Epochs between checkpoints; 0 keeps the last epoch's alone."
     )

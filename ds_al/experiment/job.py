@@ -91,10 +91,12 @@ class Job:
             if self.is_first and self.splits is not None and self.splits.save_vocabulary is not None:
                 self.splits.save_vocabulary(folder / "vocabulary.json")
         dist.barrier()  # what the record needs to start is no time that a stage idles
-        start, history = time.perf_counter(), []
+        start = time.perf_counter()
+        history: list[dict[str, Any]] = []
         with display or contextlib.nullcontext():
             for epoch in range(self.first_epoch, self.experiment.epochs):
                 row = self._epoch(epoch, display, record)
+                self._evaluate(epoch, row, history)
                 history.append(row)
                 if record and display:
                     record.epoch(row)
@@ -105,8 +107,8 @@ class Job:
             if record and tracing.events:
                 record.timeline(tracing.events)
         seconds = time.perf_counter() - start
-        test = self.engine.evaluate(self._batches("test"))
-        summary = self._summary(test, seconds=seconds, history=history)
+        summary = self._summary(seconds=seconds, history=history)
+        summary["folder"] = str(self._folder(record))
         if record and display:
             record.finish(summary, history)
             display.table(summary, folder=record.folder)
@@ -218,9 +220,16 @@ class Job:
                 record.batches(epoch, losses)
         else:
             row["loss"] = float(engine.agg_train_loss)
-        if (epoch + 1) % self.experiment.evaluate_every == 0 or epoch + 1 == self.experiment.epochs:
-            row["validation_accuracy"] = engine.evaluate(self._batches("validation"))["accuracy"]
         return row
+
+    def _evaluate(self, epoch: int, row: dict[str, Any], history: list[dict[str, Any]]) -> None:
+        """Looks at the validation samples, where it is time to, and adds to the epoch's row what is seen."""
+        if (epoch + 1) % self.experiment.evaluate_every and epoch + 1 < self.experiment.epochs:
+            return
+        row["validation_accuracy"] = self.engine.evaluate(self._batches("validation"))["accuracy"]
+        best = max((r["validation_accuracy"][-1] for r in history if "validation_accuracy" in r), default=-1.0)
+        if self.experiment.evaluate_fully and row["validation_accuracy"][-1] > best:
+            row["test_accuracy"] = self.engine.evaluate(self._batches("test"))["accuracy"]
 
     def _checkpoint(self, epoch: int, record: Record | None) -> None:
         every, last = self.experiment.checkpoint_every, epoch + 1 == self.experiment.epochs
@@ -229,7 +238,8 @@ class Job:
             with quiet():
                 self.engine.save_checkpoint(str(folder), tag=f"epoch_{epoch + 1}")
 
-    def _summary(self, test: dict[str, Any], *, seconds: float, history: list[dict[str, Any]]) -> dict[str, Any]:
+    def _summary(self, *, seconds: float, history: list[dict[str, Any]]) -> dict[str, Any]:
+        test = self.engine.evaluate(self._batches("test"))
         trained = sum(row["seconds"] for row in history)
         looked = [row for row in history if "validation_accuracy" in row]
         best = max(looked, key=lambda row: row["validation_accuracy"][-1], default=None)  # the first of equals
@@ -247,6 +257,7 @@ class Job:
             "validation_accuracy": history[-1].get("validation_accuracy") if history else None,
             "best_validation_accuracy": best["validation_accuracy"][-1] if best else None,
             "best_epoch": best["epoch"] if best else None,
+            **self._full_evaluation(best),
             "seconds": seconds,
             "training_seconds": trained,
             "images_per_second": sum(r["images_per_second"] * r["seconds"] for r in history) / trained
@@ -265,6 +276,15 @@ class Job:
                 for s in range(self.world)
             ],
             "parameters": self.parameters,
+        }
+
+    def _full_evaluation(self, best: dict[str, Any] | None) -> dict[str, Any]:
+        if not self.experiment.evaluate_fully:
+            return {}
+        train = self.engine.evaluate(self._batches("train"))["accuracy"]
+        return {
+            "train_accuracy": train[-1],
+            "test_accuracy_at_best_validation": best["test_accuracy"][-1] if best else None,
         }
 
 
