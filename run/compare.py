@@ -2,7 +2,8 @@
 
     python run/compare.py --suite ds_configs/suites/small.yaml --seeds 3 --json results/small.json
 
-Writes JSON, CSV and a Markdown table beside it. May be stopped and started again: what is done stays done.
+Writes JSON, and beside it CSV, tables in Markdown and a picture per group. May be stopped and started again: what
+is done stays done.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ds_al.bench import report
+from ds_al.compare.figures import draw_group
 from ds_al.compare.runner import is_done, read_result, run_cells
 from ds_al.compare.suite import Cell, cells, read_suite
 from ds_al.compare.table import markdown, rows
@@ -70,6 +72,10 @@ def main() -> None:
     table = rows(results)
     report.write(args.json, header=report.header(suite=suite.name, seeds=args.seeds), rows=table)
     args.json.with_suffix(".md").write_text(markdown(table))
+    for number, group in enumerate(dict.fromkeys(result["group"] for result in results), start=1):
+        own = [result for result in results if result["group"] == group]
+        for file in draw_group(own, args.json.with_name(f"{args.json.stem}-{number}.png")):
+            console.print(f"{group}: {file}", highlight=False, soft_wrap=True)
     console.print(markdown(table), highlight=False, soft_wrap=True)
     failed = [result for result in results if "failure" in result]
     for result in failed:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ds_al.compare.figures import draw_group
 from ds_al.compare.suite import Cell, cells, read_suite
 from ds_al.compare.table import markdown, rows
 from ds_al.errors import ALConfigError
@@ -126,3 +127,13 @@ def test_failures_stay_in_the_table() -> None:
     table = rows([result("bp", 0, 0.8), failed])
     assert (table[1]["seeds"], table[1]["failed"], table[1]["test_accuracy"]) == (0, 1, None)
     assert "0, 1 failed" in markdown(table)
+
+
+def test_a_group_is_drawn_with_its_spread_and_without_failures(tmp_path: Path) -> None:
+    failed = {"group": "Fashion, MLP", "suite_method": "mse", "K": 2, "P": 1, "seed": 0, "failure": "exit code 1"}
+    results = [result("bp", seed, 0.8 + seed / 100) for seed in (0, 1)]
+    results += [result("greedy", seed, 0.7, layers=k) for seed in (0, 1) for k in (2, 4)]
+    files = draw_group([*results, failed], tmp_path / "new" / "group.png")
+    assert [file.name for file in files] == ["group.png", "group.svg"]
+    assert "greedy, K = 4" in files[1].read_text() and "mse" not in files[1].read_text()
+    assert draw_group([failed], tmp_path / "none.png") == []
