@@ -10,6 +10,7 @@ from deepspeed.runtime.pipe.engine import PipelineEngine
 
 from ds_al import muon
 from ds_al.config import BLOCK, ALConfig, MuonAdamWConfig, validate
+from ds_al.errors import ALConfigError
 
 MUON_ADAMW = "MuonAdamW"
 
@@ -17,7 +18,7 @@ MUON_ADAMW = "MuonAdamW"
 class NamedOptimizers(PipelineEngine):
     """The part of both engines that makes the optimizer which a config names.
 
-    DeepSpeed goes on to configure its LR schedule and to count parameters as with an optimizer of its own.
+    DeepSpeed goes on to make the LR schedule, and to save and load, as with an optimizer of its own.
     """
 
     def _is_supported_optimizer(self, optimizer_name: str) -> bool:
@@ -26,6 +27,11 @@ class NamedOptimizers(PipelineEngine):
     def _configure_basic_optimizer(self, model_parameters: Any) -> torch.optim.Optimizer:
         if not _is_ours(self._config.optimizer_name):
             return super()._configure_basic_optimizer(model_parameters)
+        if self.zero_optimization() or self.fp16_enabled() or self.bfloat16_enabled():
+            raise ALConfigError(
+                '"optimizer.type": got "MuonAdamW" with ZeRO or mixed precision, where DeepSpeed joins parameters into '
+                'vectors, and Muon needs matrices: train in fp32 at "zero_optimization" stage 0, or use "AdamW"'
+            )
         muon.tag_embeddings(self.module)
         options = validate(MuonAdamWConfig, self._config.optimizer_params or {}, where="optimizer.params")
         return muon.MuonAdamW(model_parameters, **options.model_dump())

@@ -28,20 +28,20 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "momentum": ("SGD", {"lr": 0.05, "momentum": 0.9}),
     "muon": ("MuonAdamW", {"lr": 0.02, "weight_decay": 0.01, "adamw_lr": 3e-3}),
 }
-COVERING = [
+COVERING: list[dict[str, Any]] = [
     *({"method": method, "queue_depth": depth} for method, depth in zip(METHODS, (1, 2, 4, 1), strict=True)),
     {"method": "streaming", "queue_depth": 4},
     {"method": "streaming", "queue_depth": 2, "optimizer": "momentum"},
     *({"method": method, "steps_per_batch": steps} for method, steps in zip(METHODS, (1, 2, 2, 1), strict=True)),
     {"method": "streaming", "layer_gradient_clipping": 0.05},
-    {"method": "streaming", "optimizer": "muon", "steps_per_batch": 2, "layer_gradient_clipping": 0.05},
-    {
-        "method": "streaming",
-        "optimizer": "muon",
-        "autoencoder_optimizer": {"type": "AdamW", "params": {"lr": 3e-3, "torch_adam": True}},
-    },
     {"method": "streaming", "autoencoder_optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}}},
 ]
+if hasattr(torch.optim, "Muon"):
+    own = {"type": "AdamW", "params": {"lr": 3e-3, "torch_adam": True}}
+    COVERING += [
+        {"method": "streaming", "optimizer": "muon", "steps_per_batch": 2, "layer_gradient_clipping": 0.05},
+        {"method": "streaming", "optimizer": "muon", "autoencoder_optimizer": own},
+    ]
 FULL = [{"method": method, "queue_depth": depth} for method, depth in itertools.product(METHODS, (1, 2, 4))]
 
 

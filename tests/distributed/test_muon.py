@@ -93,6 +93,22 @@ def test_the_twin_trains_with_it_and_resumes_exactly(stages: int, tmp_path: Any)
         torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-6)
 
 
+def with_zero() -> str:
+    """Worker: what is said where DeepSpeed would make vectors of the matrices."""
+    module = PipelineModule([nn.Linear(12, 4)], num_stages=1, loss_fn=nn.CrossEntropyLoss())
+    config = engine_config(optimizer="MuonAdamW", params=OPTIONS, method="bp_1f1b")
+    try:
+        ds_al.initialize(model=module, config={**config, "zero_optimization": {"stage": 1}})
+    except ds_al.ALConfigError as error:
+        return str(error)
+    return "trains"
+
+
+def test_it_is_refused_where_matrices_would_be_flattened() -> None:
+    (message,) = run_ranks(f"{__name__}:with_zero", 1)
+    assert "MuonAdamW" in message and "stage 0" in message
+
+
 def plain(rates: list[float]) -> dict[str, torch.Tensor]:
     """The same network in a plain loop, from the same weights."""
     from deepspeed.runtime import utils as ds_utils
