@@ -91,6 +91,13 @@ def test_seek_resumes_exactly_across_epoch_borders_and_with_augmentation(positio
     assert resumed.position == position + 7
 
 
+def test_a_sample_is_augmented_anew_in_each_epoch():
+    images = TensorDataset(torch.rand(1, 1, 6, 6).expand(4, -1, -1, -1), torch.arange(4))
+    loader = ShuffledLoader(images, batch_size=4, seed=0, augment=crop_and_flip)
+    batches = {tuple(x.flatten().tolist()) for x, _ in islice(loader, 6)}
+    assert len(batches) == 6
+
+
 @pytest.mark.parametrize("dataset", [Samples(11), BatchedSamples(11)])
 def test_every_kind_of_data_set_gives_the_same_batches(dataset: Dataset):
     fast = ShuffledLoader(numbers(11), batch_size=3, seed=0)

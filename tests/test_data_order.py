@@ -26,8 +26,7 @@ def test_every_sample_has_one_place_and_micro_batches_are_alike_in_length() -> N
 def test_short_micro_batches_do_not_come_first() -> None:
     batches = LENGTHS[bucketed(LENGTHS, batch_size=8, seed=0, epoch=0)[:1000].view(-1, 8)].float().mean(dim=1)
     assert abs(batches[:60].mean() - batches[60:].mean()) < 30
-    steps = batches.diff()
-    assert (steps > 0).any() and (steps < 0).any()
+    assert 40 < (batches.diff() < 0).sum() < 84  # of 124 steps about half go down
 
 
 def test_order_changes_with_seed_and_epoch_alone_and_so_do_the_samples_left_over() -> None:

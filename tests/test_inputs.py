@@ -36,7 +36,7 @@ def test_models_get_the_options_that_they_take(texts: DataFacts) -> None:
 def test_cost_of_a_model_of_texts_is_counted(texts: DataFacts, model: str) -> None:
     al, twin = (build(model, **texts.options(model)) for build in (build_al, build_twin))
     cost = network_cost(al, twin, shape=(2, *texts.shape), num_classes=3, dtype=texts.dtype)
-    assert cost.twin.flops > 0 and cost.rho > 1
+    assert cost.twin.flops > 0 and 0.5 < cost.rho < 2  # below 1 where detached inputs save more than bridges cost
 
 
 def test_a_model_that_cannot_read_the_data_is_refused_with_those_that_can(texts: DataFacts) -> None:
