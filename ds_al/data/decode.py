@@ -37,7 +37,7 @@ def pixels(table: datasets.Dataset, column: str, *, size: int | None, folder: Pa
     Raises:
         ALDataError: something is no image, or images differ in size and none is given.
     """
-    path = folder / f"{key_of('pixels', table, column, size)}.npy"
+    path = folder / f"{key_of('pixels-nchw', table, column, size)}.npy"
     if not path.is_file():
         _write(path, _decode(table, column, size))
     return torch.from_numpy(np.load(path))
