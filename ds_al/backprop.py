@@ -22,11 +22,12 @@ from deepspeed.runtime.pipe.schedule import (
 )
 
 from ds_al.config import ALConfig
+from ds_al.optimizer_names import NamedOptimizers
 from ds_al.schedule import BACKPROP_SCHEDULES
 from ds_al.trace import Observation, RecordedSchedule, StageStats, StallWatch, Tracing, Vitals, VitalsMeter
 
 
-class BackpropPipelineEngine(RecordedSchedule, PipelineEngine):
+class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
     """Trains a plain ``PipelineModule`` by back-propagation, with DeepSpeed's own instructions.
 
     Args:

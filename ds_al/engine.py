@@ -43,13 +43,14 @@ from ds_al.message import pack, unpack
 from ds_al.module import ALPipelineModule
 from ds_al.objectives import Target
 from ds_al.optimizer import LocalOptimizer, ParamGroups
+from ds_al.optimizer_names import NamedOptimizers
 from ds_al.schedule import AL_SCHEDULES, Barrier
 from ds_al.stage import LocalStage
 from ds_al.trace import Report, StallWatch, Tracing, VitalsMeter
 from ds_al.transport import Receiver, Sender
 
 
-class ALPipelineEngine(MeasuredStage, Checkpoints):
+class ALPipelineEngine(MeasuredStage, Checkpoints, NamedOptimizers):
     """Trains an :class:`~ds_al.module.ALPipelineModule`. Made by :func:`ds_al.initialize`.
 
     It is a ``deepspeed.PipelineEngine``: ``train_batch``, ``eval_batch``, ``set_batch_fn``,

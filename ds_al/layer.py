@@ -66,7 +66,7 @@ class ALLayer(nn.Module):
         objective: name, ``{"name": ..., option: value}`` or instance: what trains f and b, see :mod:`ds_al.objectives`.
         associated_loss: name (``"mse"``, ``"cross_entropy"``) or callable ``D_A``, of the objective ``mse`` alone.
         autoencoder_loss: name or callable ``D_E``. Text models use ``"cross_entropy"`` in the first layer.
-        reduce: turns ``s_i`` into what the bridge reads; by default the first tensor of a tuple.
+        reduce: turns ``s_i`` into what the bridge reads, a tensor or a tuple; by default the first tensor of a tuple.
         target_gradient: lets the associated loss train ``g`` as well. Off in the published code.
         name: shown in errors, logs and reports.
     """
@@ -81,7 +81,7 @@ class ALLayer(nn.Module):
         objective: str | Mapping[str, Any] | Objective = "mse",
         associated_loss: str | losses.Loss = "mse",
         autoencoder_loss: str | losses.Loss = "mse",
-        reduce: Callable[[Activation], Tensor] = first,
+        reduce: Callable[[Activation], Activation] = first,
         target_gradient: bool = False,
         name: str = "",
     ) -> None:

@@ -27,7 +27,7 @@ class LocalOptimizer(torch.optim.Optimizer):
         layers: ``(index in the network, layer)`` of the stage.
         associated: makes the optimizer of f and b from parameter groups.
         autoencoder: makes that of g and h.
-        clip: 2-norm to which the gradients of each group, so of one layer, are clipped; 0 is off.
+        clip: 2-norm to which the gradients of f and b, and those of g and h, of one layer are clipped; 0 is off.
     """
 
     def __init__(
@@ -42,8 +42,14 @@ class LocalOptimizer(torch.optim.Optimizer):
         # and copy the groups, which have to stay those of the two instances.
         self.defaults: dict[str, Any] = {}
         self.clip = clip
-        self.associated = _make(associated, layers, "associated", ALLayer.associated_parameters)
-        self.autoencoder = _make(autoencoder, layers, "autoencoder", ALLayer.autoencoder_parameters)
+        sides = {
+            "associated": _groups(layers, "associated", ALLayer.associated_parameters),
+            "autoencoder": _groups(layers, "autoencoder", ALLayer.autoencoder_parameters),
+        }
+        # An instance may split a group (MuonAdamW does); what is clipped together is given by the layers alone.
+        self._clipped = [list(group["params"]) for groups in sides.values() for group in groups]
+        self.associated = associated(sides["associated"]) if sides["associated"] else None
+        self.autoencoder = autoencoder(sides["autoencoder"]) if sides["autoencoder"] else None
         self.parts = {"associated": self.associated, "autoencoder": self.autoencoder}
         self._link()
 
@@ -59,8 +65,8 @@ class LocalOptimizer(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Clips each layer's gradients, if asked to, and steps both instances."""
         if self.clip > 0:
-            for group in self.param_groups:
-                nn.utils.clip_grad_norm_(group["params"], self.clip)
+            for parameters in self._clipped:
+                nn.utils.clip_grad_norm_(parameters, self.clip)
         for part in self.parts.values():
             if part is not None:
                 part.step()
@@ -94,18 +100,14 @@ class LocalOptimizer(torch.optim.Optimizer):
         return f"{type(self).__name__}({names}, layers={len(self.param_groups)} groups, clip={self.clip})"
 
 
-def _make(
-    factory: Factory,
-    layers: Sequence[tuple[int, ALLayer]],
-    role: str,
-    parameters: Callable[[ALLayer], Iterable[nn.Parameter]],
-) -> torch.optim.Optimizer | None:
-    groups = [
+def _groups(
+    layers: Sequence[tuple[int, ALLayer]], role: str, parameters: Callable[[ALLayer], Iterable[nn.Parameter]]
+) -> ParamGroups:
+    return [
         {"params": trained, "name": f"layer_{index:02d}/{role}"}
         for index, layer in layers
         if (trained := [p for p in parameters(layer) if p.requires_grad])
     ]
-    return factory(groups) if groups else None
 
 
 def _own_state(part: torch.optim.Optimizer) -> dict[str, Any]:

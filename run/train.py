@@ -8,6 +8,7 @@ One process is one stage; with a single process all layers train in it, with the
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -36,6 +37,9 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         help="seed of weights, dropout, data order and validation split, instead of the config's",
     )
+    add("--data-path", metavar="DIR", help="folder of parquet files to read the data set from (experiment.data.path)")
+    add("--text-column", metavar="NAME", help="the column that holds the text (experiment.data.text_column)")
+    add("--label-column", metavar="NAME", help="the column of labels (experiment.data.label_column)")
     add("--output", metavar="DIR", help="folder of all runs, instead of the config's")
     add(
         "--set",
@@ -76,6 +80,9 @@ def main() -> None:
             "experiment.epochs": args.epochs,
             "experiment.seed": args.seed,
             "experiment.output": args.output,
+            "experiment.data.path": _string(args.data_path),
+            "experiment.data.text_column": _string(args.text_column),
+            "experiment.data.label_column": _string(args.label_column),
             "associated_learning.trace.enabled": "true" if args.trace else None,
         }.items() if value is not None),
     ]  # fmt: skip
@@ -91,6 +98,11 @@ def main() -> None:
     if args.json and job.is_last:
         write_json(args.json, summary)
     job.close()
+
+
+def _string(value: str | None) -> str | None:
+    """As JSON, so that a folder or column called ``2024`` stays a string."""
+    return None if value is None else json.dumps(value)
 
 
 def fail(error: BaseException) -> NoReturn:

@@ -69,6 +69,13 @@ def vgg_layers() -> list[ALLayerSpec]:
     return build_al("vgg", in_shape=(1, 8, 8), num_classes=4, blocks=((4, "M"), (6, "M"), (8,), (8,)), code_width=6)
 
 
+def resnet_layers() -> list[ALLayerSpec]:
+    """Four residual blocks in two stages, a layer each; residual bridges."""
+    return build_al(
+        "resnet", in_shape=(1, 8, 8), num_classes=4, widths=(4, 6), num_layers=4, bridge_pool_first=False, code_width=6
+    )
+
+
 def transformer_layers() -> list[ALLayerSpec]:
     """An embedding and three encoder layers with dropout; the mask travels along."""
     return build_al(
@@ -99,6 +106,7 @@ def tokens(generator: torch.Generator, size: int, *, length: int = 7) -> Tensor:
 NETWORKS: dict[str, Network] = {
     "mlp": Network(mlp_layers, lambda generator, size: torch.randn(size, 12, generator=generator)),
     "vgg": Network(vgg_layers, lambda generator, size: torch.randn(size, 1, 8, 8, generator=generator)),
+    "resnet": Network(resnet_layers, lambda generator, size: torch.randn(size, 1, 8, 8, generator=generator)),
     "transformer": Network(transformer_layers, tokens),
     "lstm": Network(lstm_layers, tokens),
 }

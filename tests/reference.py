@@ -40,9 +40,11 @@ def train(
     """
     makers = (make_optimizer, make_autoencoder_optimizer or make_optimizer)
     optimizers: Optimizers = []
+    trained: list[tuple[list[nn.Parameter], list[nn.Parameter]]] = []
     for layer in layers:
         layer.train()
         sides = (list(layer.associated_parameters()), list(layer.autoencoder_parameters()))
+        trained.append(sides)
         optimizers.append(tuple(make(side) if side else None for make, side in zip(makers, sides, strict=True)))
     for step, (x, labels) in enumerate(batches):
         s = x
@@ -55,12 +57,13 @@ def train(
             associated = layer.associated_loss(layer.b(layer.reduce(s_out)), t_out.detach())
             autoencoder = layer.autoencoder_loss(layer.h(t_out), t)
             ((associated + autoencoder) * (1 / accumulate)).backward()
-            for optimizer in optimizers[index]:
+            for optimizer, parameters in zip(optimizers[index], trained[index], strict=True):
                 if optimizer is not None and (step + 1) % accumulate == 0:
                     if clip:
-                        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], clip)
+                        nn.utils.clip_grad_norm_(parameters, clip)
                     if rate:
-                        optimizer.param_groups[0]["lr"] = rate(step)
+                        for group in optimizer.param_groups:
+                            group["lr"] = rate(step)
                     optimizer.step()
                     optimizer.zero_grad()
             s, t = stop_gradient(s_out), stop_gradient(t_out)

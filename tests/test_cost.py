@@ -65,7 +65,7 @@ def test_costs_are_per_sample_and_leave_the_random_state():
 
 def test_a_network_that_needs_values_is_counted_on_real_samples():
     ids = torch.ones(4, 6, dtype=torch.int64)
-    cost = cost_of("lstm", ids, vocab_size=20, num_classes=3, embedding_width=10, width=8, num_layers=2)
+    cost = cost_of("lstm", ids, vocab_size=20, num_classes=3, embedding_width=10, width=8, num_blocks=2)
     embedding, lstm = cost.layers
     assert embedding.f.flops == 0  # a table is looked up
     # Both directions, six steps: four gates read input and state; no gradient goes into the input or the start.
@@ -75,7 +75,7 @@ def test_a_network_that_needs_values_is_counted_on_real_samples():
 
 def test_attention_is_counted():
     ids = torch.ones(4, 6, dtype=torch.int64)
-    options = {"vocab_size": 20, "num_classes": 3, "width": 8, "num_layers": 2, "heads": 2, "feed_forward": 16}
+    options = {"vocab_size": 20, "num_classes": 3, "width": 8, "num_blocks": 2, "heads": 2, "feed_forward": 16}
     encoder = cost_of("transformer", ids, **options).layers[1].f
     weights = 4 * 8 * 8 + 2 * 8 * 16
     scores = 2 * 6 * 8  # query by key, weights by value

@@ -91,6 +91,13 @@ def test_seek_resumes_exactly_across_epoch_borders_and_with_augmentation(positio
     assert resumed.position == position + 7
 
 
+def test_a_sample_is_augmented_anew_in_each_epoch():
+    images = TensorDataset(torch.rand(1, 1, 6, 6).expand(4, -1, -1, -1), torch.arange(4))
+    loader = ShuffledLoader(images, batch_size=4, seed=0, augment=crop_and_flip)
+    batches = {tuple(x.flatten().tolist()) for x, _ in islice(loader, 6)}
+    assert len(batches) == 6
+
+
 @pytest.mark.parametrize("dataset", [Samples(11), BatchedSamples(11)])
 def test_every_kind_of_data_set_gives_the_same_batches(dataset: Dataset):
     fast = ShuffledLoader(numbers(11), batch_size=3, seed=0)
@@ -147,7 +154,7 @@ def test_validation_is_cut_from_train_and_test_is_left_alone():
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (9000, 1000, 2000)
     assert splits.shape == (1, 28, 28)
     assert len(splits.classes) == 10
-    x, y = splits.train.tensors
+    x, y = splits.train.make_batch(torch.arange(9000))
     assert x.shape[1:] == splits.shape and x.dtype == torch.float32 and y.dtype == torch.int64
     torch.testing.assert_close(x.mean(), torch.tensor(0.0), atol=1e-4, rtol=0)
     torch.testing.assert_close(x.std(), torch.tensor(1.0), atol=1e-4, rtol=0)
@@ -158,16 +165,17 @@ def test_validation_is_cut_from_train_and_test_is_left_alone():
     assert splits.classes == names
     assert json.loads((resources.files("ds_al.data") / "fashion-mnist-small.classes.json").read_text()) == names
     low, scale = x.min(), (x.max() - x.min()) / 255
-    assert torch.equal(splits.test.tensors[1], y_test)
-    assert torch.equal(((splits.test.tensors[0] - low) / scale).round().to(torch.uint8)[:, 0], x_test)
-    parts = torch.cat([x, splits.validation.tensors[0]])
+    x_seen, y_seen = splits.test.make_batch(torch.arange(2000))
+    assert torch.equal(y_seen, y_test)
+    assert torch.equal(((x_seen - low) / scale).round().to(torch.uint8)[:, 0], x_test)
+    parts = torch.cat([x, splits.validation.make_batch(torch.arange(1000))[0]])
     pixels = ((parts - low) / scale).round().to(torch.uint8)[:, 0]
     assert torch.equal(_sorted_rows(pixels), _sorted_rows(x_train))  # each training image in one part, once
 
 
 def test_the_seed_decides_what_is_held_out():
     parts = [load_vision("fashion-mnist-small", validation_fraction=0.1, seed=s).validation for s in (0, 0, 1)]
-    labels = [part.tensors[1] for part in parts]
+    labels = [part.labels for part in parts]
     assert torch.equal(labels[0], labels[1])
     assert not torch.equal(labels[0], labels[2])
 

@@ -78,7 +78,7 @@ def shown(engine: Any, *, method: str = "streaming", terminal: bool = True) -> s
         first_epoch=0,
         batches_per_epoch=10,
         world=3,
-        sizes={"train": 400},
+        data=SimpleNamespace(sizes={"train": 400}),
         micro_batch=10,
         micro_batches=4,
     )

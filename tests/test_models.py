@@ -1,111 +1,26 @@
-"""Each model: both forms share f, shapes are as promised, padding and state do as they should."""
+"""Each model: both forms share f, and shapes, gradients and groups are as promised."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 from deepspeed.pipe import LayerSpec
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from ds_al.errors import ALConfigError
-from ds_al.layer import ALLayer, predict, stop_gradient
+from ds_al.layer import predict, stop_gradient
 from ds_al.models import AL_MODELS, TWINS, build_al, build_twin
-
-CLASSES, CODE, BATCH, TOKENS = 5, 6, 4, 7
-
-
-def images(channels: int, size: int) -> Callable[[], Tensor]:
-    return lambda: torch.randn(BATCH, channels, size, size)
-
-
-def tokens() -> Tensor:
-    ids = torch.randint(1, 50, (BATCH, TOKENS))
-    ids[1, 4:] = 0
-    return ids
-
-
-@dataclass(frozen=True)
-class Case:
-    name: str
-    x: Callable[[], Any]
-    shapes: list[list[tuple[int, ...]]]
-    """Shapes of ``s_i``, without the batch, layer by layer."""
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-BLOCKS = ((4, 8, "M"), (8, "M"), (12,))
-TEXT = {"vocab_size": 50, "num_layers": 3, "width": 8, "dropout": 0.2}
-CASES = {
-    "mlp": Case("mlp", lambda: torch.randn(BATCH, 3, 4), [[(9,)], [(7,)]], {"in_shape": (3, 4), "widths": (9, 7)}),
-    "vgg": Case(
-        "vgg",
-        images(1, 14),
-        [[(8, 7, 7)], [(8, 4, 4)], [(12, 4, 4)]],
-        {"in_shape": (1, 14, 14), "blocks": BLOCKS},
-    ),
-    "vgg merged": Case(
-        "vgg",
-        images(3, 12),
-        [[(8, 6, 6)], [(12, 3, 3)]],
-        {"in_shape": (3, 12, 12), "blocks": BLOCKS, "num_layers": 2, "bridge_pool_first": False},
-    ),
-    "vgg published": Case(
-        "vgg",
-        images(1, 14),
-        [[(8, 7, 7)], [(8, 4, 4)], [(12, 4, 4)]],
-        {
-            "in_shape": (1, 14, 14),
-            "blocks": BLOCKS,
-            "bridge": "published",
-            "bridge_hidden": 16,
-            "head": "published",
-        },
-    ),
-    "transformer": Case(
-        "transformer", tokens, [[(TOKENS, 8), (TOKENS,)]] * 3, {**TEXT, "heads": 2, "max_length": TOKENS}
-    ),
-    "lstm": Case(
-        "lstm",
-        tokens,
-        [[(TOKENS, 10), (TOKENS,)], *[[(TOKENS, 16), (2, 8), (2, 8), (TOKENS,)]] * 2],
-        {**TEXT, "embedding_width": 10},
-    ),
-}
+from ds_al.models.grouping import even_groups
+from tests.model_cases import BATCH, CASES, CLASSES, CODE, Case, al_layers, one_hot, parts, twin_layers
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param
-
-
-def build(specs: list[Any], seed: int = 0) -> list[Any]:
-    """Builds as ``PipelineModule`` does: each layer under a seed of its own."""
-    modules = []
-    for index, spec in enumerate(specs):
-        torch.manual_seed(seed + index)
-        modules.append(spec.build())
-    return modules
-
-
-def al_layers(case: Case, **options: Any) -> list[ALLayer]:
-    return build(build_al(case.name, num_classes=CLASSES, code_width=CODE, **{**case.options, **options}))
-
-
-def twin_layers(case: Case) -> list[nn.Module]:
-    return build(build_twin(case.name, num_classes=CLASSES, **case.options))
-
-
-def one_hot() -> Tensor:
-    return F.one_hot(torch.arange(BATCH) % CLASSES, CLASSES).float()
-
-
-def parts(s: Any) -> tuple[Tensor, ...]:
-    return s if isinstance(s, tuple) else (s,)
 
 
 def test_shapes_of_every_layer_and_of_every_exit(case: Case):
@@ -182,68 +97,51 @@ def test_what_a_twin_sends_comes_back_as_gradients(case: Case):
         assert all(part.grad is not None for part in parts(s) if part.is_floating_point())
 
 
-@pytest.mark.parametrize("name", ["transformer", "lstm"])
-def test_padding_changes_nothing(name: str):
-    case = CASES[name]
-    layers = [layer.eval() for layer in al_layers(case, **({"max_length": 20} if name == "transformer" else {}))]
-    x = torch.randint(1, 50, (BATCH, TOKENS))
-    padded = F.pad(x, (0, 5))
-    junk = torch.cat([x, torch.randint(1, 50, (BATCH, 5))], dim=1)
-    for exit in range(1, len(layers) + 1):
-        expected = predict(layers, x, exit=exit)
-        torch.testing.assert_close(predict(layers, padded, exit=exit), expected)
-        torch.testing.assert_close(predict(layers, (junk, padded != 0), exit=exit), expected)
-
-
-@pytest.mark.parametrize("name", ["transformer", "lstm"])
-def test_a_sequence_of_padding_alone_gives_finite_losses(name: str):
-    case = CASES[name]
-    s, t = torch.zeros(BATCH, TOKENS, dtype=torch.int64), one_hot()
-    for layer in al_layers(case):
-        s_out, t_out = layer(s, t)
-        sum(layer.local_losses(s_out, t_out, t)).backward()
-        assert all(torch.isfinite(p.grad).all() for p in layer.parameters())
-        s, t = stop_gradient(s_out), stop_gradient(t_out)
-
-
-def test_an_lstm_layer_starts_from_the_state_of_the_one_before():
-    layers = [layer.eval() for layer in al_layers(CASES["lstm"])]
-    hidden, h, c, mask = layers[1].f(layers[0].f(tokens()))
-    states = [(h, c), (h + 1, c), (h, c + 1)]
-    outputs = [layers[2].f((hidden, *state, mask))[0] for state in states]
-    assert not torch.allclose(outputs[0], outputs[1])
-    assert not torch.allclose(outputs[0], outputs[2])
-    assert torch.equal(layers[1].reduce((hidden, h, c, mask)), h[:, 0] + h[:, 1])
-
-
-def test_an_lstm_reads_backwards_from_the_last_token_and_not_from_padding():
-    layers = [layer.eval() for layer in al_layers(CASES["lstm"])]
-    x = tokens()
-    x[:, 3:] = 0
-    _, h_padded, *_ = layers[1].f(layers[0].f(x))
-    _, h, *_ = layers[1].f(layers[0].f(x[:, :3]))
-    torch.testing.assert_close(h_padded, h)
-
-
-def test_a_narrow_bridge_costs_less_than_the_network_it_mimics():
-    specs = build_al("vgg", in_shape=(1, 28, 28), num_classes=10)
-    layers = build(specs)
-    later = sum(p.numel() for layer in layers[1:] for p in layer.f.parameters())
-    assert sum(p.numel() for p in layers[0].b.parameters()) < later / 2
-
-
-def test_published_vision_codes_are_sigmoids_read_by_mean_squared_error():
-    for layer in al_layers(CASES["vgg published"]):
-        assert [type(part[-1]) for part in (layer.b, layer.g, layer.h)] == [nn.Sigmoid] * 3
-        assert layer.autoencoder_loss.__name__ == "mse"
-
-
 def test_labels_are_read_by_cross_entropy_in_the_first_layer_alone():
     names = [layer.autoencoder_loss.__name__ for layer in al_layers(CASES["lstm"])]
     assert names == ["cross_entropy", "mse", "mse"]
     first, second, _ = al_layers(CASES["vgg"], code="sigmoid")
     assert not isinstance(first.h[-1], nn.Sigmoid)  # its scores would lie in [0, 1]
     assert isinstance(second.h[-1], nn.Sigmoid)
+
+
+@pytest.mark.parametrize("key", ["mlp grouped", "vgg", "resnet", "transformer", "lstm"])
+def test_grouping_changes_what_learns_but_not_what_is_computed(key: str):
+    case = CASES[key]
+    blocks = {"resnet": 6}.get(case.name, 3)
+    x, single = case.x(), [layer.f for layer in al_layers(case, num_layers=blocks)]
+    weights = [value for f in single for value in f.state_dict().values()]
+    for count in range(1, blocks + 1):
+        grouped = [layer.f for layer in al_layers(case, num_layers=count)]
+        assert len(grouped) == count
+        own = [value for f in grouped for value in f.state_dict().values()]
+        for value, weight in zip(own, weights, strict=True):
+            value.copy_(weight)
+        outputs = []
+        for functions in (single, grouped):
+            s = x
+            for f in functions:
+                s = f.eval()(s)
+            outputs.append(parts(s))
+        assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+        assert len(twin_layers(case, num_layers=count)) in (count, count + 1)  # an LSTM's head is within its last layer
+
+
+def test_blocks_are_grouped_evenly():
+    sizes = {(8, 3): [2, 3, 3], (8, 4): [2, 2, 2, 2], (4, 1): [4], (3, None): [1, 1, 1]}
+    for (blocks, layers), want in sizes.items():
+        assert [len(group) for group in even_groups(blocks, layers)] == want
+    assert [len(group) for group in even_groups(8, None, default=4)] == [2, 2, 2, 2]
+    with pytest.raises(ALConfigError, match=r"num_layers=9: expected 1\.\.8"):
+        even_groups(8, 9)
+
+
+def test_a_group_norm_does_not_look_at_other_samples():
+    f = al_layers(CASES["resnet"], norm="group")[0].f
+    x = CASES["resnet"].x()
+    torch.testing.assert_close(f(x)[:1], f(x[:1]))
+    f = al_layers(CASES["resnet"])[0].f
+    assert not torch.allclose(f(x)[:1], f(x[:2])[:1])
 
 
 def test_both_forms_are_known_by_the_same_names():
@@ -269,7 +167,21 @@ def test_unknown_names_and_options_are_refused_by_name(build_specs: Callable[...
         ("vgg", {"in_shape": (1, 28, 28), "code": "relu"}, r"code='relu': expected one of \['layer_norm'"),
         ("vgg", {"in_shape": (1, 28, 28), "blocks": ((8, "P"),)}, "'P' in block"),
         ("mlp", {"in_shape": (4,), "widths": ()}, "at least one hidden layer"),
+        ("vgg", {"in_shape": (1, 28, 28), "bridge_width": 0}, "bridge_width=0"),
+        ("vgg", {"in_shape": (1, 28, 28), "bridge_depth": -1}, "bridge_depth=-1"),
+        ("resnet", {"in_shape": (28, 28)}, r"in_shape=\(28, 28\): expected \(C, H, W\)"),
+        ("resnet", {"in_shape": (1, 28, 28), "num_layers": 9}, r"num_layers=9: expected 1\.\.8"),
+        ("resnet", {"in_shape": (1, 28, 28), "widths": ()}, r"widths=\(\)"),
+        ("resnet", {"in_shape": (1, 28, 28), "blocks_per_stage": 0}, "blocks_per_stage=0"),
+        ("resnet", {"in_shape": (1, 28, 28), "norm": "layer"}, "norm='layer': expected 'batch' or 'group'"),
+        ("mlp", {"in_shape": (4,), "num_layers": 5}, r"num_layers=5: expected 1\.\.4"),
         ("lstm", {"vocab_size": 9, "num_layers": 0}, "num_layers=0"),
+        ("lstm", {"vocab_size": 9, "num_blocks": 0}, "num_blocks=0"),
+        ("lstm", {"vocab_size": 9, "bridge": "mimic"}, "bridge='mimic': expected 'linear' or 'block'"),
+        ("lstm", {"vocab_size": 9, "bridge_stride": 0}, "bridge_stride=0"),
+        ("lstm", {"vocab_size": 9, "scores": "relu"}, "scores='relu'"),
+        ("transformer", {"vocab_size": 9, "heads": 5}, "width=64 and heads=5"),
+        ("transformer", {"vocab_size": 9, "bridge_width": -1}, "bridge_width=-1"),
         ("transformer", {"vocab_size": 9, "num_layers": 0}, "num_layers=0"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ds_al.bench.tables import bubble_tables, fill
+from ds_al.bench.tables import bubble_tables, fill, network_tables
 
 HEADER = {"command": "python run/profile.py", "date": "2026-01-01", "machine": {"cores": 2, "cpu": "x"}, "versions": {}}
 COST = {
@@ -59,3 +59,13 @@ def test_a_document_without_markers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no markers '<!-- cost -->'"):
         fill(document, [file])
     assert document.read_text() == "nothing\n"
+
+
+def test_networks_stand_in_a_row_with_both_numbers_of_layers() -> None:
+    row = {
+        "kind": "images", "network": "vgg", "preset": "small", "bridge": "mimic", "rho": 0.9, "bridge_share": 0.05,
+        "twin_flops": 88_500_000, "parameters_f": 389_000, "parameters_bridges": 86_000,
+    }  # fmt: skip
+    table = network_tables([{**row, "K": 2}, {**row, "K": 4, "rho": 1.1}])
+    line = "| `vgg` `small`, twin 88.5 | mimic | 0.900 | 5.0 % | 389 / 86 | 1.100 | 5.0 % | 389 / 86 |"
+    assert line in table.splitlines()

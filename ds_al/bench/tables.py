@@ -22,7 +22,7 @@ def fill(document: Path, files: Sequence[Path]) -> list[str]:
         name, header = file.stem, content["header"]
         if not 0 <= text.find(f"<!-- {name} -->\n") < text.find(f"<!-- end {name} -->"):
             raise ValueError(f"{document} has no markers '<!-- {name} -->' and '<!-- end {name} -->': add them")
-        table = cost_table(content["rows"]) if "ratio" in content["rows"][0] else bubble_tables(content["rows"])
+        table = _table(content["rows"])
         start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
         before, _, rest = text.partition(start)
         _, _, after = rest.partition(end)
@@ -78,7 +78,38 @@ def bubble_tables(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cost_table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[Row]) -> str:
+    if "ratio" in rows[0]:
+        return tracing_table(rows)
+    return network_tables(rows) if "rho" in rows[0] else bubble_tables(rows)
+
+
+def network_tables(rows: Sequence[Row]) -> str:
+    """What networks cost: a table for images and one for texts, two numbers of layers side by side."""
+    titles = {"images": "Images `(3, 32, 32)`, 10 classes:", "texts": "128 tokens, 4 classes, a vocabulary of 30,000:"}
+    parts = []
+    for kind, title in titles.items():
+        lines = [
+            title,
+            "",
+            "| network | bridge | K = 2: rho | bridges | parameters | K = 4: rho | bridges | parameters |",
+            "|---|---|---:|---:|---:|---:|---:|---:|",
+        ]
+        own = [row for row in rows if row["kind"] == kind]
+        for network, preset, bridge in dict.fromkeys((r["network"], r["preset"], r["bridge"]) for r in own):
+            pair = [r for r in own if (r["network"], r["preset"], r["bridge"]) == (network, preset, bridge)]
+            cells = [
+                f"{r['rho']:.3f} | {100 * r['bridge_share']:.1f} % "
+                f"| {r['parameters_f'] / 1000:,.0f} / {r['parameters_bridges'] / 1000:,.0f}"
+                for r in pair
+            ]
+            name = f"`{network}` `{preset}`, twin {pair[0]['twin_flops'] / 1e6:,.1f}"
+            lines.append(f"| {name} | {bridge} | {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def tracing_table(rows: Sequence[Row]) -> str:
     """How much longer a traced batch takes."""
     lines = [
         "| network | method | stages | M | ms per batch | traced, times as long (quartiles) | pairs |",

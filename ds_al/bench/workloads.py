@@ -104,7 +104,7 @@ def model_batches(engine: Any, *, model: str) -> Iterator[tuple[Tensor, Tensor]]
 
 def _options(model: str, stages: int) -> dict[str, Any]:
     if model in ("lstm", "transformer"):
-        return {"vocab_size": VOCABULARY, "num_classes": CLASSES, "num_layers": 2 * stages}
+        return {"vocab_size": VOCABULARY, "num_classes": CLASSES, "num_blocks": 2 * stages}
     if model == "mlp":
         return {"in_shape": IMAGE, "num_classes": CLASSES, "widths": (256,) * (2 * stages)}
     return {"in_shape": IMAGE, "num_classes": CLASSES}

@@ -6,7 +6,6 @@ position on: that is what makes runs comparable and a resume exact.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -15,12 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset, default_collate
 
+from ds_al.data.augment import Augment
+from ds_al.data.order import bucketed, generator, shuffled
+from ds_al.data.prefetch import Prefetcher
 from ds_al.errors import ALDataError
 
 Collate = Callable[[list[Any]], Any]
 """A list of samples ``(x, y)`` to a micro-batch ``(x, y)``."""
-Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""Changes the ``x`` of a micro-batch; draws from the given generator only."""
+Fetch = Callable[[Tensor, Callable[[Tensor], Tensor] | None], tuple[Any, Any]]
+"""Indices ``(B,)`` and what to change x by, to a micro-batch ``(x, y)``."""
 
 
 class SizedDataset(Protocol):
@@ -37,14 +39,19 @@ class ShuffledLoader:
     The samples of an epoch that fill no micro-batch are left out of that epoch.
 
     Args:
-        dataset: map-style, of samples ``(x, y)``. A ``TensorDataset`` is indexed once per micro-batch.
+        dataset: map-style, of samples ``(x, y)``. A ``TensorDataset``, or one with a method ``make_batch`` as
+            :class:`~ds_al.data.splits.Part` has it, is asked once per micro-batch.
         batch_size: samples per micro-batch.
         seed: with the epoch it fixes the order, with the position the augmentation.
         collate_fn: makes a micro-batch of a list of samples; by default torch's ``default_collate``.
         augment: changes ``x`` of each micro-batch, with a generator of that micro-batch alone.
+        lengths: of each sample ``(N,)``; given, micro-batches are made of samples alike in length.
+        prefetch: micro-batches that a thread keeps ready; 0 makes each one when it is asked for. The data set,
+            ``collate_fn`` and ``augment`` are then used in that thread.
 
     Raises:
-        ALDataError: the batch size is not positive, or the data set holds less than one micro-batch.
+        ALDataError: the batch size is not positive, the data set holds less than one micro-batch, or there are
+            not as many lengths as samples.
     """
 
     def __init__(
@@ -55,6 +62,8 @@ class ShuffledLoader:
         seed: int,
         collate_fn: Collate | None = None,
         augment: Augment | None = None,
+        lengths: Tensor | None = None,
+        prefetch: int = 0,
     ) -> None:
         _check(dataset, batch_size)
         if len(dataset) < batch_size:
@@ -62,18 +71,22 @@ class ShuffledLoader:
                 f"got a data set of {len(dataset)} samples: expected at least one micro-batch of {batch_size}"
                 "; add samples, or lower the micro-batch size"
             )
+        if lengths is not None and len(lengths) != len(dataset):
+            raise ALDataError(f"got {len(lengths)} lengths of {len(dataset)} samples: expected one of each")
+        if prefetch < 0:
+            raise ALDataError(f"got prefetch={prefetch}: expected 0 or more micro-batches to keep ready")
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
         self.augment = augment
-        self._fetch = _fetcher(dataset, collate_fn)
+        self._stream = _Stream(_fetcher(dataset, collate_fn), len(dataset), batch_size, seed, augment, lengths)
+        self._prefetcher = Prefetcher(self._stream.batch, depth=prefetch) if prefetch else None
         self._position = 0
-        self._order: tuple[int, Tensor] | None = None
 
     @property
     def batches_per_epoch(self) -> int:
         """Full micro-batches in one pass over the data set."""
-        return len(self.dataset) // self.batch_size
+        return self._stream.batches_per_epoch
 
     @property
     def position(self) -> int:
@@ -95,22 +108,49 @@ class ShuffledLoader:
             raise ALDataError(f"got position {position}: expected 0 or more, the number of micro-batches to skip")
         self._position = position
 
+    def close(self) -> None:
+        """Ends the thread that prefetches, if there is one; the next micro-batch starts it again."""
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        epoch, batch = divmod(self._position, self.batches_per_epoch)
-        first = batch * self.batch_size
-        x, y = self._fetch(self._permutation(epoch)[first : first + self.batch_size])
-        if self.augment is not None:
-            x = self.augment(x, _generator(self.seed, self._position, stream="augment"))
+        get = self._stream.batch if self._prefetcher is None else self._prefetcher.get
+        batch = get(self._position)
         self._position += 1
-        return x, y
+        return batch
+
+
+class _Stream:
+    """Micro-batches by position; apart from the loader, so that a thread can make them and hold no loader."""
+
+    def __init__(
+        self, fetch: Fetch, count: int, batch_size: int, seed: int, augment: Augment | None, lengths: Tensor | None
+    ) -> None:
+        self.fetch, self.count, self.batch_size, self.seed = fetch, count, batch_size, seed
+        self.augment, self.lengths = augment, lengths
+        self.batches_per_epoch = count // batch_size
+        self._order: tuple[int, Tensor] | None = None
+
+    def batch(self, position: int) -> tuple[Any, Any]:
+        epoch, number = divmod(position, self.batches_per_epoch)
+        first = number * self.batch_size
+        indices = self._permutation(epoch)[first : first + self.batch_size]
+        augment = self.augment
+        if augment is None:
+            return self.fetch(indices, None)
+        draw = generator(self.seed, position, stream="augment")
+        return self.fetch(indices, lambda x: augment(x, draw))
 
     def _permutation(self, epoch: int) -> Tensor:
         if self._order is None or self._order[0] != epoch:
-            generator = _generator(self.seed, epoch, stream="order")
-            self._order = epoch, torch.randperm(len(self.dataset), generator=generator)
+            common = {"seed": self.seed, "epoch": epoch}
+            if self.lengths is None:
+                self._order = epoch, shuffled(self.count, **common)
+            else:
+                self._order = epoch, bucketed(self.lengths, batch_size=self.batch_size, **common)
         return self._order[1]
 
 
@@ -131,7 +171,7 @@ class OrderedBatches:
 
     def __iter__(self) -> Iterator[Any]:
         for indices in torch.arange(len(self.dataset)).split(self.batch_size):
-            yield self._fetch(indices)
+            yield self._fetch(indices, None)
 
 
 def ordered_batches(dataset: SizedDataset, *, batch_size: int, collate_fn: Collate | None = None) -> OrderedBatches:
@@ -146,17 +186,26 @@ def _check(dataset: SizedDataset, batch_size: int) -> None:
         raise ALDataError("got an empty data set: expected at least one sample")
 
 
-def _fetcher(dataset: SizedDataset, collate_fn: Collate | None) -> Callable[[Tensor], Any]:
+def _fetcher(dataset: SizedDataset, collate_fn: Collate | None) -> Fetch:
     """The quickest way from a tensor of indices to a micro-batch of this data set."""
-    if isinstance(dataset, TensorDataset) and collate_fn is None:
-        return lambda indices: tuple(tensor[indices] for tensor in dataset.tensors)
+    if collate_fn is None and hasattr(dataset, "make_batch"):
+        return dataset.make_batch
+    if collate_fn is None and isinstance(dataset, TensorDataset):
+        tensors = dataset.tensors
+        return _augmented(lambda indices: tuple(tensor[indices] for tensor in tensors))
     collate = collate_fn or default_collate
     if hasattr(dataset, "__getitems__"):
-        return lambda indices: collate(dataset.__getitems__(indices.tolist()))
-    return lambda indices: collate([dataset[index] for index in indices.tolist()])
+        return _augmented(lambda indices: collate(dataset.__getitems__(indices.tolist())))
+    return _augmented(lambda indices: collate([dataset[index] for index in indices.tolist()]))
 
 
-def _generator(seed: int, number: int, *, stream: str) -> torch.Generator:
-    """A generator of its own for each (seed, number, stream); hashed, since neighbouring seeds are alike."""
-    digest = hashlib.blake2b(f"{stream} {seed} {number}".encode(), digest_size=4).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+def _augmented(fetch: Callable[[Tensor], Any]) -> Fetch:
+    """Changes x once the micro-batch is made."""
+
+    def both(indices: Tensor, augment: Callable[[Tensor], Tensor] | None) -> Any:
+        if augment is None:
+            return fetch(indices)
+        x, y = fetch(indices)
+        return augment(x), y
+
+    return both

@@ -1,41 +1,25 @@
-"""Image data sets as normalised tensors, cut into train, validation and test."""
+"""Image data sets that come with the package."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import resources
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
 
+from ds_al.data.images import Images, statistics
+from ds_al.data.splits import Splits, cut
 from ds_al.errors import ALDataError
 
-Images = tuple[Tensor, Tensor]
+Labelled = tuple[Tensor, Tensor]
 """Images ``(N, C, H, W)`` of ``uint8`` and labels ``(N,)`` of ``int64``."""
 
 
-@dataclass(frozen=True)
-class Splits:
-    """A data set, cut in three. Each part yields ``(x, y)``: float32 ``(C, H, W)`` and a class number."""
-
-    train: Dataset
-    """What a model trains on."""
-    validation: Dataset
-    """Cut from the training images: what settings are chosen by."""
-    test: Dataset
-    """The published test images, all of them: what is reported."""
-    classes: list[str]
-    """Names of the classes, by number."""
-    shape: tuple[int, ...]
-    """``(C, H, W)`` of an image."""
-
-
 def load_vision(name: str, *, validation_fraction: float = 0.1, seed: int = 0) -> Splits:
-    """Loads an image data set.
+    """Loads an image data set that comes with the package.
 
     Pixels are scaled per channel to mean 0 and standard deviation 1 of the training part.
 
@@ -49,31 +33,20 @@ def load_vision(name: str, *, validation_fraction: float = 0.1, seed: int = 0) -
     """
     if name not in VISION_DATASETS:
         raise ALDataError(f"got data set {name!r}: expected one of {sorted(VISION_DATASETS)}")
-    (x, y), (x_test, y_test), classes = VISION_DATASETS[name]()
-    held_out = round(len(x) * validation_fraction)
-    if not 0 <= held_out < len(x):
-        raise ALDataError(
-            f"got validation_fraction={validation_fraction}: expected 0 <= fraction < 1, so that some of the "
-            f"{len(x)} training images of {name!r} remain to train on"
-        )
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    held, kept = order[:held_out].sort().values, order[held_out:].sort().values
-    scale = _standardise(x[kept])
+    (pixels, labels), test, classes = VISION_DATASETS[name]()
+    kept, held = cut(len(labels), fraction=validation_fraction, seed=seed, name=name)
+    scale = statistics(pixels[kept])
     return Splits(
-        train=TensorDataset(scale(x[kept]), y[kept]),
-        validation=TensorDataset(scale(x[held]), y[held]),
-        test=TensorDataset(scale(x_test), y_test),
+        kind="image",
+        train=Images(pixels[kept], labels[kept], statistics=scale),
+        validation=Images(pixels[held], labels[held], statistics=scale),
+        test=Images(*test, statistics=scale),
         classes=classes,
-        shape=tuple(x.shape[1:]),
+        shape=tuple(pixels.shape[1:]),
     )
 
 
-def _standardise(x_train: Tensor) -> Callable[[Tensor], Tensor]:
-    std, mean = torch.std_mean(x_train.float(), dim=(0, 2, 3), keepdim=True)
-    return lambda x: (x.float() - mean) / std
-
-
-def _fashion_mnist_small() -> tuple[Images, Images, list[str]]:
+def _fashion_mnist_small() -> tuple[Labelled, Labelled, list[str]]:
     """10,000 training and 2,000 test images ``(1, 28, 28)`` of Fashion-MNIST; MIT, Zalando SE."""
     folder = resources.files("ds_al.data")
     with (folder / "fashion-mnist-small.npz").open("rb") as file, np.load(file) as arrays:
@@ -84,7 +57,7 @@ def _fashion_mnist_small() -> tuple[Images, Images, list[str]]:
     return train, test, json.loads((folder / "fashion-mnist-small.classes.json").read_text())
 
 
-VISION_DATASETS: dict[str, Callable[[], tuple[Images, Images, list[str]]]] = {
+VISION_DATASETS: dict[str, Callable[[], tuple[Labelled, Labelled, list[str]]]] = {
     "fashion-mnist-small": _fashion_mnist_small,
 }
 """Known data sets: ``() -> (training images, test images, class names)``."""

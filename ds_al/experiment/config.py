@@ -20,22 +20,68 @@ class ModelConfig(StrictModel):
     name: str = Field(description="A name of `ds_al.models.AL_MODELS`; a `bp_*` method takes its twin.")
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="Keyword arguments of both forms; `in_shape` and `num_classes` come from the data.",
+        description="Keyword arguments of both forms; `num_classes`, and `in_shape` or `vocab_size`, `padding_id` and "
+        "`max_length`, come from the data.",
     )
     al_options: dict[str, Any] = Field(default_factory=dict, description="More of them, for the AL form alone.")
     twin_options: dict[str, Any] = Field(default_factory=dict, description="More of them, for the backprop twin alone.")
 
 
 class DataConfig(StrictModel):
-    """Which data."""
+    """Which data. Keys of images are refused for a set of texts, and the other way round."""
 
-    name: str = Field(description="A name of `ds_al.data.VISION_DATASETS`.")
-    validation_fraction: float = Field(
-        default=0.1, gt=0, lt=1, description="Share of the training images cut off for validation."
+    name: str = Field(
+        description="`fashion-mnist-small` comes with the package; `fashion-mnist`, `cifar10`, `cifar100`, "
+        "`tiny-imagenet`, `ag_news`, `dbpedia_14`, `imdb`, `sst2`, or any name on the Hugging Face hub, through the "
+        "`datasets` library. With `path`, a name of your own."
     )
-    augment: Literal["none", "flip", "crop_and_flip"] = Field(
+    path: str | None = Field(
+        default=None,
+        description="Folder of parquet files to read instead, told apart by their names: `train`, `test` and, if "
+        "there is one, `validation`, which stands for a test part that is missing or has no labels; `classes.json` "
+        "in it may list the names of the classes.",
+    )
+    image_column: str | None = Field(
+        default=None, description="Images: the column that holds them; by default the set's, or the only one of them."
+    )
+    text_column: str | None = Field(
+        default=None, description="Text: the column that holds it; by default the set's, or the only one of strings."
+    )
+    label_column: str | None = Field(
+        default=None, description="The column of class numbers or names; by default the set's, or `label`."
+    )
+    image_size: int | None = Field(
+        default=None, ge=1, description="Images: height and width to scale to, once; by default as they are."
+    )
+    tokenizer: str = Field(
+        default="words",
+        description="Text: name or folder of a `transformers` tokenizer; `words` builds a vocabulary of the words of "
+        "the training part.",
+    )
+    vocab_size: int = Field(default=30_000, ge=3, description="Text: tokens at most, with `words`.")
+    max_length: int = Field(default=128, ge=1, description="Text: tokens at most; the rest of a text is cut off.")
+    padding: Literal["max_length", "longest", "bucket"] = Field(
+        default="max_length",
+        description="Text: pad each micro-batch to `max_length`, or to its `longest` text; `bucket` does the same, "
+        "with training micro-batches of texts alike in length.",
+    )
+    validation_fraction: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="Share of the training samples cut off for validation, where the set has no part for it.",
+    )
+    augment: Literal["none", "flip", "crop_and_flip", "published"] = Field(
         default="none",
-        description="Random changes of the training images: mirrored, or shifted by up to 2 pixels, too.",
+        description="Random changes of the training images: mirrored, or shifted by up to 2 pixels, too; `published` "
+        "shifts by up to 4 pixels over a black border, mirrors, and changes brightness, contrast and saturation.",
+    )
+    prefetch: int = Field(
+        default=2, ge=0, description="Training micro-batches that a thread keeps ready; 0 makes them when asked for."
+    )
+    cache: str | None = Field(
+        default=None,
+        description="Folder for what is downloaded, decoded and tokenised; by default that of the `datasets` library.",
     )
     eval_batch_size: int = Field(default=250, ge=1, description="Samples per batch of an evaluation.")
 
@@ -59,10 +105,15 @@ class ExperimentConfig(StrictModel):
     name: str = Field(description="Name of the run; its files go to `<output>/<name>/<time>/`.")
     model: ModelConfig = Field(description="Which network.")
     data: DataConfig = Field(description="Which data.")
-    epochs: int = Field(ge=1, description="Passes over the training images.")
+    epochs: int = Field(ge=1, description="Passes over the training samples.")
     seed: int = Field(default=0, ge=0, description="Of weights, dropout, data order and validation split.")
     partition_method: str = Field(default="uniform", description="`uniform`, `parameters` or `type:<regex>`.")
-    evaluate_every: int = Field(default=1, ge=1, description="Epochs between looks at the validation images.")
+    evaluate_every: int = Field(default=1, ge=1, description="Epochs between looks at the validation samples.")
+    evaluate_fully: bool = Field(
+        default=False,
+        description="For comparisons: also looks at the test samples whenever the validation accuracy is the best so "
+        "far, which is reported and never chosen by, and at the training samples at the end.",
+    )
     checkpoint_every: int = Field(
         default=0, ge=0, description="Epochs between checkpoints; 0 keeps the last epoch's alone."
     )

@@ -53,7 +53,7 @@ class Display:
         job = self.job
         self.console.print(
             f"{job.experiment.name}: {job.al.method}, {job.world} stage{'s' * (job.world > 1)}, "
-            f"{job.sizes['train']} training images, micro-batches of {job.micro_batch}, "
+            f"{job.data.sizes['train']} training samples, micro-batches of {job.micro_batch}, "
             f"{job.micro_batches} a batch, {job.batches_per_epoch} batches an epoch, seed {job.experiment.seed}",
             highlight=False,
             soft_wrap=True,

@@ -54,7 +54,8 @@ def _network(job: Job) -> dict[str, Any]:
         al = build_al(model.name, **job.model_options, **model.al_options)
         found["layers"] = len(al)
         twin = build_twin(model.name, **job.model_options, **model.twin_options)
-        cost = network_cost(al, twin, shape=(job.micro_batch, *job.in_shape), num_classes=len(job.classes))
+        shape = (job.micro_batch, *job.data.shape)  # of texts, the longest: shorter ones cost less
+        cost = network_cost(al, twin, shape=shape, num_classes=len(job.data.classes), dtype=job.data.dtype)
         found |= {"rho": cost.rho, "flops": cost.flops()}
     except Exception as error:  # a run that trains must not end for a figure beside it
         warnings.warn(f"rho is not counted: {error}", stacklevel=2)

@@ -9,9 +9,8 @@ import logging
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import deepspeed
 from deepspeed import comm as dist
@@ -21,20 +20,14 @@ from torch import nn
 
 import ds_al
 from ds_al import config as configs
-from ds_al.data import ShuffledLoader, Splits, crop_and_flip, load_vision, ordered_batches
-from ds_al.data.loader import Augment, SizedDataset
+from ds_al.data import ShuffledLoader, Splits, load_data, ordered_batches
 from ds_al.errors import ALConfigError
 from ds_al.experiment.config import BLOCK, ExperimentConfig, experiment_config
 from ds_al.experiment.display import Display
+from ds_al.experiment.inputs import DataFacts, training_loader
 from ds_al.experiment.record import Record
 from ds_al.models import build_al, build_twin
 from ds_al.trace import ActivationMeter
-
-AUGMENTATIONS: dict[str, Augment | None] = {
-    "none": None,
-    "flip": partial(crop_and_flip, pad=0),
-    "crop_and_flip": crop_and_flip,
-}
 
 
 class Job:
@@ -57,20 +50,23 @@ class Job:
         self.al = configs.al_config(config)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.is_first, self.is_last = self.rank == 0, self.rank == self.world - 1
-        self.splits, facts = self._data()
-        self.classes, self.in_shape, self.sizes = facts["classes"], facts["shape"], facts["sizes"]
+        self.splits, self.data = self._data()
         self.micro_batch = self._key("train_micro_batch_size_per_gpu")
         self.micro_batches = self._key("gradient_accumulation_steps")
-        self.batches_per_epoch = self.sizes["train"] // self.micro_batch // self.micro_batches
+        self.batches_per_epoch = self.data.sizes["train"] // self.micro_batch // self.micro_batches
         if not self.batches_per_epoch:
             raise ALConfigError(
-                f"{self.sizes['train']} training images make no batch of {self.micro_batches} micro-batches of "
+                f"{self.data.sizes['train']} training samples make no batch of {self.micro_batches} micro-batches of "
                 f"{self.micro_batch}: lower train_micro_batch_size_per_gpu or gradient_accumulation_steps"
             )
+        self.loader = self._loader()
         with quiet():
             self.engine = self._engine()
             if resume is not None:
                 self.engine.load_checkpoint(resume)
+                if self.loader is not None and self.al.method in configs.BACKPROP_METHODS:
+                    # An AL engine does this itself, DeepSpeed's does not.
+                    self.loader.seek(self.engine.global_samples // self.micro_batch)
         self.first_epoch = self.engine.global_samples // (
             self.batches_per_epoch * self.micro_batch * self.micro_batches
         )
@@ -80,20 +76,27 @@ class Job:
     @property
     def model_options(self) -> dict[str, Any]:
         """Options of both forms of the network: the config's, and what the data says."""
-        return {"in_shape": self.in_shape, "num_classes": len(self.classes), **self.experiment.model.options}
+        model = self.experiment.model
+        return {**self.data.options(model.name), **model.options}
 
     def run(self) -> dict[str, Any]:
-        """Trains all epochs, then looks at the test images once. Returns the summary, on every rank."""
+        """Trains all epochs, then looks at the test samples once. Returns the summary, on every rank."""
         record = Record(self) if self.is_last else None
         display = Display(self) if self.is_last else None
         tracing = self.engine.tracing
         if tracing is not None:
-            tracing.folder = Path(self.engine.gather(str(record.folder) if record else None)[-1]) / "trace"
+            tracing.folder = self._folder(record) / "trace"
+        if self.data.builds_vocabulary:
+            folder = self._folder(record)
+            if self.is_first and self.splits is not None and self.splits.save_vocabulary is not None:
+                self.splits.save_vocabulary(folder / "vocabulary.json")
         dist.barrier()  # what the record needs to start is no time that a stage idles
-        start, history = time.perf_counter(), []
+        start = time.perf_counter()
+        history: list[dict[str, Any]] = []
         with display or contextlib.nullcontext():
             for epoch in range(self.first_epoch, self.experiment.epochs):
                 row = self._epoch(epoch, display, record)
+                self._evaluate(epoch, row, history)
                 history.append(row)
                 if record and display:
                     record.epoch(row)
@@ -104,15 +107,17 @@ class Job:
             if record and tracing.events:
                 record.timeline(tracing.events)
         seconds = time.perf_counter() - start
-        test = self.engine.evaluate(self._batches("test"))
-        summary = self._summary(test, seconds=seconds, history=history)
+        summary = self._summary(seconds=seconds, history=history)
+        summary["folder"] = str(self._folder(record))
         if record and display:
             record.finish(summary, history)
             display.table(summary, folder=record.folder)
         return summary
 
     def close(self) -> None:
-        """Leaves the process group, once all ranks have come here."""
+        """Ends what prefetches and leaves the process group, once all ranks have come here."""
+        if self.loader is not None:
+            self.loader.close()
         dist.barrier()
         dist.destroy_process_group()
 
@@ -124,49 +129,46 @@ class Job:
             raise ALConfigError(f'"{name}": got {value!r}, expected a whole number of 1 or more')
         return value
 
-    def _data(self) -> tuple[Splits | None, dict[str, Any]]:
+    def _folder(self, record: Record | None) -> Path:
+        """The run's folder, on every rank."""
+        return Path(self.engine.gather(str(record.folder) if record else None)[-1])
+
+    def _data(self) -> tuple[Splits | None, DataFacts]:
         """The first stage's data; the others learn only what the model needs to know of them.
 
         Back-propagation reads labels on the last stage, so there it needs the data, too.
         """
         reads = self.is_first or (self.is_last and self.al.method in configs.BACKPROP_METHODS)
-        data = self.experiment.data
-        splits = None
-        if reads:
-            splits = load_vision(data.name, validation_fraction=data.validation_fraction, seed=self.experiment.seed)
-        facts: list[Any] = [None]
-        if self.is_first and splits is not None:
-            sizes = {part: len(getattr(splits, part)) for part in ("train", "validation", "test")}
-            facts = [{"classes": splits.classes, "shape": splits.shape, "sizes": sizes}]
+        splits = load_data(self.experiment.data, seed=self.experiment.seed) if reads else None
+        facts: list[Any] = [DataFacts.of(splits) if self.is_first and splits is not None else None]
         dist.broadcast_object_list(facts, src=0)
         return splits, facts[0]
 
     def _batches(self, part: str) -> Any:
         if self.splits is None:
             # Stages that read no data take part in the evaluation all the same.
-            return [(None, None)] * -(-self.sizes[part] // self.experiment.data.eval_batch_size)
+            return [(None, None)] * -(-self.data.sizes[part] // self.experiment.data.eval_batch_size)
         return ordered_batches(getattr(self.splits, part), batch_size=self.experiment.data.eval_batch_size)
+
+    def _loader(self) -> ShuffledLoader | None:
+        if self.splits is None:
+            return None
+        data, seed = self.experiment.data, self.experiment.seed
+        return training_loader(self.splits, data, batch_size=self.micro_batch, seed=seed)
 
     def _engine(self) -> Any:
         model, seed = self.experiment.model, self.experiment.seed
         ds_config = {key: value for key, value in self.config.items() if key != BLOCK}
         _fill_auto(ds_config, steps=self._scheduler_steps())
-        loader = None
-        if self.splits is not None:
-            loader = ShuffledLoader(
-                cast(SizedDataset, self.splits.train),
-                batch_size=self.micro_batch,
-                seed=seed,
-                augment=AUGMENTATIONS[self.experiment.data.augment],
-            )
         if self.al.method in configs.AL_METHODS:
             module: PipelineModule = ds_al.ALPipelineModule(
                 build_al(model.name, **self.model_options, **model.al_options),
-                num_classes=len(self.classes),
+                num_classes=len(self.data.classes),
                 base_seed=seed,
                 partition_method=self.experiment.partition_method,
+                dynamic_shape=self.data.varying,
             )
-            return ds_al.initialize(model=module, config=ds_config, training_data=loader)[0]
+            return ds_al.initialize(model=module, config=ds_config, training_data=self.loader)[0]
         module = PipelineModule(
             build_twin(model.name, **self.model_options, **model.twin_options),
             num_stages=self.world,
@@ -175,10 +177,11 @@ class Job:
             seed_fn=lambda number: set_random_seed(int(number)),  # DeepSpeed's own chokes on its numpy bounds
             base_seed=seed,
             partition_method=self.experiment.partition_method,
+            dynamic_shape=self.data.varying,
         )
         engine = ds_al.initialize(model=module, config=ds_config)[0]
-        if loader is not None:
-            engine.set_dataiterator(iter(loader))
+        if self.loader is not None:
+            engine.set_dataiterator(iter(self.loader))
         return engine
 
     def _scheduler_steps(self) -> int:
@@ -217,18 +220,26 @@ class Job:
                 record.batches(epoch, losses)
         else:
             row["loss"] = float(engine.agg_train_loss)
-        if (epoch + 1) % self.experiment.evaluate_every == 0 or epoch + 1 == self.experiment.epochs:
-            row["validation_accuracy"] = engine.evaluate(self._batches("validation"))["accuracy"]
         return row
+
+    def _evaluate(self, epoch: int, row: dict[str, Any], history: list[dict[str, Any]]) -> None:
+        """Looks at the validation samples, where it is time to, and adds to the epoch's row what is seen."""
+        if (epoch + 1) % self.experiment.evaluate_every and epoch + 1 < self.experiment.epochs:
+            return
+        row["validation_accuracy"] = self.engine.evaluate(self._batches("validation"))["accuracy"]
+        best = max((r["validation_accuracy"][-1] for r in history if "validation_accuracy" in r), default=-1.0)
+        if self.experiment.evaluate_fully and row["validation_accuracy"][-1] > best:
+            row["test_accuracy"] = self.engine.evaluate(self._batches("test"))["accuracy"]
 
     def _checkpoint(self, epoch: int, record: Record | None) -> None:
         every, last = self.experiment.checkpoint_every, epoch + 1 == self.experiment.epochs
         if last or (every and (epoch + 1) % every == 0):
-            folder = self.engine.gather(str(record.folder / "checkpoints") if record else None)[-1]
+            folder = self._folder(record) / "checkpoints"
             with quiet():
-                self.engine.save_checkpoint(folder, tag=f"epoch_{epoch + 1}")
+                self.engine.save_checkpoint(str(folder), tag=f"epoch_{epoch + 1}")
 
-    def _summary(self, test: dict[str, Any], *, seconds: float, history: list[dict[str, Any]]) -> dict[str, Any]:
+    def _summary(self, *, seconds: float, history: list[dict[str, Any]]) -> dict[str, Any]:
+        test = self.engine.evaluate(self._batches("test"))
         trained = sum(row["seconds"] for row in history)
         looked = [row for row in history if "validation_accuracy" in row]
         best = max(looked, key=lambda row: row["validation_accuracy"][-1], default=None)  # the first of equals
@@ -246,6 +257,7 @@ class Job:
             "validation_accuracy": history[-1].get("validation_accuracy") if history else None,
             "best_validation_accuracy": best["validation_accuracy"][-1] if best else None,
             "best_epoch": best["epoch"] if best else None,
+            **self._full_evaluation(best),
             "seconds": seconds,
             "training_seconds": trained,
             "images_per_second": sum(r["images_per_second"] * r["seconds"] for r in history) / trained
@@ -264,6 +276,15 @@ class Job:
                 for s in range(self.world)
             ],
             "parameters": self.parameters,
+        }
+
+    def _full_evaluation(self, best: dict[str, Any] | None) -> dict[str, Any]:
+        if not self.experiment.evaluate_fully:
+            return {}
+        train = self.engine.evaluate(self._batches("train"))["accuracy"]
+        return {
+            "train_accuracy": train[-1],
+            "test_accuracy_at_best_validation": best["test_accuracy"][-1] if best else None,
         }
 
 

@@ -11,6 +11,8 @@ from deepspeed.pipe import LayerSpec
 from ds_al.errors import ALConfigError
 from ds_al.models.lstm import lstm_al, lstm_twin
 from ds_al.models.mlp import mlp_al, mlp_twin
+from ds_al.models.presets import PRESETS, preset_options
+from ds_al.models.resnet import resnet_al, resnet_twin
 from ds_al.models.transformer import transformer_al, transformer_twin
 from ds_al.models.vgg import vgg_al, vgg_twin
 from ds_al.spec import ALLayerSpec
@@ -18,6 +20,7 @@ from ds_al.spec import ALLayerSpec
 AL_MODELS: dict[str, Callable[..., list[ALLayerSpec]]] = {
     "lstm": lstm_al,
     "mlp": mlp_al,
+    "resnet": resnet_al,
     "transformer": transformer_al,
     "vgg": vgg_al,
 }
@@ -26,6 +29,7 @@ AL_MODELS: dict[str, Callable[..., list[ALLayerSpec]]] = {
 TWINS: dict[str, Callable[..., list[LayerSpec]]] = {
     "lstm": lstm_twin,
     "mlp": mlp_twin,
+    "resnet": resnet_twin,
     "transformer": transformer_twin,
     "vgg": vgg_twin,
 }
@@ -34,33 +38,35 @@ TWINS: dict[str, Callable[..., list[LayerSpec]]] = {
 Spec = TypeVar("Spec", bound=LayerSpec)
 
 
-def build_al(name: str, **options: Any) -> list[ALLayerSpec]:
+def build_al(name: str, *, preset: str | None = None, **options: Any) -> list[ALLayerSpec]:
     """Specs of an AL network, for :class:`~ds_al.module.ALPipelineModule`.
 
     Args:
         name: a key of :data:`AL_MODELS`.
+        preset: ``"paper"`` or ``"small"``, sizes from :data:`~ds_al.models.presets.PRESETS`; ``options`` override them.
         options: keyword arguments of that maker. One set of options describes both forms of a model: what
             concerns the twin alone, its head, is left out here.
 
     Raises:
-        ALConfigError: the name or an option is unknown, or a required option is missing.
+        ALConfigError: the name, the preset or an option is unknown, or a required option is missing.
     """
-    return _make("AL model", AL_MODELS, TWINS, name, options)
+    return _make("AL model", AL_MODELS, TWINS, name, preset, options)
 
 
-def build_twin(name: str, **options: Any) -> list[LayerSpec]:
+def build_twin(name: str, *, preset: str | None = None, **options: Any) -> list[LayerSpec]:
     """Specs of the backprop twin of an AL network, for a plain ``PipelineModule``.
 
     Its last layer gives scores ``(B, V)``; cross-entropy on them is the loss of the ``PipelineModule``.
 
     Args:
         name: a key of :data:`TWINS`.
+        preset: as for :func:`build_al`.
         options: those of the AL network; what concerns AL alone, bridges and codes, is left out here.
 
     Raises:
         ALConfigError: as :func:`build_al`.
     """
-    return _make("backprop twin", TWINS, AL_MODELS, name, options)
+    return _make("backprop twin", TWINS, AL_MODELS, name, preset, options)
 
 
 def _make(
@@ -68,6 +74,7 @@ def _make(
     makers: dict[str, Callable[..., list[Spec]]],
     others: dict[str, Callable[..., list[Any]]],
     name: str,
+    preset: str | None,
     options: dict[str, Any],
 ) -> list[Spec]:
     if name not in makers:
@@ -76,6 +83,8 @@ def _make(
     known = parameters.keys() | (inspect.signature(others[name]).parameters.keys() if name in others else set())
     if unknown := sorted(options.keys() - known):
         raise ALConfigError(f"got option {unknown[0]!r} for {kind} {name!r}: expected one of {sorted(known)}")
+    if preset is not None:
+        options = {**preset_options(name, preset), **options}
     required = {key for key, parameter in parameters.items() if parameter.default is parameter.empty}
     if missing := sorted(required - options.keys()):
         raise ALConfigError(f"{kind} {name!r} needs {', '.join(missing)}: pass them to the builder")
@@ -84,6 +93,7 @@ def _make(
 
 __all__ = [
     "AL_MODELS",
+    "PRESETS",
     "TWINS",
     "build_al",
     "build_twin",
@@ -91,6 +101,8 @@ __all__ = [
     "lstm_twin",
     "mlp_al",
     "mlp_twin",
+    "resnet_al",
+    "resnet_twin",
     "transformer_al",
     "transformer_twin",
     "vgg_al",

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ds_al.errors import ALError, ALLayerError
 from ds_al.layer import Activation, ALLayer
+from ds_al.models import build_al, build_twin
 from ds_al.spec import ALLayerSpec
 
 _REAL_BATCH = 2  # batch norm refuses to train on a single sample
@@ -85,10 +86,26 @@ class NetworkCost:
             raise ALLayerError("the twin has no operation that torch's counter counts, so rho is undefined")
         return self.al.flops / self.twin.flops
 
+    @property
+    def bridge_share(self) -> float:
+        """Operations of all bridges over those of the twin: the part of :attr:`rho` that bridges are.
+
+        Raises:
+            ALLayerError: the twin has no operation that is counted.
+        """
+        return self.rho * self.flops()["b"] / self.al.flops
+
     def flops(self) -> dict[str, int]:
         """Operations per sample of f, b, g and h, each over all layers, and of the twin."""
-        own = {key: sum(getattr(layer, key).flops for layer in self.layers) for key in "fbgh"}
-        return {**own, "twin": self.twin.flops}
+        return {key: cost.flops for key, cost in self._parts().items()}
+
+    def parameters(self) -> dict[str, int]:
+        """Numbers of parameters of f, b, g and h, each over all layers, and of the twin."""
+        return {key: cost.parameters for key, cost in self._parts().items()}
+
+    def _parts(self) -> dict[str, Cost]:
+        own = {key: sum((getattr(layer, key) for layer in self.layers), Cost()) for key in "fbgh"}
+        return {**own, "twin": self.twin}
 
 
 def network_cost(
@@ -124,6 +141,18 @@ def network_cost(
             f"the network does not run on x of shape {tuple(shape)}, {dtype}, so its cost cannot be counted: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def model_cost(name: str, *, shape: Sequence[int], dtype: torch.dtype = torch.float32, **options: Any) -> NetworkCost:
+    """Counts what both forms of a model cost, by its name and options: :func:`network_cost`.
+
+    Args:
+        name: a key of :data:`~ds_al.models.AL_MODELS`.
+        shape, dtype: of one micro-batch of x.
+        options: those of :func:`~ds_al.models.build_al`, a preset among them.
+    """
+    al, twin = build_al(name, **options), build_twin(name, **options)
+    return network_cost(al, twin, shape=shape, num_classes=options["num_classes"], dtype=dtype)
 
 
 def _count(

@@ -1,14 +1,16 @@
 """A bidirectional LSTM that classifies token sequences: an embedding layer, then LSTM layers.
 
-Each is one AL layer. The embedding gives ``s = (hidden (B, T, D), mask (B, T))`` and its bridge reads the
-masked mean; an LSTM layer gives ``s = (hidden (B, T, 2 D), h (B, 2, D), c (B, 2, D), mask (B, T))``, its
-bridge reads ``h`` of both directions, and the next layer starts from ``(h, c)``.
+Each is one AL layer, unless ``num_layers`` groups neighbours. The embedding gives
+``s = (hidden (B, T, D), mask (B, T))`` and its bridge reads the masked mean; an LSTM layer gives
+``s = (hidden (B, T, 2 D), h (B, 2, D), c (B, 2, D), mask (B, T))``, its bridge reads ``h`` of both directions, and the
+next layer starts from ``(h, c)``. A bridge may be a small LSTM over the hidden states instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from deepspeed.pipe import LayerSpec
 from torch import Tensor, nn
@@ -16,8 +18,12 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ds_al.errors import ALConfigError
 from ds_al.layer import Activation
+from ds_al.models.grouping import chain_specs, even_groups
 from ds_al.models.sequence import Embedding, SequenceBridge, final_state, masked_mean
 from ds_al.models.targets import target_side
+from ds_al.models.text_bridges import BlockBridge, BridgeKind, check_bridge, whole
+from ds_al.models.word_vectors import WordVectors
+from ds_al.models.word_vectors import word_vectors as find_vectors
 from ds_al.spec import ALLayerSpec
 
 
@@ -51,15 +57,20 @@ class LSTMLayer(nn.Module):
 
 
 class LSTMClassifier(nn.Module):
-    """The twin's last layer: its f, and scores ``(B, V)`` of the final state.
+    """The twin's last layer: its f, and scores ``(B, V)`` of the final state, that after the last valid step.
 
     One module, since a stage that received ``(hidden, h, c)`` to read ``h`` alone would have no gradient to
     return for the others, which DeepSpeed's pipeline asks for.
+
+    Args:
+        f: makes ``(hidden, h (B, 2, D), c, mask)``.
+        width: D.
+        num_classes: V.
     """
 
-    def __init__(self, in_features: int, width: int, num_classes: int, *, dropout: float) -> None:
+    def __init__(self, f: LayerSpec, width: int, num_classes: int) -> None:
         super().__init__()
-        self.f = LSTMLayer(in_features, width, dropout=dropout)
+        self.f = f.build()
         self.scores = nn.Linear(width, num_classes)
 
     def forward(self, s: Activation) -> Tensor:
@@ -73,40 +84,67 @@ def lstm_al(
     num_classes: int,
     embedding_width: int = 64,
     width: int = 64,
-    num_layers: int = 4,
+    num_blocks: int = 4,
+    num_layers: int | None = None,
     dropout: float = 0.1,
     padding_id: int = 0,
+    word_vectors: str | Path | None = None,
+    vocabulary: Sequence[str] | str | Path | None = None,
+    bridge: BridgeKind = "linear",
+    bridge_width: float = 0.5,
+    bridge_stride: int = 2,
     code_width: int = 64,
     code: str = "tanh",
+    scores: Literal["linear", "tanh"] = "linear",
     objective: str | Mapping[str, Any] = "mse",
 ) -> list[ALLayerSpec]:
     """Specs of an LSTM that learns by association. x is ``ids (B, T)`` or ``(ids, mask)``, padded at the end.
-
-    Published: embedding width 300, width 256, 4 layers, dropout 0, code width 128.
 
     Args:
         vocab_size: number of tokens.
         num_classes: V.
         embedding_width: of a token.
         width: D, of each direction.
-        num_layers: N: the embedding and N - 1 LSTMs.
+        num_blocks: the embedding and so many less one LSTMs.
+        num_layers: number of AL layers; by default one per block. Fewer group neighbouring blocks, evenly; the
+            state passes from one LSTM to the next within a group as it does between groups.
         dropout: of the embeddings and of each LSTM's hidden states.
         padding_id: this token is padding, where no mask is given.
+        word_vectors, vocabulary: initial embeddings from a local file, see :mod:`ds_al.models.word_vectors`.
+        bridge: ``"linear"`` on the final state, or ``"block"``, a bidirectional LSTM over the hidden states: see
+            :mod:`ds_al.models.text_bridges`.
+        bridge_width: of such a block, as a share of ``width``.
+        bridge_stride: tokens that one step of such a block stands for.
         code_width: K.
         code: where codes live, see :mod:`ds_al.models.targets`.
+        scores: what label scores end with; ``"tanh"`` as published.
         objective: what trains f and b, see :mod:`ds_al.objectives`.
+
+    Raises:
+        ALConfigError: a size or an option is out of range, or word vectors do not fit.
     """
-    f = _forward_specs(vocab_size, embedding_width, width, num_layers, dropout, padding_id)
-    side = target_side(num_layers, num_classes=num_classes, code_width=code_width, code=code, objective=objective)
-    return [
-        ALLayerSpec(
-            f=f[i],
-            b=LayerSpec(SequenceBridge, width if i else embedding_width, code_width=code_width, code=code),
-            reduce=final_state if i else masked_mean,
-            **side[i],
-        )
-        for i in range(num_layers)
-    ]
+    vectors = find_vectors(word_vectors, vocabulary, vocab_size=vocab_size, width=embedding_width)
+    blocks = _block_specs(vocab_size, embedding_width, width, num_blocks, dropout, padding_id, vectors)
+    groups = even_groups(num_blocks, num_layers)
+    check_bridge(bridge, width=bridge_width, stride=bridge_stride)
+    side = target_side(
+        len(groups), num_classes=num_classes, code_width=code_width, code=code, scores=scores, objective=objective
+    )
+    narrow = max(1, round(width * bridge_width))
+    small = LayerSpec(LSTMLayer, narrow, narrow, dropout=dropout)
+    layers = []
+    for i, f in enumerate(chain_specs(blocks, groups)):
+        embeds = groups[i].stop == 1  # no LSTM yet
+        if bridge == "block" and i < len(groups) - 1:
+            features = embedding_width if embeds else 2 * width
+            b = LayerSpec(
+                BlockBridge, features, narrow, small, 2 * narrow, stride=bridge_stride, code_width=code_width, code=code
+            )
+            layers.append(ALLayerSpec(f=f, b=b, reduce=whole, **side[i]))
+        else:
+            b = LayerSpec(SequenceBridge, embedding_width if embeds else width, code_width=code_width, code=code)
+            layers.append(ALLayerSpec(f=f, b=b, reduce=masked_mean if embeds else final_state, **side[i]))
+    return layers
 
 
 def lstm_twin(
@@ -115,29 +153,43 @@ def lstm_twin(
     num_classes: int,
     embedding_width: int = 64,
     width: int = 64,
-    num_layers: int = 4,
+    num_blocks: int = 4,
+    num_layers: int | None = None,
     dropout: float = 0.1,
     padding_id: int = 0,
+    word_vectors: str | Path | None = None,
+    vocabulary: Sequence[str] | str | Path | None = None,
 ) -> list[LayerSpec]:
     """Specs of the backprop twin: the very same f, the last of them within :class:`LSTMClassifier`.
 
+    Args:
+        vocab_size, num_classes, embedding_width, width, num_blocks, num_layers, dropout, padding_id, word_vectors,
+            vocabulary: as in :func:`lstm_al`.
+
     Raises:
-        ALConfigError: ``num_layers`` is less than 2, so there is no LSTM.
+        ALConfigError: as :func:`lstm_al`, or ``num_blocks`` is less than 2, so there is no LSTM.
     """
-    if num_layers < 2:
-        raise ALConfigError(f"got num_layers={num_layers}: expected 2 or more, an embedding and an LSTM")
-    f = _forward_specs(vocab_size, embedding_width, width, num_layers, dropout, padding_id)
-    in_features = embedding_width if num_layers == 2 else 2 * width
-    return [*f[:-1], LayerSpec(LSTMClassifier, in_features, width, num_classes, dropout=dropout)]
+    if num_blocks < 2:
+        raise ALConfigError(f"got num_blocks={num_blocks}: expected 2 or more, an embedding and an LSTM")
+    vectors = find_vectors(word_vectors, vocabulary, vocab_size=vocab_size, width=embedding_width)
+    blocks = _block_specs(vocab_size, embedding_width, width, num_blocks, dropout, padding_id, vectors)
+    f = chain_specs(blocks, even_groups(num_blocks, num_layers))
+    return [*f[:-1], LayerSpec(LSTMClassifier, f[-1], width, num_classes)]
 
 
-def _forward_specs(
-    vocab_size: int, embedding_width: int, width: int, num_layers: int, dropout: float, padding_id: int
+def _block_specs(
+    vocab_size: int,
+    embedding_width: int,
+    width: int,
+    num_blocks: int,
+    dropout: float,
+    padding_id: int,
+    vectors: WordVectors | None,
 ) -> list[LayerSpec]:
-    if num_layers < 1:
-        raise ALConfigError(f"got num_layers={num_layers}: expected 1 or more, of which the first embeds")
-    inputs = [embedding_width] + [2 * width] * (num_layers - 2)
+    if num_blocks < 1:
+        raise ALConfigError(f"got num_blocks={num_blocks}: expected 1 or more, of which the first embeds")
+    inputs = [embedding_width] + [2 * width] * (num_blocks - 2)
     return [
-        LayerSpec(Embedding, vocab_size, embedding_width, padding_id=padding_id, dropout=dropout),
-        *(LayerSpec(LSTMLayer, inputs[i], width, dropout=dropout) for i in range(num_layers - 1)),
+        LayerSpec(Embedding, vocab_size, embedding_width, padding_id=padding_id, dropout=dropout, vectors=vectors),
+        *(LayerSpec(LSTMLayer, inputs[i], width, dropout=dropout) for i in range(num_blocks - 1)),
     ]

@@ -11,6 +11,7 @@ from deepspeed.pipe import LayerSpec
 from torch import nn
 
 from ds_al.errors import ALConfigError
+from ds_al.models.grouping import chain_specs, even_groups
 from ds_al.models.targets import code_end, target_side
 from ds_al.spec import ALLayerSpec
 
@@ -38,18 +39,20 @@ def mlp_al(
     in_shape: Sequence[int],
     num_classes: int,
     widths: Sequence[int] = SMALL,
+    num_layers: int | None = None,
     dropout: float = 0.0,
     bridge_hidden: int = 64,
     code_width: int = 64,
     code: str = "tanh",
     objective: str | Mapping[str, Any] = "mse",
 ) -> list[ALLayerSpec]:
-    """Specs of a perceptron that learns by association, one AL layer per hidden layer.
+    """Specs of a perceptron that learns by association.
 
     Args:
         in_shape: shape of a sample, without the batch; it is flattened.
         num_classes: V.
         widths: D of each hidden layer.
+        num_layers: number of AL layers; by default one per hidden layer. Fewer group neighbours, evenly.
         dropout: after each hidden layer.
         bridge_hidden: width of the bridge's hidden layer; 0 leaves it out.
         code_width: K.
@@ -57,28 +60,40 @@ def mlp_al(
         objective: what trains f and b, see :mod:`ds_al.objectives`.
 
     Raises:
-        ALConfigError: no hidden layer, or the code is unknown.
+        ALConfigError: no hidden layer, the number of layers is out of range, or the code is unknown.
     """
-    f = _forward_specs(in_shape, widths, dropout)
-    side = target_side(len(f), num_classes=num_classes, code_width=code_width, code=code, objective=objective)
-    return [
-        ALLayerSpec(
-            f=f[i],
-            b=LayerSpec(DenseBridge, width, hidden=bridge_hidden, code_width=code_width, code=code),
-            **side[i],
-        )
-        for i, width in enumerate(widths)
-    ]
+    blocks = _block_specs(in_shape, widths, dropout)
+    groups = even_groups(len(widths), num_layers)
+    side = target_side(len(groups), num_classes=num_classes, code_width=code_width, code=code, objective=objective)
+    layers = []
+    for i, f in enumerate(chain_specs(blocks, groups)):
+        width = widths[groups[i].stop - 1]
+        b = LayerSpec(DenseBridge, width, hidden=bridge_hidden, code_width=code_width, code=code)
+        layers.append(ALLayerSpec(f=f, b=b, **side[i]))
+    return layers
 
 
 def mlp_twin(
-    *, in_shape: Sequence[int], num_classes: int, widths: Sequence[int] = SMALL, dropout: float = 0.0
+    *,
+    in_shape: Sequence[int],
+    num_classes: int,
+    widths: Sequence[int] = SMALL,
+    num_layers: int | None = None,
+    dropout: float = 0.0,
 ) -> list[LayerSpec]:
-    """Specs of the backprop twin: the very same f, then a linear head. Its output are scores ``(B, V)``."""
-    return [*_forward_specs(in_shape, widths, dropout), LayerSpec(nn.Linear, widths[-1], num_classes)]
+    """Specs of the backprop twin: the very same f, then a linear head. Its output are scores ``(B, V)``.
+
+    Args:
+        in_shape, num_classes, widths, num_layers, dropout: as in :func:`mlp_al`.
+
+    Raises:
+        ALConfigError: no hidden layer, or the number of layers is out of range.
+    """
+    f = chain_specs(_block_specs(in_shape, widths, dropout), even_groups(len(widths), num_layers))
+    return [*f, LayerSpec(nn.Linear, widths[-1], num_classes)]
 
 
-def _forward_specs(in_shape: Sequence[int], widths: Sequence[int], dropout: float) -> list[LayerSpec]:
+def _block_specs(in_shape: Sequence[int], widths: Sequence[int], dropout: float) -> list[LayerSpec]:
     if not widths:
         raise ALConfigError("got widths=(): expected the width of at least one hidden layer")
     return [

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ds_al.layer import Activation
 from ds_al.models.targets import code_end
+from ds_al.models.word_vectors import WordVectors
 
 
 class Embedding(nn.Module):
@@ -27,6 +28,7 @@ class Embedding(nn.Module):
         padding_id: this token is padding, unless a mask comes with the ids: ``(ids, mask)``.
         max_length: longest sequence; learned positions are added where it is given.
         dropout: of the embeddings.
+        vectors: pretrained word vectors to start from.
     """
 
     def __init__(
@@ -37,10 +39,13 @@ class Embedding(nn.Module):
         padding_id: int,
         max_length: int | None = None,
         dropout: float = 0.0,
+        vectors: WordVectors | None = None,
     ) -> None:
         super().__init__()
         self.padding_id = padding_id
         self.tokens = nn.Embedding(vocab_size, width, padding_idx=padding_id)
+        if vectors is not None:
+            vectors.fill(self.tokens.weight, padding_id=padding_id)
         self.positions = None if max_length is None else nn.Embedding(max_length, width)
         self.dropout = nn.Dropout(dropout)
 

@@ -11,7 +11,7 @@ A code ``(B, K)`` ends on one of four sets, by the module that g and b end with:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from deepspeed.pipe import LayerSpec
 from torch import nn
@@ -53,6 +53,7 @@ def target_side(
     code_width: int,
     code: str,
     cross_entropy: bool = True,
+    scores: Literal["linear", "tanh"] = "linear",
     objective: str | Mapping[str, Any] = "mse",
 ) -> list[dict[str, Any]]:
     """``g``, ``h``, ``autoencoder_loss`` and ``objective`` of each layer, as keyword arguments of ``ALLayerSpec``.
@@ -64,9 +65,16 @@ def target_side(
         code: a key of :data:`CODES`.
         cross_entropy: reads labels in the first layer by cross-entropy, as published for text; otherwise, and
             in later layers, by mean squared error.
+        scores: what the first h ends with where labels are read by cross-entropy. ``"tanh"`` is published for text,
+            and keeps scores within [-1, 1].
         objective: name, or ``{"name": ..., option: value}``, see :mod:`ds_al.objectives`. ``greedy`` has no target
             side: h is each layer's classifier.
+
+    Raises:
+        ALConfigError: ``code``, ``scores`` or the objective is unknown.
     """
+    if scores not in ("linear", "tanh"):
+        raise ALConfigError(f"got scores={scores!r}: expected 'linear' or 'tanh'")
     code_end(code, code_width)  # an unknown name is refused here, not on the stage that builds
     if resolve(objective).trains_decoder:
         classifier = LayerSpec(nn.Linear, code_width, num_classes)
@@ -76,11 +84,11 @@ def target_side(
     for i in range(num_layers):
         by_cross_entropy = cross_entropy and i == 0
         # Published for vision: h ends on a sigmoid, too. Scores of a cross-entropy must be free in size.
-        sigmoid = code == "sigmoid" and not by_cross_entropy
+        back = scores if by_cross_entropy else "sigmoid" if code == "sigmoid" else "linear"
         side.append(
             {
                 "g": LayerSpec(CodeMap, widths[i], widths[i + 1], code=code),
-                "h": LayerSpec(CodeMap, widths[i + 1], widths[i], code="sigmoid" if sigmoid else "linear"),
+                "h": LayerSpec(CodeMap, widths[i + 1], widths[i], code=back),
                 "autoencoder_loss": "cross_entropy" if by_cross_entropy else "mse",
                 "objective": objective,
             }

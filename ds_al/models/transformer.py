@@ -1,20 +1,26 @@
 """A pre-norm Transformer encoder that classifies token sequences: an embedding layer, then encoder layers.
 
-Each is one AL layer with ``s = (hidden (B, T, D), mask (B, T))``; the bridge reads the masked mean.
+Each is one AL layer with ``s = (hidden (B, T, D), mask (B, T))``, unless ``num_layers`` groups neighbours; the
+bridge reads the masked mean, or a small encoder layer before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from deepspeed.pipe import LayerSpec
 from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError
 from ds_al.layer import Activation
+from ds_al.models.grouping import chain_specs, even_groups
 from ds_al.models.sequence import Embedding, SequenceBridge, masked_mean
 from ds_al.models.targets import target_side
+from ds_al.models.text_bridges import BlockBridge, BridgeKind, check_bridge, whole
+from ds_al.models.word_vectors import WordVectors
+from ds_al.models.word_vectors import word_vectors as find_vectors
 from ds_al.spec import ALLayerSpec
 
 
@@ -68,36 +74,67 @@ def transformer_al(
     vocab_size: int,
     num_classes: int,
     width: int = 64,
-    num_layers: int = 4,
+    num_blocks: int = 4,
+    num_layers: int | None = None,
     heads: int = 4,
     feed_forward: int = 128,
     dropout: float = 0.1,
     max_length: int | None = None,
     padding_id: int = 0,
+    word_vectors: str | Path | None = None,
+    vocabulary: Sequence[str] | str | Path | None = None,
+    bridge: BridgeKind = "linear",
+    bridge_width: float = 0.5,
+    bridge_stride: int = 2,
     code_width: int = 64,
     code: str = "tanh",
+    scores: Literal["linear", "tanh"] = "linear",
     objective: str | Mapping[str, Any] = "mse",
 ) -> list[ALLayerSpec]:
     """Specs of a Transformer that learns by association. x is ``ids (B, T)`` or ``(ids, mask)``.
-
-    Published: width 300, 4 layers, 6 heads, feed-forward 256, dropout 0.3, no positions, code width 128.
 
     Args:
         vocab_size: number of tokens.
         num_classes: V.
         width: D.
-        num_layers: N: the embedding and N - 1 encoder layers.
+        num_blocks: the embedding and so many less one encoder layers.
+        num_layers: number of AL layers; by default one per block. Fewer group neighbouring blocks, evenly.
         heads, feed_forward, dropout: see :class:`EncoderLayer`.
         max_length: longest sequence; learned positions are added where it is given.
         padding_id: this token is padding, where no mask is given.
+        word_vectors, vocabulary: initial embeddings from a local file, see :mod:`ds_al.models.word_vectors`.
+        bridge: ``"linear"`` on the masked mean, or ``"block"``, an encoder layer before it: see
+            :mod:`ds_al.models.text_bridges`.
+        bridge_width: of such a block, as a share of ``width`` and ``feed_forward``; rounded to whole heads.
+        bridge_stride: tokens that one position of such a block stands for.
         code_width: K.
         code: where codes live, see :mod:`ds_al.models.targets`.
+        scores: what label scores end with; ``"tanh"`` as published.
         objective: what trains f and b, see :mod:`ds_al.objectives`.
+
+    Raises:
+        ALConfigError: a size or an option is out of range, or word vectors do not fit.
     """
-    f = _forward_specs(vocab_size, width, num_layers, heads, feed_forward, dropout, max_length, padding_id)
-    side = target_side(num_layers, num_classes=num_classes, code_width=code_width, code=code, objective=objective)
-    b = LayerSpec(SequenceBridge, width, code_width=code_width, code=code)
-    return [ALLayerSpec(f=f[i], b=b, reduce=masked_mean, **side[i]) for i in range(num_layers)]
+    vectors = find_vectors(word_vectors, vocabulary, vocab_size=vocab_size, width=width)
+    blocks = _block_specs(vocab_size, width, num_blocks, heads, feed_forward, dropout, max_length, padding_id, vectors)
+    groups = even_groups(num_blocks, num_layers)
+    check_bridge(bridge, width=bridge_width, stride=bridge_stride)
+    side = target_side(
+        len(groups), num_classes=num_classes, code_width=code_width, code=code, scores=scores, objective=objective
+    )
+    linear = LayerSpec(SequenceBridge, width, code_width=code_width, code=code)
+    narrow = heads * max(1, round(width * bridge_width / heads))
+    small = LayerSpec(
+        EncoderLayer, narrow, heads=heads, feed_forward=max(1, round(feed_forward * bridge_width)), dropout=dropout
+    )
+    block = LayerSpec(BlockBridge, width, narrow, small, narrow, stride=bridge_stride, code_width=code_width, code=code)
+    layers = []
+    for i, f in enumerate(chain_specs(blocks, groups)):
+        if bridge == "block" and i < len(groups) - 1:
+            layers.append(ALLayerSpec(f=f, b=block, reduce=whole, **side[i]))
+        else:
+            layers.append(ALLayerSpec(f=f, b=linear, reduce=masked_mean, **side[i]))
+    return layers
 
 
 def transformer_twin(
@@ -105,30 +142,48 @@ def transformer_twin(
     vocab_size: int,
     num_classes: int,
     width: int = 64,
-    num_layers: int = 4,
+    num_blocks: int = 4,
+    num_layers: int | None = None,
     heads: int = 4,
     feed_forward: int = 128,
     dropout: float = 0.1,
     max_length: int | None = None,
     padding_id: int = 0,
+    word_vectors: str | Path | None = None,
+    vocabulary: Sequence[str] | str | Path | None = None,
 ) -> list[LayerSpec]:
-    """Specs of the backprop twin: the very same f, then :class:`MeanHead`."""
-    f = _forward_specs(vocab_size, width, num_layers, heads, feed_forward, dropout, max_length, padding_id)
+    """Specs of the backprop twin: the very same f, then :class:`MeanHead`.
+
+    Args:
+        vocab_size, num_classes, width, num_blocks, num_layers, heads, feed_forward, dropout, max_length, padding_id,
+            word_vectors, vocabulary: as in :func:`transformer_al`.
+
+    Raises:
+        ALConfigError: as :func:`transformer_al`.
+    """
+    vectors = find_vectors(word_vectors, vocabulary, vocab_size=vocab_size, width=width)
+    blocks = _block_specs(vocab_size, width, num_blocks, heads, feed_forward, dropout, max_length, padding_id, vectors)
+    f = chain_specs(blocks, even_groups(num_blocks, num_layers))
     return [*f, LayerSpec(MeanHead, width, num_classes)]
 
 
-def _forward_specs(
+def _block_specs(
     vocab_size: int,
     width: int,
-    num_layers: int,
+    num_blocks: int,
     heads: int,
     feed_forward: int,
     dropout: float,
     max_length: int | None,
     padding_id: int,
+    vectors: WordVectors | None,
 ) -> list[LayerSpec]:
-    if num_layers < 1:
-        raise ALConfigError(f"got num_layers={num_layers}: expected 1 or more, of which the first embeds")
-    embedding = LayerSpec(Embedding, vocab_size, width, padding_id=padding_id, max_length=max_length, dropout=dropout)
+    if num_blocks < 1:
+        raise ALConfigError(f"got num_blocks={num_blocks}: expected 1 or more, of which the first embeds")
+    if width % heads:
+        raise ALConfigError(f"got width={width} and heads={heads}: expected a width that the heads divide")
+    embedding = LayerSpec(
+        Embedding, vocab_size, width, padding_id=padding_id, max_length=max_length, dropout=dropout, vectors=vectors
+    )
     encoder = LayerSpec(EncoderLayer, width, heads=heads, feed_forward=feed_forward, dropout=dropout)
-    return [embedding] + [encoder] * (num_layers - 1)
+    return [embedding] + [encoder] * (num_blocks - 1)

@@ -80,6 +80,12 @@ def whole_and_resumed(network: str, folder: str, config: dict[str, Any]) -> dict
         ("vgg", 1, {"method": "sequential"}),
         ("mlp", 2, {"count": "step", "autoencoder_optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}}}),
         ("lstm", 3, {"steps_per_batch": 2}),
+        pytest.param(
+            "transformer",
+            2,
+            {"optimizer": "MuonAdamW", "params": {"lr": 0.02, "adamw_lr": 3e-3}},
+            marks=pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon"),
+        ),
     ],
 )
 def test_a_resumed_run_equals_the_whole_one(tmp_path: Path, network: str, stages: int, config: dict[str, Any]) -> None:

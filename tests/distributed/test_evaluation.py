@@ -40,7 +40,8 @@ def score(network: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "evaluate": engine.evaluate(held if first else None),
         "predict": [
-            [engine.predict(x if first else None, exit=m) for x, _ in held] for m in range(1, len(NETWORKS) + 1)
+            [engine.predict(x if first else None, exit=m) for x, _ in held]
+            for m in range(1, engine.module.num_layers + 1)
         ],
         "default": engine.predict(held[0][0] if first else None),
         "exit 0": refusal(engine, held[0][0], exit=0),

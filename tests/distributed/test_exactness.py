@@ -12,6 +12,8 @@ from torch import Tensor
 import ds_al
 from ds_al import stage as stage_module
 from ds_al.launch import run_ranks
+from ds_al.layer import ALLayer
+from ds_al.muon import MuonAdamW, tag_embeddings
 from tests import reference
 from tests.networks import NETWORKS
 
@@ -24,8 +26,9 @@ State = dict[str, Tensor]
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "adamw": ("AdamW", {"lr": 3e-3, "torch_adam": True}),
     "momentum": ("SGD", {"lr": 0.05, "momentum": 0.9}),
+    "muon": ("MuonAdamW", {"lr": 0.02, "weight_decay": 0.01, "adamw_lr": 3e-3}),
 }
-COVERING = [
+COVERING: list[dict[str, Any]] = [
     *({"method": method, "queue_depth": depth} for method, depth in zip(METHODS, (1, 2, 4, 1), strict=True)),
     {"method": "streaming", "queue_depth": 4},
     {"method": "streaming", "queue_depth": 2, "optimizer": "momentum"},
@@ -33,6 +36,12 @@ COVERING = [
     {"method": "streaming", "layer_gradient_clipping": 0.05},
     {"method": "streaming", "autoencoder_optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}}},
 ]
+if hasattr(torch.optim, "Muon"):
+    own = {"type": "AdamW", "params": {"lr": 3e-3, "torch_adam": True}}
+    COVERING += [
+        {"method": "streaming", "optimizer": "muon", "steps_per_batch": 2, "layer_gradient_clipping": 0.05},
+        {"method": "streaming", "optimizer": "muon", "autoencoder_optimizer": own},
+    ]
 FULL = [{"method": method, "queue_depth": depth} for method, depth in itertools.product(METHODS, (1, 2, 4))]
 
 
@@ -66,15 +75,13 @@ def expected(network: str, case: dict[str, Any]) -> State:
     net = NETWORKS[network]
     layers = net.build(SEED)
     kind, params = OPTIMIZERS[case.get("optimizer", "adamw")]
-    params = {key: value for key, value in params.items() if key != "torch_adam"}
     own = case.get("autoencoder_optimizer", {"type": kind, "params": params})
-    kind_g, params_g = own["type"], own["params"]
     optimizers = reference.train(
         layers,
         net.batches(STEPS),
         num_classes=net.classes,
-        make_optimizer=lambda parameters: getattr(torch.optim, kind)(parameters, **params),
-        make_autoencoder_optimizer=lambda parameters: getattr(torch.optim, kind_g)(parameters, **params_g),
+        make_optimizer=_maker(layers, kind, params),
+        make_autoencoder_optimizer=_maker(layers, own["type"], own["params"]),
         base_seed=SEED,
         accumulate=MICRO_BATCHES // case.get("steps_per_batch", MICRO_BATCHES),
         clip=case.get("layer_gradient_clipping", 0.0),
@@ -84,6 +91,16 @@ def expected(network: str, case: dict[str, Any]) -> State:
         return next(each.state[parameter] for each in optimizers[index] if each and parameter in each.state)
 
     return _state(list(enumerate(layers)), state_of)
+
+
+def _maker(layers: list[ALLayer], kind: str, params: dict[str, Any]) -> reference.Maker:
+    """Makes the optimizer that a config would, without DeepSpeed."""
+    params = {key: value for key, value in params.items() if key != "torch_adam"}
+    if kind == "MuonAdamW":
+        for layer in layers:
+            tag_embeddings(layer)
+        return lambda parameters: MuonAdamW(parameters, **params)
+    return lambda parameters: getattr(torch.optim, kind)(parameters, **params)
 
 
 def _state(layers: Any, optimizer_state: Any) -> State:
@@ -110,7 +127,9 @@ def differences(network: str, stages: int, cases: list[dict[str, Any]], **option
     return found
 
 
-@pytest.mark.parametrize(("network", "stages"), [("mlp", 1), ("vgg", 3), ("transformer", 4), ("lstm", 2)])
+@pytest.mark.parametrize(
+    ("network", "stages"), [("mlp", 1), ("vgg", 3), ("transformer", 4), ("lstm", 2), ("resnet", 2)]
+)
 def test_every_schedule_leaves_the_bits_of_the_plain_loop(network: str, stages: int) -> None:
     for case, names in zip(COVERING, differences(network, stages, COVERING), strict=True):
         assert not names, (case, names)

@@ -87,7 +87,7 @@ def test_the_cost_of_tracing_is_measured_in_pairs(tmp_path: Path) -> None:
     [
         (["--sleeping", "--methods", "gpipe"], "expected names of streaming,"),
         (["--sleeping", "--micro-batches", "2,4", "--figure", "x.png"], "--figure got 2 numbers"),
-        ([], "one of the arguments --sleeping --model is required"),
+        ([], "one of the arguments --sleeping --model --tables is required"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: list[str], message: str) -> None:

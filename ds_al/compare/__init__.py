@@ -1,0 +1,1 @@
+"""Compares methods on one network and data set: what ``run/compare.py`` does."""

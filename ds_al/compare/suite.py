@@ -1,0 +1,158 @@
+"""A suite of comparisons: which cells there are, and the config of each.
+
+A suite is a YAML file (``ds_configs/suites/``)::
+
+    name: small
+    config: ../cifar10_vgg_al.json         # what all runs share, a config of run/train.py
+    groups:
+      - name: CIFAR-10, VGG                # one table: same data, network and budget
+        set: {experiment.epochs: 15}       # keys of the config, for all methods of this group
+        layers: [2, 4]                     # K, the number of AL layers
+        stages: [1]                        # P, the number of processes
+        methods:
+          bp: {}                           # a name, and keys for this method alone
+          contrast: {experiment.model.al_options.objective.temperature: 0.05}
+          contrast, no mimic: {method: contrast, experiment.model.al_options.bridge_depth: 0}
+
+A method's name is that of a schedule, of an objective (which trains by ``streaming``), of a back-propagation
+schedule, or ``bp``: the twin in one process. Back-propagation has no AL layers, so it runs once for all K.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from ds_al import config as configs
+from ds_al.config import StrictModel, validate
+from ds_al.errors import ALConfigError
+from ds_al.experiment.config import experiment_config, override
+from ds_al.objectives import OBJECTIVES
+
+
+class Group(StrictModel):
+    """One table of a suite."""
+
+    name: str = Field(description="Title of the table.")
+    config: str | None = Field(default=None, description="A config file of its own, instead of the suite's.")
+    set: dict[str, Any] = Field(default_factory=dict, description="Keys of the config for all methods.")
+    layers: list[int] = Field(min_length=1, description="K: numbers of AL layers.")
+    stages: list[int] = Field(default=[1], min_length=1, description="P: numbers of processes.")
+    methods: dict[str, dict[str, Any]] = Field(
+        min_length=1, description="Methods by name, each with keys of the config for it alone."
+    )
+
+
+class Suite(StrictModel):
+    """A suite file."""
+
+    name: str = Field(description="Name of the suite.")
+    config: str | None = Field(default=None, description="Config file that all groups share; relative to the suite.")
+    groups: list[Group] = Field(min_length=1, description="The tables.")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a method on a network and data set, with one K, P and seed."""
+
+    group: str
+    method: str
+    """Its name in the suite."""
+    layers: int | None
+    """K; ``None`` for back-propagation."""
+    stages: int
+    seed: int
+    config: Mapping[str, Any]
+    """Of run/train.py, complete but for the folder of its files."""
+
+    @property
+    def key(self) -> str:
+        """Names the cell's result; another config is another cell."""
+        text = json.dumps([self.config, self.stages, self.seed], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    @property
+    def title(self) -> str:
+        """For progress and messages."""
+        depth = "" if self.layers is None else f", K = {self.layers}"
+        return f"{self.group}, {self.method}{depth}, P = {self.stages}, seed {self.seed}"
+
+
+def read_suite(path: Path) -> Suite:
+    """Reads a suite file.
+
+    Raises:
+        ALConfigError: it does not exist, is not YAML, or has an unknown key or method.
+    """
+    if not path.is_file():
+        raise ALConfigError(f"suite {str(path)!r} does not exist: give the path of a YAML file")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ALConfigError(f"suite {str(path)!r} is not valid YAML: {error}") from error
+    suite: Suite = validate(Suite, content, where=path.name)
+    for group in suite.groups:
+        for name, keys in group.methods.items():
+            _settings(keys.get("method", name))
+    return suite
+
+
+def cells(suite: Suite, *, folder: Path, seeds: int) -> Iterator[Cell]:
+    """All cells, seed by seed, so that an interrupted suite has complete rows of few seeds.
+
+    Args:
+        folder: that config files are relative to: of the suite file.
+        seeds: number of seeds, 0 .. seeds - 1.
+
+    Raises:
+        ALConfigError: a config file is missing or wrong, or a key cannot be set.
+    """
+    for seed in range(seeds):
+        for group in suite.groups:
+            name = group.config or suite.config
+            if name is None:
+                raise ALConfigError(f"suite {suite.name!r}, group {group.name!r}: give a config, there or to the suite")
+            base = override(configs.read(folder / name), _assignments(group.set))
+            seen = set()
+            for stages in group.stages:
+                for cell in _of_group(group, base, stages=stages, seed=seed):
+                    if (cell.method, cell.layers, cell.stages) not in seen:  # "bp" is the same for all stages
+                        seen.add((cell.method, cell.layers, cell.stages))
+                        yield cell
+
+
+def _of_group(group: Group, base: dict[str, Any], *, stages: int, seed: int) -> Iterator[Cell]:
+    for method, keys in group.methods.items():
+        settings = _settings(keys.get("method", method))
+        own = {**settings, **{key: value for key, value in keys.items() if key != "method"}}
+        is_backprop = str(own["associated_learning.method"]).startswith("bp_")
+        processes = 1 if keys.get("method", method) == "bp" else stages
+        for depth in [None] if is_backprop else group.layers:
+            layers = {} if depth is None else {"experiment.model.al_options.num_layers": depth}
+            config = override(base, _assignments({**layers, **own, "experiment.seed": seed}))
+            experiment_config(config)
+            configs.al_config(config)
+            yield Cell(group.name, method, depth, processes, seed, config)
+
+
+def _settings(name: str) -> dict[str, Any]:
+    """What a method's name stands for, as keys of the config."""
+    if name == "bp":
+        return {"associated_learning.method": "bp_1f1b"}
+    if name in (*configs.AL_METHODS, *configs.BACKPROP_METHODS):
+        return {"associated_learning.method": name}
+    if name in OBJECTIVES:
+        return {"associated_learning.method": "streaming", "experiment.model.al_options.objective.name": name}
+    known = ["bp", *configs.AL_METHODS, *configs.BACKPROP_METHODS, *OBJECTIVES]
+    raise ALConfigError(f"unknown method {name!r}: expected one of {', '.join(known)}, or a key 'method' that is one")
+
+
+def _assignments(keys: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in keys.items()]

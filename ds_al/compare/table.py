@@ -1,0 +1,140 @@
+"""What a suite found: a row per group, method, K and P, over all seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Result = Mapping[str, Any]
+Row = dict[str, Any]
+
+COLUMNS = (
+    "group",
+    "method",
+    "K",
+    "P",
+    "seeds",
+    "failed",
+    "test_accuracy",
+    "test_accuracy_sd",
+    "test_accuracy_at_best_validation",
+    "test_accuracy_at_best_validation_sd",
+    "validation_accuracy",
+    "train_accuracy",
+    "seconds_per_epoch",
+    "seconds_per_epoch_sd",
+    "samples_per_second",
+    "seconds_to_twin",
+    "peak_activation_bytes",
+    "parameters",
+    "rho",
+)
+
+
+def rows(results: Sequence[Result]) -> list[Row]:
+    """One row per (group, method, K, P), in the order of the suite.
+
+    Columns: see :data:`COLUMNS`; accuracies are means over seeds with sample standard deviations ``_sd`` (``None``
+    with one seed); ``seconds_to_twin`` is the mean training time until the validation accuracy first reached the
+    twin's in its last epoch (same seed), ``None`` where it never did; bytes are of the fullest stage.
+    """
+    found: dict[tuple[Any, ...], list[Result]] = {}
+    for result in results:
+        found.setdefault((result["group"], result["suite_method"], result["K"], result["P"]), []).append(result)
+    twins = {
+        (result["group"], result["seed"]): result
+        for result in results
+        if "failure" not in result and str(result["method"]).startswith("bp_")
+    }
+    return [_row(key, cell, twins) for key, cell in found.items()]
+
+
+def _row(key: tuple[Any, ...], cell: Sequence[Result], twins: Mapping[tuple[str, int], Result]) -> Row:
+    done = [result for result in cell if "failure" not in result]
+    row: Row = dict.fromkeys(COLUMNS)
+    row |= dict(zip(("group", "method", "K", "P"), key, strict=True))
+    row |= {"seeds": len(done), "failed": len(cell) - len(done)}
+    if not done:
+        return row
+    means = {
+        "test_accuracy": [r["test_accuracy"][-1] for r in done],
+        "test_accuracy_at_best_validation": [r.get("test_accuracy_at_best_validation") for r in done],
+        "validation_accuracy": [r["validation_accuracy"][-1] for r in done],
+        "train_accuracy": [r.get("train_accuracy") for r in done],
+        "seconds_per_epoch": [statistics.median(epoch["seconds"] for epoch in r["history"]) for r in done],
+        "samples_per_second": [r["images_per_second"] for r in done],
+        "seconds_to_twin": [_seconds_to(r, twins.get((key[0], r["seed"]))) for r in done],
+    }
+    for name, values in means.items():
+        known = [value for value in values if value is not None]
+        row[name] = statistics.mean(known) if len(known) == len(values) else None
+        if f"{name}_sd" in row:
+            row[f"{name}_sd"] = statistics.stdev(known) if len(known) == len(values) > 1 else None
+    row["peak_activation_bytes"] = max(done[0]["peak_activation_bytes"])
+    row["parameters"] = sum(done[0]["parameters"])
+    row["rho"] = done[0].get("rho")
+    return row
+
+
+def _seconds_to(result: Result, twin: Result | None) -> float | None:
+    """Training seconds until the validation accuracy first reached the twin's last one."""
+    if twin is None or twin.get("validation_accuracy") is None:
+        return None
+    goal, seconds = twin["validation_accuracy"][-1], 0.0
+    for epoch in result["history"]:
+        seconds += epoch["seconds"]
+        if epoch.get("validation_accuracy") and epoch["validation_accuracy"][-1] >= goal:
+            return seconds
+    return None
+
+
+def markdown(table: Sequence[Row]) -> str:
+    """The rows as Markdown, one table per group; differences are to the group's twin, in points."""
+    parts = []
+    for group in dict.fromkeys(row["group"] for row in table):
+        own = [row for row in table if row["group"] == group]
+        twin = next((row for row in own if row["K"] is None and row["test_accuracy"] is not None), None)
+        lines = [
+            f"### {group}",
+            "",
+            "| method | K | test accuracy, % | to the twin | at best validation | train | s per epoch | to the twin's "
+            "accuracy | held for backward | parameters | FLOPs / twin | seeds |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+            *(_line(row, twin) for row in own),
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _line(row: Row, twin: Row | None) -> str:
+    best = _percent(row["test_accuracy_at_best_validation"], row["test_accuracy_at_best_validation_sd"])
+    failed = f", {row['failed']} failed" if row["failed"] else ""
+    difference = "-"
+    if twin is not None and row is not twin and row["test_accuracy"] is not None:
+        difference = f"{100 * (row['test_accuracy'] - twin['test_accuracy']):+.2f}"
+    cells = [
+        f"`{row['method']}`",
+        "-" if row["K"] is None else str(row["K"]),
+        _percent(row["test_accuracy"], row["test_accuracy_sd"]),
+        difference,
+        best,
+        _percent(row["train_accuracy"], None),
+        _number(row["seconds_per_epoch"], ".1f"),
+        _number(row["seconds_to_twin"], ".0f", " s", missing="not reached"),
+        _number(row["peak_activation_bytes"] and row["peak_activation_bytes"] / 2**20, ".1f", " MiB"),
+        _number(row["parameters"], ",d"),
+        _number(row["rho"], ".3f"),
+        f"{row['seeds']}{failed}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _percent(mean: float | None, sd: float | None) -> str:
+    if mean is None:
+        return "-"
+    return f"{100 * mean:.2f}" + ("" if sd is None else f" ± {100 * sd:.2f}")
+
+
+def _number(value: float | None, form: str, unit: str = "", *, missing: str = "-") -> str:
+    return missing if value is None else f"{value:{form}}{unit}"

@@ -1,0 +1,36 @@
+"""Where the data sets that are known by name come from, and what their columns are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ds_al.data.splits import Kind
+
+
+@dataclass(frozen=True)
+class Known:
+    """One set on the Hugging Face hub.
+
+    Attributes:
+        hub: its name there.
+        kind: what x is.
+        x, y: columns of image or text, and of the label.
+    """
+
+    hub: str
+    kind: Kind
+    x: str
+    y: str = "label"
+
+
+KNOWN: dict[str, Known] = {
+    "fashion-mnist": Known("zalando-datasets/fashion_mnist", "image", "image"),
+    "cifar10": Known("uoft-cs/cifar10", "image", "img"),
+    "cifar100": Known("uoft-cs/cifar100", "image", "img", "fine_label"),
+    "tiny-imagenet": Known("zh-plus/tiny-imagenet", "image", "image"),
+    "ag_news": Known("fancyzhx/ag_news", "text", "text"),
+    "dbpedia_14": Known("fancyzhx/dbpedia_14", "text", "content"),
+    "imdb": Known("stanfordnlp/imdb", "text", "text"),
+    "sst2": Known("stanfordnlp/sst2", "text", "sentence"),
+}
+"""Names of ``experiment.data.name`` beside the bundled sets and any name on the hub."""

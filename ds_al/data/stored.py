@@ -1,0 +1,101 @@
+"""Loads a data set that is stored as tables, of the hub or of a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ds_al.data import cache, decode
+from ds_al.data.images import Images, statistics
+from ds_al.data.load import refuse, refuse_other_kind
+from ds_al.data.source import Source, find
+from ds_al.data.splits import Splits, cut
+from ds_al.data.tokenise import Pretrained, Tokenizer, tokenise, vocabulary
+from ds_al.data.tokens import Tokens
+from ds_al.data.words import Words
+
+if TYPE_CHECKING:
+    from ds_al.experiment.config import DataConfig
+
+
+def load_stored(config: DataConfig, *, seed: int) -> Splits:
+    """See :func:`~ds_al.data.load.load_data`."""
+    source = find(
+        config.name,
+        path=config.path,
+        image_column=config.image_column,
+        text_column=config.text_column,
+        label_column=config.label_column,
+        cache=None if config.cache is None else Path(config.cache).expanduser(),
+    )
+    refuse_other_kind(config, source.kind)
+    kept: Tensor
+    held: Tensor | None
+    if "validation" in source.parts:
+        refuse(config, ("validation_fraction",), reason="has a validation part of its own")
+        kept, held = torch.arange(len(source.parts["train"])), None
+    else:
+        count = len(source.parts["train"])
+        kept, held = cut(count, fraction=config.validation_fraction, seed=seed, name=config.name)
+    return (_images if source.kind == "image" else _text)(source, config, kept, held)
+
+
+def _images(source: Source, config: DataConfig, kept: Tensor, held: Tensor | None) -> Splits:
+    folder = cache.folder(config.cache)
+    found = {
+        part: (decode.pixels(table, source.x, size=config.image_size, folder=folder), source.labels(part))
+        for part, table in source.parts.items()
+    }
+    channels = max(pixels.shape[1] for pixels, _ in found.values())  # a part may hold grey images alone
+    found = {part: (pixels.expand(-1, channels, -1, -1), labels) for part, (pixels, labels) in found.items()}
+    pixels, labels = found["train"]
+    if held is not None:
+        found["validation"] = pixels[held], labels[held]
+        found["train"] = pixels[kept], labels[kept]
+    scale = statistics(found["train"][0])
+    return Splits(
+        kind="image",
+        train=Images(*found["train"], statistics=scale),
+        validation=Images(*found["validation"], statistics=scale),
+        test=Images(*found["test"], statistics=scale),
+        classes=source.classes,
+        shape=tuple(pixels.shape[1:]),
+    )
+
+
+def _text(source: Source, config: DataConfig, kept: Tensor, held: Tensor | None) -> Splits:
+    folder, tables = cache.folder(config.cache), source.parts
+    tokenizer: Tokenizer
+    if config.tokenizer == "words":
+        tokenizer = vocabulary(tables["train"], source.x, kept, size=config.vocab_size, folder=folder)
+    else:
+        refuse(config, ("vocab_size",), reason=f"is read by the tokenizer {config.tokenizer!r}, which has a size")
+        tokenizer = Pretrained(config.tokenizer)
+    pad_to = config.max_length if config.padding == "max_length" else None
+    found = {
+        part: Tokens(
+            *tokenise(table, source.x, tokenizer, max_length=config.max_length, folder=folder),
+            source.labels(part),
+            padding_id=tokenizer.padding_id,
+            pad_to=pad_to,
+        )
+        for part, table in tables.items()
+    }
+    if held is not None:
+        found["validation"], found["train"] = found["train"].select(held), found["train"].select(kept)
+    return Splits(
+        kind="text",
+        train=found["train"],
+        validation=found["validation"],
+        test=found["test"],
+        classes=source.classes,
+        shape=(config.max_length,),
+        vocab_size=tokenizer.vocab_size,
+        padding_id=tokenizer.padding_id,
+        varying=pad_to is None,
+        lengths=found["train"].lengths if config.padding == "bucket" else None,
+        save_vocabulary=tokenizer.save if isinstance(tokenizer, Words) else None,
+    )

@@ -1,0 +1,134 @@
+"""Texts to token numbers, once: kept as an Arrow file, found again by table, tokenizer and options."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+
+from ds_al.data import hub
+from ds_al.data.cache import key_of
+from ds_al.data.words import Words
+
+
+class Tokenizer(Protocol):
+    """What makes numbers of texts."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+
+    @property
+    def padding_id(self) -> int:
+        """The token that fills shorter texts."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs where tokens would."""
+
+    def encode(self, texts: list[str], *, max_length: int) -> list[list[int]]:
+        """Token numbers of each text, ``max_length`` of them at most."""
+
+
+class Pretrained:
+    """A tokenizer of ``transformers``, with its special tokens. One without padding pads with its end of text.
+
+    Args:
+        name: its name on the hub, or a folder.
+
+    Raises:
+        ALDataError: there is none of this name in reach.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._tokenizer: Any = hub.tokenizer(name)
+        self._tokenizer.model_max_length = int(1e9)  # it would warn of every text that is cut off anyhow
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return len(self._tokenizer)
+
+    @property
+    def padding_id(self) -> int:
+        """Its padding token, or else its end of text; the mask tells them apart."""
+        for token in (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        return 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its vocabulary and of what it makes of a sentence, so that the same folder elsewhere is the same."""
+        vocabulary = sorted(self._tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+        probe = self._tokenizer("The quick, brown FOX naïvely jumps; 42 times!")["input_ids"]
+        return hashlib.blake2b(repr((vocabulary, probe)).encode(), digest_size=8).hexdigest()
+
+    def encode(self, texts: list[str], *, max_length: int) -> list[list[int]]:
+        """Token numbers of each text, special tokens included."""
+        return self._tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+
+
+def tokenise(
+    table: datasets.Dataset, column: str, tokenizer: Tokenizer, *, max_length: int, folder: Path
+) -> tuple[Tensor, Tensor]:
+    """Tokens of all texts of a table, one after the other.
+
+    Args:
+        table: with a column of texts; a missing text counts as an empty one.
+        column: that column.
+        tokenizer: makes the numbers.
+        max_length: tokens of a text at most.
+        folder: where the Arrow file is kept, and found again.
+
+    Returns:
+        ``(flat (sum of lengths,) int32, lengths (N,) int64)``.
+    """
+    key = key_of("tokens", table, column, tokenizer.fingerprint, max_length)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def encode(texts: list[str | None]) -> dict[str, list[list[int]]]:
+        return {"ids": tokenizer.encode([text or "" for text in texts], max_length=max_length)}
+
+    with hub.no_progress_bars():
+        tokens = table.map(
+            encode,
+            batched=True,
+            input_columns=[column],
+            remove_columns=table.column_names,
+            features=datasets.Features({"ids": datasets.List(datasets.Value("int32"))}),
+            cache_file_name=os.fspath(folder / f"{key}.arrow"),
+            new_fingerprint=key,
+        )
+    lists = tokens.data.column("ids").combine_chunks()
+    flat = np.array(lists.flatten().to_numpy(zero_copy_only=False), dtype=np.int32)
+    lengths = np.diff(lists.offsets.to_numpy()).astype(np.int64)
+    return torch.from_numpy(flat), torch.from_numpy(lengths)
+
+
+def vocabulary(table: datasets.Dataset, column: str, rows: Tensor, *, size: int, folder: Path) -> Words:
+    """The vocabulary of some rows of a table, built or found again.
+
+    Args:
+        table: with a column of texts.
+        column: that column.
+        rows: those to train on ``(N,)``.
+        size: tokens at most.
+        folder: where the vocabulary is kept.
+    """
+    drawn = hashlib.blake2b(rows.numpy().tobytes(), digest_size=16).hexdigest()
+    path = folder / f"{key_of('words', table, column, drawn, size)}.json"
+    if path.is_file():
+        return Words.load(path)
+    words = Words.build((text or "" for text in table.select(rows.numpy())[column]), size=size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    words.save(part)
+    os.replace(part, path)  # all or nothing: another rank may look for it at the same time
+    return words

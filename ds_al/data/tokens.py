@@ -1,0 +1,57 @@
+"""Tokenised texts in memory, and micro-batches padded to one length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class Tokens:
+    """Labelled texts as token numbers, one after the other in a single tensor.
+
+    Args:
+        flat: all tokens of all texts ``(sum of lengths,)``, an integer type.
+        lengths: tokens of each text ``(N,)``, ``int64``.
+        labels: ``(N,)``, ``int64``.
+        padding_id: fills shorter texts.
+        pad_to: T of every micro-batch, no text may be longer; by default its longest text's length.
+    """
+
+    def __init__(
+        self, flat: Tensor, lengths: Tensor, labels: Tensor, *, padding_id: int, pad_to: int | None = None
+    ) -> None:
+        self.flat, self.lengths, self.labels = flat, lengths, labels
+        self.padding_id, self.pad_to = padding_id, pad_to
+        self._starts = lengths.cumsum(0) - lengths
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """One sample: its tokens ``(length,)``, without padding, and its label."""
+        start = int(self._starts[index])
+        return self.flat[start : start + int(self.lengths[index])].long(), self.labels[index]
+
+    def make_batch(
+        self, indices: Tensor, augment: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """``((ids (B, T) int64, mask (B, T) bool), y (B,))``, padded at the end; the mask is true at a token.
+
+        T is at least 1, so that a micro-batch of empty texts has a shape, too. ``augment`` changes the ids.
+        """
+        lengths = self.lengths[indices]
+        width = self.pad_to or max(int(lengths.max()), 1)
+        steps = torch.arange(width)
+        mask = steps < lengths[:, None]
+        ids = torch.full(mask.shape, self.padding_id, dtype=torch.int64)
+        ids[mask] = self.flat[(self._starts[indices][:, None] + steps)[mask]].long()
+        return ((ids if augment is None else augment(ids)), mask), self.labels[indices]
+
+    def select(self, rows: Tensor) -> Tokens:
+        """These samples alone, in this order."""
+        lengths, starts = self.lengths[rows], self._starts[rows]
+        first = torch.repeat_interleave(starts - (lengths.cumsum(0) - lengths), lengths)
+        flat = self.flat[first + torch.arange(len(first))]
+        return Tokens(flat, lengths, self.labels[rows], padding_id=self.padding_id, pad_to=self.pad_to)

@@ -1,0 +1,70 @@
+"""Words as tokens, by a vocabulary that is built from the texts a model trains on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+PADDING, UNKNOWN = "<pad>", "<unk>"
+
+
+class Words:
+    """Lower-case words and punctuation marks; 0 is padding, 1 any word that the vocabulary lacks.
+
+    Args:
+        vocabulary: all tokens by number, beginning with the two special ones.
+    """
+
+    padding_id = 0
+
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        self.vocabulary = list(vocabulary)
+        self._numbers = {word: number for number, word in enumerate(self.vocabulary)}
+
+    @classmethod
+    def build(cls, texts: Iterable[str], *, size: int) -> Words:
+        """The most frequent words of these texts; of equally frequent ones, the first in the alphabet.
+
+        Args:
+            texts: of the training part.
+            size: number of tokens at most, the two special ones included.
+        """
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(split(text))
+        ordered = sorted(counts, key=lambda word: (-counts[word], word))
+        return cls([PADDING, UNKNOWN, *ordered[: size - 2]])
+
+    @classmethod
+    def load(cls, path: Path) -> Words:
+        """Reads what :meth:`save` wrote."""
+        return cls(json.loads(path.read_text(encoding="utf-8")))
+
+    def save(self, path: Path) -> None:
+        """Writes all tokens as a JSON list."""
+        path.write_text(json.dumps(self.vocabulary, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return len(self.vocabulary)
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs where tokens would."""
+        return hashlib.blake2b("\n".join(self.vocabulary).encode(), digest_size=8).hexdigest()
+
+    def encode(self, texts: list[str], *, max_length: int) -> list[list[int]]:
+        """Token numbers of each text, of its first ``max_length`` tokens."""
+        return [[self._numbers.get(word, 1) for word in split(text)[:max_length]] for text in texts]
+
+
+def split(text: str) -> list[str]:
+    """``"It's so-so."`` to ``["it", "'", "s", "so", "-", "so", "."]``."""
+    return _WORD.findall(text.lower())

@@ -1,0 +1,212 @@
+"""ResNet for small images, once as associated learning, once as its backprop twin.
+
+A stem, a 3x3 convolution without pooling, and stages of residual blocks; every stage but the first halves the map.
+Two blocks in each of four stages are ResNet-18 (He et al., CVPR 2016) in the form used for images of 32x32.
+
+The stem is one small convolution, so it stands in the first residual block's layer: ResNet-18 has eight blocks to
+group into AL layers. With 4 layers each is a stage, which is the default; with 2, each is two stages.
+Bridges copy one block per stage that is still to come, in whole or in part: :mod:`ds_al.models.bridges`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from deepspeed.pipe import LayerSpec
+from torch import nn
+
+from ds_al.errors import ALConfigError
+from ds_al.models.bridges import BridgeKind, BridgeOptions, Stage, bridged_layers
+from ds_al.models.grouping import even_groups
+from ds_al.models.vision import (
+    ChannelsLast,
+    Head,
+    Norm,
+    PublishedHead,
+    ResidualBlock,
+    check_norm,
+    convolution,
+    image_shape,
+    norm_layer,
+)
+from ds_al.spec import ALLayerSpec
+
+SMALL: tuple[int, ...] = (16, 32, 64, 128)
+"""Channels of four stages that cost about the same."""
+PUBLISHED: tuple[int, ...] = (64, 128, 256, 512)
+"""Channels of the four stages of ResNet-18."""
+
+
+class BlockPlan(NamedTuple):
+    """One residual block of a network.
+
+    Attributes:
+        stage: number of its stage, from 0.
+        in_channels: that enter it.
+        channels: that leave it.
+        stride: 2 where it halves the map.
+    """
+
+    stage: int
+    in_channels: int
+    channels: int
+    stride: int
+
+
+class ResidualBlocks(ChannelsLast):
+    """Residual blocks one after another: ``(B, C, H, W) -> (B, C', H', W')``.
+
+    Args:
+        plans: the blocks.
+        stem: channels of the images, if the stem comes first.
+        norm: see :data:`~ds_al.models.vision.Norm`.
+    """
+
+    def __init__(self, plans: Sequence[BlockPlan], *, stem: int | None = None, norm: Norm = "batch") -> None:
+        layers: list[nn.Module] = []
+        if stem is not None:
+            width = plans[0].in_channels
+            layers += [*convolution(stem, width), norm_layer(norm, width), nn.ReLU()]
+        layers += [ResidualBlock(plan.in_channels, plan.channels, stride=plan.stride, norm=norm) for plan in plans]
+        super().__init__(*layers)
+
+
+def resnet_al(
+    *,
+    in_shape: Sequence[int],
+    num_classes: int,
+    widths: Sequence[int] = SMALL,
+    blocks_per_stage: int = 2,
+    num_layers: int | None = None,
+    norm: Norm = "batch",
+    bridge: BridgeKind = "mimic",
+    bridge_width: float = 0.5,
+    bridge_pool_first: bool = True,
+    bridge_residual: bool = True,
+    bridge_depthwise: bool = False,
+    bridge_depth: int | None = None,
+    bridge_hidden: int = 1000,
+    code_width: int = 64,
+    code: str = "tanh",
+    objective: str | Mapping[str, Any] = "mse",
+) -> list[ALLayerSpec]:
+    """Specs of a ResNet that learns by association.
+
+    Args:
+        in_shape: ``(C, H, W)`` of an image.
+        num_classes: V.
+        widths: channels of each stage.
+        blocks_per_stage: residual blocks of each stage.
+        num_layers: number of AL layers, at most that of blocks; by default one per stage. Neighbouring blocks are
+            grouped evenly, the stem with the first of them.
+        norm: ``"batch"`` as published, or ``"group"``; of residual bridges, too.
+        bridge: ``"mimic"`` or ``"published"``.
+        bridge_width, bridge_pool_first, bridge_residual, bridge_depthwise, bridge_depth: of a mimic bridge, see
+            :mod:`ds_al.models.bridges`.
+        bridge_hidden: width of the hidden layer of a published bridge, 1000 in the paper.
+        code_width: K; 700 in the paper.
+        code: where codes live. The published bridge ends on a sigmoid, whatever this says, and reads labels
+            by mean squared error.
+        objective: what trains f and b, see :mod:`ds_al.objectives`.
+
+    Raises:
+        ALConfigError: sizes, norm, number of layers or an option of the bridge are out of range.
+    """
+    plans = _plans(widths, blocks_per_stage, norm)
+    shapes = _shapes(in_shape, plans)
+    groups = even_groups(len(plans), num_layers, default=len(widths))
+    options = BridgeOptions(
+        kind=bridge,
+        width=bridge_width,
+        pool_first=bridge_pool_first,
+        residual=bridge_residual,
+        depthwise=bridge_depthwise,
+        depth=bridge_depth,
+        hidden=bridge_hidden,
+    )
+    return bridged_layers(
+        _forward_specs(in_shape, plans, groups, norm),
+        [shapes[g.stop] for g in groups],
+        [_later(plans[g.stop :]) for g in groups],
+        options=options,
+        norm=norm,
+        num_classes=num_classes,
+        code_width=code_width,
+        code=code,
+        objective=objective,
+    )
+
+
+def resnet_twin(
+    *,
+    in_shape: Sequence[int],
+    num_classes: int,
+    widths: Sequence[int] = SMALL,
+    blocks_per_stage: int = 2,
+    num_layers: int | None = None,
+    norm: Norm = "batch",
+    head: Literal["average", "published"] = "average",
+    head_hidden: int = 2500,
+) -> list[LayerSpec]:
+    """Specs of the backprop twin: the very same f, then a head. Its output are scores ``(B, V)``.
+
+    Args:
+        in_shape, num_classes, widths, blocks_per_stage, num_layers, norm: as in :func:`resnet_al`.
+        head: ``"average"``, ResNet's own, which the last mimic bridge has too; or ``"published"``, that of the VGG.
+        head_hidden: width of the published head's hidden layer.
+
+    Raises:
+        ALConfigError: as :func:`resnet_al`, or the head is unknown.
+    """
+    plans = _plans(widths, blocks_per_stage, norm)
+    groups = even_groups(len(plans), num_layers, default=len(widths))
+    f = _forward_specs(in_shape, plans, groups, norm)
+    channels, height, width = _shapes(in_shape, plans)[-1]
+    if head == "average":
+        return [*f, LayerSpec(Head, channels, num_classes)]
+    if head == "published":
+        return [*f, LayerSpec(PublishedHead, channels * height * width, num_classes, hidden=head_hidden)]
+    raise ALConfigError(f"got head={head!r}: expected 'average' or 'published'")
+
+
+def _plans(widths: Sequence[int], blocks_per_stage: int, norm: str) -> list[BlockPlan]:
+    if not widths or min(widths) < 1:
+        raise ALConfigError(f"got widths={tuple(widths)}: expected the channels of at least one stage, each above 0")
+    if blocks_per_stage < 1:
+        raise ALConfigError(f"got blocks_per_stage={blocks_per_stage}: expected 1 or more")
+    check_norm(norm)
+    plans, channels = [], widths[0]
+    for stage, width in enumerate(widths):
+        for number in range(blocks_per_stage):
+            plans.append(BlockPlan(stage, channels, width, stride=2 if stage and not number else 1))
+            channels = width
+    return plans
+
+
+def _shapes(in_shape: Sequence[int], plans: Sequence[BlockPlan]) -> list[tuple[int, int, int]]:
+    """``(C, H, W)`` of the images, and after each block."""
+    shapes = [image_shape(in_shape)]
+    for plan in plans:
+        _, height, width = shapes[-1]
+        shapes.append((plan.channels, -(-height // plan.stride), -(-width // plan.stride)))
+    return shapes
+
+
+def _later(plans: Sequence[BlockPlan]) -> list[Stage]:
+    """What a bridge copies of the blocks to come: a stage each, though its first blocks may be behind already."""
+    stages: dict[int, Stage] = {}
+    for plan in plans:
+        halvings = stages[plan.stage].halvings if plan.stage in stages else 0
+        stages[plan.stage] = Stage(plan.channels, halvings + (plan.stride == 2))
+    return list(stages.values())
+
+
+def _forward_specs(
+    in_shape: Sequence[int], plans: Sequence[BlockPlan], groups: Sequence[range], norm: Norm
+) -> list[LayerSpec]:
+    images = image_shape(in_shape)[0]
+    return [
+        LayerSpec(ResidualBlocks, list(plans[g.start : g.stop]), stem=None if g.start else images, norm=norm)
+        for g in groups
+    ]

@@ -1,0 +1,150 @@
+"""What networks for small images are made of: convolutions, residual blocks, and heads.
+
+Shapes: ``B`` batch, ``C`` channels, ``H`` and ``W`` of a map, ``V`` classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ds_al.errors import ALConfigError
+
+Block = Sequence[int | str]
+"""Channel counts of convolutions, and ``"M"`` for max-pooling."""
+Norm = Literal["batch", "group"]
+"""``"batch"`` as published; ``"group"`` does not depend on the other samples of a micro-batch."""
+
+_CHANNEL_GROUPS = 8  # of a group norm, where they divide the channels
+
+
+def norm_layer(norm: Norm, channels: int) -> nn.Module:
+    """Builds the norm of a map of so many channels.
+
+    Raises:
+        ALConfigError: the name is neither ``"batch"`` nor ``"group"``.
+    """
+    check_norm(norm)
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(math.gcd(channels, _CHANNEL_GROUPS), channels)
+
+
+def check_norm(norm: str) -> None:
+    """Refuses unknown norms.
+
+    Raises:
+        ALConfigError: the name is neither ``"batch"`` nor ``"group"``.
+    """
+    if norm not in ("batch", "group"):
+        raise ALConfigError(f"got norm={norm!r}: expected 'batch' or 'group'")
+
+
+def convolution(in_channels: int, channels: int, *, stride: int = 1, depthwise: bool = False) -> list[nn.Module]:
+    """A 3x3 convolution without bias; ``depthwise``: one filter per channel, then a 1x1 convolution across them."""
+    if not depthwise:
+        return [nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)]
+    return [
+        nn.Conv2d(in_channels, in_channels, 3, stride=stride, padding=1, groups=in_channels, bias=False),
+        nn.Conv2d(in_channels, channels, 1, bias=False),
+    ]
+
+
+class ChannelsLast(nn.Sequential):
+    """A chain of modules on maps ``(B, C, H, W)`` that computes with channels last, several times quicker on CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns a contiguous map, as everything that travels is."""
+        return super().forward(x.to(memory_format=torch.channels_last)).contiguous()
+
+
+class ConvBlock(ChannelsLast):
+    """3x3 convolutions, each with batch norm and ReLU, and max-poolings: ``(B, C, H, W) -> (B, C', H', W')``.
+
+    Args:
+        in_channels: C.
+        block: what stands in the block.
+        early_pool: takes a pooling that follows a convolution ahead of its batch norm and ReLU, with which it
+            all but commutes: these then have a quarter of the work.
+        depthwise: see :func:`convolution`.
+    """
+
+    def __init__(self, in_channels: int, block: Block, *, early_pool: bool = True, depthwise: bool = False) -> None:
+        layers: list[nn.Module] = []
+        for item in block:
+            if item == "M":
+                # Odd maps keep their last row and column, so a map never vanishes.
+                pool = nn.MaxPool2d(2, ceil_mode=True)
+                layers.insert(len(layers) - 2 if early_pool and layers else len(layers), pool)
+            else:
+                channels = int(item)
+                layers += [
+                    *convolution(in_channels, channels, depthwise=depthwise),
+                    nn.BatchNorm2d(channels),
+                    nn.ReLU(),
+                ]
+                in_channels = channels
+        super().__init__(*layers)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut: ``(B, C, H, W) -> (B, C', H / stride, W / stride)``, rounded up.
+
+    Source: He et al., "Deep residual learning for image recognition", CVPR 2016, the block of ResNet-18.
+
+    Args:
+        in_channels: C.
+        channels: C'.
+        stride: of the first convolution; the shortcut then is a 1x1 convolution of this stride.
+        norm: see :data:`Norm`.
+        depthwise: see :func:`convolution`.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, *, stride: int = 1, norm: Norm = "batch", depthwise: bool = False
+    ) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            *convolution(in_channels, channels, stride=stride, depthwise=depthwise),
+            norm_layer(norm, channels),
+            nn.ReLU(),
+            *convolution(channels, channels, depthwise=depthwise),
+            norm_layer(norm, channels),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), norm_layer(norm, channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``relu(branch(x) + shortcut(x))``."""
+        return torch.relu(self.branch(x) + self.shortcut(x))
+
+
+class Head(nn.Sequential):
+    """Global average pooling and a linear layer: ``(B, C, H, W) -> (B, V)``."""
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_channels, width))
+
+
+class PublishedHead(nn.Sequential):
+    """The published VGG twin's head: flatten, linear, sigmoid, linear: ``(B, C, H, W) -> (B, V)``."""
+
+    def __init__(self, in_features: int, width: int, *, hidden: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(in_features, hidden), nn.Sigmoid(), nn.Linear(hidden, width))
+
+
+def image_shape(in_shape: Sequence[int]) -> tuple[int, int, int]:
+    """``(C, H, W)``.
+
+    Raises:
+        ALConfigError: ``in_shape`` has not three sizes.
+    """
+    if len(in_shape) != 3:
+        raise ALConfigError(f"got in_shape={tuple(in_shape)}: expected (C, H, W)")
+    channels, height, width = in_shape
+    return channels, height, width

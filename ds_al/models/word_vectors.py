@@ -1,0 +1,109 @@
+"""Pretrained word vectors from a local text file: the initial weights of an embedding.
+
+The file has GloVe's format, a word and its numbers per line, divided by spaces: ``word v_1 ... v_D``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ds_al.errors import ALConfigError
+
+
+@dataclass(frozen=True)
+class WordVectors:
+    """A file of vectors, and the vocabulary whose words are looked up in it.
+
+    Attributes:
+        path: of the file.
+        words: word of each token id.
+        width: D, numbers per word.
+    """
+
+    path: Path
+    words: tuple[str, ...]
+    width: int
+
+    @torch.no_grad()
+    def fill(self, weight: Tensor, *, padding_id: int) -> int:
+        """Sets the rows of the words that the file has, in ``weight (vocabulary, D)``; returns their number.
+
+        Words that the file lacks keep their random weights, scaled to the spread of those found: pretrained vectors
+        are several times smaller than fresh ones, which would drown them.
+
+        Raises:
+            ALConfigError: a line of the file is no word with D numbers.
+        """
+        rows = {word: row for row, word in enumerate(self.words) if row != padding_id}
+        found: dict[int, list[float]] = {}
+        for word, numbers in self._read():
+            row = rows.get(word)
+            if row is not None:
+                found[row] = [float(number) for number in numbers]
+        if found and not weight.is_meta:
+            vectors = torch.tensor(list(found.values()), dtype=weight.dtype)
+            if vectors.numel() > 1:
+                weight *= vectors.std().to(weight.device)
+            weight[torch.tensor(list(found))] = vectors.to(weight.device)
+        return len(found)
+
+    def _read(self) -> Iterator[tuple[str, list[str]]]:
+        with self.path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                word, *numbers = line.rstrip().rsplit(" ", self.width)  # a few words of GloVe hold spaces themselves
+                if len(numbers) != self.width:
+                    raise ALConfigError(
+                        f"word_vectors {self.path}, line {number}: got {len(numbers)} numbers, expected {self.width}"
+                    )
+                yield word, numbers
+
+
+def word_vectors(
+    path: str | Path | None,
+    vocabulary: Sequence[str] | str | Path | None,
+    *,
+    vocab_size: int,
+    width: int,
+) -> WordVectors | None:
+    """Checks that file, vocabulary and embedding fit, in every process, before any of them builds a layer.
+
+    Args:
+        path: file of vectors, or ``None`` for random weights.
+        vocabulary: word of each token id, or a file with one word per line.
+        vocab_size: number of tokens.
+        width: D of the embedding.
+
+    Raises:
+        ALConfigError: a file is missing, vectors have another width than the embedding, or the vocabulary has
+            another size.
+    """
+    if path is None:
+        return None
+    path = Path(path)
+    if vocabulary is None:
+        raise ALConfigError("got word_vectors without vocabulary: give the word of each token id, or a file of them")
+    if isinstance(vocabulary, (str, Path)):
+        words = tuple(_text(Path(vocabulary), "vocabulary").read_text(encoding="utf-8").splitlines())
+    else:
+        words = tuple(vocabulary)
+    if len(words) != vocab_size:
+        raise ALConfigError(f"got a vocabulary of {len(words)} words: expected {vocab_size}, vocab_size")
+    with _text(path, "word_vectors").open(encoding="utf-8") as file:
+        found = len(file.readline().split()) - 1
+    if found != width:
+        raise ALConfigError(
+            f"word_vectors {path}: got vectors of {found} numbers, expected {width}: "
+            f"set the embedding's width to {found}"
+        )
+    return WordVectors(path, words, width)
+
+
+def _text(path: Path, key: str) -> Path:
+    if not path.is_file():
+        raise ALConfigError(f"got {key}={str(path)!r}: no such file")
+    return path

@@ -1,0 +1,115 @@
+"""Compares methods: same network, same data, same budget; accuracy and time of the same runs.
+
+    python run/compare.py --suite ds_configs/suites/small.yaml --seeds 3 --json results/small.json
+
+Writes JSON, and beside it CSV, tables in Markdown and a picture per group. May be stopped and started again: what
+is done stays done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ds_al.bench import report
+from ds_al.compare.figures import draw_group
+from ds_al.compare.runner import is_done, read_result, run_cells
+from ds_al.compare.suite import Cell, cells, read_suite
+from ds_al.compare.table import markdown, rows
+from ds_al.errors import ALConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+SUITES = ROOT / "ds_configs" / "suites"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--suite", required=True, help="path of a suite, or the name of one of ds_configs/suites")
+    p.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on (default: 3)")
+    p.add_argument("--json", metavar="PATH", type=Path, required=True, help="where the results go; cells beside it")
+    p.add_argument("--groups", help="only groups whose name contains this text")
+    p.add_argument("--methods", help="only these methods, separated by commas")
+    p.add_argument(
+        "--data", metavar="DIR", type=Path, default=os.environ.get("DS_AL_DATA"),
+        help="folder that the suite's data paths start from (default: $DS_AL_DATA, else the working directory)",
+    )  # fmt: skip
+    p.add_argument("--jobs", type=int, help="cells at a time (default: as many as there are cores for)")
+    p.add_argument("--timeout", type=float, default=3600.0, help="seconds after which a cell has failed (3600)")
+    p.add_argument("--table-only", action="store_true", help="run nothing; write the tables of what is there")
+    return p
+
+
+def main() -> None:
+    """Runs the suite."""
+    args = parser().parse_args()
+    path = Path(args.suite)
+    if not path.suffix:
+        path = SUITES / f"{args.suite}.yaml"
+    console = Console()
+    try:
+        suite = read_suite(path)
+        todo = [cell for cell in cells(suite, folder=path.parent, seeds=args.seeds) if _chosen(cell, args)]
+    except ALConfigError as error:
+        sys.exit(f"error: {error}")
+    if not todo:
+        sys.exit("error: no cell is left: look at --groups and --methods")
+    folder = args.json.with_suffix(".cells")
+    if not args.table_only:
+        try:
+            _run(todo, folder, args, console)
+        except KeyboardInterrupt:
+            console.print("stopped; the same command goes on from here")
+    results = [result for cell in todo if (result := read_result(cell, folder)) is not None]
+    if not results:
+        sys.exit("error: there is no result yet")
+    table = rows(results)
+    report.write(args.json, header=report.header(suite=suite.name, seeds=args.seeds), rows=table)
+    args.json.with_suffix(".md").write_text(markdown(table))
+    for number, group in enumerate(dict.fromkeys(result["group"] for result in results), start=1):
+        own = [result for result in results if result["group"] == group]
+        for file in draw_group(own, args.json.with_name(f"{args.json.stem}-{number}.png")):
+            console.print(f"{group}: {file}", highlight=False, soft_wrap=True)
+    console.print(markdown(table), highlight=False, soft_wrap=True)
+    failed = [result for result in results if "failure" in result]
+    for result in failed:
+        print(f"failed: {result['group']}, {result['suite_method']}, K = {result['K']}: {result['failure']}")
+    sys.exit(1 if failed else 0)
+
+
+def _chosen(cell: Cell, args: argparse.Namespace) -> bool:
+    methods = None if args.methods is None else args.methods.split(",")
+    return (args.groups is None or args.groups in cell.group) and (methods is None or cell.method in methods)
+
+
+def _run(todo: list[Cell], folder: Path, args: argparse.Namespace, console: Console) -> None:
+    left = [cell for cell in todo if not is_done(cell, folder)]
+    jobs = args.jobs or max(1, (os.cpu_count() or 1) // max((cell.stages for cell in left), default=1))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("starting", total=len(todo), completed=len(todo) - len(left))
+
+        def done(cell: Cell, result: dict[str, Any]) -> None:
+            bar.update(task, advance=1, description=cell.title)
+            what = "failed" if "failure" in result else f"test accuracy {result['test_accuracy'][-1]:.4f}"
+            console.print(f"{cell.title}: {what}", highlight=False, soft_wrap=True)
+
+        run_cells(
+            left,
+            results=folder,
+            script=ROOT / "run" / "train.py",
+            data=None if args.data is None else Path(args.data).resolve(),
+            jobs=jobs,
+            timeout=args.timeout,
+            done=done,
+        )
+
+
+if __name__ == "__main__":
+    main()

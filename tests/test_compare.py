@@ -1,0 +1,139 @@
+"""Suites of comparisons: which cells there are, and what their table says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ds_al.compare.figures import draw_group
+from ds_al.compare.suite import Cell, cells, read_suite
+from ds_al.compare.table import markdown, rows
+from ds_al.errors import ALConfigError
+
+CONFIG = {
+    "train_micro_batch_size_per_gpu": 50,
+    "gradient_accumulation_steps": 2,
+    "optimizer": {"type": "AdamW", "params": {"lr": 0.002}},
+    "experiment": {
+        "name": "tiny", "model": {"name": "mlp"}, "data": {"name": "fashion-mnist-small"}, "epochs": 1
+    },
+}  # fmt: skip
+SUITE = """
+name: tiny
+config: base.json
+groups:
+  - name: Fashion, MLP
+    set: {experiment.epochs: 2}
+    layers: [2, 4]
+    stages: [1, 2]
+    methods:
+      bp: {}
+      bp_1f1b: {}
+      mse: {}
+      contrast: {experiment.model.al_options.objective.temperature: 0.05}
+      cold: {method: contrast, experiment.model.al_options.objective.temperature: 0.01}
+"""
+
+
+def suite(folder: Path, text: str = SUITE, *, seeds: int = 2) -> list[Cell]:
+    (folder / "base.json").write_text(json.dumps(CONFIG))
+    (folder / "suite.yaml").write_text(text)
+    return list(cells(read_suite(folder / "suite.yaml"), folder=folder, seeds=seeds))
+
+
+def test_back_propagation_runs_once_for_all_numbers_of_layers(tmp_path: Path) -> None:
+    found = suite(tmp_path)
+    per_seed = [(cell.method, cell.layers, cell.stages) for cell in found if cell.seed == 0]
+    objectives = [(method, k, p) for p in (1, 2) for method in ("mse", "contrast", "cold") for k in (2, 4)]
+    assert sorted(set(per_seed), key=str) == sorted(
+        {("bp", None, 1), ("bp_1f1b", None, 1), ("bp_1f1b", None, 2), *objectives}, key=str
+    )
+    assert [cell.seed for cell in found] == [0] * len(per_seed) + [1] * len(per_seed)
+
+
+def test_methods_set_schedule_objective_and_their_own_keys(tmp_path: Path) -> None:
+    by_method = {cell.method: cell.config for cell in suite(tmp_path) if cell.layers in (None, 4) and cell.seed == 1}
+    assert by_method["bp"]["associated_learning"]["method"] == "bp_1f1b"
+    assert by_method["mse"]["associated_learning"]["method"] == "streaming"
+    options = by_method["cold"]["experiment"]["model"]["al_options"]
+    assert options == {"num_layers": 4, "objective": {"name": "contrast", "temperature": 0.01}}
+    assert by_method["mse"]["experiment"]["epochs"] == 2 and by_method["mse"]["experiment"]["seed"] == 1
+
+
+def test_a_cells_key_changes_with_its_config_alone(tmp_path: Path) -> None:
+    keys = [cell.key for cell in suite(tmp_path)]
+    assert keys == [cell.key for cell in suite(tmp_path)]
+    changed = [cell.key for cell in suite(tmp_path, SUITE.replace("epochs: 2", "epochs: 3"))]
+    assert not set(keys) & set(changed)
+
+
+def test_the_same_work_is_done_once(tmp_path: Path) -> None:
+    """``bp`` takes one process whatever P is, so it would come up for every P."""
+    found = [(cell.method, cell.layers, cell.stages, cell.seed) for cell in suite(tmp_path)]
+    assert len(found) == len(set(found))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("mse: {}", "msse: {}", ["unknown method 'msse'", "greedy"]),
+        ("layers: [2, 4]", "layer: [2, 4]", ["layer", "layers"]),
+        ("experiment.epochs: 2", "experiment.epoch: 2", ["epoch", "epochs"]),
+        ("config: base.json", "config: gone.json", ["gone.json", "does not exist"]),
+        ("name: tiny", "name: [", ["not valid YAML"]),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, old: str, new: str, words: list[str]) -> None:
+    with pytest.raises(ALConfigError) as error:
+        suite(tmp_path, SUITE.replace(old, new))
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def result(method: str, seed: int, accuracy: float, *, layers: int | None = None, **more: Any) -> dict[str, Any]:
+    epochs = [{"epoch": e, "seconds": 2.0, "validation_accuracy": [0.4 * e]} for e in (1, 2)]
+    return {
+        "group": "Fashion, MLP", "suite_method": method, "K": layers, "P": 1, "seed": seed,
+        "method": "bp_1f1b" if method == "bp" else "streaming", "test_accuracy": [0.1, accuracy],
+        "validation_accuracy": [0.8], "history": epochs, "images_per_second": 100.0,
+        "peak_activation_bytes": [2**20, 2**21], "parameters": [10, 20], **more,
+    }  # fmt: skip
+
+
+def test_rows_have_mean_and_sample_deviation_over_seeds() -> None:
+    table = rows([result("bp", 0, 0.80), result("bp", 1, 0.82), result("mse", 0, 0.70, layers=2)])
+    twin, own = table
+    assert (twin["method"], twin["seeds"], own["K"], own["seeds"]) == ("bp", 2, 2, 1)
+    assert twin["test_accuracy"] == pytest.approx(0.81)
+    assert twin["test_accuracy_sd"] == pytest.approx(0.0141421, abs=1e-6) and own["test_accuracy_sd"] is None
+    assert (twin["peak_activation_bytes"], twin["parameters"], twin["seconds_per_epoch"]) == (2**21, 30, 2.0)
+    text = markdown(table)
+    assert "81.00 ± 1.41" in text and "| -11.00 |" in text
+
+
+def test_time_to_the_twin_is_that_until_its_last_validation_accuracy() -> None:
+    slow = result("mse", 0, 0.7, layers=2)
+    never = result("greedy", 0, 0.7, layers=2)
+    never["history"] = [{"epoch": 1, "seconds": 2.0, "validation_accuracy": [0.1]}]
+    table = rows([result("bp", 0, 0.8), slow, never])
+    assert [row["seconds_to_twin"] for row in table] == [4.0, 4.0, None]
+    assert "not reached" in markdown(table)
+
+
+def test_failures_stay_in_the_table() -> None:
+    failed = {"group": "Fashion, MLP", "suite_method": "mse", "K": 2, "P": 1, "seed": 0, "failure": "exit code 1"}
+    table = rows([result("bp", 0, 0.8), failed])
+    assert (table[1]["seeds"], table[1]["failed"], table[1]["test_accuracy"]) == (0, 1, None)
+    assert "0, 1 failed" in markdown(table)
+
+
+def test_a_group_is_drawn_with_its_spread_and_without_failures(tmp_path: Path) -> None:
+    failed = {"group": "Fashion, MLP", "suite_method": "mse", "K": 2, "P": 1, "seed": 0, "failure": "exit code 1"}
+    results = [result("bp", seed, 0.8 + seed / 100) for seed in (0, 1)]
+    results += [result("greedy", seed, 0.7, layers=k) for seed in (0, 1) for k in (2, 4)]
+    files = draw_group([*results, failed], tmp_path / "new" / "group.png")
+    assert [file.name for file in files] == ["group.png", "group.svg"]
+    assert "greedy, K = 4" in files[1].read_text() and "mse" not in files[1].read_text()
+    assert draw_group([failed], tmp_path / "none.png") == []
