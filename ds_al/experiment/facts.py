@@ -9,6 +9,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from ds_al import provenance
+from ds_al.data.load import OF_IMAGES, OF_TEXT
 from ds_al.models import build_al, build_twin
 from ds_al.models.cost import network_cost
 
@@ -31,7 +32,7 @@ def facts(job: Job) -> dict[str, Any]:
         "micro_batch_size": job.micro_batch,
         "partition": list(job.engine.module.parts),
         "model": experiment.model.model_dump(),
-        "data": experiment.data.model_dump(),
+        "data": experiment.data.model_dump(exclude=set(OF_TEXT if job.data.kind == "image" else OF_IMAGES)),
         "seed": experiment.seed,
         **_network(job),
         "parameters": job.parameters,

@@ -43,6 +43,12 @@ def comparability(runs: Sequence[RunRecord]) -> list[str]:
             lambda run: run.value("micro_batch_size"),
             "Steps, memory and bytes per micro-batch differ with it.",
         ),
+        _differs(
+            runs,
+            "Optimizer steps per batch",
+            _steps,
+            'Equal samples are not equal steps; "steps_per_batch" makes them so.',
+        ),
         _differs(runs, "Processor", lambda run: run.value("cpu"), "Times are not comparable."),
         _differs(runs, "Number of cores", lambda run: run.value("cores"), "Times are not comparable."),
         _differs(runs, "Device", lambda run: _kind(run.value("device")), "Times are not comparable."),
@@ -93,6 +99,14 @@ def _text(value: Any) -> str:
 def _kind(device: Any) -> str | None:
     """``cuda`` of ``cuda:1``: the number of a device says nothing about its kind."""
     return None if device is None else str(device).split(":")[0]
+
+
+def _steps(run: RunRecord) -> int | None:
+    """By associated learning one per micro-batch, unless the config says otherwise; by back-propagation one."""
+    if run.method.startswith("bp_"):
+        return 1
+    block = run.config.get("associated_learning") or {}
+    return block.get("steps_per_batch") or run.value("micro_batches")
 
 
 def _seeds(cells: Sequence[Cell]) -> str | None:

@@ -76,7 +76,7 @@ def make_run(
         "train_micro_batch_size_per_gpu": 50,
         "gradient_accumulation_steps": 2,
         "optimizer": {"type": "AdamW", "params": {"lr": 0.003}},
-        "associated_learning": {"method": method},
+        "associated_learning": {"method": method, "steps_per_batch": 1},
         "experiment": {"name": name, "epochs": epochs, "seed": seed, "output": str(parent)},
         **(config or {}),
     }

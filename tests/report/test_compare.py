@@ -46,6 +46,13 @@ def test_a_difference_has_its_sentence(tmp_path: Path, other: dict[str, Any], se
     assert any(found.startswith(sentence) for found in comparability(read([tmp_path])[0]))
 
 
+def test_a_stage_that_steps_after_every_micro_batch_learns_more_often_than_back_propagation(tmp_path: Path) -> None:
+    make_run(tmp_path, config={"associated_learning": {"method": "streaming"}})
+    make_run(tmp_path, method="bp_1f1b", time="20261124-100030")
+    (sentence,) = comparability(read([tmp_path])[0])
+    assert sentence.startswith("Optimizer steps per batch differs: 2 (1 run: streaming); 1 (1 run: bp_1f1b). Equal")
+
+
 def test_seed_counts_and_repeated_seeds(tmp_path: Path) -> None:
     make_run(tmp_path, seed=0)
     make_run(tmp_path, seed=1)
