@@ -27,6 +27,7 @@ else:
     import argparse
     from dataclasses import replace
     from pathlib import Path
+    from statistics import mean
 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -148,10 +149,14 @@ def _write(
         written += [args.json, args.json.with_suffix(".csv")]
     for m in cases.micro_batches:
         typicals = {method: typical(runs[method, m]) for method in cases.methods}
-        ideal = {row["method"]: row["bubble_formula"] for row in rows if row["micro_batches"] == m}
+        column, by = ("bubble_simulated", "simulated") if cases.model else ("bubble_formula", "formula")
+        expected = {
+            method: mean(row[column] for row in rows if (row["method"], row["micro_batches"]) == (method, m))
+            for method in cases.methods
+        }
         if args.figure or args.json:
             path = args.figure or args.json.with_name(f"{args.json.stem}-m{m}.png")
-            written += draw(typicals, path, micro_batches=m, ideal=ideal)
+            written += draw(typicals, path, micro_batches=m, expected=expected, expected_by=by)
         if with_memory and args.json:
             held = {method: with_memory[method, m][0] for method in cases.methods}
             written += draw_memory(held, args.json.with_name(f"{args.json.stem}-memory-m{m}.png"))

@@ -34,6 +34,11 @@ def test_draws_png_and_svg(tmp_path: Path) -> None:
     assert "<svg" in files[1].read_text()
 
 
+def test_the_expected_bubble_stands_beside_the_measured_one(tmp_path: Path) -> None:
+    _, svg = draw({"streaming": RUN}, tmp_path / "run.png", micro_batches=1, expected={"streaming": 0.25})
+    assert "streaming: 4.00 s, idle 38%, formula 25%" in svg.read_text()
+
+
 def test_a_run_without_computation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="bp_1f1b: got 1 events, none a forward or backward"):
         draw({"bp_1f1b": RUN[:1]}, tmp_path / "run.png", micro_batches=1)

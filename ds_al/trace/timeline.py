@@ -24,7 +24,8 @@ def draw(
     path: Path,
     *,
     micro_batches: int,
-    ideal: Mapping[str, float] | None = None,
+    expected: Mapping[str, float] | None = None,
+    expected_by: str = "formula",
 ) -> list[Path]:
     """Draws one panel per method on a common time scale; stages are rows, what is not coloured is idle.
 
@@ -32,7 +33,8 @@ def draw(
         events_by_method: events of all stages of one run, by the method's name.
         path: where the picture goes; its suffix is replaced.
         micro_batches: micro-batches per batch, which are numbered from 1 in each batch.
-        ideal: bubble that the formula gives, by method, to be told beside the measured one.
+        expected: bubble that is expected, by method, to be told beside the measured one.
+        expected_by: what expects it.
 
     Returns:
         The files: PNG and SVG.
@@ -51,7 +53,7 @@ def draw(
         for event in critical_path(events):
             times = [event.start - start, event.end - start]
             axes.plot(times, [event.stage + 0.46] * 2, color="#D55E00", linewidth=2, solid_capstyle="butt")
-        formula = f", formula {ideal[method]:.0%}" if ideal and method in ideal else ""
+        formula = f", {expected_by} {expected[method]:.0%}" if expected and method in expected else ""
         title = f"{method}: {end - start:.2f} s, idle {idle_share(events):.0%}{formula}"
         axes.set_title(title, loc="left", fontsize=13)
         stages = max(event.stage for event in events) + 1
