@@ -56,11 +56,23 @@ def test_a_deeper_queue_lets_a_stage_run_further_ahead() -> None:
 
 def test_steps_and_messages_take_their_time() -> None:
     costs = [StageCost(1, 1, 0.5)] * 2
-    events = simulate("streaming", costs, micro_batches=4, batches=1, message=0.25)
+    events = simulate("streaming", costs, micro_batches=4, batches=1, latency=0.25)
     start, end = span(events)
     assert end - start == pytest.approx(1 + 0.25 + 4 * 2.5)
     once = simulate("streaming", costs, micro_batches=4, batches=1, steps_per_batch=1)
     assert sum(event.instruction == "OptimizerStep" for event in once) == 2
+
+
+def test_a_slow_link_hides_behind_computation_as_long_as_it_keeps_up() -> None:
+    costs = [StageCost(1, 1)] * 2
+
+    def seconds(method: str, transfer: float) -> float:
+        start, end = span(simulate(method, costs, micro_batches=10, batches=1, transfer=transfer))
+        return end - start
+
+    assert seconds("streaming", 1.5) == pytest.approx(seconds("streaming", 0.0) + 1.5)  # once, while it fills
+    assert seconds("streaming", 4.0) == pytest.approx(1 + 10 * 4.0 + 2)  # the link sets the pace
+    assert seconds("bp_1f1b", 1.5) > seconds("bp_1f1b", 0.0) + 10 * 1.5  # a send blocks, and comes back as a gradient
 
 
 def test_back_propagation_waits_for_gradients_and_streaming_does_not() -> None:

@@ -39,7 +39,8 @@ def simulate(
     batches: int,
     steps_per_batch: int | None = None,
     queue_depth: int = 2,
-    message: float = 0.0,
+    latency: float = 0.0,
+    transfer: float = 0.0,
 ) -> list[Event]:
     """Events of all stages, if nothing but forwards, backwards, steps and messages took time.
 
@@ -49,14 +50,15 @@ def simulate(
         micro_batches: micro-batches per batch, M.
         batches: batches that follow one another.
         steps_per_batch: optimizer steps per batch of an AL schedule; by default M.
-        queue_depth: messages that an AL stage may have under way. Back-propagation is taken to send without
-            waiting.
-        message: seconds from the end of a send to the moment at which it can be received.
+        queue_depth: messages that an AL stage may have under way.
+        latency: seconds that a message takes to arrive, whatever its size.
+        transfer: seconds for which a message occupies the link, one of each direction between neighbours. An AL
+            stage computes meanwhile; back-propagation sends as DeepSpeed does, by calls that block for as long.
 
     Raises:
         RuntimeError: the schedules of the stages wait for each other.
     """
-    run = _Run(method, costs, micro_batches, batches, steps_per_batch, queue_depth, message)
+    run = _Run(method, costs, micro_batches, batches, steps_per_batch, queue_depth, latency, transfer)
     while any(run.left(stage) for stage in range(run.stages)):
         if not any([run.advance(stage) for stage in range(run.stages)]):
             raise RuntimeError(f"the stages of {method!r} wait for each other: {run.waiting()}")
@@ -74,9 +76,10 @@ class _Run:
         batches: int,
         steps_per_batch: int | None,
         queue_depth: int,
-        message: float,
+        latency: float,
+        transfer: float,
     ) -> None:
-        self.costs, self.message, self.stages = costs, message, len(costs)
+        self.costs, self.latency, self.transfer, self.stages = costs, latency, transfer, len(costs)
         self.queue_depth = queue_depth if method in AL_SCHEDULES else None
         self.events: list[Event] = []
         self._clock = [0.0] * self.stages
@@ -85,6 +88,7 @@ class _Run:
         # When each instruction that is done was come to, and when it was done, by stage, name and number.
         self._starts: dict[tuple[int, str, int], float] = {}
         self._ends: dict[tuple[int, str, int], float] = {}
+        self._transferred: dict[tuple[int, int], float] = {}  # when an AL stage's message had left, by its number
         self._names = [
             _names(method, micro_batches, self.stages, stage, batches, steps_per_batch) for stage in range(self.stages)
         ]
@@ -110,12 +114,16 @@ class _Run:
             self.events.append(Event(stage, name, number, start, end, wait=max(ready - start, 0.0)))
             self._starts[stage, name, number] = start
             self._ends[stage, name, number] = self._clock[stage] = end
+            if name == "SendActivation" and self.queue_depth is not None:
+                self._put_on_link(stage, number, end)
             self._counts[stage][name] += 1
             self._place[stage] += 1
         return self._place[stage] > before
 
     def _seconds(self, stage: int, name: str) -> float:
         cost = self.costs[stage]
+        if name in ("SendActivation", "SendGrad") and self.queue_depth is None:
+            return self.transfer
         return {"ForwardPass": cost.forward, "BackwardPass": cost.backward, "OptimizerStep": cost.step}.get(name, 0.0)
 
     def _ready(self, stage: int, name: str, number: int) -> float | None:
@@ -133,9 +141,15 @@ class _Run:
             return None if None in times else max(time for time in times if time is not None)
         return 0.0
 
+    def _put_on_link(self, stage: int, number: int, sent: float) -> None:
+        """A message of an AL stage goes out when those before it have."""
+        before = self._transferred.get((stage, number - 1), 0.0)
+        self._transferred[stage, number] = max(sent, before) + self.transfer
+
     def _arrival(self, stage: int, name: str, number: int) -> float | None:
-        sent = self._ends.get((stage, name, number))
-        return None if sent is None else sent + self.message
+        sent = self._transferred.get((stage, number)) if self.queue_depth is not None else None
+        sent = self._ends.get((stage, name, number)) if self.queue_depth is None else sent
+        return None if sent is None else sent + self.latency
 
     def _taken(self, stage: int, number: int) -> float | None:
         """When the next stage had a free buffer for a message, and the message was there."""
