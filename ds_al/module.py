@@ -9,12 +9,14 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed import comm as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError, ALLayerError
 from ds_al.layer import Activation, ALLayer, predict
 from ds_al.objectives import Objective
+from ds_al.partition import balance, describe, explicit, measure
 from ds_al.spec import ALLayerSpec
 
 
@@ -30,7 +32,10 @@ class ALPipelineModule(PipelineModule):
         topology: DeepSpeed's ``ProcessTopology``, instead of ``num_stages``.
         num_classes: ``V``, the width of the one-hot labels that enter the first ``g``.
         base_seed: seed of the weights, of every layer's random numbers, and of the order of the data.
-        partition_method: DeepSpeed's ``"uniform"``, ``"parameters"`` or ``"type:<regex>"``.
+        partition_method: DeepSpeed's ``"uniform"``, ``"parameters"`` or ``"type:<regex>"``; ``"measured"``, which times
+            every layer on every rank at start and takes the cut with the smallest slowest stage; or
+            ``"cuts:2,5"``, where the stages after the first one begin.
+        example: a micro-batch ``x``, of the size that will be trained on, for ``"measured"``; on every rank.
         dynamic_shape: lets the shapes of micro-batches change; costs a small message per micro-batch.
 
     Raises:
@@ -47,8 +52,12 @@ class ALPipelineModule(PipelineModule):
         base_seed: int = 1234,
         partition_method: str = "uniform",
         dynamic_shape: bool = False,
+        example: Activation | None = None,
     ) -> None:
         layers = list(layers)
+        self._example, self._classes = example, num_classes
+        self.partition_table: str | None = None
+        """What ``"measured"`` found, to be read."""
         _check_layers(layers)
         if not dist.is_initialized():
             deepspeed.init_distributed()
@@ -64,10 +73,50 @@ class ALPipelineModule(PipelineModule):
             partition_method=partition_method,
             dynamic_shape=dynamic_shape,
         )
+        self._example = None
         self.num_classes = num_classes
         self._check_objectives()
         for index, layer in self.local_layers:
             layer.name = layer.name or f"{index} ({type(layer.f).__name__})"
+
+    def _partition_layers(self, method: str = "uniform") -> None:
+        """Adds the methods ``measured`` and ``cuts:`` to DeepSpeed's."""
+        if method != "measured" and not method.startswith("cuts:"):
+            super()._partition_layers(method)
+            return
+        if method == "measured":
+            self.parts = self._measured_parts()
+        else:
+            self.parts = explicit(method, layers=len(self._layer_specs), stages=self.num_stages)
+        stage = self._topo.get_coord(self.global_rank).pipe
+        self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
+
+    def _measured_parts(self) -> list[int]:
+        """The best cut by what each rank measures; the same on all ranks, since all know what all measured."""
+        if self._example is None:
+            raise ALConfigError('partition_method "measured" needs a micro-batch: give ALPipelineModule(example=x)')
+        device = torch.device(get_accelerator().current_device_name())
+        with torch.random.fork_rng():
+            own = list(
+                measure(
+                    self._build_for_timing,
+                    layers=len(self._layer_specs),
+                    example=self._example,
+                    num_classes=self._classes,
+                    device=device,
+                )
+            )
+        times: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(times, own)
+        parts = balance([[layer.total for layer in rank] for rank in times])
+        if self.global_rank == 0:
+            names = [_name(spec) for spec in self._layer_specs]
+            print(f'partition_method "measured":\n{describe(times, parts, names)}', flush=True)
+        return parts
+
+    def _build_for_timing(self, index: int) -> ALLayer:
+        spec = self._layer_specs[index]
+        return copy.deepcopy(spec) if isinstance(spec, ALLayer) else spec.build()
 
     def _set_bounds(self, start: int | None = None, stop: int | None = None) -> None:
         """DeepSpeed's balanced partition counts in numpy's integers, which no seed can be made of."""
@@ -157,6 +206,11 @@ def _check_stages(num_stages: int, *, layers: int, processes: int) -> None:
             f"{num_stages} processes for {layers} AL layers: each stage needs a layer of its own. "
             f"Start {' or '.join(map(str, range(1, layers + 1)))} (deepspeed --num_accelerators N)"
         )
+
+
+def _name(spec: Any) -> str:
+    f = spec.parts["f"] if isinstance(spec, ALLayerSpec) else getattr(spec, "f", spec)
+    return f.typename.__name__ if isinstance(f, LayerSpec) else type(f).__name__
 
 
 def _decoder_of(spec: Any) -> nn.Module:

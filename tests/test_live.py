@@ -42,9 +42,9 @@ def test_a_stage_is_the_slowest_if_it_is_clearly_busier_than_all_others(
 @pytest.mark.parametrize(
     ("data", "layers", "method", "expected"),
     [
-        (0.0, 3, "uniform", "try partition_method: parameters"),
-        (0.0, 3, "parameters", "try partition_method: type:<regex>, with the class of the layers that take the time"),
-        (0.0, 3, "type:Block", "try partition_method: parameters, or another type:<regex>"),
+        (0.0, 3, "uniform", "try partition_method: measured"),
+        (0.0, 3, "parameters", "try partition_method: measured"),
+        (0.0, 3, "measured", "no other cut of these layers is better"),
         (0.0, 1, "uniform", "no partition_method divides the one layer it has"),
         (0.7, 3, "uniform", "70% of its own is spent on the data iterator"),
     ],
@@ -121,7 +121,7 @@ def test_the_table_has_a_row_per_stage_and_marks_the_slowest() -> None:
     assert ["0", "1,240", "2,100", "31%", "100%", "1.0000", "2.0000"] in rows(text)
     assert ["1", "1,236", "2,101", "28%", "75%", "3.0000", "4.0000"] in rows(text)
     assert [">", "2", "1,232", "2,102", "97%", "-", "5.5000", "6.5000"] in rows(text)
-    assert "stage 2 is the slowest: 62% of the time goes there; try partition_method: parameters" in text
+    assert "stage 2 is the slowest: 62% of the time goes there; try partition_method: measured" in text
 
 
 def test_the_twin_shows_its_own_row() -> None:

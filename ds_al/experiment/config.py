@@ -107,7 +107,12 @@ class ExperimentConfig(StrictModel):
     data: DataConfig = Field(description="Which data.")
     epochs: int = Field(ge=1, description="Passes over the training samples.")
     seed: int = Field(default=0, ge=0, description="Of weights, dropout, data order and validation split.")
-    partition_method: str = Field(default="uniform", description="`uniform`, `parameters` or `type:<regex>`.")
+    partition_method: str = Field(
+        default="uniform",
+        description="How layers are dealt out to stages: `uniform`, `parameters`, `type:<regex>`; for AL methods also "
+        "`measured`, by the time that each layer takes on each rank at start, and `cuts:2,5`, where the stages after "
+        "the first one begin.",
+    )
     evaluate_every: int = Field(default=1, ge=1, description="Epochs between looks at the validation samples.")
     evaluate_fully: bool = Field(
         default=False,

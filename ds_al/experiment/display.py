@@ -58,6 +58,8 @@ class Display:
             highlight=False,
             soft_wrap=True,
         )
+        if getattr(job.engine.module, "partition_table", None):
+            self.console.print(job.engine.module.partition_table, highlight=False, markup=False, soft_wrap=True)
         self._looked = self._started = time.perf_counter()
         if self.console.is_terminal:
             self._live.start()

@@ -14,6 +14,7 @@ from ds_al.data.loader import SizedDataset
 from ds_al.data.splits import Kind
 from ds_al.errors import ALConfigError, ALDataError
 from ds_al.experiment.config import DataConfig
+from ds_al.layer import Activation
 from ds_al.models import AL_MODELS, TWINS
 
 PARTS = ("train", "validation", "test")
@@ -62,6 +63,13 @@ class DataFacts:
     def dtype(self) -> torch.dtype:
         """Of x, of its ids where it is text."""
         return torch.float32 if self.kind == "image" else torch.int64
+
+    def example(self, samples: int) -> Activation:
+        """A micro-batch x to time layers with; texts are of full length."""
+        if self.kind == "image":
+            return torch.zeros(samples, *self.shape)
+        ids = torch.ones(samples, self.shape[0], dtype=torch.int64)
+        return ids, torch.ones_like(ids, dtype=torch.bool)
 
     def options(self, model: str) -> dict[str, Any]:
         """Keyword arguments of a model that follow from the data, those that either of its forms takes.

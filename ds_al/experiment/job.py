@@ -157,7 +157,12 @@ class Job:
         return training_loader(self.splits, data, batch_size=self.micro_batch, seed=seed)
 
     def _engine(self) -> Any:
-        model, seed = self.experiment.model, self.experiment.seed
+        model, seed, method = self.experiment.model, self.experiment.seed, self.experiment.partition_method
+        if self.al.method in configs.BACKPROP_METHODS and method.startswith(("measured", "cuts:")):
+            raise ALConfigError(
+                f'"{BLOCK}.partition_method": got {method!r}, which is for AL methods: a {self.al.method} run is '
+                "DeepSpeed's own, use uniform, parameters or type:<regex>"
+            )
         ds_config = {key: value for key, value in self.config.items() if key != BLOCK}
         _fill_auto(ds_config, steps=self._scheduler_steps())
         if self.al.method in configs.AL_METHODS:
@@ -165,8 +170,9 @@ class Job:
                 build_al(model.name, **self.model_options, **model.al_options),
                 num_classes=len(self.data.classes),
                 base_seed=seed,
-                partition_method=self.experiment.partition_method,
+                partition_method=method,
                 dynamic_shape=self.data.varying,
+                example=self.data.example(self.micro_batch) if method == "measured" else None,
             )
             return ds_al.initialize(model=module, config=ds_config, training_data=self.loader)[0]
         module = PipelineModule(

@@ -55,11 +55,9 @@ def advice(found: Slowest, *, data: float, layers: int, partition_method: str) -
         return text + f"{data:.0%} of its own is spent on the data iterator: load ahead, in workers"
     if layers == 1:
         return text + "no partition_method divides the one layer it has: divide the layer, or use fewer stages"
-    others = {
-        "uniform": "parameters",
-        "parameters": "type:<regex>, with the class of the layers that take the time",
-    }
-    return text + f"try partition_method: {others.get(partition_method, 'parameters, or another type:<regex>')}"
+    if partition_method == "measured":
+        return text + "no other cut of these layers is better: divide its layers, or use fewer stages"
+    return text + "try partition_method: measured"
 
 
 class Averages:

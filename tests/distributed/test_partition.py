@@ -1,0 +1,72 @@
+"""``partition_method: measured`` and ``cuts:``: the stages they make, and that the weights do not depend on them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import deepspeed
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ds_al
+from ds_al.launch import RankFailure, run_ranks
+from tests.distributed.engines import MICRO_BATCHES, SEED, State, different, engine_config, engine_state, merge
+from tests.networks import NETWORKS, mlp_layers
+
+pytestmark = pytest.mark.distributed
+
+
+class Slow(nn.Module):
+    """A block that takes longer."""
+
+    def __init__(self, block: nn.Module, seconds: float) -> None:
+        super().__init__()
+        self.block, self.seconds = block, seconds
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(self.seconds)
+        return self.block(x)
+
+
+def slow_first(seconds: float) -> list[ds_al.ALLayerSpec]:
+    """The test network; its first layer takes as long as all others together, and more."""
+    specs = mlp_layers()
+    block = specs[0].parts["f"]
+    specs[0].parts["f"] = lambda: Slow(block.build(), seconds)
+    return specs
+
+
+def trained(method: str, with_example: bool = True) -> tuple[list[int], State]:
+    """Worker: the partition, and the state after three batches."""
+    deepspeed.init_distributed()
+    net, options = NETWORKS["mlp"], {}
+    if with_example:
+        options["example"] = torch.zeros(8, 12)
+    module = ds_al.ALPipelineModule(
+        slow_first(0.03), num_classes=net.classes, base_seed=SEED, partition_method=method, **options
+    )
+    engine, *_ = ds_al.initialize(model=module, config=engine_config())
+    batches = iter(net.batches(3 * MICRO_BATCHES))
+    for _ in range(3):
+        engine.train_batch(batches)
+    engine.flush()
+    return list(module.parts), engine_state(engine)
+
+
+def test_the_slow_layer_gets_a_stage_of_its_own_and_the_weights_stay_the_same() -> None:
+    results: dict[str, list[Any]] = {
+        method: run_ranks(f"{__name__}:trained", 2, method=method) for method in ("uniform", "measured", "cuts:3")
+    }
+    parts = {method: [rank[0] for rank in ranks] for method, ranks in results.items()}
+    assert parts == {"uniform": [[0, 2, 4]] * 2, "measured": [[0, 1, 4]] * 2, "cuts:3": [[0, 3, 4]] * 2}
+    states = {method: merge([rank[1] for rank in ranks]) for method, ranks in results.items()}
+    assert different(states["uniform"], states["measured"]) == []
+    assert different(states["uniform"], states["cuts:3"]) == []
+
+
+def test_measuring_needs_an_example() -> None:
+    with pytest.raises(RankFailure) as failure:
+        run_ranks(f"{__name__}:trained", 1, method="measured", with_example=False)
+    assert 'partition_method "measured" needs a micro-batch' in failure.value.outputs[0]
