@@ -109,9 +109,9 @@ class ALPipelineModule(PipelineModule):
         times: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(times, own)
         parts = balance([[layer.total for layer in rank] for rank in times])
+        self.partition_table = describe(times, parts, [_name(spec) for spec in self._layer_specs])
         if self.global_rank == 0:
-            names = [_name(spec) for spec in self._layer_specs]
-            print(f'partition_method "measured":\n{describe(times, parts, names)}', flush=True)
+            print(self.partition_table, flush=True)
         return parts
 
     def _build_for_timing(self, index: int) -> ALLayer:

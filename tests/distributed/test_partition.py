@@ -52,6 +52,8 @@ def trained(method: str, with_example: bool = True) -> tuple[list[int], State]:
     for _ in range(3):
         engine.train_batch(batches)
     engine.flush()
+    assert (module.partition_table is not None) == (method == "measured")
+    assert method != "measured" or "the slowest stage takes" in str(module.partition_table)
     return list(module.parts), engine_state(engine)
 
 
