@@ -86,8 +86,11 @@ def _run(cell: Cell, *, results: Path, script: Path, data: Path | None, port: in
         command += ["--data-path", str(data / path)]  # an absolute path stays as it is
     failure = _call(command, timeout=timeout)
     if failure is None:
-        content = json.loads(summary.read_text())
-        result = {**_about(cell), **content, "history": _history(Path(content["folder"]))}
+        folder = Path(json.loads(summary.read_text())["folder"])
+        content = json.loads((folder / "summary.json").read_text())
+        content["data"].pop("path", None)  # where this machine keeps things is no part of a result
+        result = {key: value for key, value in content.items() if key not in ("folder", "command")}
+        result |= {**_about(cell), "history": _history(folder)}
         summary.unlink()
         config.unlink()
     else:

@@ -28,7 +28,9 @@ if config["fail"]:
 folder = pathlib.Path(args["--output"]) / str(config["sleep"])
 folder.mkdir(parents=True)
 (folder / "metrics.jsonl").write_text('{"kind": "batch"}\\n{"kind": "epoch", "seconds": 1.0}\\n')
-pathlib.Path(args["--json"]).write_text(json.dumps({"folder": str(folder), "data": args.get("--data-path")}))
+facts = {"folder": str(folder), "command": "x", "rho": 0.9, "data": {"path": "x", "from": args.get("--data-path")}}
+(folder / "summary.json").write_text(json.dumps(facts))
+pathlib.Path(args["--json"]).write_text(json.dumps({"folder": str(folder)}))
 """
 
 
@@ -51,7 +53,9 @@ def run(cells: list[Cell], folder: Path, *, timeout: float = 60.0, jobs: int = 2
 def test_what_is_done_stays_done_and_a_failure_is_told_and_tried_again(tmp_path: Path) -> None:
     good, bad, hanging = cell(0, path="cifar"), cell(1, fail=True), cell(2, sleep=50.0)
     results = {each.seed: result for each, result in run([good, bad, hanging], tmp_path, timeout=20.0, jobs=3)}
-    assert results[0]["data"] == "/data/cifar" and results[0]["history"] == [{"kind": "epoch", "seconds": 1.0}]
+    assert results[0]["data"] == {"from": "/data/cifar"} and results[0]["rho"] == 0.9
+    assert results[0]["history"] == [{"kind": "epoch", "seconds": 1.0}]
+    assert not {"folder", "command"} & results[0].keys()
     assert (results[0]["suite_method"], results[0]["K"], results[0]["P"]) == ("mse", 2, 1)
     assert "broken on purpose" in results[1]["failure"]
     assert results[2]["failure"] == "not done after 20 s"
@@ -87,6 +91,7 @@ def test_a_small_suite_makes_a_table_and_goes_on_where_it_stopped(tmp_path: Path
     ]
     for row in rows:
         assert row["test_accuracy"] > 0.5 and row["train_accuracy"] > 0.5 and row["seconds_per_epoch"] > 0
+        assert row["rho"] > 0.5 and row["parameters"] > 0
         assert row["test_accuracy_at_best_validation"] == row["test_accuracy"]  # of a single epoch
     assert "### Fashion, MLP" in (tmp_path / "out.md").read_text()
     assert (tmp_path / "out.csv").exists()
