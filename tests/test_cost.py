@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ds_al import ALLayerSpec
 from ds_al.errors import ALLayerError
 from ds_al.models import build_al, build_twin
-from ds_al.models.cost import Cost, network_cost
+from ds_al.models.cost import Cost, model_cost, network_cost
 
 BATCH, INPUT, WIDTH, CODE, CLASSES = 6, 7, 5, 4, 3
 
@@ -92,3 +92,12 @@ def test_the_default_vgg_saves_the_gradients_between_layers():
     cost = cost_of("vgg", torch.empty(100, 1, 28, 28), in_shape=(1, 28, 28), num_classes=10)
     assert cost.rho == pytest.approx(0.898, abs=1e-3)
     assert cost.al.parameters > cost.twin.parameters
+
+
+@pytest.mark.parametrize("objective", ["mse", "contrast", "decoded", "greedy"])
+def test_every_objective_can_be_counted(objective: str) -> None:
+    """``greedy`` once could not: its h reads the bridge's output, not a code of the target side."""
+    cost = model_cost("mlp", shape=(4, 12), in_shape=(12,), num_classes=4, widths=(16, 16), objective=objective)
+    flops = cost.flops()
+    assert (flops["g"] == 0) == (objective == "greedy") and flops["h"] > 0
+    assert 0.3 < cost.rho < 3

@@ -27,6 +27,7 @@ def draw_group(results: Sequence[Result], path: Path) -> list[Path]:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     done = [result for result in results if "failure" not in result]
     if not done:
@@ -55,6 +56,8 @@ def draw_group(results: Sequence[Result], path: Path) -> list[Path]:
     _finish(seconds, "seconds of training", "validation accuracy, %", "over time")
     _finish(depth, "K, number of AL layers", "test accuracy, %", "by number of layers; horizontal: back-propagation")
     _finish(exits, "exit after layer", "test accuracy, %", "at each exit")
+    for axes in (epochs, exits):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     depth.set_xticks(sorted({k for _, k, _ in curves if k is not None}))
     handles, labels = epochs.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=11)

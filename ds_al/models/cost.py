@@ -211,11 +211,15 @@ def _layer(layer: ALLayer, s: Activation, t: Tensor) -> tuple[LayerCost, Activat
     b, code = _forward(lambda: layer.bridge(s_cut))
     b += _backward(code)
     f += _backward(s_out, s_cut)
-    g, t_out = _forward(lambda: layer.g(t))
-    t_cut = _leaves(t_out)
+    if layer.objective.trains_decoder:  # there is no target side: h reads the bridge
+        g, t_out, t_cut = 0, t, _leaves(code)
+    else:
+        g, t_out = _forward(lambda: layer.g(t))
+        t_cut = _leaves(t_out)
     h, back = _forward(lambda: layer.h(t_cut))
     h += _backward(back)
-    g += _backward(t_out, t_cut)
+    if not layer.objective.trains_decoder:
+        g += _backward(t_out, t_cut)
     reads = [layer.b, layer.reduce] if isinstance(layer.reduce, nn.Module) else [layer.b]
     cost = LayerCost(
         f=Cost(f // batch, _parameters([layer.f])),
