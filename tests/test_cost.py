@@ -100,4 +100,4 @@ def test_every_objective_can_be_counted(objective: str) -> None:
     cost = model_cost("mlp", shape=(4, 12), in_shape=(12,), num_classes=4, widths=(16, 16), objective=objective)
     flops = cost.flops()
     assert (flops["g"] == 0) == (objective == "greedy") and flops["h"] > 0
-    assert 0.3 < cost.rho < 3
+    assert cost.rho > 1  # a network this small is little beside its bridges

@@ -73,7 +73,7 @@ def _row(key: tuple[Any, ...], cell: Sequence[Result], twins: Mapping[tuple[str,
             row[f"{name}_sd"] = statistics.stdev(known) if len(known) == len(values) > 1 else None
     row["peak_activation_bytes"] = max(done[0]["peak_activation_bytes"])
     row["parameters"] = sum(done[0]["parameters"])
-    row["rho"] = done[0].get("rho")
+    row["rho"] = None if row["K"] is None else done[0].get("rho")  # the twin records what its AL form would cost
     return row
 
 
