@@ -312,6 +312,9 @@ def compilation(accelerator: Any) -> list[Row]:
     if not shutil.which("ninja"):
         remark = "DeepSpeed does not start on CPU without ninja, even if the op is compiled: see ninja"
         return [Row("tools", item, "cannot be loaded", "no", remark, essential=True)]
+    if (lock := _op_folder() / "lock").exists():
+        remark = f"being compiled, or {lock} was left by a killed compilation: then remove it, DeepSpeed waits for it"
+        return [Row("tools", item, "locked", "limited", remark)]
     if built:
         return [Row("tools", item, "compiled", remark="as long as TORCH_EXTENSIONS_DIR stays the same")]
     if not compiler():
@@ -322,6 +325,10 @@ def compilation(accelerator: Any) -> list[Row]:
 
 
 def _shared_memory_op_is_built() -> bool:
+    return (_op_folder() / "deepspeed_shm_comm.so").is_file()
+
+
+def _op_folder() -> Path:
     import torch
     from torch.utils.cpp_extension import get_default_build_root
 
@@ -330,7 +337,7 @@ def _shared_memory_op_is_built() -> bool:
     else:
         kind = f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else "cpu"
         folder = Path(get_default_build_root()) / f"py{sys.version_info.major}{sys.version_info.minor}_{kind}"
-    return (folder / "deepspeed_shm_comm" / "deepspeed_shm_comm.so").is_file()
+    return folder / "deepspeed_shm_comm"
 
 
 # --------------------------------------------------------------------------------- what works and what not

@@ -10,7 +10,6 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed import comm as dist
 from deepspeed.pipe import PipelineModule
 from deepspeed.runtime import zero
 from deepspeed.runtime.config import DeepSpeedConfig
@@ -22,6 +21,7 @@ from ds_al.engine import ALPipelineEngine
 from ds_al.errors import ALConfigError
 from ds_al.module import ALPipelineModule
 from ds_al.trace import StallWatch
+from ds_al.world import join_world
 
 _HOOKS = ("_train_schedule", "_inference_schedule")
 
@@ -67,8 +67,7 @@ def initialize(
     if mpu is not None:
         raise ALConfigError("mpu must be None: a pipeline brings its own")
     zero.partition_parameters.shutdown_init_context()
-    if not dist.is_initialized():
-        deepspeed.init_distributed(distributed_port=distributed_port, dist_init_required=dist_init_required)
+    join_world(distributed_port=distributed_port, dist_init_required=dist_init_required)
     config = _load(args, config)
     al = configs.al_config(config)
     is_al = isinstance(model, ALPipelineModule)

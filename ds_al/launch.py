@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ds_al.world import remove_buffers
+
 _GRACE = 30.0  # seconds from the first failure until the other ranks, which may wait for it, are ended
 _POLL = 0.02
 _SHOWN = 3000  # characters of each rank's output that an error shows
@@ -118,6 +120,7 @@ def run_ranks(
                     process.wait()
             for log in logs:
                 log.close()
+            remove_buffers(port)  # of ranks that were ended before they had joined
         if codes != [0] * world:
             outputs = [(path / f"log{rank}").read_text(errors="replace") for rank in range(world)]
             order = failed + [rank for rank in range(world) if rank not in failed]

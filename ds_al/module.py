@@ -6,7 +6,6 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import deepspeed
 import torch
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
@@ -18,6 +17,7 @@ from ds_al.layer import Activation, ALLayer, predict
 from ds_al.objectives import Objective
 from ds_al.partition import balance, describe, explicit, measure
 from ds_al.spec import ALLayerSpec
+from ds_al.world import join_world
 
 
 class ALPipelineModule(PipelineModule):
@@ -59,8 +59,7 @@ class ALPipelineModule(PipelineModule):
         self.partition_table: str | None = None
         """What ``"measured"`` found, to be read."""
         _check_layers(layers)
-        if not dist.is_initialized():
-            deepspeed.init_distributed()
+        join_world()
         if topology is None:
             num_stages = dist.get_world_size() if num_stages is None else num_stages
             _check_stages(num_stages, layers=len(layers), processes=dist.get_world_size())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -15,3 +18,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("cuda"):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Compiles the op that DeepSpeed loads at every start, once and before any test's time runs.
+
+    A rank that was ended while it compiled would leave a lock, and all later ranks would wait for it.
+    """
+    if any(item.get_closest_marker("distributed") for item in session.items) and not session.config.option.collectonly:
+        code = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load()"
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=900, stdout=subprocess.DEVNULL)

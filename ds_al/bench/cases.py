@@ -18,6 +18,7 @@ from ds_al.bench import workloads
 from ds_al.launch import run_ranks, tell
 from ds_al.schedule import ideal_seconds
 from ds_al.trace import ActivationMeter
+from ds_al.world import join_world
 
 Row = dict[str, Any]
 START_UP = 120.0  # seconds that a machine may need to start a set of ranks
@@ -207,8 +208,5 @@ def train(engine: Any, data: Iterator[Any], *, micro_batches: int, batches: int)
 
 def world_size() -> int:
     """Number of ranks; joins them first, if that has not been done."""
-    if not dist.is_initialized():
-        import deepspeed
-
-        deepspeed.init_distributed()
+    join_world()
     return dist.get_world_size()

@@ -12,7 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 from deepspeed import comm as dist
 from deepspeed.pipe import PipelineModule
 from deepspeed.runtime.utils import set_random_seed
@@ -28,6 +27,7 @@ from ds_al.experiment.inputs import DataFacts, training_loader
 from ds_al.experiment.record import Record
 from ds_al.models import build_al, build_twin
 from ds_al.trace import ActivationMeter
+from ds_al.world import join_world
 
 
 class Job:
@@ -43,7 +43,7 @@ class Job:
     def __init__(self, config: dict[str, Any], *, resume: str | None = None) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         with quiet():
-            deepspeed.init_distributed(timeout=timedelta(minutes=10))
+            join_world(timeout=timedelta(minutes=10))
         self.config = config
         self.resume = resume
         self.experiment: ExperimentConfig = experiment_config(config)
