@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ds_al.errors import ALDataError
 from ds_al.layer import Activation
 from ds_al.objectives import Objective, Target
+from ds_al.objectives.next_token import IGNORED
 
 
 class BatchIntake:
@@ -58,7 +59,7 @@ class BatchIntake:
         if not self.dynamic_shape:
             self._check_shape([part.shape for part in parts])
         s = tuple(self.to_device(part) for part in parts)
-        target = self.objective.first_target(self.to_device(labels.to(torch.int64)), self.one_hot(labels))
+        target = self.objective.first_target(self.to_device(labels.to(torch.int64)), self.compared(labels))
         return (s if isinstance(x, tuple) else s[0]), target
 
     def to_device(self, tensor: Tensor) -> Tensor:
@@ -80,9 +81,10 @@ class BatchIntake:
         parts = x if isinstance(x, tuple) else (x,)
         if not all(isinstance(part, Tensor) for part in (*parts, labels)):
             raise ALDataError(f"got x {_describe(x)} and labels {_describe(labels)}: expected tensors")
-        if labels.ndim != 1 or any(part.shape[:1] != labels.shape for part in parts):
-            shapes = [tuple(part.shape) for part in parts]
-            raise ALDataError(f"got x of {shapes} and labels of {tuple(labels.shape)}: expected (B, ...) and (B,)")
+        per_token = self.objective.per_token
+        if labels.ndim != 1 + per_token or any(part.shape[:1] != labels.shape[:1] for part in parts):
+            shapes, wanted = [tuple(part.shape) for part in parts], "(B, T)" if per_token else "(B,)"
+            raise ALDataError(f"got x of {shapes} and labels of {tuple(labels.shape)}: expected (B, ...) and {wanted}")
         if labels.is_floating_point() or labels.dtype == torch.bool or labels.is_complex():
             raise ALDataError(
                 f"got labels of {labels.dtype}: expected integer class numbers; use labels.long() if they are whole"
@@ -91,10 +93,17 @@ class BatchIntake:
             self._check_values(parts, labels)
         return x, labels
 
-    def one_hot(self, labels: Tensor) -> Tensor:
-        """Labels ``(B,)`` as floats ``(B, V)`` on the device."""
+    def compared(self, labels: Tensor) -> Tensor:
+        """What scores are compared with: labels ``(B,)`` as floats ``(B, V)`` on the device. Labels of tokens stay as
+        they are: a vocabulary is too large for a number per class."""
         labels = self.to_device(labels.to(torch.int64))
+        if self.objective.per_token:
+            return labels
         return F.one_hot(labels, self.num_classes).to(torch.get_default_dtype())
+
+    def no_labels(self, samples: int) -> Tensor:
+        """What stands beside an input that is only to be scored."""
+        return torch.zeros((samples, 0) if self.objective.per_token else (samples,), dtype=torch.int64)
 
     def _check_shape(self, shapes: list[torch.Size]) -> None:
         if self._shapes is None:
@@ -112,6 +121,8 @@ class BatchIntake:
             )
 
     def _check_values(self, parts: tuple[Tensor, ...], labels: Tensor) -> None:
+        if self.objective.per_token:
+            labels = labels[labels != IGNORED]
         if labels.numel():
             low, high = (int(value) for value in torch.aminmax(labels))
             if low < 0 or high >= self.num_classes:
