@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ds_al.convert.export import export
+    from ds_al.convert.hugging_face import from_pretrained
     from ds_al.engine import ALPipelineEngine
     from ds_al.entry import initialize
     from ds_al.errors import (
@@ -37,6 +39,8 @@ __all__ = [
     "ALReportError",
     "ALTransportError",
     "StageStats",
+    "export",
+    "from_pretrained",
     "initialize",
     "predict",
 ]
@@ -47,6 +51,8 @@ _HOMES = {
     "ALLayer": "layer",
     "ALLayerSpec": "spec",
     "StageStats": "trace",
+    "export": "convert.export",
+    "from_pretrained": "convert.hugging_face",
     "initialize": "entry",
     "predict": "layer",
 }

@@ -47,7 +47,9 @@ def al_layers(
         ALConfigError: no bridge is known for an activation, or ``bridges`` has another length.
     """
     if bridges is not None and len(bridges) != len(f):
-        raise ALConfigError(f"got {len(bridges)} bridges for {len(f)} AL layers: expected one for each, None by default")
+        raise ALConfigError(
+            f"got {len(bridges)} bridges for {len(f)} AL layers: expected one for each, None by default"
+        )
     kind = resolve(objective)
     side = target_side(
         len(f), num_classes=num_classes, code_width=code_width, code=code, objective=objective

@@ -52,7 +52,7 @@ class Objective(nn.Module):
         object.__setattr__(self, "earlier", decoders)
 
     def first_target(self, labels: Tensor, one_hot: Tensor) -> Target:
-        """``t_0``, from labels ``(B,)`` and the same as floats ``(B, V)``; where :attr:`per_token`, twice the labels."""
+        """``t_0``, from labels ``(B,)`` and the same as floats ``(B, V)``; twice the labels where :attr:`per_token`."""
         raise NotImplementedError
 
     def encode(self, layer: ALLayer, t: Target) -> Target:
