@@ -51,9 +51,9 @@ class Inference:
         for s, labels in self._forward(self._mapped(iter(batches or ())), count):
             target = engine.intake.compared(labels)
             for index, scores in self._exits(s):
-                correct, count = engine.module.objective.hits(scores, labels)
-                loss = engine.module.label_loss(scores, target) * count
-                sums[index] += torch.stack([correct.double(), loss.double(), count.double()])
+                correct, labelled = engine.module.objective.hits(scores, labels)
+                loss = engine.module.label_loss(scores, target) * labelled
+                sums[index] += torch.stack([correct.double(), loss.double(), labelled.double()])
         sums = torch.stack(engine.gather(sums.cpu())).sum(dim=0)
         if not sums[-1, 2]:
             raise ALDataError("got an empty data set to evaluate: expected at least one sample")

@@ -75,6 +75,7 @@ class ALPipelineModule(PipelineModule):
             dynamic_shape=dynamic_shape,
         )
         self._example = None
+        self.train()  # parts that were taken over may be in evaluation mode, though the whole is in training mode
         self.num_classes = num_classes
         self._check_objectives()
         for index, layer in self.local_layers:

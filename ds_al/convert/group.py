@@ -75,8 +75,7 @@ class HeadBody(Group):
         super().__init__(layers, start=start, base_seed=base_seed)
         path = last_linear(self, num_classes)
         assert path is not None
-        for name, part in list(without(self, path).named_children()):
-            self._modules[name] = part
+        self._modules.update({name: part for name, part in without(self, path)._modules.items() if part is not None})
 
 
 def head_scores(layers: Sequence[Any], *, start: int, base_seed: int, num_classes: int) -> nn.Module:
