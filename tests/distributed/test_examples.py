@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,35 @@ def test_readme_example(tmp_path: Path) -> None:
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert run_ranks(f"{__name__}:readme_example", 2, folder=str(tmp_path)) == [[8, 10]] * 2
+
+
+def run_examples() -> dict[str, str]:
+    """Worker: what each example prints, in short."""
+    printed = {}
+    for name, batches in {"text_classifier": 25, "vision_from_layers": 6, "language_model": 3}.items():
+        sys.argv = [name, "--batches", str(batches)]
+        with redirect_stdout(io.StringIO()) as output:
+            runpy.run_path(str(ROOT / f"examples/{name}.py"), run_name="__main__")
+        printed[name] = output.getvalue()
+    return printed
+
+
+@pytest.mark.distributed
+def test_examples_of_conversion() -> None:
+    first, second = run_ranks(f"{__name__}:run_examples", 2)
+    text, vision, language = (
+        [float(number) for number in re.findall(r"\d+\.\d+(?:e-?\d+)?", first[name].split("at the exits")[1])]
+        for name in ("text_classifier", "vision_from_layers", "language_model")
+    )
+    assert len(text) == 5 and text[3] == pytest.approx(text[4]) and text[3] > 0.8, "last exit and plain model agree"
+    assert len(vision) == 5 and vision[3] == pytest.approx(vision[4], abs=0.002) and max(vision) > 0.2
+    assert len(language) == 2 and max(language) < 90 and "def " in first["language_model"]
+    assert "plain model" not in second["text_classifier"]
+
+
+def test_examples_are_short() -> None:
+    lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "examples").glob("*.py")}
+    assert not {name: lines for name, lines in lengths.items() if lines >= 60}
 
 
 def test_plain_loop() -> None:
