@@ -18,6 +18,9 @@ _STYLES = {
     "forward_first": ("#56B4E9", "--", "s"),
     "bp_1f1b": ("#D55E00", "-", "^"),
     "bp_gpipe": ("#E69F00", "--", "v"),
+    "bp_naive": ("#999999", ":", "v"),
+    "parallel_backward": ("#999999", "--", "s"),
+    "sequential": ("#999999", "-.", "o"),
     "bp_interleaved": ("#CC79A7", "-.", "D"),
     "bp_zero_bubble": ("#009E73", "-.", "P"),
     "bp_dp": ("#000000", ":", "X"),
@@ -39,10 +42,10 @@ def bytes_per_second(text: str) -> float:
 def table(predictions: Sequence[Prediction]) -> Table:
     """A row per prediction; the fastest of each P and M is marked."""
     shown = Table(title="per batch", title_justify="left", box=box.SIMPLE_HEAD)
-    shown.caption = "* fastest; (f) by formula, in which a pipeline's messages are free"
+    shown.caption = "* fastest; (f) by formula, at the least"
     shown.caption_justify = "left"
     shown.add_column("method", no_wrap=True)
-    for column in ("P", "M", "seconds", "times the best", "bubble", "graphs held", "MB sent"):
+    for column in ("P", "M", "seconds", "times the best", "bubble", "MB held", "MB sent"):
         shown.add_column(column, justify="right")
     for stages, micro_batches in dict.fromkeys((each.stages, each.micro_batches) for each in predictions):
         own = [each for each in predictions if (each.stages, each.micro_batches) == (stages, micro_batches)]
@@ -55,7 +58,7 @@ def table(predictions: Sequence[Prediction]) -> Table:
                 f"{each.seconds:.4g}",
                 f"{each.seconds / best:.2f}",
                 f"{each.bubble:.1%}",
-                str(each.graphs),
+                f"{each.memory_bytes / 1e6:,.0f}",
                 f"{each.bytes_per_batch / 1e6:,.1f}",
                 end_section=each is own[-1],
             )
