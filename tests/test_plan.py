@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 
+from ds_al.errors import ALConfigError
 from ds_al.planner import (
     COMPARED,
     Jitter,
@@ -25,6 +28,7 @@ from ds_al.planner import (
     predict,
     simulate,
 )
+from ds_al.planner.network import Network, saved_bytes
 from ds_al.planner.show import draw
 from ds_al.trace.analysis import span
 
@@ -237,13 +241,32 @@ def test_every_number_of_stages_has_a_panel_with_all_methods(tmp_path: Path, mon
     assert all(len(axes.lines) == len(COMPARED) for axes in shown)
 
 
-def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "run/plan.py", *arguments]
-    env = {**os.environ, "PYTHONPATH": str(RESULTS.parent), "COLUMNS": "120"}
-    return subprocess.run(command, cwd=RESULTS.parent, env=env, capture_output=True, text=True, timeout=120)
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def test_the_command_advises_tabulates_and_draws(tmp_path: Path) -> None:
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Runs the command in this process."""
+    monkeypatch.chdir(RESULTS.parent)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["run/plan.py", *arguments])
+        code, message = 0, ""
+        try:
+            runpy.run_path("run/plan.py", run_name="__main__")
+        except SystemExit as end:
+            code, message = (end.code, "") if isinstance(end.code, int) else (1, str(end.code))
+        out = capsys.readouterr()
+        return Done(code, out.out, out.err + message)
+
+    return run
+
+
+def test_the_command_advises_tabulates_and_draws(tmp_path: Path, plan: Callable[..., Done]) -> None:
     path = tmp_path / "plan.json"
     done = plan(
         *("--profile", "results/profile_transformer.json", "--stages", "2,4", "--micro-batches", "2,8"),
@@ -259,11 +282,56 @@ def test_the_command_advises_tabulates_and_draws(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "give --forward-ms, or --profile"),
+        ([], "give --config, --forward-ms, or --profile"),
+        (["--measure"], "--measure goes with --config"),
+        (["--config", "missing.json"], "does not exist"),
         (["--forward-ms", "5", "--link", "fast"], "expected a speed such as"),
         (["--profile", "README.md"], "is no file of run/profile.py"),
     ],
 )
-def test_mistakes_end_with_one_line(arguments: list[str], words: str) -> None:
+def test_mistakes_end_with_one_line(arguments: list[str], words: str, plan: Callable[..., Done]) -> None:
     done = plan(*arguments)
     assert done.returncode == 1 and words in done.stderr
+
+
+def test_a_config_is_planned_for_with_its_own_shapes_and_bytes(tmp_path: Path, plan: Callable[..., Done]) -> None:
+    path = tmp_path / "plan.json"
+    done = plan(
+        *("--config", "ds_configs/cifar10_vgg_al.json", "--stages", "2,8", "--micro-batches", "4..16"),
+        *("--link", "1gbit", "--json", str(path), "--markdown", str(tmp_path / "plan.md")),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "counted, at 10 TFLOP/s" in done.stdout and "has 4 AL layers: for more stages" in done.stdout
+    header, rows = (json.loads(path.read_text())[key] for key in ("header", "rows"))
+    assert [row["micro_batches"] for row in rows if row["method"] == "streaming"] == [4, 8, 16] * 2
+    work = header["settings"]["work"]
+    assert [layer["message_bytes"] for layer in work["layers"]] == [100 * 4 * n for n in (8192, 4096, 2048, 2048)]
+    assert work["rho"] == pytest.approx(0.876, abs=1e-3) and work["al_activation_bytes"] > work["activation_bytes"]
+    page = (tmp_path / "plan.md").read_text()
+    assert "Predicted, not measured" in page and "| 8 | 16 | `streaming` |" in page.replace("**", "")
+
+
+def test_layers_are_timed_on_this_machine() -> None:
+    config = {
+        "train_micro_batch_size_per_gpu": 4,
+        "experiment": {
+            "name": "x", "epochs": 1, "model": {"name": "mlp", "options": {"widths": [32, 32]}},
+            "data": {"name": "fashion-mnist"},
+        },
+    }  # fmt: skip
+    work = Network.of(config).measured(repeat=2)
+    assert work.forward > 0 and work.backward > 0 and work.step > 0 and work.rho > 0
+    assert [layer.message_bytes for layer in work.layers] == [4 * 32 * 4] * 2
+    assert sum(layer.al for layer in work.layers) > 0
+    with pytest.raises(ALConfigError, match='no "experiment" block'):
+        Network.of({})
+
+
+def test_what_autograd_saves_is_the_same_with_values_and_without() -> None:
+    def held(device: str) -> int:
+        layer, x = torch.nn.Linear(8, 4, device=device), torch.ones(3, 8, device=device, requires_grad=True)
+        with saved_bytes(layer.parameters()) as count:
+            torch.relu(layer(x) * 2.0)
+        return count()
+
+    assert held("cpu") == held("meta") == 3 * 8 * 4 + 3 * 4 * 4

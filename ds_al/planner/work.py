@@ -48,9 +48,11 @@ class Work:
     """Where cuts can be made; without them, and for more stages than layers, stages are equal."""
 
     @property
-    def can_be_cut(self) -> int | None:
-        """Stages at most, where that is known."""
-        return len(self.layers) or None
+    def al_step(self) -> float:
+        """Seconds of a step of the AL form, in proportion to its parameters."""
+        if self.al_parameter_bytes is None or not self.parameter_bytes:
+            return self.step
+        return self.step * self.al_parameter_bytes / self.parameter_bytes
 
     def shares(self, stages: int, *, local: bool) -> tuple[list[float], list[float]]:
         """What part of the network's time each stage takes, ``P`` numbers, and the bytes of an activation at each of
