@@ -3,9 +3,11 @@
     python run/plan.py --config ds_configs/ag_news_transformer_al.json --stages 2,4 --link 1gbit --micro-batches 4..64
     python run/plan.py --profile results/profile_transformer.json --stages 2,4 --micro-batches 4,8,16 --link 1gbit
     python run/plan.py --forward-ms 400 --backward-ms 800 --rho 1.05 --stages 4,8,64 --micro-batches 4..64
+    python run/plan.py --against results/sleeping.json results/profile_sleeping.json --json results/planner.json
 
 Times come from a config (operations and bytes are counted, and become seconds by the rates of a device; with --measure
 layers are timed on this machine), from what run/profile.py measured of `streaming` and `bp_1f1b`, or are given.
+The last form predicts runs that were measured, and says how far off the predictions are.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ from typing import Any
 from rich.console import Console
 
 from ds_al import config as configs
-from ds_al.bench import report
+from ds_al.bench import report, tables
 from ds_al.bench.arguments import numbers, positive
 from ds_al.errors import ALError
 from ds_al.planner import COMPARED, METHODS, Link, Machines, Prediction, Work, advice, break_even, grid
+from ds_al.planner.against import against, against_table
 from ds_al.planner.network import Device, Network
 from ds_al.planner.show import bytes_per_second, cases, draw, markdown, table
 
@@ -51,6 +54,10 @@ def parser() -> argparse.ArgumentParser:
     add("--latency-ms", type=float, default=0.0, help="of a message (default: 0)")
     add("--queue-depth", type=positive, help="messages an AL stage may have under way (default: the config's, or 2)")
     add("--methods", type=_methods, default=COMPARED, help=f"comma-separated (default: {','.join(COMPARED)})")
+    add("--against", metavar="JSON", type=Path, nargs="+", help="instead: predict the runs of these files")
+    add("--overheads", metavar="JSON", type=Path, default=Path("results/profile_sleeping.json"),
+        help="with --against: profile that says what a layer takes beyond its sleep (default: %(default)s)")  # fmt: skip
+    add("--tables", metavar="DOC", type=Path, help="with --against and --json: document whose table is written anew")
     add("--json", metavar="PATH", type=Path, help="write header and rows to PATH, CSV beside it")
     add("--markdown", metavar="PATH", type=Path, help="write the table and the advice to PATH")
     add("--figure", metavar="PATH", type=Path, help="draw times over M to PATH (PNG, and SVG beside it)")
@@ -61,6 +68,10 @@ def main() -> None:
     """Predicts, and advises."""
     args = parser().parse_args()
     console = Console()
+    if args.tables and not (args.against and args.json):
+        sys.exit("error: --tables goes with --against and --json")
+    if args.against:
+        return compare(args, console)
     try:
         with console.status("looking at the network"):
             work, machines, origin = _given(args)
@@ -91,6 +102,19 @@ def main() -> None:
     if args.figure:
         for path in draw(found, args.figure):
             console.print(f"{path}", highlight=False)
+
+
+def compare(args: argparse.Namespace, console: Console) -> None:
+    """Predicts what was measured."""
+    try:
+        rows = against(args.against, profile=args.overheads)
+        console.print(against_table(rows), highlight=False, soft_wrap=True)
+        if args.json:
+            report.write(args.json, header=report.header(overheads=str(args.overheads)), rows=rows)
+        if args.tables:
+            tables.fill(args.tables, [args.json])
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
 
 
 def _methods(text: str) -> tuple[str, ...]:

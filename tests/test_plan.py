@@ -20,17 +20,15 @@ from ds_al.planner import (
     Layer,
     Link,
     Machines,
-    StageCost,
     Work,
     advice,
     break_even,
     grid,
     predict,
-    simulate,
 )
+from ds_al.planner.against import against, against_table
 from ds_al.planner.network import Network, saved_bytes
 from ds_al.planner.show import draw
-from ds_al.trace.analysis import span
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 WORK = Work(forward=4.0, backward=8.0)
@@ -109,16 +107,41 @@ def test_a_thousand_stages_are_simulated_in_seconds() -> None:
 
 
 def test_predictions_are_within_5_percent_of_what_was_measured() -> None:
-    """Sleeping layers, all methods, M = 4, 8, 16: 21 runs, of which each stage's mean times are known."""
-    path = RESULTS / "profile_sleeping.json"
-    rows = json.loads(path.read_text())["rows"]
-    cases = dict.fromkeys((row["method"], row["micro_batches"]) for row in rows)
-    assert len(cases) >= 20
-    for method, m in cases:
-        own = [row for row in rows if (row["method"], row["micro_batches"]) == (method, m)]
-        costs = [StageCost(*(row[f"{name}_ms"] / 1000 for name in ("forward", "backward", "step"))) for row in own]
-        start, end = span(simulate(method, costs, micro_batches=m, batches=own[0]["batches"]))
-        assert end - start == pytest.approx(own[0]["seconds"], rel=0.05), (method, m)
+    """Sleeping layers, all methods: 42 runs of which nothing but the sleep is used, and 21 with their stage times."""
+    profile = RESULTS / "profile_sleeping.json"
+    rows = against([RESULTS / "sleeping.json", profile], profile=profile)
+    cases = {(row["times"], row["method"], row["stages"], row["micro_batches"]) for row in rows}
+    assert len(cases) == len(rows) and len([case for case in cases if case[0] == "profile"]) >= 20
+    off = [row for row in rows if abs(row["error"]) > 0.05]
+    assert not off
+
+
+def test_other_numbers_of_layers_and_replicas_are_predicted(tmp_path: Path) -> None:
+    """As run/scaling.py writes them: 12 layers of 10 + 20 ms on 3 stages, 1 ms beyond each; half of M on 2 replicas."""
+    shared = {"workload": "sleeping", "study": "strong", "layers": 12, "micro_batches": 4, "batches": 2}
+    streaming = {**shared, "method": "streaming", "stages": 3, "seconds": 1.0}
+    replicas = {**shared, "method": "bp_dp", "stages": 2, "seconds": 1.0}
+    other = {**shared, "workload": "transformer", "method": "streaming", "stages": 2, "seconds": 1.0}
+    path, profile = tmp_path / "scaling.json", tmp_path / "profile.json"
+    header = {"settings": {"forward": 0.01, "backward": 0.02}}
+    path.write_text(json.dumps({"header": header, "rows": [streaming, replicas, other]}))
+    times = {"forward_ms": 51.0, "backward_ms": 51.0, "step_ms": 0.0}
+    base = {"stages": 1, "micro_batches": 1, "batches": 1, "seconds": 1.0, "stage": 0, **times}
+    rows = [{"method": method, **base} for method in ("streaming", "bp_1f1b")]
+    profile.write_text(json.dumps({"header": {"settings": {"forward": 0.05, "backward": 0.05}}, "rows": rows}))
+    found = against([path], profile=profile)
+    assert [row["method"] for row in found] == ["streaming", "bp_dp"]
+    assert found[0]["predicted"] == pytest.approx(4 * (8 * 0.032 + 2 * 0.011))
+    assert found[1]["predicted"] == pytest.approx(2 * 2 * 12 * 0.032) and found[1]["error"] == pytest.approx(0.536)
+    text = against_table(found)
+    assert "P = 3, 12 layers, M = 4" in text and "| `bp_dp` |  | 1.00 s (+53.6 %) |" in text
+    assert "0 of 2 configurations within 5 %" in text
+    with pytest.raises(ValueError, match="expected runs of sleeping layers"):
+        path.write_text(json.dumps({"header": header, "rows": [other]}))
+        against([path], profile=profile)
+    with pytest.raises(ValueError, match="its rows have no seconds"):
+        path.write_text(json.dumps({"header": header, "rows": [{**shared, "method": "streaming", "stages": 2}]}))
+        against([path], profile=profile)
 
 
 def sentence(work: Work, *, stages: int, micro_batches: int, machines: Machines | None = None) -> str:

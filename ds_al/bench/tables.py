@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ds_al.planner.against import against_table
+
 Row = Mapping[str, Any]
 
 
@@ -79,6 +81,8 @@ def bubble_tables(rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
+    if "predicted" in rows[0]:
+        return against_table(rows)
     if "ratio" in rows[0]:
         return tracing_table(rows)
     return network_tables(rows) if "rho" in rows[0] else bubble_tables(rows)

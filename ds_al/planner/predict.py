@@ -163,13 +163,15 @@ def _seconds(
         # What does not overlap takes as long every time.
         one, two = (_last_batch(run(micro_batches=m, batches=batches)) for m in (1, 2))
         return one + (micro_batches - 1) * (two - one)
-    factors = None
+    factors, first = None, batches - 1
     if machines.jitter is not None:
-        batches += 2
+        # Stages that run ahead take as many micro-batches as there are stages until their queues are as full as ever.
+        first = 1 + (-(-2 * stages // micro_batches) if method == "streaming" else 0)
+        batches = 2 * first + 1
         shape = (stages, micro_batches * batches, machines.repeat)
         factors = machines.jitter.sample(shape, seed=machines.seed)
     ends = run(micro_batches=micro_batches, batches=batches, factors=factors)
-    return _last_batch(ends) if factors is None else (ends[-1] - ends[0]) / (batches - 1)
+    return (ends[-1] - ends[first - 1]) / (batches - first)
 
 
 def _last_batch(ends: np.ndarray) -> np.ndarray:
