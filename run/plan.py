@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     add("--methods", type=_methods, default=COMPARED, help=f"comma-separated (default: {','.join(COMPARED)})")
     add("--against", metavar="JSON", type=Path, nargs="+", help="instead: predict the runs of these files")
     add("--overheads", metavar="JSON", type=Path, default=Path("results/profile_sleeping.json"),
-        help="with --against: profile that says what a layer takes beyond its sleep (default: %(default)s)")  # fmt: skip
+        help="with --against: profile with what a layer takes beyond its sleep (default: %(default)s)")  # fmt: skip
     add("--tables", metavar="DOC", type=Path, help="with --against and --json: document whose table is written anew")
     add("--json", metavar="PATH", type=Path, help="write header and rows to PATH, CSV beside it")
     add("--markdown", metavar="PATH", type=Path, help="write the table and the advice to PATH")

@@ -68,7 +68,7 @@ def _rows(file: Path, overheads: Mapping[str, StageCost]) -> Iterator[Row]:
     settings = header["settings"]
     profiled = "stage" in rows[0]
     for row in rows:
-        layers = int(row.get("layers", row["stages"]))
+        layers = int(row["layers"] if "layers" in row else row["stages"])
         if profiled:
             if row["stage"]:
                 continue

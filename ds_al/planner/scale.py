@@ -1,4 +1,4 @@
-"""Predictions for many stages: reference workloads, links from a home connection to a rack, unlike and unsteady machines.
+"""Predictions for many stages: reference workloads, links from homes to racks, unlike and unsteady machines.
 
 Each stage holds one Transformer block, so a network of P blocks is trained on P stages. Everything is computed from
 the assumptions below; nothing here was measured.
@@ -66,7 +66,7 @@ class Block:
 
 
 LARGE = Block(
-    "large",
+    name="large",
     width=4096,
     tokens=2048,
     sequences=2,
@@ -76,7 +76,7 @@ LARGE = Block(
     rho=1.05,
 )
 SMALL = Block(
-    "small",
+    name="small",
     width=1024,
     tokens=512,
     sequences=8,
