@@ -119,7 +119,7 @@ class Study:
     def _links(self) -> Iterator[Row]:
         for block in BLOCKS:
             for stages in self.stages:
-                for m in self.micro_batches:
+                for m in self.micro_batches if block is LARGE else self.micro_batches[:1]:
                     for link in LINKS:
                         for method in METHODS:
                             yield _row("links", block, method, stages, m, link=link)
@@ -136,7 +136,7 @@ class Study:
         for stages in self.stages:
             for sigma in SIGMAS:
                 for method in ("streaming", "bp_1f1b"):
-                    yield _row("speeds", LARGE, method, stages, m, link="10gbit", sigma=sigma)
+                    yield _row("speeds", LARGE, method, stages, m, link="100gbit", sigma=sigma)
 
     def _stragglers(self) -> Iterator[Row]:
         m = self.micro_batches[0]
@@ -148,7 +148,7 @@ class Study:
 
     def _unsteady(self, method: str, stages: int, m: int, jitter: str, depth: int) -> Row:
         repeat = self.repeat if stages <= 256 else max(self.repeat // 2, 1)
-        return _row("stragglers", LARGE, method, stages, m, link="10gbit", jitter=jitter, depth=depth, repeat=repeat)
+        return _row("stragglers", LARGE, method, stages, m, link="100gbit", jitter=jitter, depth=depth, repeat=repeat)
 
 
 def _row(
