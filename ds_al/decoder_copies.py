@@ -41,7 +41,9 @@ class DecoderCopies:
         for index, layer in engine.layers:
             layer.objective.take_earlier(self._copies[:index])
         ranks = [engine.grid.stage_to_global(stage) for stage in range(engine.num_stages)]
-        group = dist.new_group(ranks) if len(ranks) > 1 else None
+        # Every rank makes the group of every copy of the pipeline, as torch asks.
+        groups = {tuple(each): dist.new_group(each) for each in engine.grid._topo.get_axis_comm_lists("pipe")}
+        group = groups.get(tuple(ranks))
         stage = engine.stage_id
         common: dict[str, Any] = {"device": engine.device, "dynamic": False, "group": group}
         self._sender = None if engine.is_last_stage() else Sender(

@@ -170,6 +170,10 @@ class ALPipelineModule(PipelineModule):
             )
         times: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(times, own)
+        # A stage is as fast as the slowest rank that holds a copy of it.
+        stages = self._topo.get_axis_comm_lists("data") or [[rank] for rank in range(len(times))]
+        copies = [[times[rank] for rank in ranks] for ranks in stages]
+        times = [max(ranks, key=lambda own: sum(layer.total for layer in own)) for ranks in copies]
         parts = balance([[layer.total for layer in rank] for rank in times])
         self.partition_table = describe(times, parts, [_name(spec) for spec in self._layer_specs])
         if self.global_rank == 0:
@@ -260,10 +264,10 @@ def _check_layers(layers: Sequence[Any]) -> None:
 
 
 def _check_stages(num_stages: int, *, layers: int, processes: int) -> None:
-    if processes != num_stages:
+    if num_stages < 1 or processes % num_stages:
         raise ALConfigError(
-            f"{processes} processes for {num_stages} stages: start as many processes as stages "
-            "(deepspeed --num_accelerators N). Data parallel copies of a pipeline are not supported yet"
+            f"{processes} processes for {num_stages} stages: start as many processes as stages, or a multiple of it "
+            "for data parallel copies of the pipeline (deepspeed --num_accelerators N)"
         )
     if not 1 <= num_stages <= layers:
         raise ALConfigError(
