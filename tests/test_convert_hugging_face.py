@@ -10,7 +10,9 @@ from deepspeed.runtime import utils as ds_utils
 from torch import nn
 from torch.nn import functional as F
 
-from ds_al.convert.hugging_face import batch_fn, layer_specs, load, twin_layers
+from ds_al.convert import batch_fn
+from ds_al.convert.hugging_face import layer_specs, load, twin_layers
+from ds_al.convert.text import attention_masks
 from ds_al.errors import ALConfigError
 from ds_al.layer import ALLayer, predict, stop_gradient
 from ds_al.spec import _build
@@ -141,6 +143,14 @@ def test_batches_of_a_collator() -> None:
     assert len(x) == 3 and x[0] is inputs["input_ids"] and labels is inputs["labels"]
     image = torch.zeros(3, 3, 8, 8)
     assert batch_fn({"pixel_values": image, "labels": labels})[0] is image
+
+
+def test_what_transformers_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import masking_utils
+
+    monkeypatch.delattr(masking_utils, "create_bidirectional_mask")
+    with pytest.raises(ALConfigError, match=r"install transformers>=5\.24"):
+        attention_masks()
 
 
 def test_a_new_head_is_the_same_on_every_rank(tmp_path: Any) -> None:

@@ -9,19 +9,19 @@ it ``inference.pt2``, the whole way from ``x`` to the scores as a ``torch.export
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ds_al.convert.fold import Folded, Same, fold
 from ds_al.convert.program import Format, InferencePath, write
 from ds_al.convert.source import Source
 from ds_al.engine import ALPipelineEngine
-from ds_al.errors import ALConfigError
+from ds_al.errors import ALCheckpointError, ALConfigError, ALError
 from ds_al.layer import Activation, ALLayer
 from ds_al.module import ALPipelineModule
 
@@ -32,6 +32,7 @@ def export(
     model: ALPipelineEngine | ALPipelineModule,
     path: str | Path,
     *,
+    weights: str | Path | None = None,
     same: Same = "scores",
     program: Format | None = None,
     example: Activation | None = None,
@@ -41,6 +42,8 @@ def export(
     Args:
         model: an engine, or its module.
         path: of the folder.
+        weights: a safetensors file whose weights are written instead of the model's, with the names of the module's
+            ``state_dict`` on one stage, ``"<layer>.f.<name>"``: how a checkpoint is exported without training on.
         same: ``"labels"`` lets ``contrast`` fold, too: the plain model then names the same labels, and its scores are
             those of the engine times the length of the code.
         program: also writes the inference path, as ``"torch.export"``, ``"torchscript"`` or ``"onnx"``.
@@ -53,6 +56,7 @@ def export(
 
     Raises:
         ALConfigError: an option is unknown, an example is missing, or a format needs a package.
+        ALCheckpointError: ``weights`` are those of another network.
     """
     if same not in ("scores", "labels"):
         raise ALConfigError(f"got same={same!r}: expected 'scores' or 'labels'")
@@ -63,13 +67,15 @@ def export(
             "this network was not made by ds_al.from_pretrained, so there is no plain model to write: give "
             'program="torch.export" and example=x'
         )
-    layers = gathered(module)
     written: list[Any] = [None]
-    if layers is not None:
-        try:
+    try:
+        layers = gathered(module, None if weights is None else Path(weights))
+        if layers is not None:
             written[0] = _write(layers, module.num_classes, source, Path(path), same, program, example)
-        except Exception as error:
-            written[0] = error
+    except ALError as error:  # what goes wrong on the first rank is raised on all
+        written[0] = error
+    except Exception as error:
+        written[0] = ALError(f"export to {path} failed: {type(error).__name__}: {error}")
     if torch.distributed.is_initialized():
         torch.distributed.broadcast_object_list(written, src=0)
     if isinstance(written[0], Exception):
@@ -126,24 +132,47 @@ def plain(
     return folded
 
 
-def gathered(module: ALPipelineModule) -> list[ALLayer] | None:
+def gathered(module: ALPipelineModule, weights: Path | None = None) -> list[ALLayer] | None:
     """All AL layers, in evaluation mode on the CPU, on the first rank; ``None`` on others. Every rank calls it."""
-    own = {i: {n: v.detach().cpu() for n, v in layer.state_dict().items()} for i, layer in module.local_layers}
-    found: list[Mapping[int, Mapping[str, Tensor]]] = [own]
-    if module.num_stages > 1:
-        rank = torch.distributed.get_rank()
-        found = [{}] * torch.distributed.get_world_size()
-        torch.distributed.gather_object(own, found if rank == 0 else None, dst=0)
-        if rank:
-            return None
-    states = {index: state for each in found for index, state in each.items()}
+    states = _read(weights, module.num_layers) if weights is not None else _states(module)
+    if states is None:
+        return None
     layers = []
     for index, spec in enumerate(module._layer_specs):
         with torch.random.fork_rng():
             layer = copy.deepcopy(spec if isinstance(spec, ALLayer) else spec.build())
-        layer.load_state_dict(states[index], assign=True)
+        try:
+            layer.load_state_dict(states[index], assign=True)
+        except RuntimeError as error:
+            raise ALCheckpointError(f"{weights}, AL layer {index}: {error}") from None
         layers.append(layer.cpu().eval())
     return layers
+
+
+def _states(module: ALPipelineModule) -> dict[int, dict[str, Tensor]] | None:
+    """Weights by layer, on the first rank."""
+    own = {i: {n: v.detach().cpu() for n, v in layer.state_dict().items()} for i, layer in module.local_layers}
+    found: list[dict[int, dict[str, Tensor]]] = [own]
+    if module.world_size > 1:
+        rank = torch.distributed.get_rank()
+        found = [{}] * module.world_size
+        torch.distributed.gather_object(own, found if rank == 0 else None, dst=0)
+        if rank:
+            return None
+    return {index: state for each in found for index, state in each.items()}
+
+
+def _read(file: Path, layers: int) -> dict[int, dict[str, Tensor]] | None:
+    """The same from a file."""
+    if torch.distributed.is_initialized() and torch.distributed.get_rank():
+        return None
+    states: dict[int, dict[str, Tensor]] = {index: {} for index in range(layers)}
+    for name, value in load_file(file).items():
+        index, _, own = name.partition(".")
+        if not index.isdigit() or int(index) >= layers:
+            raise ALCheckpointError(f"{file} has {name!r}: expected names '<layer>.<name>' of {layers} AL layers")
+        states[int(index)][own] = value
+    return states
 
 
 def _example(source: Source) -> Activation:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from deepspeed.pipe import LayerSpec
 from deepspeed.runtime import utils as ds_utils
-from torch import Tensor, nn
+from torch import nn
 
 from ds_al.convert.architectures import CLASSIFY, FAMILIES, GENERATE, LOOK, Anatomy
 from ds_al.convert.assemble import al_layers
@@ -180,14 +180,6 @@ def dissect(model: Any, task: str) -> Anatomy:
 def classes(model: Any, task: str) -> int:
     """V: labels, or the vocabulary."""
     return int(model.config.vocab_size if task == GENERATE else model.config.num_labels)
-
-
-def batch_fn(batch: Mapping[str, Tensor]) -> tuple[Any, Tensor]:
-    """Turns what a collator of ``transformers`` gives into ``(x, labels)``, for ``engine.set_batch_fn``."""
-    if "pixel_values" in batch:
-        return batch["pixel_values"], batch["labels"]
-    keys = [key for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch]
-    return tuple(batch[key] for key in keys), batch["labels"]
 
 
 def _release(module: ALPipelineModule) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from ds_al.launch import run_ranks
+from tests.hugging_face_models import CASES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,9 +55,31 @@ def run_examples() -> dict[str, str]:
     return printed
 
 
+def run_page(folder: str) -> list[Any]:
+    """Worker: all Python of docs/from_your_model.md, with the model and the data that it takes for granted."""
+    os.chdir(folder)
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(4, 40, (4, 7), generator=generator) for _ in range(12)]
+    mask, labels = torch.ones(4, 7, dtype=torch.int64), torch.tensor([0, 1, 2, 3])
+    names: dict[str, Any] = {
+        "collated": iter([{"input_ids": x, "attention_mask": mask, "labels": labels} for x in ids]),
+        "stream": iter([{"text": x, "mask": mask, "labels": labels} for x in ids]),
+    }
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs/from_your_model.md").read_text(), re.DOTALL):
+        exec(code, names)
+    return [names["kind"], type(names["model"]).__name__, float(names["loss"]), len(list(Path("out-vision").iterdir()))]
+
+
+def everything(folder: str) -> tuple[dict[str, str], list[Any]]:
+    """Worker: both."""
+    return run_examples(), run_page(folder)
+
+
 @pytest.mark.distributed
-def test_examples_of_conversion() -> None:
-    first, second = run_ranks(f"{__name__}:run_examples", 2)
+def test_examples_of_conversion(tmp_path: Path) -> None:
+    CASES["bert"].build().save_pretrained(tmp_path / "my-bert")
+    (first, page), (second, other) = run_ranks(f"{__name__}:everything", 2, folder=str(tmp_path))
+    assert page == other and page[:2] == ["classifier", "BertForSequenceClassification"] and page[3] == 1
     text, vision, language = (
         [float(number) for number in re.findall(r"\d+\.\d+(?:e-?\d+)?", first[name].split("at the exits")[1])]
         for name in ("text_classifier", "vision_from_layers", "language_model")
