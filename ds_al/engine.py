@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ds_al.batch import BatchIntake
 from ds_al.checkpoint import Checkpoints
+from ds_al.compiling import ComputeOptions
 from ds_al.config import ALConfig
 from ds_al.data.loader import ShuffledLoader
 from ds_al.decoder_copies import DecoderCopies
@@ -58,7 +59,7 @@ class _Now:
     t: Target
 
 
-class ALPipelineEngine(MeasuredStage, Checkpoints, NamedOptimizers):
+class ALPipelineEngine(MeasuredStage, Checkpoints, ComputeOptions, NamedOptimizers):
     """Trains an :class:`~ds_al.module.ALPipelineModule`. Made by :func:`ds_al.initialize`.
 
     It is a ``deepspeed.PipelineEngine``: ``train_batch``, ``eval_batch``, ``set_batch_fn``,
@@ -74,6 +75,7 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, NamedOptimizers):
         self.training_step = False
         super().__init__(*args, training_data=None, **kwargs)
         self.layers = self.module.local_layers
+        self._prepare_layers()
         self.stage = LocalStage(
             self.layers, stage_id=self.stage_id, base_seed=self.module.base_seed, device=self.device
         )
