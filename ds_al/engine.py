@@ -34,6 +34,7 @@ from torch import Tensor
 
 from ds_al.batch import BatchIntake
 from ds_al.checkpoint import Checkpoints
+from ds_al.compiling import ComputeOptions
 from ds_al.config import ALConfig
 from ds_al.data.loader import ShuffledLoader
 from ds_al.decoder_copies import DecoderCopies
@@ -61,7 +62,7 @@ class _Now:
     t: Target
 
 
-class ALPipelineEngine(MeasuredStage, Checkpoints, NamedOptimizers):
+class ALPipelineEngine(MeasuredStage, Checkpoints, ComputeOptions, NamedOptimizers):
     """Trains an :class:`~ds_al.module.ALPipelineModule`. Made by :func:`ds_al.initialize`.
 
     It is a ``deepspeed.PipelineEngine``: ``train_batch``, ``eval_batch``, ``set_batch_fn``,
@@ -82,6 +83,7 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, NamedOptimizers):
             self.grid.get_data_parallel_world_size(),
             group=self.grid.get_data_parallel_group(),
         )
+        self._prepare_layers()
         self.stage = LocalStage(
             self.layers,
             stage_id=self.stage_id,

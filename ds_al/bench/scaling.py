@@ -29,8 +29,8 @@ from ds_al.bench.scaling_rows import (
 from ds_al.bench.texts import CLASSES, Texts
 from ds_al.errors import ALConfigError
 from ds_al.launch import run_ranks, tell
+from ds_al.layer_times import measure
 from ds_al.models import build_al
-from ds_al.partition import measure
 from ds_al.planner import StageCost
 from ds_al.trace import Recorder
 from ds_al.trace.analysis import computing

@@ -123,7 +123,7 @@ def network_tables(rows: Sequence[Row]) -> str:
 def overhead_table(rows: Sequence[Row]) -> str:
     """What an engine costs per micro-batch and stage."""
     lines = [
-        "| engine | stage | process, us (lowest to highest) | layers and losses alone, us | engine, us | on the clock, us "
+        "| engine | stage | process, us (lowest to highest) | layers and losses alone | engine | on the clock "
         "| process / stock | engine / stock |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
         *(

@@ -173,6 +173,9 @@ class Job:
                 partition_method=method,
                 dynamic_shape=self.data.varying,
                 example=self.data.example(self.micro_batch) if method == "measured" else None,
+                config=ds_config,
+                memory_limit=self.experiment.partition_memory and self.experiment.partition_memory * 2**30,
+                partition_cache=self.experiment.partition_cache,
             )
             return ds_al.initialize(model=module, config=ds_config, training_data=self.loader)[0]
         module = PipelineModule(
