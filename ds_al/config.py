@@ -100,6 +100,21 @@ class TraceConfig(StrictModel):
         return batches
 
 
+class CheckpointConfig(StrictModel):
+    """How ``save_checkpoint`` writes."""
+
+    asynchronous: bool = Field(
+        default=False,
+        description="`save_checkpoint()` copies the state to the host and returns; a thread writes it while training "
+        "goes on. `save_checkpoint(asynchronous=...)` overrides it.",
+    )
+    keep_last: int | None = Field(
+        default=None,
+        ge=1,
+        description="Once a checkpoint is complete, all but the latest so many in its folder are removed.",
+    )
+
+
 class ALConfig(StrictModel):
     """The ``"associated_learning"`` block."""
 
@@ -151,6 +166,10 @@ class ALConfig(StrictModel):
         default_factory=TraceConfig,
         description="What to record of the instructions that stages execute; for the `bp_*` methods, too.",
     )
+    checkpoint: CheckpointConfig = Field(
+        default_factory=CheckpointConfig,
+        description="How `save_checkpoint()` writes. Not for the `bp_*` methods, which save as DeepSpeed does.",
+    )
     stall_seconds: float | None = Field(
         default=None,
         gt=0,
@@ -183,7 +202,8 @@ DEEPSPEED_KEYS: dict[str, str] = {
     "log_level": "DeepSpeed's log level",
     "dump_state": "DeepSpeed prints the engine's state at start",
     "disable_python_gc": "DeepSpeed's handling of Python's garbage collection",
-    "checkpoint": "DeepSpeed's `tag_validation`, `use_node_local_storage`, `parallel_write`",
+    "checkpoint": "`tag_validation` and `parallel_write`: a tag that differs between stages is always an error, and "
+    "all stages always write at once",
 }
 """DeepSpeed's keys that an AL engine honours, and how."""
 
@@ -264,7 +284,7 @@ def honour(config: Mapping[str, Any], al: ALConfig) -> dict[str, Any]:
         ALConfigError: a key cannot be honoured; the message names it and what to do.
     """
     for key, value in config.items():
-        if key == BLOCK or (key in DEEPSPEED_KEYS and key != "gradient_clipping"):
+        if key == BLOCK or (key in DEEPSPEED_KEYS and key not in ("gradient_clipping", "checkpoint")):
             continue
         _refuse_unless_off(key, value)
     micro_batches = config.get("gradient_accumulation_steps", 1)
@@ -283,6 +303,13 @@ def _refuse_unless_off(key: str, value: Any) -> None:
                 f'"gradient_clipping": got {value}. It clips by a norm over all stages, for which every stage '
                 f'would wait at every step: set it to 0 and use "{BLOCK}.layer_gradient_clipping"'
             )
+    elif key == "checkpoint":
+        for option in sorted(set(value) - {"tag_validation", "parallel_write"}):
+            if value[option]:
+                raise ALConfigError(
+                    f'"checkpoint.{option}": got {value[option]!r}. Checkpoints of AL engines are by layer, in a '
+                    f'folder that all ranks see: remove it, and see "{BLOCK}.checkpoint"'
+                )
     elif key == "zero_optimization":
         stage = value.get("stage", 0) if isinstance(value, Mapping) else value
         if stage:
