@@ -304,6 +304,8 @@ def _refuse_unless_off(key: str, value: Any) -> None:
                 f'would wait at every step: set it to 0 and use "{BLOCK}.layer_gradient_clipping"'
             )
     elif key == "checkpoint":
+        if not isinstance(value, Mapping):
+            raise ALConfigError(f'"checkpoint": got {value!r}, expected an object {{...}}')
         for option in sorted(set(value) - {"tag_validation", "parallel_write"}):
             if value[option]:
                 raise ALConfigError(

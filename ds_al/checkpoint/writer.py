@@ -120,8 +120,8 @@ class Writer:
     # ---- one checkpoint ----------------------------------------------------------------------------
 
     def _begin(self, take: Callable[[], Snapshot], target: Target) -> Callable[[], None]:
+        self._number += 1  # first: it has to stay the same on all stages
         self.flush()
-        self._number += 1
         part = target.root / f".{self.session}-{self._number}.part"
         with self._telling(part):
             if self.writes:
@@ -192,18 +192,25 @@ def _publish(part: Path, target: Target) -> None:
     sync(folder.parent)
     if target.latest:
         write_text(target.root / LATEST, target.tag)
-    _tidy(folder, target)
+    _tidy(part, folder, target)
 
 
-def _tidy(folder: Path, target: Target) -> None:
-    """Removes what was replaced, what jobs that were ended have left, and checkpoints beyond the number to keep."""
-    for left in (*folder.parent.glob(f".{escape(folder.name)}.*.old"), *target.root.glob(".*.part")):
-        _remove(left)
+def _tidy(part: Path, folder: Path, target: Target) -> None:
+    """Removes what was replaced, what has failed or was ended before, and checkpoints beyond the number to keep."""
+    for left in (*folder.parent.glob(f".{escape(folder.name)}.*.old"), *target.root.glob(".*-*.part")):
+        if left.suffix == ".old" or not _is_after(left, part):
+            _remove(left)
     if target.keep is not None:
         complete = [path.parent for path in target.root.glob(f"[!.]*/{INDEX}") if path.parent != folder]
         complete.sort(key=lambda other: (other / INDEX).stat().st_mtime_ns)
         for other in complete[: max(len(complete) - target.keep + 1, 0)]:
             _remove(other)
+
+
+def _is_after(other: Path, part: Path) -> bool:
+    """Whether a stage has begun this folder of the same job already, being through with ``part``."""
+    (session, number), (other_session, other_number) = part.stem.rsplit("-", 1), other.stem.rsplit("-", 1)
+    return other_session == session and int(other_number) > int(number)
 
 
 def _assemble(stages: list[Record]) -> Record:

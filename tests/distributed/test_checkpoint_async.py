@@ -70,6 +70,7 @@ def saves(folder: str) -> dict[str, Any]:
     engine.flush()
     engine.gather(None)
     result["kept"] = sorted(path.name for path in root.iterdir())
+    engine.gather(None)
     failing.set()
     engine.save_checkpoint(folder, tag="seven")
     result["at destroy"] = refused(engine.destroy)
