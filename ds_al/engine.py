@@ -350,16 +350,25 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, ComputeOptions, NamedOptimize
         super().set_train_batch_size(train_batch_size)
 
     def flush(self) -> None:
-        """Waits until all messages of this stage have left; done by itself when the process ends."""
+        """Waits until all messages of this stage have left, and the checkpoint that is being written is complete.
+
+        Done by itself when the process ends.
+
+        Raises:
+            ALCheckpointError: an asynchronous save failed.
+        """
         if self.sender is not None:
             self.sender.flush()
+        self.checkpoint_writer.flush()
 
     def destroy(self) -> None:
         """Lets the last messages leave, ends the stall watch, and frees what DeepSpeed holds."""
-        self.flush()
-        if self.stall_watch is not None:
-            self.stall_watch.stop()
-        super().destroy()
+        try:
+            self.flush()
+        finally:
+            if self.stall_watch is not None:
+                self.stall_watch.stop()
+            super().destroy()
 
     def reset_activation_shape(self) -> None:
         """Lets the shapes of micro-batches change; on every rank, between batches."""

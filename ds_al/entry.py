@@ -78,6 +78,8 @@ def initialize(
         )
     if al.method == data_parallel.METHOD:
         data_parallel.check_module(model)
+    if not is_al and al.checkpoint != configs.CheckpointConfig():
+        raise ALConfigError(f'"{configs.BLOCK}.checkpoint": {al.method!r} saves as DeepSpeed does: remove the block')
     optimizer_names.check(config, al)
     ds_dict = configs.honour(config, al) if is_al else {k: v for k, v in config.items() if k != configs.BLOCK}
     ds_config = DeepSpeedConfig(ds_dict, model.mpu())
