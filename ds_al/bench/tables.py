@@ -81,6 +81,8 @@ def bubble_tables(rows: Sequence[Row]) -> str:
 def _table(rows: Sequence[Row]) -> str:
     if "ratio" in rows[0]:
         return tracing_table(rows)
+    if "u" in rows[0]:
+        return layer_tables(rows)
     return network_tables(rows) if "rho" in rows[0] else bubble_tables(rows)
 
 
@@ -107,6 +109,33 @@ def network_tables(rows: Sequence[Row]) -> str:
             lines.append(f"| {name} | {bridge} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def layer_tables(rows: Sequence[Row]) -> str:
+    """What each layer costs, then what ``steps_per_batch`` saves: the whole model's time per micro-batch."""
+    columns = {"forward_ms": "forward ms", "backward_ms": "backward ms", "step_ms": "step ms"}
+    columns |= {"step_loop_ms": "step ms, not fused"}
+    lines = [f"| model | layer | parameters | {' | '.join(columns.values())} | u |", "|---|---|" + "---:|" * 6]
+    for row in rows:
+        times = [*(f"{row[name]:.2f}" for name in columns), f"{row['u']:.3f}"]
+        name = f"{row['layer']} `{row['name']}`"
+        lines.append(f"| `{row['model']}` | {name} | {row['parameters']:,} | {' | '.join(times)} |")
+    counts, most = (8, 4, 2, 1), 8
+    lines += [
+        "",
+        f"All layers, ms per micro-batch, by optimizer steps in a batch of {most} micro-batches (in brackets, how much",
+        "faster than a step after each):",
+        "",
+        f"| model | u | {' | '.join(f'`steps_per_batch` {n}' for n in counts)} |",
+        "|---|---:|" + "---:|" * len(counts),
+    ]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        maths, step = sum(r["forward_ms"] + r["backward_ms"] for r in own), sum(r["step_ms"] for r in own)
+        spent = [maths + step * n / most for n in counts]
+        cells = [f"{each:.2f} ({spent[0] / each:.2f}x)" for each in spent]
+        lines.append(f"| `{model}` | {step / maths:.3f} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def tracing_table(rows: Sequence[Row]) -> str:
