@@ -2,6 +2,7 @@
 
     python run/bench.py --sleeping --json results/sleeping.json
     python run/bench.py --overhead --json results/overhead.json
+    python run/bench.py --layers --model vgg,transformer --json results/layers.json
     python run/bench.py --memory --json results/memory.json --markdown docs/memory.md
 
 Sleeping layers take time but no core, so the times show what the schedules cost, on any machine. The
@@ -15,14 +16,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ds_al.bench import SleepingCases, measure_memory, measure_sleeping, report
 from ds_al.bench.arguments import names, numbers, positive
+from ds_al.bench.layers import measure_layers
 from ds_al.bench.overhead import METHODS as OVERHEAD_METHODS
 from ds_al.bench.overhead import measure_overhead
 from ds_al.bench.workloads import METHODS
+from ds_al.errors import ALConfigError
 from ds_al.launch import RankFailure
 
 OVERHEAD_TURNS = 15
@@ -35,6 +39,9 @@ def parser() -> argparse.ArgumentParser:
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--sleeping", action="store_true", help="time all methods on sleeping layers, beside the ideal time"
+    )
+    what.add_argument(
+        "--layers", action="store_true", help="time forward, backward and step of every layer of preset models"
     )
     what.add_argument("--memory", action="store_true", help="count what autograd holds for backward on every stage")
     what.add_argument(
@@ -61,10 +68,10 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--forward-ms", type=float, default=50.0, help="sleep of a layer's forward (default: 50)")
     p.add_argument("--backward-ms", type=float, default=50.0, help="sleep of a layer's backward (default: 50)")
+    p.add_argument("--model", default="vgg,transformer", help="with --layers: comma-separated (default: %(default)s)")
+    p.add_argument("--preset", default="small", help="with --layers: of the models (default: small)")
     p.add_argument("--width", type=positive, default=64, help="with --memory: width of the layers (default: 64)")
-    p.add_argument(
-        "--micro-batch", type=positive, default=8, help="with --memory: samples per micro-batch (default: 8)"
-    )
+    p.add_argument("--micro-batch", type=positive, help="samples per micro-batch (--memory: 8; --layers: 32)")
     return p
 
 
@@ -74,7 +81,7 @@ def main() -> None:
     args = p.parse_args()
     if args.markdown and not args.memory:
         p.error("--markdown goes with --memory")
-    run = sleeping if args.sleeping else overhead if args.overhead else memory
+    run = sleeping if args.sleeping else overhead if args.overhead else layers if args.layers else memory
     try:
         run(args, Console())
     except RankFailure as error:
@@ -135,6 +142,20 @@ def overhead(args: argparse.Namespace, console: Console) -> None:
         report.write(args.json, header=report.header(), rows=rows)
 
 
+def layers(args: argparse.Namespace, console: Console) -> None:
+    """Times layers, in this process."""
+    torch.set_num_threads(1)
+    micro_batch = args.micro_batch or 32
+    models = tuple(args.model.split(","))
+    try:
+        rows = measure_layers(models=models, preset=args.preset, micro_batch=micro_batch, repeat=5 * args.repeat)
+    except ALConfigError as error:
+        sys.exit(f"error: {error}")
+    console.print(report.layers_table(rows))
+    if args.json:
+        report.write(args.json, header=report.header(micro_batch=micro_batch, threads=1), rows=rows)
+
+
 def memory(args: argparse.Namespace, console: Console) -> None:
     """Counts activations."""
     stages = args.stages or (2, 4, 8)
@@ -145,11 +166,11 @@ def memory(args: argparse.Namespace, console: Console) -> None:
             stages=stages,
             micro_batches=args.micro_batches or (4, 8, 16, 32),
             width=args.width,
-            micro_batch=args.micro_batch,
+            micro_batch=args.micro_batch or 8,
             progress=lambda count: bar.update(task, advance=1, description=f"{count} stages"),
         )
     console.print(report.memory_table(rows))
-    header = report.header(width=args.width, micro_batch=args.micro_batch)
+    header = report.header(width=args.width, micro_batch=args.micro_batch or 8)
     if args.json:
         report.write(args.json, header=header, rows=rows)
     if args.markdown:

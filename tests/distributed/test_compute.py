@@ -11,9 +11,19 @@ import pytest
 import torch
 
 import ds_al
+from ds_al.errors import ALConfigError, ALLayerError
 from ds_al.launch import run_ranks
 from tests import reference
-from tests.distributed.engines import MICRO_BATCHES, SEED, State, different, engine_config, engine_state, merge
+from tests.distributed.engines import (
+    MICRO_BATCHES,
+    SEED,
+    State,
+    different,
+    engine_config,
+    engine_state,
+    make_engine,
+    merge,
+)
 from tests.networks import NETWORKS
 
 pytestmark = pytest.mark.distributed
@@ -39,10 +49,27 @@ def trained(cases: list[dict[str, Any]]) -> list[State]:
             engine.train_batch(batches)
         engine.flush()
         results.append(engine_state(engine))
+        if "compile" in case:
+            with pytest.raises(ALConfigError, match="compiled already"):
+                engine.compile()
     return results
 
 
-def expected(network: str, layers_of_it: int | None = None) -> State:
+def refused() -> None:
+    """Worker: what cannot be compiled as promised."""
+    net = NETWORKS["mlp"]
+    module = ds_al.ALPipelineModule(net.layers(), num_classes=net.classes, dynamic_shape=True)
+    with pytest.raises(ALConfigError, match=r"compile.* with dynamic_shape"):
+        ds_al.initialize(model=module, config=engine_config(compile={}))
+    engine = make_engine("mlp")
+    with pytest.raises(ALConfigError, match=r"compile.schedule=\.\.\. is not supported"):
+        engine.compile(schedule=[(0, [])])
+    engine = make_engine("lstm", compile={"backend": "aot_eager"})
+    with pytest.raises(ALLayerError, match=r"stage 0, AL layer 1 .LSTMLayer., forward of micro-batch 0"):
+        engine.train_batch(iter(NETWORKS["lstm"].batches(MICRO_BATCHES)))
+
+
+def expected(network: str, layers_of_it: int | None = None, *, fused: bool = True) -> State:
     """The state that the plain loop leaves."""
     net = NETWORKS[network]
     layers = net.build(SEED)[:layers_of_it]
@@ -50,7 +77,7 @@ def expected(network: str, layers_of_it: int | None = None) -> State:
         layers,
         net.batches(BATCHES * MICRO_BATCHES),
         num_classes=net.classes,
-        make_optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3, fused=True),
+        make_optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3, fused=fused),
         base_seed=SEED,
     )
     return reference.state(layers, optimizers)
@@ -70,9 +97,15 @@ def test_recomputed_and_traced_layers_leave_the_bits_of_the_plain_loop() -> None
         *({"network": network, "interval": 1} for network in ("vgg", "transformer", "lstm")),
         {"network": "mlp", "compile": {"backend": "aot_eager", "functions": ["f", "b", "g", "h"]}},
         {"network": "mlp", "compile": {"backend": "aot_eager"}, "interval": 2},
+        {"network": "mlp", "params": {"lr": 3e-3, "torch_adam": True, "fused": False}},
     ]
     for case, state in zip(cases, states(2, cases), strict=True):
-        assert different(state, expected(case["network"])) == [], case
+        assert different(state, expected(case["network"], fused="params" not in case)) == [], case
+    assert different(state, expected("mlp")) != []  # a step that is not fused rounds otherwise
+
+
+def test_what_cannot_be_compiled_is_refused() -> None:
+    run_ranks(f"{__name__}:refused", 1)
 
 
 @needs_compiler
