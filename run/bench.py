@@ -4,6 +4,7 @@
     python run/bench.py --overhead --json results/overhead.json
     python run/bench.py --layers --model vgg,transformer --json results/layers.json
     python run/bench.py --memory --json results/memory.json --markdown docs/memory.md
+    python run/bench.py --check results/sleeping.json
 
 Sleeping layers take time but no core, so the times show what the schedules cost, on any machine. The
 back-propagation methods run the twin of the same layers through DeepSpeed's engine, without clipping.
@@ -20,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ds_al.bench import SleepingCases, measure_memory, measure_sleeping, report
+from ds_al.bench import SleepingCases, guard, measure_memory, measure_sleeping, report
 from ds_al.bench.arguments import names, numbers, positive
 from ds_al.bench.layers import measure_layers
 from ds_al.bench.overhead import METHODS as OVERHEAD_METHODS
@@ -48,6 +49,16 @@ def parser() -> argparse.ArgumentParser:
         "--overhead", action="store_true",
         help="processor time of a micro-batch whose layers compute nothing, beside DeepSpeed's own engine",
     )  # fmt: skip
+    what.add_argument(
+        "--check", metavar="JSON", type=Path,
+        help="measure some cases of this file of --sleeping or --overhead anew; fail where a ratio has fallen",
+    )  # fmt: skip
+    p.add_argument(
+        "--current", metavar="JSON", type=Path, help="with --check: compare all of this file instead, of any kind"
+    )
+    p.add_argument(
+        "--tolerance", type=float, default=guard.TOLERANCE, help="with --check: share a ratio may fall (default: 0.1)"
+    )
     p.add_argument(
         "--json", metavar="PATH", type=Path, help="write header and rows to PATH and the rows as CSV beside it"
     )
@@ -81,10 +92,12 @@ def main() -> None:
     args = p.parse_args()
     if args.markdown and not args.memory:
         p.error("--markdown goes with --memory")
-    run = sleeping if args.sleeping else overhead if args.overhead else layers if args.layers else memory
+    if args.current and not args.check:
+        p.error("--current goes with --check")
+    run = next(each for each in (sleeping, overhead, layers, check, memory) if getattr(args, each.__name__))
     try:
         run(args, Console())
-    except RankFailure as error:
+    except (RankFailure, guard.GuardError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; no rank is left")
@@ -101,6 +114,19 @@ def sleeping(args: argparse.Namespace, console: Console) -> None:
         backward=args.backward_ms / 1000,
         repeat=args.repeat,
     )
+    rows = _time_sleeping(cases, console)
+    console.print(report.sleeping_table(rows))
+    if args.json:
+        settings = {
+            "forward": cases.forward,
+            "backward": cases.backward,
+            "batches": cases.batches,
+            "repeat": cases.repeat,
+        }
+        report.write(args.json, header=report.header(**settings), rows=rows)
+
+
+def _time_sleeping(cases: SleepingCases, console: Console) -> list[dict[str, Any]]:
     total = sum(cases.total_seconds(stages=stages) for stages in cases.stages)
     console.print(f"at least {total:.0f} s of sleep", highlight=False)
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("left"), TimeRemainingColumn()
@@ -113,16 +139,7 @@ def sleeping(args: argparse.Namespace, console: Console) -> None:
             if not console.is_terminal:
                 print(f"{done}: {case['seconds']:.3f} s", flush=True)
 
-        rows = measure_sleeping(cases, progress=progress)
-    console.print(report.sleeping_table(rows))
-    if args.json:
-        settings = {
-            "forward": cases.forward,
-            "backward": cases.backward,
-            "batches": cases.batches,
-            "repeat": cases.repeat,
-        }
-        report.write(args.json, header=report.header(**settings), rows=rows)
+        return measure_sleeping(cases, progress=progress)
 
 
 def overhead(args: argparse.Namespace, console: Console) -> None:
@@ -154,6 +171,46 @@ def layers(args: argparse.Namespace, console: Console) -> None:
     console.print(report.layers_table(rows))
     if args.json:
         report.write(args.json, header=report.header(micro_batch=micro_batch, threads=1), rows=rows)
+
+
+def check(args: argparse.Namespace, console: Console) -> None:
+    """Compares ratios with a baseline's; fails where one fell."""
+    baseline = guard.read(args.check)
+    if args.current:
+        current, part = guard.read(args.current), False
+    else:
+        current, part = {"header": {}, "rows": _anew(baseline, args, console)}, True
+    verdicts = guard.check(baseline, current, tolerance=args.tolerance, part=part)
+    console.print(guard.table(verdicts))
+    if fallen := [each for each in verdicts if not each.holds]:
+        sys.exit(f"{len(fallen)} of {len(verdicts)} ratios fell by more than {100 * args.tolerance:g} %")
+
+
+def _anew(baseline: dict[str, Any], args: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
+    """Rows of the baseline's short cases, measured with its settings."""
+    rows, settings = baseline["rows"], baseline["header"].get("settings", {})
+    kind = guard.kind(rows)
+    if kind == "overhead":
+        first = rows[0]
+        return measure_overhead(
+            methods=tuple(dict.fromkeys(row["method"] for row in rows)),
+            stages=first["stages"],
+            micro_batches=first["micro_batches"],
+            batches=first["batches"],
+        )
+    if kind != "sleeping":
+        raise guard.GuardError(f"{args.check} is of kind {kind!r}: measure it anew by its command, and give --current")
+    numbers = sorted({row["micro_batches"] for row in rows})
+    cases = SleepingCases(
+        methods=("streaming", "bp_1f1b"),
+        stages=tuple(sorted({row["stages"] for row in rows} & {2, 4})),
+        micro_batches=(numbers[len(numbers) // 2],),
+        batches=settings["batches"],
+        forward=settings["forward"],
+        backward=settings["backward"],
+        repeat=args.repeat,
+    )
+    return _time_sleeping(cases, console)
 
 
 def memory(args: argparse.Namespace, console: Console) -> None:

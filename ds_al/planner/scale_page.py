@@ -192,8 +192,8 @@ def _sweep_text(rows: Sequence[Row]) -> str:
     return (
         "The gain over 1F1B is at most (M + P - 1) / (M rho), as long as messages hide behind computation, so it "
         f"vanishes as M grows. `{LARGE.name}`, P = {stages}, links of {own[0]['link']}: {gain:.2f} times as fast at "
-        f"M = {least}; slower {where}, with a step per micro-batch. Interleaved and zero-bubble pipelines close much of "
-        "the gap, or all of it."
+        f"M = {least}; slower {where}, with a step per micro-batch. Interleaved and zero-bubble pipelines close much "
+        "of the gap, or all of it."
     )
 
 
@@ -227,8 +227,8 @@ def _speeds_text(rows: Sequence[Row]) -> str:
     return (
         "Speeds of the machines are drawn once, lognormal around a median of 1. A pipeline of equal stages goes at the "
         f"pace of its slowest machine, whatever its schedule: with s = {worst['speeds_sigma']} and "
-        f"P = {worst['stages']}, streaming takes {worst['times_compute']:.2f} times the compute of an average stage. AL "
-        "does not change that; "
+        f"P = {worst['stages']}, streaming takes {worst['times_compute']:.2f} times the compute of an average stage. "
+        "AL does not change that; "
         'what does is a partition by measured speed (`"partition_method": "measured"`), which needs more layers than '
         f"stages. `{LARGE.name}`, M = {own[0]['micro_batches']}, links of {own[0]['link']}:"
     )
