@@ -219,6 +219,7 @@ def _row(cases: ScalingCases, case: Case, repetitions: Sequence[Sequence[StageRu
         batches=cases.batches_of(case.method),
         layer=cases.layer if cases.texts is None else None,
         measured=cases.measured(case.stages),
+        data="none" if cases.texts is None else cases.texts.origin,
     )
 
 
