@@ -163,6 +163,12 @@ class Job:
                 f'"{BLOCK}.partition_method": got {method!r}, which is for AL methods: a {self.al.method} run is '
                 "DeepSpeed's own, use uniform, parameters or type:<regex>"
             )
+        if method != "measured":
+            for key, default in {"partition_memory": None, "partition_cache": "use"}.items():
+                if getattr(self.experiment, key) != default:
+                    raise ALConfigError(
+                        f'"{BLOCK}.{key}" with partition_method {method!r}: it is for "measured", leave it out'
+                    )
         ds_config = {key: value for key, value in self.config.items() if key != BLOCK}
         _fill_auto(ds_config, steps=self._scheduler_steps())
         if self.al.method in configs.AL_METHODS:

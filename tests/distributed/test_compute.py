@@ -62,7 +62,7 @@ def refused() -> None:
     with pytest.raises(ALConfigError, match=r"compile.* with dynamic_shape"):
         ds_al.initialize(model=module, config=engine_config(compile={}))
     engine = make_engine("mlp")
-    with pytest.raises(ALConfigError, match=r"compile.schedule=\.\.\. is not supported"):
+    with pytest.raises(ALConfigError, match=r"compile\(schedule=\.\.\.\) is not supported"):
         engine.compile(schedule=[(0, [])])
     engine = make_engine("lstm", compile={"backend": "aot_eager"})
     with pytest.raises(ALLayerError, match=r"stage 0, AL layer 1 .LSTMLayer., forward of micro-batch 0"):
