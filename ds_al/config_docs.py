@@ -31,6 +31,7 @@ def document() -> str:
         _INTRODUCTION,
         _section(f'`"{config.BLOCK}"`', config.ALConfig),
         _section(f'`"{config.BLOCK}.autoencoder_optimizer"`', config.OptimizerConfig),
+        _section(f'`"{config.BLOCK}.link"`', config.LinkConfig),
         _section(f'`"{config.BLOCK}.trace"`', config.TraceConfig),
         _section('`"params"` of an optimizer of type `"MuonAdamW"`', config.MuonAdamWConfig),
         'For `"optimizer"`, of the AL and the `bp_*` methods alike, and for `autoencoder_optimizer`. Muon steps '
