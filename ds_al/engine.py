@@ -46,11 +46,19 @@ from ds_al.module import ALPipelineModule
 from ds_al.objectives import Target
 from ds_al.optimizer import LocalOptimizer, ParamGroups
 from ds_al.optimizer_names import NamedOptimizers
-from ds_al.schedule import AL_SCHEDULES, Barrier
+from ds_al.schedule import AL_SCHEDULES, Barrier, Repeated
 from ds_al.stage import LocalStage
 from ds_al.trace import Report, StallWatch, Tracing, VitalsMeter
 from ds_al.transport import Receiver, Sender
 from ds_al.wire import WIRES
+
+
+class _Now:
+    """The micro-batch that a stage is at: ``(s, t)`` before or after its layers."""
+
+    __slots__ = ("s", "t")
+    s: Activation
+    t: Target
 
 
 class ALPipelineEngine(MeasuredStage, Checkpoints, NamedOptimizers):
@@ -109,8 +117,8 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, NamedOptimizers):
         """Latest known ``(A_i, E_i)`` of every layer up to this stage, means over a batch; NaN where unknown."""
         self._meter = VitalsMeter()
         self._loss_history: list[Tensor] = []
-        self._s: Activation
-        self._t: Target
+        self._now = _Now()
+        self._schedules: dict[tuple[Any, ...], PipeSchedule] = {}
         self.reset_stats()
         self.tracing = Tracing.of(self, al_config)
 
@@ -194,16 +202,21 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, NamedOptimizers):
             self.receiver.expect(self.micro_batches)
         self._exec_schedule(self._train_schedule())
         loss = self._end_batch()
-        self._wall += time.perf_counter() - start
+        self._counters.wall += time.perf_counter() - start
         self._report.set_vitals(self._meter.stop(self._totals(), micro_batches=self.stage.trained_micro_batches))
         if self.tracing is not None:
             self.tracing.after_batch()
         return loss
 
     def _train_schedule(self) -> PipeSchedule:
-        return AL_SCHEDULES[self.al.method](self.micro_batches, self.num_stages, self.stage_id, self.al.steps_per_batch)
+        key = self.micro_batches, self.num_stages, self.stage_id, self.al.steps_per_batch
+        if key not in self._schedules:
+            self._schedules[key] = Repeated(AL_SCHEDULES[self.al.method](*key))
+        return self._schedules[key]
 
     def _end_batch(self) -> Tensor:
+        self.micro_steps += self.micro_batches
+        self.global_samples += self.train_batch_size()
         losses = self.stage.take_losses(self.micro_batches)
         self._loss_history.append(losses)
         index = self.layers[0][0]
@@ -245,32 +258,32 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, NamedOptimizers):
                 f"the data ran out after {self.stage.trained_micro_batches} micro-batches: a batch takes "
                 f"{self.micro_batches}. Wrap the loader in deepspeed.utils.RepeatingLoader, or train fewer batches"
             ) from None
-        self._waited_for_data = time.perf_counter() - start
-        self._wait_data += self._waited_for_data
-        self._s, self._t = self.intake(batch)
+        counters = self._counters
+        counters.waited_for_data = time.perf_counter() - start
+        counters.wait_data += counters.waited_for_data
+        self._now.s, self._now.t = self.intake(batch)
 
     def _exec_recv_activations(self, buffer_id: int) -> None:
         assert self.receiver is not None
-        message = self.wire.decode(self.receiver.receive())
-        self._s, self._t, report = unpack(message, target_tensors=self.module.objective.target_tensors)
+        now, message = self._now, self.wire.decode(self.receiver.receive())
+        now.s, now.t, report = unpack(message, target_tensors=self.intake.objective.target_tensors)
         self._report.take_over(report)
 
     def _exec_forward_pass(self, buffer_id: int) -> None:
-        self._samples += first(self._s).shape[0]
+        now = self._now
+        self._counters.samples += first(now.s).shape[0]
         if self.decoder_copies is not None:
             self.decoder_copies.before(self.stage.trained_micro_batches)
-        self._s, self._t = self.stage.forward(self._s, self._t)
+        now.s, now.t = self.stage.forward(now.s, now.t)
 
     def _exec_send_activations(self, buffer_id: int) -> None:
         assert self.sender is not None
-        self.sender.send(self.wire.encode(pack(self._s, self._t, self._report.flat)))
+        self.sender.send(self.wire.encode(pack(self._now.s, self._now.t, self._report.flat)))
 
     def _exec_backward_pass(self, buffer_id: int) -> None:
         self.stage.backward(scale=(self.al.steps_per_batch or self.micro_batches) / self.micro_batches)
         if self.receiver is not None:
             self.receiver.release()
-        self.micro_steps += 1
-        self.global_samples += self.micro_batch_size
 
     def _exec_optimizer_step(self, lr_kwargs: Any = None) -> None:
         if self.optimizer is not None:

@@ -1,6 +1,7 @@
-"""Measures the schedules on ranks of this machine; choose one of three measurements.
+"""Measures the schedules on ranks of this machine; choose a measurement.
 
     python run/bench.py --sleeping --json results/sleeping.json
+    python run/bench.py --overhead --json results/overhead.json
     python run/bench.py --memory --json results/memory.json --markdown docs/memory.md
 
 Sleeping layers take time but no core, so the times show what the schedules cost, on any machine. The
@@ -19,9 +20,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ds_al.bench import SleepingCases, measure_memory, measure_sleeping, report
 from ds_al.bench.arguments import names, numbers, positive
+from ds_al.bench.overhead import METHODS as OVERHEAD_METHODS
+from ds_al.bench.overhead import measure_overhead
 from ds_al.bench.workloads import METHODS
 from ds_al.launch import RankFailure
 
+OVERHEAD_TURNS = 15
 MEMORY_METHODS = ("streaming", "bp_1f1b", "bp_gpipe")
 
 
@@ -33,6 +37,10 @@ def parser() -> argparse.ArgumentParser:
         "--sleeping", action="store_true", help="time all methods on sleeping layers, beside the ideal time"
     )
     what.add_argument("--memory", action="store_true", help="count what autograd holds for backward on every stage")
+    what.add_argument(
+        "--overhead", action="store_true",
+        help="processor time of a micro-batch whose layers compute nothing, beside DeepSpeed's own engine",
+    )  # fmt: skip
     p.add_argument(
         "--json", metavar="PATH", type=Path, help="write header and rows to PATH and the rows as CSV beside it"
     )
@@ -66,7 +74,7 @@ def main() -> None:
     args = p.parse_args()
     if args.markdown and not args.memory:
         p.error("--markdown goes with --memory")
-    run = sleeping if args.sleeping else memory
+    run = sleeping if args.sleeping else overhead if args.overhead else memory
     try:
         run(args, Console())
     except RankFailure as error:
@@ -108,6 +116,23 @@ def sleeping(args: argparse.Namespace, console: Console) -> None:
             "repeat": cases.repeat,
         }
         report.write(args.json, header=report.header(**settings), rows=rows)
+
+
+def overhead(args: argparse.Namespace, console: Console) -> None:
+    """What the engines cost."""
+    methods = tuple(args.methods or OVERHEAD_METHODS)
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("timing the engines", total=OVERHEAD_TURNS * len(methods))
+        rows = measure_overhead(
+            methods=methods,
+            stages=(args.stages or (2,))[0],
+            micro_batches=(args.micro_batches or (8,))[0],
+            repeat=OVERHEAD_TURNS,
+            progress=lambda: bar.update(task, advance=1),
+        )
+    console.print(report.overhead_table(rows))
+    if args.json:
+        report.write(args.json, header=report.header(), rows=rows)
 
 
 def memory(args: argparse.Namespace, console: Console) -> None:

@@ -63,6 +63,21 @@ def sleeping_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def overhead_table(rows: Sequence[Row]) -> Table:
+    """Microseconds per micro-batch, for the terminal."""
+    table = Table(
+        title="microseconds of a stage per micro-batch that computes nothing", title_justify="left", box=box.SIMPLE_HEAD
+    )
+    columns = {"stage": "stage", "cpu_us": "cpu", "wall_us": "clock", "maths_us": "maths", "engine_us": "engine"}
+    for column in ("method", *columns.values(), "cpu/stock", "engine/stock"):
+        table.add_column(column, no_wrap=True, justify="left" if column == "method" else "right")
+    for row in rows:
+        shares = ["" if row[name] is None else f"{row[name]:.2f}" for name in ("cpu_share", "engine_share")]
+        cells = [f"{row[name]:.0f}" if name != "stage" else str(row[name]) for name in columns] + shares
+        table.add_row(row["method"], *cells, end_section=row["stage"] == "mean")
+    return table
+
+
 def memory_table(rows: Sequence[Row]) -> Table:
     """Held bytes of the fullest stage, for the terminal."""
     counts = sorted({row["micro_batches"] for row in rows})
