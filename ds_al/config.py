@@ -18,9 +18,9 @@ from ds_al.errors import ALConfigError
 BLOCK = "associated_learning"
 
 ALMethod = Literal["streaming", "forward_first", "parallel_backward", "sequential"]
-BackpropMethod = Literal["bp_1f1b", "bp_gpipe", "bp_naive"]
+BackpropMethod = Literal["bp_1f1b", "bp_gpipe", "bp_naive", "bp_dp"]
 AL_METHODS: tuple[str, ...] = ("streaming", "forward_first", "parallel_backward", "sequential")
-BACKPROP_METHODS: tuple[str, ...] = ("bp_1f1b", "bp_gpipe", "bp_naive")
+BACKPROP_METHODS: tuple[str, ...] = ("bp_1f1b", "bp_gpipe", "bp_naive", "bp_dp")
 
 
 class StrictModel(BaseModel):
@@ -129,7 +129,8 @@ class ALConfig(StrictModel):
         "barrier after every batch. `parallel_backward`: all stages run backward at once, after the forward "
         "of the last. `sequential`: one stage at a time. These four end on identical weights. `bp_1f1b`, "
         "`bp_gpipe`, `bp_naive`: back-propagation through DeepSpeed's own engine, for a plain "
-        "`PipelineModule`.",
+        "`PipelineModule`. `bp_dp`: the same, data parallel, for one of a single stage, a replica on every rank; in "
+        "Python alone (`ds_al.data_parallel`), since `run/train.py` cuts a network into a stage per rank.",
     )
     queue_depth: int = Field(
         default=2,

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ds_al.bench import scaling_tables
+
 Row = Mapping[str, Any]
 
 
@@ -79,9 +81,19 @@ def bubble_tables(rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
+    for column, make in _BY_COLUMN.items():
+        if column in rows[0]:
+            return make(rows)
     if "ratio" in rows[0]:
         return tracing_table(rows)
     return network_tables(rows) if "rho" in rows[0] else bubble_tables(rows)
+
+
+_BY_COLUMN = {
+    "study": scaling_tables.scaling_tables,
+    "share_of_ceiling": scaling_tables.ceiling_table,
+    "share_of_bound": scaling_tables.ratio_table,
+}
 
 
 def network_tables(rows: Sequence[Row]) -> str:
