@@ -206,6 +206,13 @@ class ALConfig(StrictModel):
             raise ValueError("back-propagation's messages are DeepSpeed's own: expected 'fp32'")
         return message_dtype
 
+    @field_validator("link")
+    @classmethod
+    def _of_pipelines(cls, link: LinkConfig | None, info: ValidationInfo) -> LinkConfig | None:
+        if link is not None and info.data.get("method") == "bp_dp":
+            raise ValueError("bp_dp has no messages between stages: expected null")
+        return link
+
 
 DEEPSPEED_KEYS: dict[str, str] = {
     "train_batch_size": "samples per `train_batch()`",

@@ -2,6 +2,7 @@
 
     python run/bench.py --sleeping --json results/sleeping.json
     python run/bench.py --overhead --json results/overhead.json
+    python run/bench.py --bytes --json results/bytes.json
     python run/bench.py --memory --json results/memory.json --markdown docs/memory.md
 
 Sleeping layers take time but no core, so the times show what the schedules cost, on any machine. The
@@ -20,8 +21,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ds_al.bench import SleepingCases, measure_memory, measure_sleeping, report
 from ds_al.bench.arguments import names, numbers, positive
+from ds_al.bench.link_tables import traffic_table
 from ds_al.bench.overhead import METHODS as OVERHEAD_METHODS
 from ds_al.bench.overhead import measure_overhead
+from ds_al.bench.traffic import measure_traffic
 from ds_al.bench.workloads import METHODS
 from ds_al.launch import RankFailure
 
@@ -37,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
         "--sleeping", action="store_true", help="time all methods on sleeping layers, beside the ideal time"
     )
     what.add_argument("--memory", action="store_true", help="count what autograd holds for backward on every stage")
+    what.add_argument("--bytes", action="store_true", help="count what passes between stages per micro-batch")
     what.add_argument(
         "--overhead", action="store_true",
         help="processor time of a micro-batch whose layers compute nothing, beside DeepSpeed's own engine",
@@ -49,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         "--methods", type=names, help=f"comma-separated, of {','.join(METHODS)} (default: all; --memory: "
         f"{','.join(MEMORY_METHODS)})",
     )  # fmt: skip
-    p.add_argument("--stages", type=numbers, help="comma-separated (default: 2,4; --memory: 2,4,8)")
+    p.add_argument("--stages", type=numbers, help="comma-separated (default: 2,4; --memory: 2,4,8; --bytes: 4)")
     p.add_argument(
         "--micro-batches",
         type=numbers,
@@ -62,9 +66,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--forward-ms", type=float, default=50.0, help="sleep of a layer's forward (default: 50)")
     p.add_argument("--backward-ms", type=float, default=50.0, help="sleep of a layer's backward (default: 50)")
     p.add_argument("--width", type=positive, default=64, help="with --memory: width of the layers (default: 64)")
-    p.add_argument(
-        "--micro-batch", type=positive, default=8, help="with --memory: samples per micro-batch (default: 8)"
-    )
+    p.add_argument("--micro-batch", type=positive, help="samples per micro-batch (default: --memory: 8, --bytes: 64)")
     return p
 
 
@@ -74,7 +76,7 @@ def main() -> None:
     args = p.parse_args()
     if args.markdown and not args.memory:
         p.error("--markdown goes with --memory")
-    run = sleeping if args.sleeping else overhead if args.overhead else memory
+    run = sleeping if args.sleeping else overhead if args.overhead else traffic if args.bytes else memory
     try:
         run(args, Console())
     except RankFailure as error:
@@ -118,6 +120,16 @@ def sleeping(args: argparse.Namespace, console: Console) -> None:
         report.write(args.json, header=report.header(**settings), rows=rows)
 
 
+def traffic(args: argparse.Namespace, console: Console) -> None:
+    """Counts bytes."""
+    stages, micro_batch = (args.stages or (4,))[0], args.micro_batch or 64
+    with console.status("counting"):
+        rows = measure_traffic(("vgg", "transformer"), stages=stages, micro_batch=micro_batch)
+    print(traffic_table(rows))
+    if args.json:
+        report.write(args.json, header=report.header(stages=stages, micro_batch=micro_batch), rows=rows)
+
+
 def overhead(args: argparse.Namespace, console: Console) -> None:
     """What the engines cost."""
     methods = tuple(args.methods or OVERHEAD_METHODS)
@@ -145,11 +157,11 @@ def memory(args: argparse.Namespace, console: Console) -> None:
             stages=stages,
             micro_batches=args.micro_batches or (4, 8, 16, 32),
             width=args.width,
-            micro_batch=args.micro_batch,
+            micro_batch=args.micro_batch or 8,
             progress=lambda count: bar.update(task, advance=1, description=f"{count} stages"),
         )
     console.print(report.memory_table(rows))
-    header = report.header(width=args.width, micro_batch=args.micro_batch)
+    header = report.header(width=args.width, micro_batch=args.micro_batch or 8)
     if args.json:
         report.write(args.json, header=header, rows=rows)
     if args.markdown:

@@ -106,9 +106,11 @@ def test_bfloat16_of_a_layer_is_refused_where_it_would_arrive_as_float32() -> No
         WIRES["bf16"]().encode((torch.zeros(2, dtype=torch.bfloat16), REPORT))
 
 
-def test_message_dtype_is_of_local_learning() -> None:
+def test_what_does_not_fit_the_method_is_refused() -> None:
     block = {"method": "bp_1f1b", "message_dtype": "bf16"}
     with pytest.raises(ALConfigError, match=r"associated_learning\.message_dtype.*DeepSpeed's own"):
         config.al_config({config.BLOCK: block})
+    with pytest.raises(ALConfigError, match=r"associated_learning\.link.*bp_dp has no messages"):
+        config.al_config({config.BLOCK: {"method": "bp_dp", "link": {"delay_ms": 1}}})
     with pytest.raises(ALConfigError, match="int8"):
         config.al_config({config.BLOCK: {"message_dtype": "int4"}})
