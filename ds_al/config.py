@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ds_al.errors import ALConfigError
 
@@ -136,6 +136,25 @@ class CheckpointConfig(StrictModel):
     )
 
 
+class LinkConfig(StrictModel):
+    """An artificial slow link between neighbouring stages of one machine, for tests and experiments."""
+
+    delay_ms: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Milliseconds from the moment a message is sent until the next stage can have it. The sender goes "
+        "on at once, as long as its queue has a free slot.",
+    )
+    mbit: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Megabits per second, in each direction: a message starts when the one before it is through. "
+        "`null` is no limit.",
+    )
+
+
 class ALConfig(StrictModel):
     """The ``"associated_learning"`` block."""
 
@@ -154,6 +173,19 @@ class ALConfig(StrictModel):
         ge=1,
         description="Messages that a stage may have on their way to its successor before it waits. The "
         "successor holds two more: the one it works on and the one it receives ahead.",
+    )
+    message_dtype: Literal["fp32", "bf16", "int8"] = Field(
+        default="fp32",
+        description="What float32 tensors travel as from stage to stage while training, for slow links. `fp32`: as "
+        "they are. `bf16`: 2 bytes a number, rounded to the nearest. `int8`: 1 byte a number and 4 bytes a block of "
+        "128, a step being 1/127 of the block's largest number; a block with NaN or infinity arrives as NaN. Integers, "
+        "masks of booleans, losses and all messages of evaluation travel as they are. With `bf16` and `int8` the "
+        "weights depend on where the network is cut, and are still the same bits for every schedule and queue depth.",
+    )
+    link: LinkConfig | None = Field(
+        default=None,
+        description="An artificial slow link between stages of one machine, for tests and experiments; for the `bp_*` "
+        "methods, too, in both directions. Slows the messages of training alone. `null` is off.",
     )
     steps_per_batch: int | None = Field(
         default=None,
@@ -213,6 +245,20 @@ class ALConfig(StrictModel):
         description="After a stall is printed: `continue` waits on, and prints again after 2, 4, 8 ... times "
         "`stall_seconds`; `end` ends every rank with exit code 1.",
     )
+
+    @field_validator("message_dtype")
+    @classmethod
+    def _of_local_learning(cls, message_dtype: str, info: ValidationInfo) -> str:
+        if message_dtype != "fp32" and info.data.get("method") in BACKPROP_METHODS:
+            raise ValueError("back-propagation's messages are DeepSpeed's own: expected 'fp32'")
+        return message_dtype
+
+    @field_validator("link")
+    @classmethod
+    def _of_pipelines(cls, link: LinkConfig | None, info: ValidationInfo) -> LinkConfig | None:
+        if link is not None and info.data.get("method") == "bp_dp":
+            raise ValueError("bp_dp has no messages between stages: expected null")
+        return link
 
 
 DEEPSPEED_KEYS: dict[str, str] = {

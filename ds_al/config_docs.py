@@ -32,6 +32,7 @@ def document() -> str:
         _section(f'`"{config.BLOCK}"`', config.ALConfig),
         _section(f'`"{config.BLOCK}.autoencoder_optimizer"`', config.OptimizerConfig),
         _section(f'`"{config.BLOCK}.compile"`', config.CompileConfig),
+        _section(f'`"{config.BLOCK}.link"`', config.LinkConfig),
         _section(f'`"{config.BLOCK}.trace"`', config.TraceConfig),
         _section(f'`"{config.BLOCK}.checkpoint"`', config.CheckpointConfig),
         _section('`"params"` of an optimizer of type `"MuonAdamW"`', config.MuonAdamWConfig),

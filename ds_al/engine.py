@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -41,6 +42,7 @@ from ds_al.decoder_copies import DecoderCopies
 from ds_al.errors import ALConfigError, ALDataError
 from ds_al.inference import Inference
 from ds_al.layer import Activation, first
+from ds_al.link import SlowReceiver, SlowSender
 from ds_al.measured import MeasuredStage
 from ds_al.message import pack, unpack
 from ds_al.module import ALPipelineModule
@@ -52,6 +54,7 @@ from ds_al.schedule import AL_SCHEDULES, Barrier, Repeated
 from ds_al.stage import LocalStage
 from ds_al.trace import Report, StallWatch, Tracing, VitalsMeter
 from ds_al.transport import Receiver, Sender
+from ds_al.wire import WIRES
 
 
 class _Now:
@@ -100,6 +103,7 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, ComputeOptions, NamedOptimize
             dynamic_shape=self.dynamic_shape,
         )
         self.sender, self.receiver = self._open_channels()
+        self.wire = WIRES[al_config.message_dtype]()
         self.decoder_copies = DecoderCopies(self) if self.module.objective.needs_earlier_decoders else None
         self.inference = Inference(self)
         self.loader: ShuffledLoader | None = None
@@ -127,16 +131,19 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, ComputeOptions, NamedOptimize
 
     def _open_channels(self) -> tuple[Sender | None, Receiver | None]:
         common = {"device": self.device, "dynamic": self.dynamic_shape}
+        link = self.al.link
+        make_sender = Sender if link is None else partial(SlowSender, link=link)
+        make_receiver = Receiver if link is None else SlowReceiver
         sender = receiver = None
         if not self.is_last_stage():
-            sender = Sender(
+            sender = make_sender(
                 self.grid.stage_to_global(self.next_stage),
                 queue_depth=self.al.queue_depth,
                 stages=(self.stage_id, self.next_stage),
                 **common,
             )
         if not self.is_first_stage():
-            receiver = Receiver(
+            receiver = make_receiver(
                 self.grid.stage_to_global(self.prev_stage), stages=(self.stage_id, self.prev_stage), **common
             )
         return sender, receiver
@@ -276,8 +283,8 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, ComputeOptions, NamedOptimize
 
     def _exec_recv_activations(self, buffer_id: int) -> None:
         assert self.receiver is not None
-        now = self._now
-        now.s, now.t, report = unpack(self.receiver.receive(), target_tensors=self.intake.objective.target_tensors)
+        now, message = self._now, self.wire.decode(self.receiver.receive())
+        now.s, now.t, report = unpack(message, target_tensors=self.intake.objective.target_tensors)
         self._report.take_over(report)
 
     def _exec_forward_pass(self, buffer_id: int) -> None:
@@ -289,7 +296,7 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, ComputeOptions, NamedOptimize
 
     def _exec_send_activations(self, buffer_id: int) -> None:
         assert self.sender is not None
-        self.sender.send(pack(self._now.s, self._now.t, self._report.flat))
+        self.sender.send(self.wire.encode(pack(self._now.s, self._now.t, self._report.flat)))
 
     def _exec_backward_pass(self, buffer_id: int) -> None:
         self.stage.backward(scale=(self.al.steps_per_batch or self.micro_batches) / self.micro_batches)

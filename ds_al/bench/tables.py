@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ds_al.bench import scaling_tables
+from ds_al.bench import link_tables, scaling_tables
 from ds_al.planner.against import against_table
 
 Row = Mapping[str, Any]
@@ -85,6 +85,8 @@ def _table(rows: Sequence[Row]) -> str:
     """The table of what these rows measured, which the first of the columns below tells that they have."""
     kinds = {
         "predicted": against_table,
+        "times_less": link_tables.traffic_table,
+        "rate_mbit": link_tables.slow_link_table,
         "study": scaling_tables.scaling_tables,
         "share_of_ceiling": scaling_tables.ceiling_table,
         "share_of_bound": scaling_tables.ratio_table,
