@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from ds_al import config
+from ds_al import config, deepspeed_keys
 from ds_al.experiment import config as experiment
 
 _INTRODUCTION = """# Config
@@ -41,7 +41,7 @@ def document() -> str:
         "weights of `nn.Embedding`, and any parameter whose attribute `use_muon` is `False`. A `scheduler` sets the "
         "rate of Muon (`WarmupLR` its `warmup_max_lr`), and so do the logs. Needs torch 2.9.\n",
         "## DeepSpeed's keys that an AL engine honours\n\n| key | how |\n|---|---|\n"
-        + "".join(f"| `{key}` | {how} |\n" for key, how in config.DEEPSPEED_KEYS.items()),
+        + "".join(f"| `{key}` | {how} |\n" for key, how in deepspeed_keys.DEEPSPEED_KEYS.items()),
         "All other keys are refused, unless their value turns them off: mixed precision, ZeRO above stage 0, "
         "DeepCompile, compression, curriculum learning and the like are not supported yet. The "
         "`bp_*` methods run on DeepSpeed's own engine and take whatever it takes; give them "

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -33,27 +32,24 @@ from deepspeed.runtime.pipe.schedule import (
 )
 from torch import Tensor
 
+from ds_al.assembly import AssembledStage
 from ds_al.batch import BatchIntake
 from ds_al.checkpoint import Checkpoints
 from ds_al.compiling import ComputeOptions
 from ds_al.config import ALConfig
 from ds_al.data.loader import ShuffledLoader
 from ds_al.decoder_copies import DecoderCopies
-from ds_al.errors import ALConfigError, ALDataError
+from ds_al.errors import ALDataError
 from ds_al.inference import Inference
 from ds_al.layer import Activation, first
-from ds_al.link import SlowReceiver, SlowSender
 from ds_al.measured import MeasuredStage
 from ds_al.message import pack, unpack
 from ds_al.module import ALPipelineModule
 from ds_al.objectives import Target
-from ds_al.optimizer import LocalOptimizer, ParamGroups
-from ds_al.optimizer_names import NamedOptimizers
 from ds_al.replicas import Replicas
 from ds_al.schedule import AL_SCHEDULES, Barrier, Repeated
 from ds_al.stage import LocalStage
 from ds_al.trace import Report, StallWatch, Tracing, VitalsMeter
-from ds_al.transport import Receiver, Sender
 from ds_al.wire import WIRES
 
 
@@ -65,7 +61,7 @@ class _Now:
     t: Target
 
 
-class ALPipelineEngine(MeasuredStage, Checkpoints, ComputeOptions, NamedOptimizers):
+class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOptions):
     """Trains an :class:`~ds_al.module.ALPipelineModule`. Made by :func:`ds_al.initialize`.
 
     It is a ``deepspeed.PipelineEngine``: ``train_batch``, ``eval_batch``, ``set_batch_fn``,
@@ -126,62 +122,6 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, ComputeOptions, NamedOptimize
         self._schedules: dict[tuple[Any, ...], PipeSchedule] = {}
         self.reset_stats()
         self.tracing = Tracing.of(self, al_config)
-
-    # ---- set-up ------------------------------------------------------------------------------------
-
-    def _open_channels(self) -> tuple[Sender | None, Receiver | None]:
-        common = {"device": self.device, "dynamic": self.dynamic_shape}
-        link = self.al.link
-        make_sender = Sender if link is None else partial(SlowSender, link=link)
-        make_receiver = Receiver if link is None else SlowReceiver
-        sender = receiver = None
-        if not self.is_last_stage():
-            sender = make_sender(
-                self.grid.stage_to_global(self.next_stage),
-                queue_depth=self.al.queue_depth,
-                stages=(self.stage_id, self.next_stage),
-                **common,
-            )
-        if not self.is_first_stage():
-            receiver = make_receiver(
-                self.grid.stage_to_global(self.prev_stage), stages=(self.stage_id, self.prev_stage), **common
-            )
-        return sender, receiver
-
-    def _loader(self, data: Any) -> ShuffledLoader:
-        share = (self.replicas.index, self.replicas.count)
-        if not isinstance(data, ShuffledLoader):
-            size, seed = self.micro_batch_size, self.module.base_seed
-            return ShuffledLoader(data, batch_size=size, seed=seed, collate_fn=self.collate_fn, share=share)
-        if data.share != share:
-            raise ALConfigError(
-                f"got a ShuffledLoader with share={data.share}: expected {share}, or every copy of the pipeline would "
-                "train on the same samples"
-            )
-        return data
-
-    def _configure_optimizer(self, client_optimizer: Any, model_parameters: Any) -> None:
-        if isinstance(client_optimizer, torch.optim.Optimizer):
-            super()._configure_optimizer(client_optimizer, model_parameters)
-            return
-        associated = client_optimizer or super()._configure_basic_optimizer
-        self.basic_optimizer = self.optimizer = LocalOptimizer(
-            self.module.local_layers,
-            associated=associated,
-            autoencoder=self._autoencoder_optimizer if self.al.autoencoder_optimizer else associated,
-            clip=self.al.layer_gradient_clipping,
-        )
-
-    def _autoencoder_optimizer(self, groups: ParamGroups) -> torch.optim.Optimizer:
-        """Lets DeepSpeed build g's and h's optimizer as if it were the one of its own config block."""
-        assert self.al.autoencoder_optimizer is not None
-        name, params = self._config.optimizer_name, self._config.optimizer_params
-        self._config.optimizer_name = _deepspeed_name(self.al.autoencoder_optimizer.type)
-        self._config.optimizer_params = dict(self.al.autoencoder_optimizer.params)
-        try:
-            return super()._configure_basic_optimizer(groups)
-        finally:
-            self._config.optimizer_name, self._config.optimizer_params = name, params
 
     # ---- training ----------------------------------------------------------------------------------
 
@@ -440,10 +380,3 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, ComputeOptions, NamedOptimize
             The scores, on every rank.
         """
         return self.inference.predict(x, exit=exit)
-
-
-def _deepspeed_name(name: str) -> str:
-    """DeepSpeed compares its own optimizers' names in lower case, and takes torch's as they are."""
-    from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
-
-    return name.lower() if name.lower() in DEEPSPEED_OPTIMIZERS else name

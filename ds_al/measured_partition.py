@@ -13,7 +13,7 @@ from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
 
 from ds_al import config as configs
-from ds_al import optimizer_names, provenance, time_cache
+from ds_al import deepspeed_keys, optimizer_names, provenance, time_cache
 from ds_al.compiling import compile_layer
 from ds_al.errors import ALConfigError
 from ds_al.layer import Activation, ALLayer
@@ -69,7 +69,7 @@ def measure_stages(build: Build, *, layers: int, measuring: Measuring, stages: S
         ALConfigError: no cut keeps the memory limit, or the config cannot be honoured.
     """
     al, world = configs.al_config(measuring.config), dist.get_world_size()
-    configs.honour(measuring.config, al)
+    deepspeed_keys.honour(measuring.config, al)
     device = torch.device(get_accelerator().current_device_name())
     interval = measuring.config.get("pipeline", {}).get("activation_checkpoint_interval", 0) or measuring.interval
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ds_al.config import BLOCK, DEEPSPEED_KEYS, ALConfig, al_config, honour, read
+from ds_al.config import BLOCK, ALConfig, al_config, read
+from ds_al.deepspeed_keys import DEEPSPEED_KEYS, honour
 from ds_al.errors import ALConfigError
 from ds_al.experiment.config import experiment_config, override
 
