@@ -33,7 +33,12 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = p.add_argument
     add("--rates", type=numbers, default=(10, 100, 1000), help="Mbit/s, comma-separated (default: 10,100,1000)")
-    add("--model", default="vgg", choices=("vgg", "transformer"), help="a small network, on random data (default: vgg)")
+    add(
+        "--model",
+        default="vgg",
+        choices=("vgg", "transformer", "mlp"),
+        help="a small network, on random data (default: vgg)",
+    )
     add("--cut", type=positive, default=2, help="layer at which the second stage begins, from 0 (default: 2)")
     add("--micro-batch", type=positive, default=64, help="samples per micro-batch (default: 64)")
     add("--micro-batches", type=positive, default=8, help="micro-batches per batch (default: 8)")
