@@ -97,7 +97,7 @@ def result(method: str, seed: int, accuracy: float, *, layers: int | None = None
     return {
         "group": "Fashion, MLP", "suite_method": method, "K": layers, "P": 1, "seed": seed,
         "method": "bp_1f1b" if method == "bp" else "streaming", "test_accuracy": [0.1, accuracy],
-        "validation_accuracy": [0.8], "history": epochs, "images_per_second": 100.0,
+        "validation_accuracy": [0.8], "history": epochs, "samples_per_second": 100.0,
         "peak_activation_bytes": [2**20, 2**21], "parameters": [10, 20], **more,
     }  # fmt: skip
 

@@ -63,7 +63,7 @@ def _row(key: tuple[Any, ...], cell: Sequence[Result], twins: Mapping[tuple[str,
         "validation_accuracy": [r["validation_accuracy"][-1] for r in done],
         "train_accuracy": [r.get("train_accuracy") for r in done],
         "seconds_per_epoch": [statistics.median(epoch["seconds"] for epoch in r["history"]) for r in done],
-        "samples_per_second": [r["images_per_second"] for r in done],
+        "samples_per_second": [r["samples_per_second"] for r in done],
         "seconds_to_twin": [_seconds_to(r, twins.get((key[0], r["seed"]))) for r in done],
     }
     for name, values in means.items():

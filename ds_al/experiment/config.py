@@ -119,6 +119,9 @@ class ExperimentConfig(StrictModel):
         description="For comparisons: also looks at the test samples whenever the validation accuracy is the best so "
         "far, which is reported and never chosen by, and at the training samples at the end.",
     )
+    test: bool = Field(
+        default=True, description="Looks at the test samples, at the end; off while settings are being chosen."
+    )
     checkpoint_every: int = Field(
         default=0, ge=0, description="Epochs between checkpoints; 0 keeps the last epoch's alone."
     )

@@ -213,7 +213,7 @@ class Job:
         row: dict[str, Any] = {
             "epoch": epoch + 1,
             "seconds": max(s.wall for s in stats),
-            "images_per_second": engine.stats().samples / max(s.wall for s in stats),
+            "samples_per_second": engine.stats().samples / max(s.wall for s in stats),
             "learning_rate": engine.get_lr()[0],
             "idle": [s.idle for s in stats],
             "wait_data": stats[0].wait_data,
@@ -234,7 +234,7 @@ class Job:
             return
         row["validation_accuracy"] = self.engine.evaluate(self._batches("validation"))["accuracy"]
         best = max((r["validation_accuracy"][-1] for r in history if "validation_accuracy" in r), default=-1.0)
-        if self.experiment.evaluate_fully and row["validation_accuracy"][-1] > best:
+        if self.experiment.evaluate_fully and self.experiment.test and row["validation_accuracy"][-1] > best:
             row["test_accuracy"] = self.engine.evaluate(self._batches("test"))["accuracy"]
 
     def _checkpoint(self, epoch: int, record: Record | None) -> None:
@@ -245,7 +245,7 @@ class Job:
                 self.engine.save_checkpoint(str(folder), tag=f"epoch_{epoch + 1}")
 
     def _summary(self, *, seconds: float, history: list[dict[str, Any]]) -> dict[str, Any]:
-        test = self.engine.evaluate(self._batches("test"))
+        test = self.engine.evaluate(self._batches("test")) if self.experiment.test else {}
         trained = sum(row["seconds"] for row in history)
         looked = [row for row in history if "validation_accuracy" in row]
         best = max(looked, key=lambda row: row["validation_accuracy"][-1], default=None)  # the first of equals
@@ -258,15 +258,15 @@ class Job:
             "partition": list(self.engine.module.parts),
             "seed": self.experiment.seed,
             "epochs": self.experiment.epochs,
-            "test_accuracy": test["accuracy"],
-            "test_samples": test["samples"],
+            "test_accuracy": test.get("accuracy"),
+            "test_samples": test.get("samples"),
             "validation_accuracy": history[-1].get("validation_accuracy") if history else None,
             "best_validation_accuracy": best["validation_accuracy"][-1] if best else None,
             "best_epoch": best["epoch"] if best else None,
             **self._full_evaluation(best),
             "seconds": seconds,
             "training_seconds": trained,
-            "images_per_second": sum(r["images_per_second"] * r["seconds"] for r in history) / trained
+            "samples_per_second": sum(r["samples_per_second"] * r["seconds"] for r in history) / trained
             if trained
             else 0,
             "idle": [
@@ -290,7 +290,7 @@ class Job:
         train = self.engine.evaluate(self._batches("train"))["accuracy"]
         return {
             "train_accuracy": train[-1],
-            "test_accuracy_at_best_validation": best["test_accuracy"][-1] if best else None,
+            "test_accuracy_at_best_validation": best["test_accuracy"][-1] if best and self.experiment.test else None,
         }
 
 

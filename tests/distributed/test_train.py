@@ -116,7 +116,7 @@ def test_wandb_run_is_kept_offline_with_its_config_names_and_summary(
     resolved = json.loads((run / "config.json").read_text())["resolved"]
     assert {"method", "partition", "rho", "flops", "parameters", "versions", "git_commit"} <= resolved.keys()
     assert {key: file.config[key] for key in resolved} == resolved
-    keys = ("best_validation_accuracy", "best_epoch", "training_seconds", "images_per_second")
+    keys = ("best_validation_accuracy", "best_epoch", "training_seconds", "samples_per_second")
     assert {key: file.summary[key] for key in keys} == {key: summary[key] for key in keys}
     assert file.summary["test_accuracy"] == summary["test_accuracy"][-1]
     assert [file.summary[f"stage_{stage}/idle"] for stage in range(2)] == summary["idle"]
