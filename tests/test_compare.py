@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ds_al.compare.choice import choice_markdown, choose
 from ds_al.compare.figures import draw_group
 from ds_al.compare.suite import Cell, cells, read_suite
 from ds_al.compare.table import markdown, rows
@@ -137,3 +138,92 @@ def test_a_group_is_drawn_with_its_spread_and_without_failures(tmp_path: Path) -
     assert [file.name for file in files] == ["group.png", "group.svg"]
     assert "greedy, K = 4" in files[1].read_text() and "mse" not in files[1].read_text()
     assert draw_group([failed], tmp_path / "none.png") == []
+
+
+TRIALS = """
+name: tiny
+config: base.json
+groups:
+  - name: Fashion, MLP
+    layers: [4]
+    methods: {bp: {}, contrast: {}}
+    trials:
+      slow: {optimizer.params.lr: 0.001}
+      quick: {optimizer.params.lr: 0.01}
+    own_trials:
+      contrast: {warm: {experiment.model.al_options.objective.temperature: 0.3}}
+"""
+TUNED = """
+name: final
+config: base.json
+chosen: [chosen.json]
+groups:
+  - name: Fashion, for good
+    tuned: Fashion, MLP
+    layers: [2]
+    methods: {bp: {}, contrast: {}, twice: {method: contrast, experiment.epochs: 9}, greedy: {}}
+"""
+
+
+def trial(method: str, name: str, validation: float, **more: Any) -> dict[str, Any]:
+    return result(method, 0, 0.0, trial=name, **{"validation_accuracy": [0.99, validation], **more})
+
+
+def test_every_method_is_run_with_every_trial_and_its_own(tmp_path: Path) -> None:
+    found = suite(tmp_path, TRIALS, seeds=1)
+    assert [(cell.method, cell.trial) for cell in found] == [
+        *[("bp", "slow"), ("bp", "quick")], *[("contrast", "slow"), ("contrast", "quick"), ("contrast", "warm")],
+    ]  # fmt: skip
+    assert [cell.config["optimizer"]["params"]["lr"] for cell in found] == [0.001, 0.01, 0.001, 0.01, 0.002]
+    assert len({cell.key for cell in found}) == 5 and "(warm)" in found[-1].title
+
+
+def test_the_best_validation_accuracy_of_the_last_exit_decides_and_test_accuracy_does_not(tmp_path: Path) -> None:
+    suite(tmp_path, TRIALS)
+    tried = read_suite(tmp_path / "suite.yaml")
+    results = [
+        trial("bp", "slow", 0.7, test_accuracy=[0.9]), trial("bp", "quick", 0.8, test_accuracy=[0.1]),
+        trial("contrast", "slow", 0.6), trial("contrast", "quick", 0.5), trial("contrast", "warm", 0.65),
+    ]  # fmt: skip
+    rows = choose(results, tried)
+    assert [(row["method"], row["trial"], row["validation_accuracy"]) for row in rows] == [
+        ("bp", "quick", 0.8), ("contrast", "warm", 0.65),
+    ]  # fmt: skip
+    assert rows[0]["keys"] == {"optimizer.params.lr": 0.01}
+    assert "| `contrast` | **warm** | **65.00** |" in choice_markdown(rows)
+
+
+def test_a_method_with_an_unfinished_trial_is_not_chosen_for(tmp_path: Path) -> None:
+    suite(tmp_path, TRIALS)
+    tried = read_suite(tmp_path / "suite.yaml")
+    failed = {"group": "Fashion, MLP", "suite_method": "bp", "trial": "quick", "failure": "exit code 1"}
+    assert choose([trial("bp", "slow", 0.7), failed], tried) == []
+
+
+def test_what_was_chosen_is_taken_over_by_a_group_that_asks_for_it(tmp_path: Path) -> None:
+    rows = [
+        {"group": "Fashion, MLP", "method": "bp", "keys": {"optimizer.params.lr": 0.01}},
+        {"group": "Fashion, MLP", "method": "contrast",
+         "keys": {"experiment.model.al_options.objective.temperature": 0.3, "experiment.epochs": 5}},
+    ]  # fmt: skip
+    (tmp_path / "chosen.json").write_text(json.dumps({"rows": rows}))
+    bp, contrast, twice, greedy = (cell.config for cell in suite(tmp_path, TUNED, seeds=1))
+    assert bp["optimizer"]["params"]["lr"] == 0.01 and greedy["optimizer"]["params"]["lr"] == 0.002
+    for config, epochs in ((contrast, 5), (twice, 9)):  # keys of the suite come last
+        assert config["experiment"]["model"]["al_options"]["objective"]["temperature"] == 0.3
+        assert config["experiment"]["epochs"] == epochs
+    with pytest.raises(ALConfigError, match=r"nothing was chosen for 'Fashion', of the tuned: 'Fashion, MLP'"):
+        suite(tmp_path, TUNED.replace("tuned: Fashion, MLP", "tuned: Fashion"))
+
+
+def test_a_recipe_is_a_method_with_an_optimizer_of_its_own(tmp_path: Path) -> None:
+    text = SUITE.replace("mse: {}", "ours: {}").replace(
+        "cold: {method: contrast,", "narrow: {method: ours, experiment.model.al_options.code_width: 8,"
+    )
+    by_method = {cell.method: cell.config for cell in suite(tmp_path, text, seeds=1) if cell.layers == 2}
+    assert (
+        by_method["ours"]["optimizer"]["type"] == "MuonAdamW" and by_method["contrast"]["optimizer"]["type"] == "AdamW"
+    )
+    assert by_method["narrow"]["experiment"]["model"]["al_options"] == {
+        "num_layers": 2, "code_width": 8, "objective": {"name": "contrast", "temperature": 0.01},
+    }  # fmt: skip

@@ -25,8 +25,9 @@ A suite that chooses settings has ``trials``, with which every method is run, an
 What was chosen (:mod:`ds_al.compare.choice`) another suite takes over: ``chosen: results.json`` at its top, and in a
 group ``tuned: <name of the group that was tuned>``.
 
-A method's name is that of a schedule, of an objective (which trains by ``streaming``), of a back-propagation
-schedule, or ``bp``: the twin in one process. Back-propagation has no AL layers, so it runs once for all K.
+A method's name is that of a schedule, of an objective (which trains by ``streaming``), of a recipe, which brings its
+own optimizer, of a back-propagation schedule, or ``bp``: the twin in one process. Back-propagation has no AL layers, so
+it runs once for all K.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from ds_al import config as configs
 from ds_al.config import StrictModel, validate
 from ds_al.errors import ALConfigError
 from ds_al.experiment.config import experiment_config, override
+from ds_al.experiment.recipes import RECIPES, with_recipe
 from ds_al.objectives import OBJECTIVES
 
 
@@ -171,7 +173,8 @@ def _of_group(
         for trial, tried in _trials(group, method).items():
             for depth in [None] if is_backprop else group.layers:
                 layers = {} if depth is None else {"experiment.model.al_options.num_layers": depth}
-                config = override(base, _assignments({**layers, **settings, **tried, "experiment.seed": seed}))
+                keys_of_cell = {**layers, **settings, **tried, "experiment.seed": seed}
+                config = with_recipe(override(base, _assignments(keys_of_cell)))
                 experiment_config(config)
                 configs.al_config(config)
                 yield Cell(group.name, method, trial, depth, processes, seed, config)
@@ -216,7 +219,9 @@ def _settings(name: str) -> dict[str, Any]:
         return {"associated_learning.method": name}
     if name in OBJECTIVES:
         return {"associated_learning.method": "streaming", "experiment.model.al_options.objective.name": name}
-    known = ["bp", *configs.AL_METHODS, *configs.BACKPROP_METHODS, *OBJECTIVES]
+    if name in RECIPES:
+        return {"associated_learning.method": "streaming", "experiment.recipe": name, "optimizer": None}
+    known = ["bp", *RECIPES, *configs.AL_METHODS, *configs.BACKPROP_METHODS, *OBJECTIVES]
     raise ALConfigError(f"unknown method {name!r}: expected one of {', '.join(known)}, or a key 'method' that is one")
 
 

@@ -105,6 +105,11 @@ class ExperimentConfig(StrictModel):
     name: str = Field(description="Name of the run; its files go to `<output>/<name>/<time>/`.")
     model: ModelConfig = Field(description="Which network.")
     data: DataConfig = Field(description="Which data.")
+    recipe: str | None = Field(
+        default=None,
+        description="`ours` fills in the optimizer and the model's `al_options`, where the config leaves them out, "
+        "with the settings that did best (docs/accuracy.md).",
+    )
     epochs: int = Field(ge=1, description="Passes over the training samples.")
     seed: int = Field(default=0, ge=0, description="Of weights, dropout, data order and validation split.")
     partition_method: str = Field(

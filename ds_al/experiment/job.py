@@ -24,6 +24,7 @@ from ds_al.errors import ALConfigError
 from ds_al.experiment.config import BLOCK, ExperimentConfig, experiment_config
 from ds_al.experiment.display import Display
 from ds_al.experiment.inputs import DataFacts, training_loader
+from ds_al.experiment.recipes import with_recipe
 from ds_al.experiment.record import Record
 from ds_al.models import build_al, build_twin
 from ds_al.trace import ActivationMeter
@@ -44,7 +45,7 @@ class Job:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         with quiet():
             join_world(timeout=timedelta(minutes=10))
-        self.config = config
+        self.config = config = with_recipe(config)
         self.resume = resume
         self.experiment: ExperimentConfig = experiment_config(config)
         self.al = configs.al_config(config)
