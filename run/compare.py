@@ -21,7 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ds_al.bench import report
 from ds_al.compare.choice import choice_markdown, choose
+from ds_al.compare.exits import exit_table
 from ds_al.compare.figures import draw_group
+from ds_al.compare.page import results_page
 from ds_al.compare.runner import is_done, read_result, run_cells
 from ds_al.compare.suite import Cell, Suite, cells, read_suite
 from ds_al.compare.table import markdown, rows
@@ -45,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--jobs", type=int, help="cells at a time (default: as many as there are cores for)")
     p.add_argument("--timeout", type=float, default=3600.0, help="seconds after which a cell has failed (3600)")
+    p.add_argument("--page", metavar="PATH", type=Path, help="also writes a page: tables, pictures, what is missing")
     p.add_argument("--table-only", action="store_true", help="run nothing; write the tables of what is there")
     return p
 
@@ -77,13 +80,23 @@ def main() -> None:
     if any(cell.trial is not None for cell in every):
         _write_choice(results, suite, args, console)
         return
-    table = rows(results)
-    report.write(args.json, header=report.header(suite=suite.name, seeds=args.seeds), rows=table)
+    table, exits, header = rows(results), exit_table(results), report.header(suite=suite.name, seeds=args.seeds)
+    report.write(args.json, header=header, rows=table)
+    if exits:
+        report.write(args.json.with_suffix(".exits.json"), header=header, rows=exits)
     args.json.with_suffix(".md").write_text(markdown(table))
-    for number, group in enumerate(dict.fromkeys(result["group"] for result in results), start=1):
+    pictures = {}
+    for number, group in enumerate((group.name for group in suite.groups), start=1):
         own = [result for result in results if result["group"] == group]
         for file in draw_group(own, args.json.with_name(f"{args.json.stem}-{number}.png")):
             console.print(f"{group}: {file}", highlight=False, soft_wrap=True)
+            pictures.setdefault(group, file)
+    if args.page:
+        done = [is_done(cell, folder) for cell in every]
+        text = results_page(
+            every, done, table=table, exits=exits, pictures=pictures, header=header, seeds=args.seeds, page=args.page
+        )
+        args.page.write_text(text)
     console.print(markdown(table), highlight=False, soft_wrap=True)
     sys.exit(1 if any("failure" in result for result in results) else 0)
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from ds_al.compare.choice import choice_markdown, choose
+from ds_al.compare.exits import exit_markdown, exit_table
 from ds_al.compare.figures import draw_group
+from ds_al.compare.page import results_page
 from ds_al.compare.suite import Cell, cells, read_suite
 from ds_al.compare.table import markdown, rows
 from ds_al.errors import ALConfigError
@@ -133,7 +135,7 @@ def test_failures_stay_in_the_table() -> None:
 def test_a_group_is_drawn_with_its_spread_and_without_failures(tmp_path: Path) -> None:
     failed = {"group": "Fashion, MLP", "suite_method": "mse", "K": 2, "P": 1, "seed": 0, "failure": "exit code 1"}
     results = [result("bp", seed, 0.8 + seed / 100) for seed in (0, 1)]
-    results += [result("greedy", seed, 0.7, layers=k) for seed in (0, 1) for k in (2, 4)]
+    results += [result("greedy", seed, 0.7, layers=k, **EXITS) for seed in (0, 1) for k in (2, 4)]
     files = draw_group([*results, failed], tmp_path / "new" / "group.png")
     assert [file.name for file in files] == ["group.png", "group.svg"]
     assert "greedy, K = 4" in files[1].read_text() and "mse" not in files[1].read_text()
@@ -227,3 +229,48 @@ def test_a_recipe_is_a_method_with_an_optimizer_of_its_own(tmp_path: Path) -> No
     assert by_method["narrow"]["experiment"]["model"]["al_options"] == {
         "num_layers": 2, "code_width": 8, "objective": {"name": "contrast", "temperature": 0.01},
     }  # fmt: skip
+
+
+EXITS: dict[str, Any] = {
+    "exits": [{"exit": 1, "accuracy": 0.5, "cost": 0.25}, {"exit": 2, "accuracy": 0.7, "cost": 1.0}],
+    "early_exit": [{"confidence": 0.9, "accuracy": 0.6, "cost": 0.5}],
+}
+
+
+def test_exits_are_told_with_their_cost_and_spread() -> None:
+    better = {"exits": [{**row, "accuracy": row["accuracy"] + 0.02} for row in EXITS["exits"]]}
+    found = exit_table([
+        result("bp", 0, 0.8, exits=None), result("mse", 0, 0.7, layers=2, **EXITS),
+        result("mse", 1, 0.7, layers=2, **{**EXITS, **better}),
+    ])  # fmt: skip
+    assert [(row["exit"], row["confidence"], row["seeds"]) for row in found] == [
+        (1, None, 2),
+        (2, None, 2),
+        (None, 0.9, 2),
+    ]
+    assert found[0]["accuracy"] == pytest.approx(0.51) and found[0]["accuracy_sd"] == pytest.approx(0.0141421, abs=1e-6)
+    text = exit_markdown(found, "Fashion, MLP")
+    assert "| `mse` | 2 | 51.00 at 25 % | 71.00 at 100 % |" in text
+    assert "confident to 0.9" in text and "| `mse` | 2 | 60.00 at 50 % |" in text
+    assert exit_markdown(found, "another") == ""
+
+
+def test_the_page_says_what_is_missing_and_compares_finished_rows_alone(tmp_path: Path) -> None:
+    text = SUITE.replace("      bp_1f1b: {}\n", "").replace("stages: [1, 2]", "stages: [1]")
+    every = suite(tmp_path, text, seeds=2)
+    results = [
+        result("bp", 0, 0.80), result("bp", 1, 0.82), result("mse", 0, 0.70, layers=2, **EXITS),
+        result("mse", 1, 0.70, layers=2, **EXITS), result("mse", 0, 0.71, layers=4),
+    ]  # fmt: skip
+    there = {(r["suite_method"], r["K"], r["seed"]) for r in results}
+    page = results_page(
+        every, [(cell.method, cell.layers, cell.seed) in there for cell in every],
+        table=rows(results), exits=exit_table(results), pictures={"Fashion, MLP": tmp_path / "results" / "tiny-1.png"},
+        header={"command": "python run/compare.py", "date": "today", "versions": {"torch": "2"},
+                "machine": {"cores": 2, "cpu": "X"}},
+        seeds=2, page=tmp_path / "docs" / "results.md",
+    )  # fmt: skip
+    assert "| Fashion, MLP | 5 of 14 | `mse` K = 4 (seed 1); `contrast` K = 2 (seed 0, 1)" in page
+    finished, unfinished = (next(line for line in page.splitlines() if f"`mse` | {k} | 7" in line) for k in (2, 4))
+    assert "| -11.00 |" in finished and "| - |" in unfinished and "-10" not in unfinished
+    assert "](../results/tiny-1.png)" in page and "60.00 at 50 %" in page

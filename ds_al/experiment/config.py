@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -126,6 +126,11 @@ class ExperimentConfig(StrictModel):
     )
     test: bool = Field(
         default=True, description="Looks at the test samples, at the end; off while settings are being chosen."
+    )
+    exit_confidence: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        default_factory=list,
+        description="For each of these softmax probabilities: accuracy and cost where a test sample leaves at the "
+        "first exit that is so sure of a class. Of AL methods; the twin has one exit.",
     )
     checkpoint_every: int = Field(
         default=0, ge=0, description="Epochs between checkpoints; 0 keeps the last epoch's alone."

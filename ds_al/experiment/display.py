@@ -150,9 +150,19 @@ class Display:
         exits = Table(title=f"{part} accuracy at every exit", title_justify="left")
         exits.add_column("exit")
         exits.add_column("accuracy", justify="right")
-        for number, accuracy in enumerate(found, start=1):
-            exits.add_row(str(number), f"{accuracy:.4f}")
+        exits.add_column("cost", justify="right")
+        costs = [f"{row['cost']:.1%}" for row in summary["exits"] or ()] or [""] * len(found)
+        for number, (accuracy, cost) in enumerate(zip(found, costs, strict=True), start=1):
+            exits.add_row(str(number), f"{accuracy:.4f}", cost)
         self.console.print(stages, exits)
+        if summary["early_exit"]:
+            early = Table(title="test samples that leave at the first confident exit", title_justify="left")
+            for column in ("confidence", "accuracy", "cost", "left at each exit"):
+                early.add_column(column, justify="right")
+            for row in summary["early_exit"]:
+                left = "  ".join(f"{share:.1%}" for share in row["left"])
+                early.add_row(f"{row['confidence']:g}", f"{row['accuracy']:.4f}", f"{row['cost']:.1%}", left)
+            self.console.print(early)
         self.console.print(
             f"{summary['seconds']:.1f} s in all, {summary['training_seconds']:.1f} s of training, "
             f"{summary['samples_per_second']:,.0f} samples/s, seed {summary['seed']}\n"

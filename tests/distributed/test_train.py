@@ -70,7 +70,8 @@ def layer_files(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
 def two_stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """One run on two stages, offline, that several tests look at."""
     folder = tmp_path_factory.mktemp("two_stages")
-    return folder, train(folder, "--json", str(folder / "out.json"), WANDB_MODE="offline")
+    options = ("--json", str(folder / "out.json"), "--exit-confidence", "0.3,1")
+    return folder, train(folder, *options, WANDB_MODE="offline")
 
 
 def test_prints_the_accuracy_last_and_leaves_its_files(
@@ -96,6 +97,22 @@ def test_prints_the_accuracy_last_and_leaves_its_files(
     assert len([row for row in rows if row["kind"] == "batch"]) == 2 * 45
     resolved = json.loads((run / "config.json").read_text())["resolved"]
     assert {"method", "stages", "micro_batches", "partition", "model", "data", "seed", "versions"} <= resolved.keys()
+
+
+def test_exits_have_accuracy_and_cost_and_so_has_leaving_early(
+    two_stages: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, _ = two_stages
+    (run,) = folder.glob("runs/tiny/*")
+    summary = json.loads((run / "summary.json").read_text())
+    assert [row["accuracy"] for row in summary["exits"]] == summary["test_accuracy"]
+    costs = [row["cost"] for row in summary["exits"]]
+    assert costs == sorted(costs) and costs[-1] == 1.0
+    early, full = summary["early_exit"]
+    assert (early["confidence"], full["confidence"]) == (0.3, 1.0)
+    assert full["accuracy"] == summary["test_accuracy"][-1] and full["left"] == [0, 0, 0, 1]
+    assert early["cost"] < 1 < full["cost"] and early["left"][0] > 0
+    assert (run / "early_exit.png").exists()
 
 
 def test_wandb_run_is_kept_offline_with_its_config_names_and_summary(
