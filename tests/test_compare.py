@@ -270,7 +270,7 @@ def test_the_page_says_what_is_missing_and_compares_finished_rows_alone(tmp_path
                 "machine": {"cores": 2, "cpu": "X"}},
         seeds=2, page=tmp_path / "docs" / "results.md",
     )  # fmt: skip
-    assert "| Fashion, MLP | 5 of 14 | `mse` K = 4 (seed 1); `contrast` K = 2 (seed 0, 1)" in page
+    assert "| Fashion, MLP | 5 of 14 | `contrast` K = 2 (seed 0, 1); " in page and "; `mse` K = 4 (seed 1) |" in page
     finished, unfinished = (next(line for line in page.splitlines() if f"`mse` | {k} | 7" in line) for k in (2, 4))
     assert "| -11.00 |" in finished and "| - |" in unfinished and "-10" not in unfinished
     assert "](../results/tiny-1.png)" in page and "60.00 at 50 %" in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -71,12 +72,10 @@ def _count(
         costs = []
         for spec in al:
             layer = spec.build().eval()
-            f, s = forward_flops(lambda layer=layer, s=s: layer.f(s))
+            f, s = forward_flops(partial(layer.f, s))
             if layer.objective.has_code_table:
                 table = layer.g(table)  # once for any number of samples, so it is not counted
-            scores, _ = forward_flops(
-                lambda layer=layer, s=s, table=table: layer.objective.scores(layer, s, earlier=earlier, table=table)
-            )
+            scores, _ = forward_flops(partial(layer.objective.scores, layer, s, earlier=earlier, table=table))
             earlier.append(layer.h)
             costs.append(ExitCost(f // shape[0], scores // shape[0]))
     return costs
