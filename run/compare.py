@@ -25,7 +25,7 @@ from ds_al.compare.exits import exit_table
 from ds_al.compare.figures import draw_group
 from ds_al.compare.page import results_page
 from ds_al.compare.runner import is_done, read_result, run_cells
-from ds_al.compare.suite import Cell, Suite, cells, read_suite
+from ds_al.compare.suite import Cell, Suite, cells, read_suite, waiting
 from ds_al.compare.table import markdown, rows
 from ds_al.errors import ALConfigError
 
@@ -63,8 +63,11 @@ def main() -> None:
         suite = read_suite(path)
         every = list(cells(suite, folder=path.parent, seeds=args.seeds))
         todo = [cell for cell in every if _selected(cell, args)]
+        waits = waiting(suite, path.parent)
     except ALConfigError as error:
         sys.exit(f"error: {error}")
+    for group in waits:
+        console.print(f"{group}: waits for settings to be chosen", highlight=False, soft_wrap=True)
     if not todo:
         sys.exit("error: no cell is left: look at --groups and --methods")
     folder = args.json.with_suffix(".cells")
@@ -94,7 +97,15 @@ def main() -> None:
     if args.page:
         done = [is_done(cell, folder) for cell in every]
         text = results_page(
-            every, done, table=table, exits=exits, pictures=pictures, header=header, seeds=args.seeds, page=args.page
+            every,
+            done,
+            waits=waits,
+            table=table,
+            exits=exits,
+            pictures=pictures,
+            header=header,
+            seeds=args.seeds,
+            page=args.page,
         )
         args.page.write_text(text)
     console.print(markdown(table), highlight=False, soft_wrap=True)

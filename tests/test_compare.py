@@ -12,7 +12,7 @@ from ds_al.compare.choice import choice_markdown, choose
 from ds_al.compare.exits import exit_markdown, exit_table
 from ds_al.compare.figures import draw_group
 from ds_al.compare.page import results_page
-from ds_al.compare.suite import Cell, cells, read_suite
+from ds_al.compare.suite import Cell, cells, read_suite, waiting
 from ds_al.compare.table import markdown, rows
 from ds_al.errors import ALConfigError
 
@@ -205,6 +205,7 @@ def test_a_method_with_an_unfinished_trial_is_not_chosen_for(tmp_path: Path) -> 
 def test_what_was_chosen_is_taken_over_by_a_group_that_asks_for_it(tmp_path: Path) -> None:
     rows = [
         {"group": "Fashion, MLP", "method": "bp", "keys": {"optimizer.params.lr": 0.01}},
+        {"group": "Fashion, MLP", "method": "greedy", "keys": {}},
         {"group": "Fashion, MLP", "method": "contrast",
          "keys": {"experiment.model.al_options.objective.temperature": 0.3, "experiment.epochs": 5}},
     ]  # fmt: skip
@@ -214,8 +215,15 @@ def test_what_was_chosen_is_taken_over_by_a_group_that_asks_for_it(tmp_path: Pat
     for config, epochs in ((contrast, 5), (twice, 9)):  # keys of the suite come last
         assert config["experiment"]["model"]["al_options"]["objective"]["temperature"] == 0.3
         assert config["experiment"]["epochs"] == epochs
-    with pytest.raises(ALConfigError, match=r"nothing was chosen for 'Fashion', of the tuned: 'Fashion, MLP'"):
-        suite(tmp_path, TUNED.replace("tuned: Fashion, MLP", "tuned: Fashion"))
+
+
+@pytest.mark.parametrize("chosen", [None, [], ["bp"]])
+def test_a_group_waits_until_all_of_its_methods_are_chosen_for(tmp_path: Path, chosen: list[str] | None) -> None:
+    if chosen is not None:
+        rows = [{"group": "Fashion, MLP", "method": method, "keys": {}} for method in chosen]
+        (tmp_path / "chosen.json").write_text(json.dumps({"rows": rows}))
+    assert suite(tmp_path, TUNED) == []
+    assert waiting(read_suite(tmp_path / "suite.yaml"), tmp_path) == ["Fashion, for good"]
 
 
 def test_a_recipe_is_a_method_with_an_optimizer_of_its_own(tmp_path: Path) -> None:
@@ -264,13 +272,30 @@ def test_the_page_says_what_is_missing_and_compares_finished_rows_alone(tmp_path
     ]  # fmt: skip
     there = {(r["suite_method"], r["K"], r["seed"]) for r in results}
     page = results_page(
-        every, [(cell.method, cell.layers, cell.seed) in there for cell in every],
+        every, [(cell.method, cell.layers, cell.seed) in there for cell in every], waits=["Fashion, CNN"],
         table=rows(results), exits=exit_table(results), pictures={"Fashion, MLP": tmp_path / "results" / "tiny-1.png"},
         header={"command": "python run/compare.py", "date": "today", "versions": {"torch": "2"},
                 "machine": {"cores": 2, "cpu": "X"}},
         seeds=2, page=tmp_path / "docs" / "results.md",
     )  # fmt: skip
     assert "| Fashion, MLP | 5 of 14 | `contrast` K = 2 (seed 0, 1); " in page and "; `mse` K = 4 (seed 1) |" in page
+    assert "| Fashion, CNN | 0 | all: its settings are not chosen yet |" in page
     finished, unfinished = (next(line for line in page.splitlines() if f"`mse` | {k} | 7" in line) for k in (2, 4))
     assert "| -11.00 |" in finished and "| - |" in unfinished and "-10" not in unfinished
     assert "](../results/tiny-1.png)" in page and "60.00 at 50 %" in page
+
+
+def test_the_suites_that_come_along_are_whole(tmp_path: Path) -> None:
+    """Every trial, method and ablation of them is a config that its checks let through."""
+    folder = Path(__file__).resolve().parents[1] / "ds_configs" / "suites"
+    trials = {path.stem: read_suite(path) for path in sorted(folder.glob("*.yaml"))}
+    assert {"small", "tune_text", "tune_vision", "ablation"} <= trials.keys()
+    for name in ("tune_text", "tune_vision"):
+        found = list(cells(trials[name], folder=folder, seeds=1))
+        count = {method: sum(c.method == method for c in found) for method in trials[name].groups[0].methods}
+        assert len(set(count.values())) == 1, f"{name} gives methods unequal numbers of trials: {count}"
+        assert not any(cell.config["experiment"]["test"] for cell in found)
+    tuned = {group.name for name in ("tune_text", "tune_vision") for group in trials[name].groups}
+    assert {group.tuned for group in trials["small"].groups} <= tuned
+    ablation = list(cells(trials["ablation"], folder=folder, seeds=1))
+    assert len({cell.key for cell in ablation}) == len(ablation)

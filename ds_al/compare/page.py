@@ -29,6 +29,7 @@ def results_page(
     cells: Sequence[Cell],
     done: Sequence[bool],
     *,
+    waits: Sequence[str],
     table: Sequence[Row],
     exits: Sequence[Row],
     pictures: Mapping[str, Path],
@@ -40,13 +41,14 @@ def results_page(
 
     Args:
         cells: all of the suite, and ``done``, which of them have a result.
+        waits: groups that have no cells yet.
         table: what :func:`~ds_al.compare.table.rows` made of them, and ``exits``, :func:`.exits.exit_table`.
         pictures: by group.
         header: of the results file: date, command, machine, versions.
         seeds: number of seeds that the suite asks for.
         page: where the page will lie, for links to pictures.
     """
-    parts = [INTRODUCTION.format(seeds=seeds), "## What is missing\n\n" + _missing(cells, done)]
+    parts = [INTRODUCTION.format(seeds=seeds), "## What is missing\n\n" + _missing(cells, done, waits)]
     for group in dict.fromkeys(row["group"] for row in table):
         own = [row for row in table if row["group"] == group]
         parts.append(f"## {group}\n\n" + group_markdown(own, seeds=seeds))
@@ -67,7 +69,7 @@ def results_page(
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
-def _missing(cells: Sequence[Cell], done: Sequence[bool]) -> str:
+def _missing(cells: Sequence[Cell], done: Sequence[bool], waits: Sequence[str]) -> str:
     """Finished runs by group; a group with all of them is one word."""
     lines = ["| group | runs done | missing |", "|---|---:|---|"]
     for group in dict.fromkeys(cell.group for cell in cells):
@@ -83,4 +85,5 @@ def _missing(cells: Sequence[Cell], done: Sequence[bool]) -> str:
         else:
             what = "; ".join(f"{name} (seed {', '.join(map(str, seeds))})" for name, seeds in left.items()) or "none"
         lines.append(f"| {group} | {count} of {len(own)} | {what} |")
+    lines += [f"| {group} | 0 | all: its settings are not chosen yet |" for group in waits]
     return "\n".join(lines)

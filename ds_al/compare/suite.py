@@ -22,8 +22,9 @@ A suite that chooses settings has ``trials``, with which every method is run, an
         own_trials:
           contrast: {warm: {experiment.model.al_options.objective.temperature: 0.3}}
 
-What was chosen (:mod:`ds_al.compare.choice`) another suite takes over: ``chosen: results.json`` at its top, and in a
-group ``tuned: <name of the group that was tuned>``.
+What was chosen (:mod:`ds_al.compare.choice`) another suite takes over: ``chosen: [results.json]`` at its top, and in a
+group ``tuned: <name of the group that was tuned>``. Until every objective of the group, and back-propagation, has a
+choice there, the group waits (:func:`waiting`): it has no cells.
 
 A method's name is that of a schedule, of an objective (which trains by ``streaming``), of a recipe, which brings its
 own optimizer, of a back-propagation schedule, or ``bp``: the twin in one process. Back-propagation has no AL layers, so
@@ -147,11 +148,13 @@ def cells(suite: Suite, *, folder: Path, seeds: int) -> Iterator[Cell]:
     chosen = _read_chosen(suite, folder)
     for seed in range(seeds):
         for group in suite.groups:
+            if _waits(group, chosen):
+                continue
             name = group.config or suite.config
             if name is None:
                 raise ALConfigError(f"suite {suite.name!r}, group {group.name!r}: give a config, there or to the suite")
             base = override(configs.read(folder / name), _assignments(group.set))
-            tuned = _tuned(group, chosen)
+            tuned = chosen[group.tuned] if group.tuned else {}
             seen = set()
             for stages in group.stages:
                 for cell in _of_group(group, base, tuned, stages=stages, seed=seed):
@@ -193,22 +196,31 @@ def trial_keys(group: Group, method: str, trial: str) -> dict[str, Any]:
     return {**own, **_trials(group, method)[trial]}
 
 
+def waiting(suite: Suite, folder: Path) -> list[str]:
+    """Groups that wait for settings to be chosen.
+
+    Args:
+        suite: the suite.
+        folder: that its files are relative to.
+    """
+    chosen = _read_chosen(suite, folder)
+    return [group.name for group in suite.groups if _waits(group, chosen)]
+
+
+def _waits(group: Group, chosen: Mapping[str, Mapping[str, Any]]) -> bool:
+    if group.tuned is None:
+        return False
+    names = {keys.get("method", method) for method, keys in group.methods.items()}
+    return not {name for name in names if name == "bp" or name in OBJECTIVES} <= chosen.get(group.tuned, {}).keys()
+
+
 def _read_chosen(suite: Suite, folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Keys by group and method, of all files of chosen settings."""
+    """Keys by group and method, of all files of chosen settings that are there."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for name in suite.chosen:
-        for row in configs.read(folder / name)["rows"]:
+    for path in (folder / name for name in suite.chosen):
+        for row in configs.read(path)["rows"] if path.exists() else ():
             found.setdefault(row["group"], {})[row["method"]] = row["keys"]
     return found
-
-
-def _tuned(group: Group, chosen: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Mapping[str, Mapping[str, Any]]:
-    if group.tuned is None:
-        return {}
-    if group.tuned not in chosen:
-        known = ", ".join(repr(name) for name in chosen) or "none"
-        raise ALConfigError(f"group {group.name!r}: nothing was chosen for {group.tuned!r}, of the tuned: {known}")
-    return chosen[group.tuned]
 
 
 def _settings(name: str) -> dict[str, Any]:
