@@ -297,5 +297,14 @@ def test_the_suites_that_come_along_are_whole(tmp_path: Path) -> None:
         assert not any(cell.config["experiment"]["test"] for cell in found)
     tuned = {group.name for name in ("tune_text", "tune_vision") for group in trials[name].groups}
     assert {group.tuned for group in trials["small"].groups} <= tuned
-    ablation = list(cells(trials["ablation"], folder=folder, seeds=1))
-    assert len({cell.key for cell in ablation}) == len(ablation)
+    rows = [
+        {"group": group.name, "method": method, "keys": {}}
+        for name in ("tune_text", "tune_vision") for group in trials[name].groups for method in group.methods
+    ]  # fmt: skip
+    (tmp_path / "chosen.json").write_text(json.dumps({"rows": rows}))
+    for name in ("small", "ablation"):
+        final = trials[name].model_copy(update={"chosen": [str(tmp_path / "chosen.json")]})
+        found = list(cells(final, folder=folder, seeds=1))
+        assert waiting(final, folder) == [] and {cell.group for cell in found} == {group.name for group in final.groups}
+        if name == "ablation":
+            assert len({cell.key for cell in found}) == len(found)

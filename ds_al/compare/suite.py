@@ -23,8 +23,8 @@ A suite that chooses settings has ``trials``, with which every method is run, an
           contrast: {warm: {experiment.model.al_options.objective.temperature: 0.3}}
 
 What was chosen (:mod:`ds_al.compare.choice`) another suite takes over: ``chosen: [results.json]`` at its top, and in a
-group ``tuned: <name of the group that was tuned>``. Until every objective of the group, and back-propagation, has a
-choice there, the group waits (:func:`waiting`): it has no cells.
+group ``tuned: <name of the group that was tuned>``. Until ``bp``, every objective and every recipe of the group
+have a choice there, the group waits (:func:`waiting`): it has no cells.
 
 A method's name is that of a schedule, of an objective (which trains by ``streaming``), of a recipe, which brings its
 own optimizer, of a back-propagation schedule, or ``bp``: the twin in one process. Back-propagation has no AL layers, so
@@ -211,7 +211,8 @@ def _waits(group: Group, chosen: Mapping[str, Mapping[str, Any]]) -> bool:
     if group.tuned is None:
         return False
     names = {keys.get("method", method) for method, keys in group.methods.items()}
-    return not {name for name in names if name == "bp" or name in OBJECTIVES} <= chosen.get(group.tuned, {}).keys()
+    needed = names & {"bp", *OBJECTIVES, *RECIPES}
+    return not needed <= chosen.get(group.tuned, {}).keys()
 
 
 def _read_chosen(suite: Suite, folder: Path) -> dict[str, dict[str, dict[str, Any]]]:

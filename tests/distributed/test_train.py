@@ -208,6 +208,19 @@ def test_a_resumed_run_ends_on_the_same_weights_and_continues_its_wandb_run(
     assert {entry.path for entry in artifact.manifest.contents} == {"latest", *(f"epoch_2/{name}" for name in files)}
 
 
+def test_early_exit_of_a_network_that_is_trained_already(
+    two_stages: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    folder, _ = two_stages
+    (whole,) = folder.glob("runs/tiny/*")
+    options = ("--resume", str(whole / "checkpoints"), "--exit-confidence", "0.3", "--json", str(tmp_path / "out.json"))
+    result = train(tmp_path, *options, WANDB_MODE="disabled")
+    assert result.returncode == 0, result.stderr
+    before, after = (json.loads((f / "out.json").read_text()) for f in (folder, tmp_path))
+    assert after["test_accuracy"] == before["test_accuracy"] and after["training_seconds"] == 0
+    assert after["early_exit"] == before["early_exit"][:1]
+
+
 def test_the_backprop_twin_trains_by_the_same_command(tmp_path: Path) -> None:
     result = train(
         tmp_path, "--method", "bp_1f1b", "--epochs", "1", "--json", str(tmp_path / "out.json"), WANDB_MODE="offline"
