@@ -68,34 +68,48 @@ def main() -> None:
         sys.exit(f"error: {error}")
     for group in waits:
         console.print(f"{group}: waits for settings to be chosen", highlight=False, soft_wrap=True)
-    if not todo:
-        sys.exit("error: no cell is left: look at --groups and --methods")
     folder = args.json.with_suffix(".cells")
     if not args.table_only:
+        if not todo:
+            sys.exit("error: no cell is left: look at --groups and --methods")
         try:
             _run(todo, folder, args, console)
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on from here")
     results = [result for cell in every if (result := read_result(cell, folder)) is not None]
-    if not results:
-        sys.exit("error: there is no result yet")
     _tell_failures(results)
-    if any(cell.trial is not None for cell in every):
+    if any(group.trials or group.own_trials for group in suite.groups):
         _write_choice(results, suite, args, console)
-        return
+    elif results or args.page:
+        _write_tables(results, every, waits, suite, args, console)
+    else:
+        sys.exit("error: there is no result yet")
+    sys.exit(1 if any("failure" in result for result in results) else 0)
+
+
+def _write_tables(
+    results: list[dict[str, Any]],
+    every: list[Cell],
+    waits: list[str],
+    suite: Suite,
+    args: argparse.Namespace,
+    console: Console,
+) -> None:
+    """Tables, pictures and the page, of all cells that are there."""
     table, exits, header = rows(results), exit_table(results), report.header(suite=suite.name, seeds=args.seeds)
-    report.write(args.json, header=header, rows=table)
+    if table:
+        report.write(args.json, header=header, rows=table)
+        args.json.with_suffix(".md").write_text(markdown(table))
     if exits:
         report.write(args.json.with_suffix(".exits.json"), header=header, rows=exits)
-    args.json.with_suffix(".md").write_text(markdown(table))
-    pictures = {}
+    pictures: dict[str, Path] = {}
     for number, group in enumerate((group.name for group in suite.groups), start=1):
         own = [result for result in results if result["group"] == group]
         for file in draw_group(own, args.json.with_name(f"{args.json.stem}-{number}.png")):
             console.print(f"{group}: {file}", highlight=False, soft_wrap=True)
             pictures.setdefault(group, file)
     if args.page:
-        done = [is_done(cell, folder) for cell in every]
+        done = [is_done(cell, args.json.with_suffix(".cells")) for cell in every]
         text = results_page(
             every,
             done,
@@ -109,7 +123,6 @@ def main() -> None:
         )
         args.page.write_text(text)
     console.print(markdown(table), highlight=False, soft_wrap=True)
-    sys.exit(1 if any("failure" in result for result in results) else 0)
 
 
 def _tell_failures(results: list[dict[str, Any]]) -> None:

@@ -168,7 +168,9 @@ groups:
 
 
 def trial(method: str, name: str, validation: float, **more: Any) -> dict[str, Any]:
-    return result(method, 0, 0.0, trial=name, **{"validation_accuracy": [0.99, validation], **more})
+    layers = None if method == "bp" else 4
+    known = {"validation_accuracy": [0.99, validation], "rho": 0.9}
+    return result(method, 0, 0.0, layers=layers, trial=name, **{**known, **more})
 
 
 def test_every_method_is_run_with_every_trial_and_its_own(tmp_path: Path) -> None:
@@ -192,7 +194,9 @@ def test_the_best_validation_accuracy_of_the_last_exit_decides_and_test_accuracy
         ("bp", "quick", 0.8), ("contrast", "warm", 0.65),
     ]  # fmt: skip
     assert rows[0]["keys"] == {"optimizer.params.lr": 0.01}
-    assert "| `contrast` | **warm** | **65.00** |" in choice_markdown(rows)
+    assert rows[0]["rho"] == {"slow": None, "quick": None} and rows[1]["rho"]["warm"] == 0.9
+    text = choice_markdown(rows)
+    assert "| `contrast` | **warm** | **65.00** | 0.900 |" in text and "| `bp` | slow | 70.00 | - |" in text
 
 
 def test_a_method_with_an_unfinished_trial_is_not_chosen_for(tmp_path: Path) -> None:

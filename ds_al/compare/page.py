@@ -14,7 +14,7 @@ from ds_al.compare.table import Row, group_markdown
 INTRODUCTION = """\
 # Results
 
-Same network, same data, same number of samples and steps; the schedule and the learning rate of each method are its
+Same network, same data, same number of samples and steps; the optimizer and learning rate of each method are its
 own, chosen on validation samples ([accuracy.md](accuracy.md)). Test accuracy is that of the **last epoch**, mean and
 sample standard deviation over seeds; *at best validation* is the epoch that the validation samples would have chosen.
 `bp` is back-propagation through the same blocks, the twin. FLOPs are counted, forward and backward, over the twin's.
