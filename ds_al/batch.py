@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ds_al.errors import ALDataError
 from ds_al.layer import Activation
@@ -57,12 +57,14 @@ class BatchIntake:
         parts = x if isinstance(x, tuple) else (x,)
         if not self.dynamic_shape:
             self._check_shape([part.shape for part in parts])
-        s = tuple(self.to_device(part) for part in parts)
-        target = self.objective.first_target(self.to_device(labels.to(torch.int64)), self.one_hot(labels))
-        return (s if isinstance(x, tuple) else s[0]), target
+        s = tuple(self.to_device(part) for part in parts) if isinstance(x, tuple) else self.to_device(x)
+        labels = self.to_device(labels.to(torch.int64))
+        return s, self.objective.first_target(labels, self._one_hot(labels))
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """Brings a tensor to the device; on a GPU through pinned memory, so that the host need not wait."""
+        if tensor.device == self.device:
+            return tensor
         if self.device.type == "cuda" and tensor.device.type == "cpu":
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
@@ -93,8 +95,11 @@ class BatchIntake:
 
     def one_hot(self, labels: Tensor) -> Tensor:
         """Labels ``(B,)`` as floats ``(B, V)`` on the device."""
-        labels = self.to_device(labels.to(torch.int64))
-        return F.one_hot(labels, self.num_classes).to(torch.get_default_dtype())
+        return self._one_hot(self.to_device(labels.to(torch.int64)))
+
+    def _one_hot(self, labels: Tensor) -> Tensor:
+        zeros = torch.zeros(len(labels), self.num_classes, device=self.device)
+        return zeros.scatter_(1, labels.unsqueeze(1), 1.0)
 
     def _check_shape(self, shapes: list[torch.Size]) -> None:
         if self._shapes is None:
@@ -120,7 +125,8 @@ class BatchIntake:
                     f"num_classes={self.num_classes}"
                 )
         for part in parts:
-            if part.is_floating_point() and not torch.isfinite(part).all():
+            # Any NaN or infinite value shows in the sum, which is cheap; a sum may also overflow, so look again.
+            if part.is_floating_point() and not math.isfinite(part.sum()) and not torch.isfinite(part).all():
                 count = int((~torch.isfinite(part)).sum())
                 raise ALDataError(
                     f"{count} values of an input are NaN or infinite: clean the data, or look at the transform"

@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ds_al.errors import ALConfigError
 
 BLOCK = "associated_learning"
 
 ALMethod = Literal["streaming", "forward_first", "parallel_backward", "sequential"]
-BackpropMethod = Literal["bp_1f1b", "bp_gpipe", "bp_naive"]
+BackpropMethod = Literal["bp_1f1b", "bp_gpipe", "bp_naive", "bp_dp"]
 AL_METHODS: tuple[str, ...] = ("streaming", "forward_first", "parallel_backward", "sequential")
-BACKPROP_METHODS: tuple[str, ...] = ("bp_1f1b", "bp_gpipe", "bp_naive")
+BACKPROP_METHODS: tuple[str, ...] = ("bp_1f1b", "bp_gpipe", "bp_naive", "bp_dp")
 
 
 class StrictModel(BaseModel):
@@ -68,6 +68,27 @@ class MuonAdamWConfig(StrictModel):
     adamw_weight_decay: float = Field(default=0.01, ge=0, description="As `weight_decay`, of all that AdamW steps.")
 
 
+class CompileConfig(StrictModel):
+    """How ``torch.compile`` treats the functions of a layer; see :mod:`ds_al.compiling`."""
+
+    functions: list[Literal["f", "b", "g", "h"]] = Field(
+        default=["f", "b"], description="What to compile, each function of each layer by itself."
+    )
+    backend: str = Field(default="inductor", description="Of `torch.compile`.")
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Of inductor. `fallback_random` is always on: draws are those of the layer that is not compiled.",
+    )
+
+    @model_validator(mode="after")
+    def _fitting(self) -> CompileConfig:
+        if self.options and self.backend != "inductor":
+            raise ValueError(f"options are inductor's, and the backend is {self.backend!r}: leave them out")
+        if self.options.get("fallback_random", True) is not True:
+            raise ValueError("fallback_random must be true: draws would not be those of the layer that is not compiled")
+        return self
+
+
 class TraceConfig(StrictModel):
     """What to record of the instructions that the stages execute."""
 
@@ -100,6 +121,21 @@ class TraceConfig(StrictModel):
         return batches
 
 
+class CheckpointConfig(StrictModel):
+    """How ``save_checkpoint`` writes."""
+
+    asynchronous: bool = Field(
+        default=False,
+        description="`save_checkpoint()` copies the state to the host and returns; a thread writes it while training "
+        "goes on. `save_checkpoint(asynchronous=...)` overrides it.",
+    )
+    keep_last: int | None = Field(
+        default=None,
+        ge=1,
+        description="Once a checkpoint is complete, all but the latest so many in its folder are removed.",
+    )
+
+
 class ALConfig(StrictModel):
     """The ``"associated_learning"`` block."""
 
@@ -110,7 +146,8 @@ class ALConfig(StrictModel):
         "barrier after every batch. `parallel_backward`: all stages run backward at once, after the forward "
         "of the last. `sequential`: one stage at a time. These four end on identical weights. `bp_1f1b`, "
         "`bp_gpipe`, `bp_naive`: back-propagation through DeepSpeed's own engine, for a plain "
-        "`PipelineModule`.",
+        "`PipelineModule`. `bp_dp`: the same, data parallel, for one of a single stage, a replica on every rank; in "
+        "Python alone (`ds_al.data_parallel`), since `run/train.py` cuts a network into a stage per rank.",
     )
     queue_depth: int = Field(
         default=2,
@@ -141,6 +178,13 @@ class ALConfig(StrictModel):
         description="The optimizer of g and h. `null`: the same as `optimizer`, which then trains f and b, "
         "in an instance of its own.",
     )
+    compile: CompileConfig | None = Field(
+        default=None,
+        description="Compiles functions of every layer with `torch.compile`; `{}` is f and b with inductor. Weights "
+        "are the same for every schedule and number of stages, compiled like compiled; to the plain ones they differ "
+        "by rounding. Needs a C++ compiler on CPU, layers without graph breaks, and micro-batches of one shape. "
+        "`engine.compile()` does the same.",
+    )
     check_inputs: bool = Field(
         default=True,
         description="The first stage checks every micro-batch before it trains on it: finite inputs, integer "
@@ -150,6 +194,10 @@ class ALConfig(StrictModel):
     trace: TraceConfig = Field(
         default_factory=TraceConfig,
         description="What to record of the instructions that stages execute; for the `bp_*` methods, too.",
+    )
+    checkpoint: CheckpointConfig = Field(
+        default_factory=CheckpointConfig,
+        description="How `save_checkpoint()` writes. Not for the `bp_*` methods, which save as DeepSpeed does.",
     )
     stall_seconds: float | None = Field(
         default=None,
@@ -171,7 +219,8 @@ DEEPSPEED_KEYS: dict[str, str] = {
     "train_batch_size": "samples per `train_batch()`",
     "train_micro_batch_size_per_gpu": "samples per micro-batch",
     "gradient_accumulation_steps": "micro-batches per `train_batch()`; see `steps_per_batch` for when to step",
-    "optimizer": "the optimizer of f and b, and of g and h unless `autoencoder_optimizer` is given",
+    "optimizer": "the optimizer of f and b, and of g and h unless `autoencoder_optimizer` is given. Torch's SGD, and "
+    'with `"torch_adam": true` its Adam and AdamW, get `"fused": true` where `params` do not say how to step',
     "scheduler": "the LR schedule, DeepSpeed's or torch's; every stage has its own copy",
     "steps_per_print": "the first stage prints its local loss every so many batches",
     "gradient_clipping": "0 or absent; see `layer_gradient_clipping`",
@@ -183,9 +232,15 @@ DEEPSPEED_KEYS: dict[str, str] = {
     "log_level": "DeepSpeed's log level",
     "dump_state": "DeepSpeed prints the engine's state at start",
     "disable_python_gc": "DeepSpeed's handling of Python's garbage collection",
-    "checkpoint": "DeepSpeed's `tag_validation`, `use_node_local_storage`, `parallel_write`",
+    "pipeline": "`activation_checkpoint_interval`: in training, so many blocks of f are recomputed together in the "
+    "local backward, and only what enters them is kept; 0 is off. The blocks of an `nn.Sequential` are its children, "
+    "any other f is one block",
+    "checkpoint": "`tag_validation` and `parallel_write`: a tag that differs between stages is always an error, and "
+    "all stages always write at once",
 }
 """DeepSpeed's keys that an AL engine honours, and how."""
+_PARTLY = ("gradient_clipping", "pipeline", "checkpoint")
+"""Of these, the keys of which not all that they can hold is honoured."""
 
 _OFF_BY_VALUE: dict[str, str] = {
     "fp16": 'train in fp32: remove the block or set "enabled": false',
@@ -200,10 +255,16 @@ _OFF_BY_VALUE: dict[str, str] = {
     "autotuning": "remove the block",
     "elasticity": "remove the block",
     "compression_training": "remove the block",
-    "compile": "remove the block",
     "eigenvalue": "remove the block",
     "progressive_layer_drop": "remove the block",
     "nebula": "remove the block",
+}
+
+_OF_DEEPSPEED: dict[str, str] = {
+    "activation_checkpointing": "These set DeepSpeed's own checkpoint function, which AL layers do not use: remove the "
+    'block, and turn checkpointing on by "pipeline": {"activation_checkpoint_interval": 1}',
+    "compile": "These are passes of DeepCompile, for ZeRO and sharded layers: remove the block, and use "
+    f'"{BLOCK}": {{"compile": {{}}}}',
 }
 
 
@@ -264,7 +325,7 @@ def honour(config: Mapping[str, Any], al: ALConfig) -> dict[str, Any]:
         ALConfigError: a key cannot be honoured; the message names it and what to do.
     """
     for key, value in config.items():
-        if key == BLOCK or (key in DEEPSPEED_KEYS and key != "gradient_clipping"):
+        if key == BLOCK or (key in DEEPSPEED_KEYS and key not in _PARTLY):
             continue
         _refuse_unless_off(key, value)
     micro_batches = config.get("gradient_accumulation_steps", 1)
@@ -283,6 +344,15 @@ def _refuse_unless_off(key: str, value: Any) -> None:
                 f'"gradient_clipping": got {value}. It clips by a norm over all stages, for which every stage '
                 f'would wait at every step: set it to 0 and use "{BLOCK}.layer_gradient_clipping"'
             )
+    elif key == "checkpoint":
+        if not isinstance(value, Mapping):
+            raise ALConfigError(f'"checkpoint": got {value!r}, expected an object {{...}}')
+        for option in sorted(set(value) - {"tag_validation", "parallel_write"}):
+            if value[option]:
+                raise ALConfigError(
+                    f'"checkpoint.{option}": got {value[option]!r}. Checkpoints of AL engines are by layer, in a '
+                    f'folder that all ranks see: remove it, and see "{BLOCK}.checkpoint"'
+                )
     elif key == "zero_optimization":
         stage = value.get("stage", 0) if isinstance(value, Mapping) else value
         if stage:
@@ -291,19 +361,34 @@ def _refuse_unless_off(key: str, value: Any) -> None:
                 "optimizer state over data parallel ranks, which are not supported yet: set stage 0"
             )
     elif key == "pipeline":
-        unknown = sorted(set(value) - {"stages"}) if isinstance(value, Mapping) else [repr(value)]
-        raise ALConfigError(
-            f'"pipeline": got {unknown or ["stages"]}. The number of stages is the number of processes, and '
-            "activation checkpointing is not supported yet: remove the block"
-        )
+        _check_pipeline(value)
     elif key in _OFF_BY_VALUE:
         enabled = value.get("enabled", True) if isinstance(value, Mapping) else value
         if enabled:
             raise ALConfigError(f'"{key}" is not supported by the AL engine yet: {_OFF_BY_VALUE[key]}')
-    elif key == "activation_checkpointing":
-        raise ALConfigError('"activation_checkpointing" is not supported by the AL engine yet: remove the block')
+    elif key in _OF_DEEPSPEED:
+        on = sorted(name for name, each in value.items() if each) if isinstance(value, Mapping) else [repr(value)]
+        if on:
+            raise ALConfigError(f'"{key}": got {", ".join(on)}. {_OF_DEEPSPEED[key]}')
     else:
         known = [*DEEPSPEED_KEYS, BLOCK]
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]!r}?" if near else "remove it"
         raise ALConfigError(f'"{key}" is not a key that the AL engine honours: {hint}')
+
+
+def _check_pipeline(value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ALConfigError(
+            f'"pipeline": got {value!r}: expected an object such as {{"activation_checkpoint_interval": 1}}'
+        )
+    if unknown := sorted(set(value) - {"activation_checkpoint_interval"}):
+        raise ALConfigError(
+            f'"pipeline.{unknown[0]}" is not a key that the AL engine honours: there are as many stages as processes, '
+            "and the model has the partition_method. Only activation_checkpoint_interval can be set here"
+        )
+    interval = value.get("activation_checkpoint_interval", 0)
+    if not isinstance(interval, int) or isinstance(interval, bool) or interval < 0:
+        raise ALConfigError(
+            f'"pipeline.activation_checkpoint_interval": got {interval!r}: expected a number of blocks, or 0 for off'
+        )

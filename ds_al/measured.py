@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,19 @@ from ds_al.trace import Observation, RecordedSchedule, Report, StageStats, Vital
 
 if TYPE_CHECKING:
     from ds_al.layer import ALLayer
+    from ds_al.replicas import Replicas
     from ds_al.transport import Receiver, Sender
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a stage counts while it trains. Apart from the engine for the reason of :class:`Progress`."""
+
+    wall: float = 0.0
+    wait_data: float = 0.0
+    waited_for_data: float = 0.0
+    """Seconds of the latest micro-batch."""
+    samples: int = 0
 
 
 class MeasuredStage(RecordedSchedule):
@@ -24,15 +37,14 @@ class MeasuredStage(RecordedSchedule):
     layers: list[tuple[int, ALLayer]]
     stage_id: int
     device: torch.device
+    replicas: Replicas
     _report: Report
     _loss_history: list[Tensor]
-    _wall = _wait_data = _waited_for_data = 0.0
-    _samples = 0
+    _counters: Counters
 
     def reset_stats(self) -> None:
         """Starts :meth:`stats` anew."""
-        self._wall = self._wait_data = 0.0
-        self._samples = 0
+        self._counters = Counters()
         for channel in (self.sender, self.receiver):
             if channel is not None:
                 channel.waited = 0.0
@@ -43,13 +55,13 @@ class MeasuredStage(RecordedSchedule):
         """This stage's times and bytes since the last :meth:`reset_stats`."""
         return StageStats(
             stage=self.stage_id,
-            wall=self._wall,
+            wall=self._counters.wall,
             wait_input=self.receiver.waited if self.receiver else 0.0,
             wait_queue=self.sender.waited if self.sender else 0.0,
-            wait_data=self._wait_data,
+            wait_data=self._counters.wait_data,
             bytes_sent=self.sender.nbytes - self._bytes_before if self.sender else 0,
             messages_sent=self.sender.messages - self._messages_before if self.sender else 0,
-            samples=self._samples,
+            samples=self._counters.samples,
         )
 
     def vitals(self) -> dict[int, Vitals]:
@@ -57,25 +69,26 @@ class MeasuredStage(RecordedSchedule):
         return dict(enumerate(self._report.vitals()[: self.stage_id + 1]))
 
     def _totals(self) -> dict[str, float]:
-        totals = {**self.instruction_seconds, "samples": self._samples}
+        totals = {**self.instruction_seconds, "samples": self._counters.samples}
         if self.sender is not None and self.device.type == "cpu":  # on a GPU the host does not wait for a slot
             totals |= {"messages": self.sender.messages, "found_full": self.sender.found_full}
         return totals
 
     def gather_losses(self) -> Tensor:
-        """Local losses of all layers since the last call, ``(batches, N, 2)``; drains the pipeline.
+        """Local losses of all layers since the last call, ``(batches, N, 2)``, means over data parallel copies;
+        drains the pipeline.
 
         ``[..., 0]`` is the associated, ``[..., 1]`` the autoencoder loss, each the mean over a batch. Every
         rank must call it.
         """
         history = torch.stack(self._loss_history).cpu() if self._loss_history else torch.zeros(0, len(self.layers), 2)
         self._loss_history = []
-        return torch.cat(self.gather(history), dim=1)
+        return torch.cat(self.gather(self.replicas.mean(history.to(self.device)).cpu()), dim=1)
 
     def _observe(self, instruction: PipeInstruction, seconds: float) -> Observation:
         if isinstance(instruction, Barrier):
             return Observation(wait=seconds)
         if isinstance(instruction, LoadMicroBatch):
-            return Observation(wait=self._waited_for_data)
+            return Observation(wait=self._counters.waited_for_data)
         channel = {RecvActivation: self.receiver, SendActivation: self.sender}.get(type(instruction))
         return Observation(*channel.latest) if channel is not None else Observation()

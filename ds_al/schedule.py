@@ -34,6 +34,32 @@ class Barrier(PipeInstruction):
     """All stages of the pipeline wait for each other. Never part of ``streaming``."""
 
 
+class Repeated(PipeSchedule):
+    """A schedule whose instructions are made once, for every batch that it runs again.
+
+    Args:
+        reduce_gradients: put a ``ReduceGrads`` before each ``OptimizerStep``, for data parallel copies.
+    """
+
+    def __init__(self, schedule: PipeSchedule, *, reduce_gradients: bool = False) -> None:
+        super().__init__(schedule.micro_batches, schedule.stages, schedule.stage_id)
+        self._buffers, self._steps = schedule.num_pipe_buffers(), list(schedule.steps())
+        if reduce_gradients:
+            self._steps = [[each for one in step for each in _reduced(one)] for step in self._steps]
+
+    def num_pipe_buffers(self) -> int:
+        """Those of the schedule."""
+        return self._buffers
+
+    def steps(self) -> Iterator[Step]:
+        """The same instructions, from the first."""
+        return iter(self._steps)
+
+
+def _reduced(instruction: PipeInstruction) -> Step:
+    return [ReduceGrads(), instruction] if isinstance(instruction, OptimizerStep) else [instruction]
+
+
 class ALSchedule(PipeSchedule):
     """What the AL schedules share: messages go forward only, and one autograd graph is alive at a time.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ds_al.objectives import Target
 from ds_al.trace.recorder import Recorder
 
 
-@dataclass
+@dataclass(slots=True)
 class _Pass:
     """What one layer keeps between its forward and its local backward."""
 
@@ -34,10 +34,17 @@ class LocalStage:
         stage_id: number of the stage, for errors.
         base_seed: with layer, micro-batch and part of it, fixes all random draws of a layer.
         device: where the losses are summed up.
+        number: this stage's count of micro-batches to the number that fixes the draws of one.
     """
 
     def __init__(
-        self, layers: Sequence[tuple[int, ALLayer]], *, stage_id: int, base_seed: int, device: torch.device
+        self,
+        layers: Sequence[tuple[int, ALLayer]],
+        *,
+        stage_id: int,
+        base_seed: int,
+        device: torch.device,
+        number: Callable[[int], int] = int,
     ) -> None:
         self.layers = layers
         self.stage_id = stage_id
@@ -47,8 +54,10 @@ class LocalStage:
         self.recorder: Recorder | None = None
         """Gets each layer's part of forward and backward, where it is set."""
         self._passes: list[_Pass] = []
+        self._device = device
+        self._number = number
         self._gradient: tuple[float, Tensor] | None = None
-        self._loss_sum = torch.zeros(len(layers), 2, device=device)
+        self._losses: list[Tensor] = []
 
     def forward(self, s: Activation, t: Target) -> tuple[Activation, Target]:
         """Runs f and g of every layer and keeps what the backward needs.
@@ -62,9 +71,11 @@ class LocalStage:
         recorder = self.recorder
         for index, layer in self.layers:
             t_in, start = t, None if recorder is None else recorder.mark()
-            with self._blame(layer, "forward"):
+            try:
                 self._seed(index, part=0)
                 s_out, t_out = layer(s, t)
+            except Exception as error:
+                self._blame(error, layer, "forward")
             if recorder is not None:
                 recorder.add_layer("ForwardPass", index, start, recorder.mark())
             self._passes.append(_Pass(index, layer, s_out, t_out, t_in))
@@ -81,29 +92,32 @@ class LocalStage:
         recorder = self.recorder
         for row, kept in enumerate(passes):
             start = None if recorder is None else recorder.mark()
-            with self._blame(kept.layer, "local losses and backward"):
+            try:
                 self._seed(kept.index, part=1)
                 losses = kept.layer.local_losses(kept.s_out, kept.t_out, kept.t_in)
                 learning = [loss for loss in losses if loss.requires_grad]
                 if learning:
-                    torch.autograd.backward(learning, [self._scale(scale)] * len(learning))
-            self._loss_sum[row] += torch.stack(tuple(losses)).detach()
+                    torch.autograd.backward(learning, self._gradients(scale, len(learning)))
+            except Exception as error:
+                self._blame(error, kept.layer, "local losses and backward")
+            self._losses += [loss.detach() for loss in losses]
             passes[row] = None  # type: ignore[call-overload]  # this layer's graph and activations go now
             if recorder is not None:
                 recorder.add_layer("BackwardPass", kept.index, start, recorder.mark())
         self.trained_micro_batches += 1
 
-    def _scale(self, scale: float) -> Tensor:
-        """The gradient of each loss, made once."""
+    def _gradients(self, scale: float, count: int) -> list[Tensor] | None:
+        """The gradient of each loss: ``scale``, made once, or autograd's own 1, which is cheaper."""
+        if scale == 1:
+            return None
         if self._gradient is None or self._gradient[0] != scale:
-            self._gradient = scale, torch.tensor(scale, device=self._loss_sum.device)
-        return self._gradient[1]
+            self._gradient = scale, torch.tensor(scale, device=self._device)
+        return [self._gradient[1]] * count
 
     def take_losses(self, micro_batches: int) -> Tensor:
         """Means ``(layers, 2)`` of ``(A_i, E_i)`` over the micro-batches since the last call."""
-        losses = self._loss_sum / micro_batches
-        self._loss_sum.zero_()
-        return losses
+        losses, self._losses = self._losses, []
+        return torch.stack(losses).view(-1, len(self.layers), 2).sum(dim=0) / micro_batches
 
     def check_finite(self, losses: Tensor) -> None:
         """Looks at the means of a batch.
@@ -122,17 +136,13 @@ class LocalStage:
         )
 
     def _seed(self, layer: int, *, part: int) -> None:
-        seed_layer(self.base_seed, layer=layer, step=self.trained_micro_batches, part=part)
+        seed_layer(self.base_seed, layer=layer, step=self._number(self.trained_micro_batches), part=part)
 
-    @contextmanager
-    def _blame(self, layer: ALLayer, what: str) -> Iterator[None]:
-        """Names stage, layer and micro-batch in whatever a layer raises."""
-        try:
-            yield
-        except ALError as error:
+    def _blame(self, error: Exception, layer: ALLayer, what: str) -> NoReturn:
+        """Names stage, layer and micro-batch in whatever a layer raised."""
+        if isinstance(error, ALError):
             raise type(error)(f"stage {self.stage_id}, micro-batch {self.trained_micro_batches}: {error}") from None
-        except Exception as error:
-            raise ALLayerError(
-                f"stage {self.stage_id}, {layer.label}, {what} of micro-batch {self.trained_micro_batches}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        raise ALLayerError(
+            f"stage {self.stage_id}, {layer.label}, {what} of micro-batch {self.trained_micro_batches}: "
+            f"{type(error).__name__}: {error}"
+        ) from error

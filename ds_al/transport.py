@@ -20,6 +20,7 @@ import math
 import time
 import weakref
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class Layout:
         """The layout of these tensors."""
         return cls(tuple((tuple(tensor.shape), tensor.dtype) for tensor in message))
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of the flat buffer."""
         return sum(_padded(shape, dtype) for shape, dtype in self.tensors)
@@ -107,12 +108,22 @@ class _Slot:
         self.tensors = layout.views(self.buffer)
         self.work: Any = None
 
+    def fits(self, message: tuple[Tensor, ...]) -> bool:
+        """Whether these tensors have the shapes and dtypes of this slot."""
+        return len(message) == len(self.tensors) and all(
+            view.shape == tensor.shape and view.dtype == tensor.dtype
+            for view, tensor in zip(self.tensors, message, strict=True)
+        )
+
 
 class _Channel:
     def __init__(
         self, peer: int, *, device: torch.device, dynamic: bool, stages: tuple[int, int], group: Any = None
     ) -> None:
-        self.peer, self.device, self.dynamic, self.group = peer, device, dynamic, group
+        self.device, self.dynamic = device, dynamic
+        # Transfers ask the group itself: the functions around it check per call what is settled here.
+        self._group = dist.get_world_group() if group is None else group
+        self._peer = torch.distributed.get_group_rank(self._group, peer)
         self.here, self.there = stages
         self.layout: Layout | None = None
         self.waited = 0.0
@@ -190,41 +201,44 @@ class Sender(_Channel):
             ALTransportError: shapes differ from the first message's and the channel is not dynamic, or the
                 next stage is gone.
         """
-        layout, before = Layout.of(message), self.waited
+        before = self.waited
         index = self.messages % self.queue_depth
         slot = self._slots[index]
         if slot is not None and slot.work is not None:
-            before = self.waited
             self._wait(slot.work, "for a free slot in its queue")
             self.found_full += self.waited - before > _FULL
             slot.work = None
+        if slot is None or not slot.fits(message):
+            slot = self._slots[index] = self._new_slot(message)
         if self.dynamic or self.layout is None:
-            self._send_header(layout, index)
-        elif layout != self.layout:
+            self._send_header(slot.layout, index)
+        self.layout = slot.layout
+        for view, tensor in zip(slot.tensors, message, strict=True):
+            view.copy_(tensor)
+        try:
+            slot.work = self._group.send([slot.buffer], self._peer, 0)
+        except RuntimeError as error:
+            raise self._lost(error) from None
+        self.messages += 1
+        self.nbytes += slot.layout.nbytes
+        self.latest = self.waited - before, slot.layout.nbytes
+
+    def _new_slot(self, message: tuple[Tensor, ...]) -> _Slot:
+        layout = Layout.of(message)
+        if self.layout not in (None, layout) and not self.dynamic:
             raise ALTransportError(
                 f"stage {self.here}: a message to stage {self.there} changed from [{self.layout}] to [{layout}]. "
                 "Keep shapes constant, call engine.reset_activation_shape() on every rank when they change, or "
                 "build the module with dynamic_shape=True"
             )
-        self.layout = layout
-        if slot is None or slot.layout != layout:
-            slot = self._slots[index] = _Slot(layout, self.device)
-        for view, tensor in zip(slot.tensors, message, strict=True):
-            view.copy_(tensor)
-        try:
-            slot.work = dist.isend(slot.buffer, self.peer, group=self.group)
-        except RuntimeError as error:
-            raise self._lost(error) from None
-        self.messages += 1
-        self.nbytes += layout.nbytes
-        self.latest = self.waited - before, layout.nbytes
+        return _Slot(layout, self.device)
 
     def _send_header(self, layout: Layout, index: int) -> None:
         if self._headers[index] is not None:
             self._wait(self._headers[index][1], "for a free slot in its queue")
         header = torch.tensor(layout.encode(), dtype=torch.int64, device=self.device)
         try:
-            self._headers[index] = (header, dist.isend(header, self.peer, group=self.group))
+            self._headers[index] = (header, self._group.send([header], self._peer, 0))
         except RuntimeError as error:
             raise self._lost(error) from None
         self.nbytes += header.nbytes
@@ -306,7 +320,7 @@ class Receiver(_Channel):
     def _receive_header(self) -> Layout:
         header = torch.empty(_HEADER, dtype=torch.int64, device=self.device)
         try:
-            self._wait(dist.irecv(header, self.peer, group=self.group), "for its input")
+            self._wait(self._group.recv([header], self._peer, 0), "for its input")
         except RuntimeError as error:
             raise self._lost(error) from None
         self.nbytes += header.nbytes
@@ -329,7 +343,7 @@ class Receiver(_Channel):
         while self._posted < limit:
             slot = self._ring[self._posted % self._SLOTS]
             try:
-                slot.work = dist.irecv(slot.buffer, self.peer, group=self.group)
+                slot.work = self._group.recv([slot.buffer], self._peer, 0)
             except RuntimeError as error:
                 raise self._lost(error) from None
             self._posted += 1

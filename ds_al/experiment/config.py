@@ -118,6 +118,15 @@ class ExperimentConfig(StrictModel):
         "`measured`, by the time that each layer takes on each rank at start, and `cuts:2,5`, where the stages after "
         "the first one begin.",
     )
+    partition_memory: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="With `measured`: GiB that a stage may need at most, of "
+        "parameters, gradients, optimizer state and activations."
+    )  # fmt: skip
+    partition_cache: Literal["use", "refresh", "off"] = Field(
+        default="use",
+        description="With `measured`: take what an earlier job measured for the same layers on the same kind of "
+        "devices, measure again, or keep nothing. Files lie in `$DS_AL_CACHE`, by default `~/.cache/ds_al`.",
+    )
     evaluate_every: int = Field(default=1, ge=1, description="Epochs between looks at the validation samples.")
     evaluate_fully: bool = Field(
         default=False,

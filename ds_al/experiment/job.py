@@ -168,6 +168,12 @@ class Job:
                 f'"{BLOCK}.partition_method": got {method!r}, which is for AL methods: a {self.al.method} run is '
                 "DeepSpeed's own, use uniform, parameters or type:<regex>"
             )
+        if method != "measured":
+            for key, default in {"partition_memory": None, "partition_cache": "use"}.items():
+                if getattr(self.experiment, key) != default:
+                    raise ALConfigError(
+                        f'"{BLOCK}.{key}" with partition_method {method!r}: it is for "measured", leave it out'
+                    )
         ds_config = {key: value for key, value in self.config.items() if key != BLOCK}
         _fill_auto(ds_config, steps=self._scheduler_steps())
         if self.al.method in configs.AL_METHODS:
@@ -178,6 +184,9 @@ class Job:
                 partition_method=method,
                 dynamic_shape=self.data.varying,
                 example=self.data.example(self.micro_batch) if method == "measured" else None,
+                config=ds_config,
+                memory_limit=self.experiment.partition_memory and self.experiment.partition_memory * 2**30,
+                partition_cache=self.experiment.partition_cache,
             )
             return ds_al.initialize(model=module, config=ds_config, training_data=self.loader)[0]
         module = PipelineModule(
@@ -248,6 +257,8 @@ class Job:
             folder = self._folder(record) / "checkpoints"
             with quiet():
                 self.engine.save_checkpoint(str(folder), tag=f"epoch_{epoch + 1}")
+                if last and self.al.checkpoint.asynchronous:
+                    self.engine.flush()  # what comes next looks at it
 
     def _summary(self, *, seconds: float, history: list[dict[str, Any]]) -> dict[str, Any]:
         test = self._test() if self.experiment.test else {}

@@ -202,7 +202,7 @@ def _count(
 
 @contextmanager
 def isolated(device: str) -> Iterator[None]:
-    """Makes tensors on a device, and leaves nothing behind."""
+    """Makes tensors on a device, ``"meta"`` or ``"cpu"``, and leaves nothing behind."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of devices that this machine does not have
         with (

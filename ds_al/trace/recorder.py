@@ -88,24 +88,50 @@ def _cuda_mark() -> torch.cuda.Event:
     return event
 
 
+class Progress:
+    """What an engine is doing and has done. Apart from it: an engine is an ``nn.Module``, whose attributes are slow
+    to set, and these change several times per micro-batch."""
+
+    __slots__ = ("executed", "instruction", "instruction_seconds", "since")
+
+    def __init__(self) -> None:
+        self.instruction: PipeInstruction | None = None
+        """The instruction that the stage is in."""
+        self.since = 0.0
+        """When it began."""
+        self.instruction_seconds: defaultdict[str, float] = defaultdict(float)
+        self.executed: defaultdict[str, int] = defaultdict(int)
+
+
 class RecordedSchedule:
     """Mix-in for a ``PipelineEngine``: executes schedules, and records them while :attr:`recorder` is set."""
 
     recorder: Recorder | None = None
     profiling = False
     """Whether a ``torch.profiler`` runs, which is then told what is executed."""
-    current: tuple[PipeInstruction, float] | None = None
-    """The instruction that this stage is in, and when it began; read by the stall watch's thread."""
     num_stages: int
     grid: Any
     _INSTRUCTION_MAP: ClassVar[dict[Any, Any]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.instruction_seconds: defaultdict[str, float] = defaultdict(float)
-        """Seconds by instruction, whether recorded or not; whoever reports them resets them."""
-        self.executed: defaultdict[str, int] = defaultdict(int)
-        """Instructions executed so far, by name; never reset."""
+        self.progress = Progress()
         super().__init__(*args, **kwargs)
+
+    @property
+    def instruction_seconds(self) -> defaultdict[str, float]:
+        """Seconds by instruction, whether recorded or not; whoever reports them resets them."""
+        return self.progress.instruction_seconds
+
+    @property
+    def executed(self) -> defaultdict[str, int]:
+        """Instructions executed so far, by name; never reset."""
+        return self.progress.executed
+
+    @property
+    def current(self) -> tuple[PipeInstruction, float] | None:
+        """The instruction that this stage is in, and when it began; read by the stall watch's thread."""
+        instruction = self.progress.instruction
+        return None if instruction is None else (instruction, self.progress.since)
 
     def _exec_schedule(self, pipe_schedule: PipeSchedule) -> None:
         self._reserve_pipe_buffers(pipe_schedule.num_pipe_buffers())  # type: ignore[attr-defined]
@@ -113,22 +139,22 @@ class RecordedSchedule:
         for instructions in pipe_schedule:
             for instruction in instructions:
                 self._execute(instruction)
-        self.current = None
+        self.progress.instruction = None
 
     def _execute(self, instruction: PipeInstruction) -> None:
         handler, recorder = self._INSTRUCTION_MAP[type(instruction)], self.recorder
-        name = type(instruction).__name__
+        name, progress = type(instruction).__name__, self.progress
         begin = recorder.mark() if recorder is not None else None
         start = time.perf_counter()
-        self.current = instruction, start
+        progress.since, progress.instruction = start, instruction
         if self.profiling:
             with torch.profiler.record_function(LABELS[name]):
                 handler(self, **instruction.kwargs)
         else:
             handler(self, **instruction.kwargs)
         seconds = time.perf_counter() - start
-        self.instruction_seconds[name] += seconds
-        self.executed[name] += 1
+        progress.instruction_seconds[name] += seconds
+        progress.executed[name] += 1
         if recorder is not None:
             recorder.add(name, begin, recorder.mark(), self._observe(instruction, seconds))
 

@@ -120,12 +120,19 @@ CASES: dict[str, tuple[Callable[[], Any], str, str]] = {
 }  # fmt: skip
 
 
+BEFORE_TRAINING = [
+    "more processes than layers", "stages are not processes", "no layers", "tied layers", "no config", "missing config",
+    "malformed config", "unknown key", "ZeRO 2", "fp16", "global clipping", "plain module, AL method",
+]  # fmt: skip
+"""Cases that end on every rank before a message passes, so that they can share a world."""
+
+
 def bad(name: str) -> None:
     """Worker: one case, alone in its world."""
     CASES[name][0]()
 
 
-@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize("name", [name for name in CASES if name not in BEFORE_TRAINING])
 def test_ends_with_one_clear_message(name: str) -> None:
     _, error, pattern = CASES[name]
     with pytest.raises(RankFailure) as caught:
@@ -135,6 +142,25 @@ def test_ends_with_one_clear_message(name: str) -> None:
     assert line, str(caught.value)
     assert re.search(pattern, line), line
     assert caught.value.seconds < 60
+
+
+def refused() -> dict[str, tuple[str, str]]:
+    """Worker: what each case before training raises on this rank."""
+    found = {}
+    for name in BEFORE_TRAINING:
+        try:
+            bad(name)
+        except Exception as error:
+            found[name] = type(error).__name__, str(error)
+    return found
+
+
+def test_what_cannot_train_is_refused_on_every_rank() -> None:
+    for found in run_ranks(f"{__name__}:refused", 2, timeout=100):
+        assert list(found) == BEFORE_TRAINING
+        for name, (kind, message) in found.items():
+            _, error, pattern = CASES[name]
+            assert kind == error and re.search(pattern, message), (name, kind, message)
 
 
 def test_the_table_has_no_case_that_passes() -> None:
