@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ds_al.checkpoint.weights import load_weights
+    from ds_al.convert.export import export
+    from ds_al.convert.hugging_face import from_pretrained
     from ds_al.engine import ALPipelineEngine
     from ds_al.entry import initialize
     from ds_al.errors import (
@@ -38,6 +40,8 @@ __all__ = [
     "ALReportError",
     "ALTransportError",
     "StageStats",
+    "export",
+    "from_pretrained",
     "initialize",
     "load_weights",
     "predict",
@@ -49,6 +53,8 @@ _HOMES = {
     "ALLayer": "layer",
     "ALLayerSpec": "spec",
     "StageStats": "trace",
+    "export": "convert.export",
+    "from_pretrained": "convert.hugging_face",
     "initialize": "entry",
     "load_weights": "checkpoint.weights",
     "predict": "layer",

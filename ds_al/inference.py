@@ -62,14 +62,14 @@ class Inference:
         count = self._announce(_length(batches) if engine.is_first_stage() else 0)
         sums = torch.zeros(engine.module.num_layers, 3, dtype=torch.float64, device=engine.device)
         for s, labels in self._forward(self._mapped(iter(batches or ())), count):
-            target = engine.intake.one_hot(labels)
+            target = engine.intake.compared(labels)
             for index, scores in self._exits(s):
-                correct = (scores.argmax(dim=1) == labels).sum()
+                correct, labelled = engine.module.objective.hits(scores, labels)
                 if exit_confidence:
                     right = scores.argmax(dim=1) == labels
                     seen[index - engine.layers[0][0]].append(torch.stack([confidence_of(scores), right.float()]))
-                loss = engine.module.label_loss(scores, target) * len(labels)
-                sums[index] += torch.stack([correct.double(), loss.double(), loss.new_tensor(len(labels)).double()])
+                loss = engine.module.label_loss(scores, target) * labelled
+                sums[index] += torch.stack([correct.double(), loss.double(), labelled.double()])
         sums = torch.stack(engine.gather(sums.cpu())).sum(dim=0)
         if not sums[-1, 2]:
             raise ALDataError("got an empty data set to evaluate: expected at least one sample")
@@ -101,7 +101,7 @@ class Inference:
         losses, all_scores = [], []
         for s, labels in self._forward(self._mapped(data_iter), micro_batches):
             for scores in (scores for index, scores in self._exits(s) if index == engine.module.num_layers - 1):
-                losses.append(engine.module.label_loss(scores, engine.intake.one_hot(labels)))
+                losses.append(engine.module.label_loss(scores, engine.intake.compared(labels)))
                 all_scores.append(scores)
         losses, all_scores = engine.gather(
             (torch.stack(losses).cpu() if losses else None, torch.cat(all_scores).cpu() if all_scores else None)
@@ -118,7 +118,7 @@ class Inference:
         if not 1 <= depth <= engine.module.num_layers:
             raise ValueError(f"exit={exit}: expected 1..{engine.module.num_layers}, the number of layers that x passes")
         head = x[0] if isinstance(x, tuple) else x
-        batch = iter([(x, torch.zeros(0 if head is None else len(head), dtype=torch.int64))])
+        batch = iter([(x, engine.intake.no_labels(0 if head is None else len(head)))])
         scores = None
         for s, _ in self._forward(batch, 1):
             scores = next((scores for index, scores in self._exits(s) if index == depth - 1), None)

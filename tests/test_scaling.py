@@ -202,7 +202,7 @@ def test_both_forms_are_timed_layer_by_layer_and_train(model: str) -> None:
     before = [[p.detach().clone() for m in form for p in m.parameters()] for form in (al.layers, twin.modules)]
     times = al.once(x, labels), twin.once(x, labels)
     assert len(times[0]) == len(al.layers) and len(times[1]) == len(twin.modules) == len(al.layers) + 1
-    assert all(math.isfinite(each.total) and each.total > 0 for form in times for each in form)
+    assert all(math.isfinite(each.cost()) and each.cost() > 0 for form in times for each in form)
     for old, form in zip(before, (al.layers, twin.modules), strict=True):
         changed = [not torch.equal(a, p) for a, p in zip(old, (p for m in form for p in m.parameters()), strict=True)]
         assert sum(changed) > 0.9 * len(changed)  # a bias before a norm has no gradient
