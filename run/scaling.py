@@ -15,6 +15,7 @@ takes with it is computed, and called so. Files are written after every case: an
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -81,8 +82,8 @@ def parser() -> argparse.ArgumentParser:
         "time (default: 1)")  # fmt: skip
     add("--forward-ms", type=float, default=50.0, help="sleep of a layer's forward (default: 50)")
     add("--backward-ms", type=float, default=50.0, help="sleep of a layer's backward (default: 50)")
-    add("--data", metavar="DIR", help="folder of AG News's parquet files (default: cached, or from the hub; where it "
-        "is not to be had, generated tokens)")  # fmt: skip
+    add("--data", metavar="DIR", help="folder of AG News's parquet files (default: $DS_AL_DATA/ag-news if that is "
+        "set, else cached or from the hub; where it is not to be had, generated tokens)")  # fmt: skip
     pairs = p.add_argument_group("two cores")
     pairs.add_argument("--total", type=positive, help="micro-batches of one timed run (default: 64 with --ceiling, "
         "32 with --against-1f1b)")  # fmt: skip
@@ -122,7 +123,9 @@ def studies(args: argparse.Namespace, console: Console) -> None:
     texts = None
     layer = StageCost(args.forward_ms / 1000, args.backward_ms / 1000)
     if not args.sleeping:
-        texts = ag_news(args.data, count=2 * micro_batches, micro_batch=args.micro_batch)
+        known = os.environ.get("DS_AL_DATA")
+        path = args.data or (os.path.join(known, "ag-news") if known else None)
+        texts = ag_news(path, count=2 * micro_batches, micro_batch=args.micro_batch)
         layer = encoder_seconds(texts)
         console.print(f"data: {texts.origin}", highlight=False)
     common = {
@@ -166,7 +169,7 @@ def studies(args: argparse.Namespace, console: Console) -> None:
                 cases: ScalingCases = cases,
                 done: Rows = done,
             ) -> None:
-                line = f"{case.study}, {case.stages} stages, {case.layers} layers, {case.method}"
+                line = f"{case.study}, stages: {case.stages}, layers: {case.layers}, {case.method}"
                 bar.advance(cases.case_seconds(case), f"{line}: {seconds:.2f} s")
                 save([*done, *new])
 

@@ -186,18 +186,21 @@ def measure_scaling(
     """
     runs: dict[Case, list[list[StageRun]]] = {}
 
-    def rows() -> list[Row]:
-        return with_speedups([_row(cases, case, repetitions) for case, repetitions in runs.items()])
-
+    rows: dict[Case, Row] = {}  # kept, since each takes a simulation, and a core that ranks are measured on
     for study, stages, layers in cases.worlds():
 
         def news(line: str, study: str = study, stages: int = stages, layers: int = layers) -> None:
             told = json.loads(line)
             case = Case(study, told["method"], stages, layers)
             runs.setdefault(case, []).append([StageRun(**run) for run in told["runs"]])
+            rows[case] = _row(cases, case, runs[case])
             if progress is not None:
                 latest = runs[case][-1]
-                progress(case, max(run.end for run in latest) - min(run.start for run in latest), rows())
+                progress(
+                    case,
+                    max(run.end for run in latest) - min(run.start for run in latest),
+                    with_speedups(list(rows.values())),
+                )
 
         run_ranks(
             f"{__name__}:time_on_rank",
@@ -207,7 +210,7 @@ def measure_scaling(
             cases=cases,
             layers=layers,
         )
-    return rows()
+    return with_speedups(list(rows.values()))
 
 
 def _row(cases: ScalingCases, case: Case, repetitions: Sequence[Sequence[StageRun]]) -> Row:

@@ -45,7 +45,7 @@ def test_sleeping_layers_scale_by_every_method(
         assert row["busy_seconds"] >= row["batches"] * (4 if row["method"] == "bp_dp" else 3) * 2 * 0.005
     assert written["rows"][-1]["ideal"] == pytest.approx(2 * 4 * 0.005)  # two of three micro-batches, four layers
     shown = capsys.readouterr().out
-    assert "about " in shown and "strong, 2 stages, 4 layers, bp_dp" in shown
+    assert "about " in shown and "strong, stages: 2, layers: 4, bp_dp" in shown
     with path.with_suffix(".csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(METHODS)
 
