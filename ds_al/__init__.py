@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ds_al.checkpoint.weights import load_weights
     from ds_al.convert.export import export
     from ds_al.convert.hugging_face import from_pretrained
     from ds_al.engine import ALPipelineEngine
@@ -42,6 +43,7 @@ __all__ = [
     "export",
     "from_pretrained",
     "initialize",
+    "load_weights",
     "predict",
 ]
 
@@ -54,6 +56,7 @@ _HOMES = {
     "export": "convert.export",
     "from_pretrained": "convert.hugging_face",
     "initialize": "entry",
+    "load_weights": "checkpoint.weights",
     "predict": "layer",
 }
 

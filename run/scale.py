@@ -2,7 +2,7 @@
 
     python run/scale.py --json results/scale.json --markdown docs/scale.md
 
-Nothing is measured: the assumptions stand in ds_al/planner/scale.py and on the page. About ten minutes on one core.
+Nothing is measured: the assumptions stand in ds_al/planner/scale.py and on the page. Some 10 minutes of one core.
 With --draw an existing file of rows is only drawn and written as a page anew.
 """
 
@@ -33,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
     add("--stages", type=numbers, default=default.stages, help="such as 64,256,1024 (the default)")
     add("--micro-batches", type=numbers, default=default.micro_batches, help="such as 64,256 (the default)")
     add("--sweep", type=numbers, default=default.sweep, help="M of the section on many micro-batches (16..4096)")
-    add("--repeat", type=positive, default=default.repeat, help="random runs, half of it above 256 stages (default: 8)")
+    add("--repeat", type=positive, default=default.repeat, help=f"random runs (default: {default.repeat})")
+    add("--jobs", type=positive, default=1, help="processes that predict (default: 1)")
     return p
 
 
@@ -47,7 +48,7 @@ def main() -> None:
         study = Study(args.stages, args.micro_batches, args.sweep, args.repeat)
         rows = []
         with console.status("predicting") as status:
-            for row in study.rows():
+            for row in study.rows(jobs=args.jobs):
                 rows.append(row)
                 done = f"{row['section']}: {row['workload']}, P = {row['stages']}, M = {row['micro_batches']}"
                 status.update(done)

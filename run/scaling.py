@@ -15,6 +15,7 @@ takes with it is computed, and called so. Files are written after every case: an
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         "comma-separated (default: 2,4,8,16)")  # fmt: skip
     add("--micro-batch", type=positive, default=32, help="samples per micro-batch of a network (default: 32)")
     add("--repeat", type=positive, help="runs of each case, in turn with the others (default: 2 of the sleeping weak "
-        "study, 1 of the strong; 3 of the Transformer; 7 on two cores)")  # fmt: skip
+        "study, 1 of the strong; 3 of the Transformer; 7 with --ceiling, 5 with --against-1f1b)")  # fmt: skip
     studies = p.add_argument_group("studies")
     add = studies.add_argument
     add("--study", type=choices(*STUDIES), default=STUDIES, help="comma-separated (default: weak,strong)")
@@ -81,10 +82,11 @@ def parser() -> argparse.ArgumentParser:
         "time (default: 1)")  # fmt: skip
     add("--forward-ms", type=float, default=50.0, help="sleep of a layer's forward (default: 50)")
     add("--backward-ms", type=float, default=50.0, help="sleep of a layer's backward (default: 50)")
-    add("--data", metavar="DIR", help="folder of AG News's parquet files (default: cached, or from the hub; where it "
-        "is not to be had, generated tokens)")  # fmt: skip
+    add("--data", metavar="DIR", help="folder of AG News's parquet files (default: $DS_AL_DATA/ag-news if that is "
+        "set, else cached or from the hub; where it is not to be had, generated tokens)")  # fmt: skip
     pairs = p.add_argument_group("two cores")
-    pairs.add_argument("--total", type=positive, default=64, help="micro-batches of one timed run (default: 64)")
+    pairs.add_argument("--total", type=positive, help="micro-batches of one timed run (default: 64 with --ceiling, "
+        "32 with --against-1f1b)")  # fmt: skip
     return p
 
 
@@ -121,7 +123,9 @@ def studies(args: argparse.Namespace, console: Console) -> None:
     texts = None
     layer = StageCost(args.forward_ms / 1000, args.backward_ms / 1000)
     if not args.sleeping:
-        texts = ag_news(args.data, count=2 * micro_batches, micro_batch=args.micro_batch)
+        known = os.environ.get("DS_AL_DATA")
+        path = args.data or (os.path.join(known, "ag-news") if known else None)
+        texts = ag_news(path, count=2 * micro_batches, micro_batch=args.micro_batch)
         layer = encoder_seconds(texts)
         console.print(f"data: {texts.origin}", highlight=False)
     common = {
@@ -165,7 +169,7 @@ def studies(args: argparse.Namespace, console: Console) -> None:
                 cases: ScalingCases = cases,
                 done: Rows = done,
             ) -> None:
-                line = f"{case.study}, {case.stages} stages, {case.layers} layers, {case.method}"
+                line = f"{case.study}, stages: {case.stages}, layers: {case.layers}, {case.method}"
                 bar.advance(cases.case_seconds(case), f"{line}: {seconds:.2f} s")
                 save([*done, *new])
 
@@ -178,7 +182,7 @@ def ceiling(args: argparse.Namespace, console: Console) -> None:
     """Streaming beside the ceiling."""
     micro_batches = args.micro_batches[0] if args.micro_batches else 8
     networks, repeat = _networks(args), args.repeat or 7
-    batches = -(-args.total // micro_batches)
+    batches = -(-(args.total or 64) // micro_batches)
     save = _saver(args, {"micro_batch": args.micro_batch, "threads_per_rank": 1, "optimizer": "AdamW"})
     each = 2 * micro_batches * batches
     with _Bar(console, _estimate(networks, repeat * each)) as bar:
@@ -197,10 +201,10 @@ def ceiling(args: argparse.Namespace, console: Console) -> None:
 def against_1f1b(args: argparse.Namespace, console: Console) -> None:
     """Streaming over 1F1B beside the bound."""
     numbers_of = args.micro_batches or (2, 4, 8, 16)
-    networks, repeat = _networks(args), args.repeat or 7
-    settings = {"micro_batch": args.micro_batch, "threads_per_rank": 1, "optimizer": "AdamW", "total": args.total}
+    networks, repeat, total = _networks(args), args.repeat or 5, args.total or 32
+    settings = {"micro_batch": args.micro_batch, "threads_per_rank": 1, "optimizer": "AdamW", "total": total}
     save = _saver(args, settings, draw=scaling_figures.draw_ratios)
-    with _Bar(console, _estimate(networks, repeat * 2 * args.total * len(numbers_of))) as bar:
+    with _Bar(console, _estimate(networks, repeat * 2 * total * len(numbers_of))) as bar:
         share = bar.total / (len(networks) * repeat)
 
         def progress(model: str, rows: list[report.Row]) -> None:
@@ -209,7 +213,7 @@ def against_1f1b(args: argparse.Namespace, console: Console) -> None:
             bar.advance(share, f"{model}, run {own[0]['repeats']}: {ratios}")
             save(rows)
 
-        rows = measure_ratio(networks, micro_batches=numbers_of, total=args.total, repeat=repeat, progress=progress)
+        rows = measure_ratio(networks, micro_batches=numbers_of, total=total, repeat=repeat, progress=progress)
     console.print(scaling_report.ratio_table(rows))
     save(rows, figure=True, console=console)
 

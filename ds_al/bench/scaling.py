@@ -29,8 +29,8 @@ from ds_al.bench.scaling_rows import (
 from ds_al.bench.texts import CLASSES, Texts
 from ds_al.errors import ALConfigError
 from ds_al.launch import run_ranks, tell
+from ds_al.layer_times import measure
 from ds_al.models import build_al
-from ds_al.partition import measure
 from ds_al.planner import StageCost
 from ds_al.trace import Recorder
 from ds_al.trace.analysis import computing
@@ -186,18 +186,21 @@ def measure_scaling(
     """
     runs: dict[Case, list[list[StageRun]]] = {}
 
-    def rows() -> list[Row]:
-        return with_speedups([_row(cases, case, repetitions) for case, repetitions in runs.items()])
-
+    rows: dict[Case, Row] = {}  # kept, since each takes a simulation, and a core that ranks are measured on
     for study, stages, layers in cases.worlds():
 
         def news(line: str, study: str = study, stages: int = stages, layers: int = layers) -> None:
             told = json.loads(line)
             case = Case(study, told["method"], stages, layers)
             runs.setdefault(case, []).append([StageRun(**run) for run in told["runs"]])
+            rows[case] = _row(cases, case, runs[case])
             if progress is not None:
                 latest = runs[case][-1]
-                progress(case, max(run.end for run in latest) - min(run.start for run in latest), rows())
+                progress(
+                    case,
+                    max(run.end for run in latest) - min(run.start for run in latest),
+                    with_speedups(list(rows.values())),
+                )
 
         run_ranks(
             f"{__name__}:time_on_rank",
@@ -207,7 +210,7 @@ def measure_scaling(
             cases=cases,
             layers=layers,
         )
-    return rows()
+    return with_speedups(list(rows.values()))
 
 
 def _row(cases: ScalingCases, case: Case, repetitions: Sequence[Sequence[StageRun]]) -> Row:
@@ -219,6 +222,7 @@ def _row(cases: ScalingCases, case: Case, repetitions: Sequence[Sequence[StageRu
         batches=cases.batches_of(case.method),
         layer=cases.layer if cases.texts is None else None,
         measured=cases.measured(case.stages),
+        data="none" if cases.texts is None else cases.texts.origin,
     )
 
 

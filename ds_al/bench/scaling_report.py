@@ -14,20 +14,21 @@ Row = Mapping[str, Any]
 def scaling_table(rows: Sequence[Row]) -> Table:
     """A line per case."""
     table = _table("scaling; seconds of all batches", "study", "method")
-    for column in ("stages", "layers", "seconds", "busy", "attainable", "ideal", "basis", "efficiency", "speed-up"):
+    for column in ("P", "seconds", "busy", "ideal", "computed", "efficiency", "speed-up"):
         table.add_column(column, justify="right", no_wrap=True)
     for row, after in zip(rows, [*rows[1:], None], strict=True):
+        mark = "*" if row["basis"] == "computed" else ""
         table.add_row(
             row["study"],
             row["method"],
             str(row["stages"]),
-            str(row["layers"]),
-            *(f"{row[column]:.2f}" for column in ("seconds", "busy_seconds", "attainable_seconds", "ideal")),
-            row["basis"],
-            f"{row['efficiency']:.3f}",
-            "-" if row["speedup"] is None else f"{row['speedup']:.2f}",
+            *(f"{row[column]:.2f}" for column in ("seconds", "busy_seconds", "ideal", "attainable_seconds")),
+            f"{row['efficiency']:.3f}{mark}",
+            "-" if row["speedup"] is None else f"{row['speedup']:.2f}{mark}",
             end_section=after is not None and (row["study"], row["stages"]) != (after["study"], after["stages"]),
         )
+    table.caption = "busy: the slowest stage; computed: the schedule with busy times; * by that"
+    table.caption_justify = "left"
     return table
 
 
@@ -52,7 +53,7 @@ def ceiling_table(rows: Sequence[Row]) -> Table:
 def ratio_table(rows: Sequence[Row]) -> Table:
     """A line per network and M."""
     table = _table("streaming over 1F1B, two stages; bound (M + P - 1) / (M rho)", "network")
-    for column in ("M", "ratio", "quartiles", "rho", "bound", "share", "bound*", "share", "faster"):
+    for column in ("M", "ratio", "quartiles", "rho", "bound", "share", "bound*", "share", "wins"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -73,7 +74,7 @@ def ratio_table(rows: Sequence[Row]) -> Table:
 
 
 def _table(title: str, *names: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in names:
         table.add_column(name, no_wrap=True)
     return table

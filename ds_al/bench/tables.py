@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ds_al.bench import scaling_tables
+from ds_al.bench import link_tables, scaling_tables
 from ds_al.planner.against import against_table
 
 Row = Mapping[str, Any]
@@ -85,11 +85,14 @@ def _table(rows: Sequence[Row]) -> str:
     """The table of what these rows measured, which the first of the columns below tells that they have."""
     kinds = {
         "predicted": against_table,
+        "times_less": link_tables.traffic_table,
+        "rate_mbit": link_tables.slow_link_table,
         "study": scaling_tables.scaling_tables,
         "share_of_ceiling": scaling_tables.ceiling_table,
         "share_of_bound": scaling_tables.ratio_table,
         "engine_us": overhead_table,
         "ratio": tracing_table,
+        "u": layer_tables,
         "rho": network_tables,
     }
     return next((make for column, make in kinds.items() if column in rows[0]), bubble_tables)(rows)
@@ -123,7 +126,7 @@ def network_tables(rows: Sequence[Row]) -> str:
 def overhead_table(rows: Sequence[Row]) -> str:
     """What an engine costs per micro-batch and stage."""
     lines = [
-        "| engine | stage | process, us (lowest to highest) | layers and losses alone, us | engine, us | on the clock, us "
+        "| engine | stage | process, us (lowest to highest) | layers and losses alone | engine | on the clock "
         "| process / stock | engine / stock |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
         *(
@@ -133,6 +136,33 @@ def overhead_table(rows: Sequence[Row]) -> str:
             for row in rows
         ),
     ]
+    return "\n".join(lines) + "\n"
+
+
+def layer_tables(rows: Sequence[Row]) -> str:
+    """What each layer costs, then what ``steps_per_batch`` saves: the whole model's time per micro-batch."""
+    columns = {"forward_ms": "forward ms", "backward_ms": "backward ms", "step_ms": "step ms"}
+    columns |= {"step_loop_ms": "step ms, not fused"}
+    lines = [f"| model | layer | parameters | {' | '.join(columns.values())} | u |", "|---|---|" + "---:|" * 6]
+    for row in rows:
+        times = [*(f"{row[name]:.2f}" for name in columns), f"{row['u']:.3f}"]
+        name = f"{row['layer']} `{row['name']}`"
+        lines.append(f"| `{row['model']}` | {name} | {row['parameters']:,} | {' | '.join(times)} |")
+    counts, most = (8, 4, 2, 1), 8
+    lines += [
+        "",
+        f"All layers, ms per micro-batch, by optimizer steps in a batch of {most} micro-batches (in brackets, how much",
+        "faster than a step after each):",
+        "",
+        f"| model | u | {' | '.join(f'`steps_per_batch` {n}' for n in counts)} |",
+        "|---|---:|" + "---:|" * len(counts),
+    ]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        maths, step = sum(r["forward_ms"] + r["backward_ms"] for r in own), sum(r["step_ms"] for r in own)
+        spent = [maths + step * n / most for n in counts]
+        cells = [f"{each:.2f} ({spent[0] / each:.2f}x)" for each in spent]
+        lines.append(f"| `{model}` | {step / maths:.3f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -111,6 +111,7 @@ def model_engine(
     options: Mapping[str, Any] | None = None,
     partition: str = "uniform",
     optimizer: Mapping[str, Any] = SGD,
+    block: Mapping[str, Any] | None = None,
 ) -> Any:
     """An engine over a small network of :mod:`ds_al.models`.
 
@@ -118,6 +119,7 @@ def model_engine(
         options: of both forms; by default :func:`model_options`.
         partition: ``"uniform"``, or ``"cuts:..."``.
         optimizer: DeepSpeed's ``"optimizer"`` block.
+        block: what the ``"associated_learning"`` block has beside the method.
     """
     options = dict(options or model_options(model, stages))
     specs = build_al(model, **options) if method in AL_SCHEDULES else None
@@ -131,6 +133,7 @@ def model_engine(
         classes=options["num_classes"],
         partition=partition,
         optimizer=optimizer,
+        block=block or {},
     )
 
 
@@ -195,6 +198,7 @@ def _initialize(
     classes: int = CLASSES,
     partition: str = "uniform",
     optimizer: Mapping[str, Any] = SGD,
+    block: Mapping[str, Any] | None = None,
 ) -> Any:
     model: PipelineModule
     if specs is not None:
@@ -209,7 +213,7 @@ def _initialize(
         "optimizer": dict(optimizer),
         "gradient_clipping": 0.0,  # DeepSpeed's default of 1.0 would make all stages agree on a norm
         "steps_per_print": None,
-        BLOCK: {"method": method},
+        BLOCK: {"method": method, **(block or {})},
     }
     engine, *_ = ds_al.initialize(model=model, config=config)
     return engine

@@ -165,8 +165,7 @@ def _seconds(
         return one + (micro_batches - 1) * (two - one)
     factors, first = None, batches - 1
     if machines.jitter is not None:
-        # Stages that run ahead take as many micro-batches as there are stages until their queues are as full as ever.
-        first = 1 + (-(-2 * stages // micro_batches) if method == "streaming" else 0)
+        first = 1 + (-(-machines.settled // micro_batches) if method == "streaming" else 0)
         batches = 2 * first + 1
         shape = (stages, micro_batches * batches, machines.repeat)
         factors = machines.jitter.sample(shape, seed=machines.seed)
@@ -202,7 +201,7 @@ def _by_formula(method: str, work: Work, stages: int, micro_batches: int, machin
         m,
         seconds=float(max(formula, busiest_link, round_trip) + step.max()),
         busy=m * pace + step,
-        graphs=min(p, m) + (p - 1) // _CHUNKS if method == "bp_interleaved" else 2 * min(p, m),
+        graphs=min(p + (p - 1) // _CHUNKS if method == "bp_interleaved" else 2 * p, m),
         sent=2 * m * chunks * max(sizes, default=0.0),
     )
 

@@ -7,7 +7,10 @@ the assumptions below; nothing here was measured.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 from ds_al.planner.predict import AL, SIMULATED, Prediction, predict
@@ -91,8 +94,8 @@ LINKS: dict[str, float] = {"100mbit": 20e-3, "1gbit": 10e-3, "10gbit": 1e-3, "10
 OVERLAPPED = "bp_1f1b_overlapped"
 """1F1B whose sends block nobody, where DeepSpeed's do; a lower bound, since its messages never wait for each other."""
 METHODS = ("streaming", "bp_1f1b", OVERLAPPED, "bp_gpipe", "bp_interleaved", "bp_zero_bubble", "bp_dp")
-JITTERS = ("lognormal:0.1", "lognormal:0.3", "slow:0.01:5", "slow:0.05:5")
-DEPTHS = (1, 2, 4, 8, 16, 32)
+JITTERS = ("lognormal:0.3", "slow:0.01:5", "slow:0.05:5")
+DEPTHS = (1, 2, 4, 8, 32)
 SIGMAS = (0.0, 0.1, 0.3)
 
 
@@ -104,51 +107,65 @@ class Study:
     micro_batches: tuple[int, ...] = (64, 256)
     sweep: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
     """Micro-batches, on the first number of stages."""
-    repeat: int = 8
+    repeat: int = 4
+    """Random runs."""
+    settled: int = 2048
+    """Micro-batches that stragglers have had to fill the queues, before as many more are counted."""
 
-    def rows(self, *, progress: Callable[[Row], None] = lambda row: None) -> Iterator[Row]:
-        """All rows: ``section, workload, stages, micro_batches, link, latency_ms, speeds_sigma, jitter, queue_depth,
-        steps_per_batch, method``, what :class:`~ds_al.planner.Prediction` holds, ``times_compute`` (over what the
-        twin's computations of one stage take) and ``fits`` (memory of the fullest stage, in that of the device).
+    def rows(self, *, jobs: int = 1) -> Iterator[Row]:
+        """All rows, computed by so many processes.
+
+        Returns:
+            ``section, workload, stages, micro_batches, link, latency_ms, speeds_sigma, jitter, queue_depth,
+            steps_per_batch, method``, what :class:`~ds_al.planner.Prediction` holds, ``times_compute`` (over what the
+            twin's computations take on one stage) and ``fits`` (the fullest stage, into the device's memory).
         """
-        for section in (self._links, self._sweep, self._speeds, self._stragglers):
-            for row in section():
-                progress(row)
-                yield row
+        if jobs == 1:
+            yield from map(_call, self._cases())
+            return
+        with ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool:
+            yield from pool.map(_call, self._cases())
 
-    def _links(self) -> Iterator[Row]:
+    def _cases(self) -> Iterator[Callable[[], Row]]:
         for block in BLOCKS:
             for stages in self.stages:
                 for m in self.micro_batches if block is LARGE else self.micro_batches[:1]:
                     for link in LINKS:
                         for method in METHODS:
-                            yield _row("links", block, method, stages, m, link=link)
-
-    def _sweep(self) -> Iterator[Row]:
-        stages = self.stages[0]
-        for m in self.sweep:
-            for method in ("streaming", "bp_1f1b", "bp_interleaved", "bp_zero_bubble"):
-                yield _row("sweep", LARGE, method, stages, m, link="400gbit")
-            yield _row("sweep", LARGE, "streaming", stages, m, link="400gbit", steps=1)
-
-    def _speeds(self) -> Iterator[Row]:
+                            yield partial(_row, "links", block, method, stages, m, link=link)
+        yield from self._sweep()
         m = self.micro_batches[0]
         for stages in self.stages:
             for sigma in SIGMAS:
                 for method in ("streaming", "bp_1f1b"):
-                    yield _row("speeds", LARGE, method, stages, m, link="100gbit", sigma=sigma)
-
-    def _stragglers(self) -> Iterator[Row]:
-        m = self.micro_batches[0]
+                    yield partial(_row, "speeds", LARGE, method, stages, m, link="100gbit", sigma=sigma)
         for stages in self.stages:
             for jitter in JITTERS:
-                for depth in DEPTHS if stages <= 256 else DEPTHS[1::2]:
-                    yield self._unsteady("streaming", stages, m, jitter, depth)
-                yield self._unsteady("bp_1f1b", stages, m, jitter, 2)
+                unsteady = partial(
+                    _row,
+                    "stragglers",
+                    LARGE,
+                    stages=stages,
+                    micro_batches=m,
+                    link="100gbit",
+                    jitter=jitter,
+                    repeat=self.repeat,
+                    settled=self.settled,
+                )
+                for depth in DEPTHS if stages <= 256 else DEPTHS[1::3]:
+                    yield partial(unsteady, method="streaming", depth=depth)
+                yield partial(unsteady, method="bp_1f1b")
 
-    def _unsteady(self, method: str, stages: int, m: int, jitter: str, depth: int) -> Row:
-        repeat = self.repeat if stages <= 256 else max(self.repeat // 2, 1)
-        return _row("stragglers", LARGE, method, stages, m, link="100gbit", jitter=jitter, depth=depth, repeat=repeat)
+    def _sweep(self) -> Iterator[Callable[[], Row]]:
+        stages = self.stages[0]
+        for m in self.sweep:
+            for method in ("streaming", "bp_1f1b", "bp_interleaved", "bp_zero_bubble"):
+                yield partial(_row, "sweep", LARGE, method, stages, m, link="400gbit")
+            yield partial(_row, "sweep", LARGE, "streaming", stages, m, link="400gbit", steps=1)
+
+
+def _call(case: Callable[[], Row]) -> Row:
+    return case()
 
 
 def _row(
@@ -163,7 +180,8 @@ def _row(
     jitter: str = "",
     depth: int = 2,
     steps: int | None = None,
-    repeat: int = 8,
+    repeat: int = 1,
+    settled: int = 0,
 ) -> Row:
     work = block.work(stages)
     machines = Machines(
@@ -173,6 +191,7 @@ def _row(
         queue_depth=depth,
         steps_per_batch=steps,
         repeat=repeat,
+        settled=settled,
         seed=stages,
     )
     found = _overlapped(work, stages, micro_batches, machines) if method == OVERLAPPED else predict(

@@ -32,9 +32,9 @@ def _figure(columns: int, height: float = 3.8) -> tuple[Any, list[Any]]:
     return figure, panels
 
 
-def _save(figure: Any, panels: Sequence[Any], path: Path) -> list[Path]:
+def _save(figure: Any, panels: Sequence[Any], path: Path, *, columns: int = 4) -> list[Path]:
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=10)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
     for file in files:
@@ -77,7 +77,7 @@ def _draw_links(rows: Sequence[Row], path: Path) -> list[Path]:
 
 def _draw_sweep(rows: Sequence[Row], path: Path) -> list[Path]:
     figure, panels = _figure(1, 4.6)
-    figure.set_size_inches(7.5, 4.8)
+    figure.set_size_inches(7.5, 5.2)
     for name, points in series(rows).items():
         colour, dash, marker = _LOOKS[name]
         panels[0].plot(
@@ -90,7 +90,7 @@ def _draw_sweep(rows: Sequence[Row], path: Path) -> list[Path]:
     panels[0].set_xlabel("M, micro-batches per batch", fontsize=11)
     panels[0].set_ylabel("times as fast as 1F1B", fontsize=11)
     panels[0].set_title(f"P = {rows_of(rows, section='sweep')[0]['stages']}", loc="left", fontsize=12)
-    return _save(figure, panels, path)
+    return _save(figure, panels, path, columns=2)
 
 
 def _draw_stragglers(rows: Sequence[Row], path: Path) -> list[Path]:

@@ -46,7 +46,7 @@ def page(header: Row, rows: Sequence[Row], *, figures: Mapping[str, str]) -> str
         _STRAGGLERS,
         f"![Throughput over queue depth]({figures['stragglers']})",
         _stragglers_table(rows),
-        _stragglers_text(rows),
+        _stragglers_text(rows, header["settings"]["settled"]),
         _LIMITS,
         f"`{header['command']}`, {header['date']}; the rows are deterministic.",
     ]
@@ -192,8 +192,8 @@ def _sweep_text(rows: Sequence[Row]) -> str:
     return (
         "The gain over 1F1B is at most (M + P - 1) / (M rho), as long as messages hide behind computation, so it "
         f"vanishes as M grows. `{LARGE.name}`, P = {stages}, links of {own[0]['link']}: {gain:.2f} times as fast at "
-        f"M = {least}; slower {where}, with a step per micro-batch. Interleaved and zero-bubble pipelines close much of "
-        "the gap, or all of it."
+        f"M = {least}; slower {where}, with a step per micro-batch. Interleaved and zero-bubble pipelines close much "
+        "of the gap, or all of it."
     )
 
 
@@ -227,8 +227,8 @@ def _speeds_text(rows: Sequence[Row]) -> str:
     return (
         "Speeds of the machines are drawn once, lognormal around a median of 1. A pipeline of equal stages goes at the "
         f"pace of its slowest machine, whatever its schedule: with s = {worst['speeds_sigma']} and "
-        f"P = {worst['stages']}, streaming takes {worst['times_compute']:.2f} times the compute of an average stage. AL "
-        "does not change that; "
+        f"P = {worst['stages']}, streaming takes {worst['times_compute']:.2f} times the compute of an average stage. "
+        "AL does not change that; "
         'what does is a partition by measured speed (`"partition_method": "measured"`), which needs more layers than '
         f"stages. `{LARGE.name}`, M = {own[0]['micro_batches']}, links of {own[0]['link']}:"
     )
@@ -265,13 +265,16 @@ def _share(rows: Sequence[Row]) -> str:
     return f"{share:.3f} ± {spread:.3f}"
 
 
-def _stragglers_text(rows: Sequence[Row]) -> str:
+def _stragglers_text(rows: Sequence[Row], settled: int) -> str:
     own = rows_of(rows, section="stragglers", method="streaming")
     hardest = min(own, key=lambda row: share_of_alone(row)[0])
     deepest = max(rows_of(own, jitter=hardest["jitter"], stages=hardest["stages"]), key=lambda row: row["queue_depth"])
     return (
         f"`{LARGE.name}`, M = {own[0]['micro_batches']}, links of {own[0]['link']}; mean and standard deviation of "
-        "random runs, without the batches that fill the queues. What `bp_1f1b` loses is its bubble and its messages, "
+        f"random runs. Streaming is timed from micro-batch {settled:,} to {2 * settled:,} of a run: the more stages, "
+        "the longer it takes until all queues are as full as they will be, and until then even endless queues lose "
+        "something, in proportion to the square root of stages over micro-batches (Glynn and Whitt, 1991, on "
+        "departures from many queues in series). What `bp_1f1b` loses is its bubble and its messages, "
         f"beside the jitter. Of streaming the hardest case is `{hardest['jitter']}` on {hardest['stages']} stages: "
         f"{share_of_alone(hardest)[0]:.2f} with a queue of {hardest['queue_depth']}, {share_of_alone(deepest)[0]:.2f} "
         f"with one of {deepest['queue_depth']}. A queue costs a message's memory per place "

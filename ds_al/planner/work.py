@@ -94,6 +94,9 @@ class Machines:
     """Optimizer steps per batch of an AL method; by default M."""
     repeat: int = 8
     """Random runs, of which the mean is taken; without jitter one is enough."""
+    settled: int = 256
+    """Micro-batches after which a pipeline with jitter that does not drain counts, for as many again: stages that run
+    ahead fill their queues slowly, the more stages the more slowly."""
     seed: int = 0
 
     def each_link(self, stages: int) -> list[Link]:

@@ -62,7 +62,7 @@ def in_sequence(batches: list[Any]) -> State:
         layers,
         batches,
         num_classes=4,
-        make_optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3),
+        make_optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3, fused=True),
         base_seed=SEED,
         accumulate=COPIES,
     )
