@@ -116,7 +116,7 @@ class ALPipelineModule(PipelineModule):
         groups: Sequence[int] | None = None,
         head: int | None = None,
         objective: str | Mapping[str, Any] = "mse",
-        code_width: int = 64,
+        code_width: int | None = None,
         code: str = "tanh",
         bridges: Sequence[Part | None] | None = None,
         base_seed: int = 1234,
@@ -139,7 +139,7 @@ class ALPipelineModule(PipelineModule):
             head: how many layers at the end are the classifier; recognised by its last ``nn.Linear(..., V)`` and what
                 pools, flattens and normalises before it. 0 where the list has no classifier.
             objective: what trains f and b, see :mod:`ds_al.objectives`.
-            code_width, code: of the codes, see :mod:`ds_al.models.targets`.
+            code_width, code: of the codes, see :mod:`ds_al.models.targets`; by default K is about V, at least 64.
             bridges: b of each AL layer, ``None`` where it is to be chosen, see :mod:`ds_al.convert.bridges`.
             base_seed: see above.
             options: all other arguments of :class:`ALPipelineModule`.

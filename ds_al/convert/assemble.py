@@ -12,7 +12,7 @@ from ds_al.convert.bridges import bridge
 from ds_al.convert.head import CodeHead, Head
 from ds_al.errors import ALConfigError
 from ds_al.layer import Activation, first
-from ds_al.models.targets import target_side
+from ds_al.models.targets import default_code_width, target_side
 from ds_al.models.text_bridges import whole
 from ds_al.objectives import resolve
 from ds_al.spec import ALLayerSpec, Part
@@ -25,7 +25,7 @@ def al_layers(
     *,
     num_classes: int,
     objective: str | Mapping[str, Any],
-    code_width: int,
+    code_width: int | None,
     code: str,
     bridges: Sequence[Part | None] | None = None,
 ) -> list[ALLayerSpec]:
@@ -39,7 +39,8 @@ def al_layers(
         activations: what leaves each of them, see :func:`ds_al.convert.bridges.bridge`.
         head: of the network; without one the last bridge is made as all others.
         num_classes: V.
-        objective, code_width, code: see :func:`ds_al.models.targets.target_side`.
+        objective, code_width, code: see :func:`ds_al.models.targets.target_side`; by default K is about V, and 64 for
+            language models, whose V is a vocabulary.
         bridges: b of each layer, ``None`` where it is to be chosen by the activation. Such a bridge gets the first
             tensor of a tuple.
 
@@ -51,6 +52,7 @@ def al_layers(
             f"got {len(bridges)} bridges for {len(f)} AL layers: expected one for each, None by default"
         )
     kind = resolve(objective)
+    code_width = code_width or (64 if kind.per_token else default_code_width(num_classes))
     side = target_side(
         len(f), num_classes=num_classes, code_width=code_width, code=code, objective=objective
     )  # fmt: skip

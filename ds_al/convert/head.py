@@ -61,6 +61,7 @@ class CodeHead(nn.Module):
         super().__init__()
         self.body = _build(body)
         self.code = nn.Linear(width, code_width, bias=bias)
+        self.code.weight.use_muon = False  # type: ignore[attr-defined]  # as of every linear layer that gives codes
         self.end = code_end(code, code_width)
 
     def forward(self, s: Activation) -> Tensor:

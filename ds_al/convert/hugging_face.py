@@ -43,7 +43,7 @@ def from_pretrained(
     num_al_layers: int = 4,
     groups: Sequence[int] | None = None,
     objective: str | Mapping[str, Any] | None = None,
-    code_width: int = 64,
+    code_width: int | None = None,
     code: str = "linear",
     bridges: Sequence[Part | None] | None = None,
     base_seed: int = 1234,
@@ -115,7 +115,7 @@ def layer_specs(
     num_al_layers: int = 4,
     groups: Sequence[int] | None = None,
     objective: str | Mapping[str, Any] | None = None,
-    code_width: int = 64,
+    code_width: int | None = None,
     code: str = "linear",
     bridges: Sequence[Part | None] | None = None,
 ) -> tuple[list[ALLayerSpec], Source]:

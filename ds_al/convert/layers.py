@@ -29,7 +29,7 @@ def layer_specs(
     groups: Sequence[int] | None = None,
     head: int | None = None,
     objective: str | Mapping[str, Any] = "mse",
-    code_width: int = 64,
+    code_width: int | None = None,
     code: str = "tanh",
     bridges: Sequence[Part | None] | None = None,
     base_seed: int = 1234,
