@@ -159,7 +159,11 @@ def bert_alone() -> State:
     task = "sequence-classification"
     layers = built(layer_specs(CASES["bert"].build(), task=task, num_al_layers=3, code_width=6)[0])
     reference.train(
-        layers, texts(), num_classes=V, base_seed=SEED, make_optimizer=lambda group: torch.optim.AdamW(group, lr=LR)
+        layers,
+        texts(),
+        num_classes=V,
+        base_seed=SEED,
+        make_optimizer=lambda group: torch.optim.AdamW(group, lr=LR, fused=True),
     )
     return state(layers)
 
@@ -167,7 +171,7 @@ def bert_alone() -> State:
 def llama_alone() -> State:
     """Next-token losses layer by layer, from their formula."""
     layers = built(layer_specs(CASES["llama lm tied"].build(), task="causal-lm", num_al_layers=2, code_width=6)[0])
-    optimizers = [torch.optim.AdamW(layer.train().parameters(), lr=LR) for layer in layers]
+    optimizers = [torch.optim.AdamW(layer.train().parameters(), lr=LR, fused=True) for layer in layers]
     for step, data in enumerate(token_stream()):
         s, labels = get_batch_pipe(data, length=curriculum(step // MICRO_BATCHES))
         for index, layer in enumerate(layers):
