@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from deepspeed import comm as dist
-from deepspeed.accelerator import get_accelerator
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError, ALLayerError
 from ds_al.layer import Activation, ALLayer, predict
+from ds_al.measured_partition import Measuring, measure_stages
 from ds_al.objectives import Objective
-from ds_al.partition import balance, describe, explicit, measure
+from ds_al.partition import describe, explicit
 from ds_al.spec import ALLayerSpec
 from ds_al.world import join_world
 
@@ -36,7 +36,15 @@ class ALPipelineModule(PipelineModule):
             every layer on every rank at start and takes the cut with the smallest slowest stage; or
             ``"cuts:2,5"``, where the stages after the first one begin.
         example: a micro-batch ``x``, of the size that will be trained on, for ``"measured"``; on every rank.
+        config: the DeepSpeed config of the run, for ``"measured"``: layers are timed with its optimizers, steps per
+            batch, activation checkpointing and compilation. Without it, with a step of AdamW per micro-batch.
+        memory_limit: bytes of a stage, or of each, for ``"measured"``: of parameters, gradients, optimizer state and
+            activations.
+        partition_cache: for ``"measured"``: ``"use"`` what an earlier job measured for the same layers on the same
+            kind of devices, ``"refresh"`` it, or ``"off"`` (see :mod:`ds_al.time_cache`).
         dynamic_shape: lets the shapes of micro-batches change; costs a small message per micro-batch.
+        activation_checkpoint_interval: blocks of f that are recomputed together in backward, see
+            :class:`~ds_al.recompute.Recomputed`; 0 keeps all activations. The config's key of this name comes first.
 
     Raises:
         ALConfigError: an element is no AL layer, layers are tied, or the number of stages does not fit.
@@ -52,10 +60,25 @@ class ALPipelineModule(PipelineModule):
         base_seed: int = 1234,
         partition_method: str = "uniform",
         dynamic_shape: bool = False,
+        activation_checkpoint_interval: int = 0,
         example: Activation | None = None,
+        config: Mapping[str, Any] | None = None,
+        memory_limit: float | Sequence[float] | None = None,
+        partition_cache: Literal["use", "refresh", "off"] = "use",
     ) -> None:
         layers = list(layers)
-        self._example, self._classes = example, num_classes
+        self._measuring = None
+        if example is not None:
+            self._measuring = Measuring(
+                example,
+                num_classes=num_classes,
+                config=config or {},
+                memory_limit=memory_limit,
+                cache=partition_cache,
+                interval=activation_checkpoint_interval,
+            )
+        elif memory_limit is not None:
+            raise ALConfigError('memory_limit is for partition_method "measured", which needs example=x, too')
         self.partition_table: str | None = None
         """What ``"measured"`` found, to be read."""
         _check_layers(layers)
@@ -70,9 +93,10 @@ class ALPipelineModule(PipelineModule):
             seed_layers=True,
             base_seed=base_seed,
             partition_method=partition_method,
+            activation_checkpoint_interval=activation_checkpoint_interval,
             dynamic_shape=dynamic_shape,
         )
-        self._example = None
+        self._measuring = None
         self.num_classes = num_classes
         self._check_objectives()
         for index, layer in self.local_layers:
@@ -92,26 +116,19 @@ class ALPipelineModule(PipelineModule):
 
     def _measured_parts(self) -> list[int]:
         """The best cut by what each rank measures; the same on all ranks, since all know what all measured."""
-        if self._example is None:
+        if self._measuring is None:
             raise ALConfigError('partition_method "measured" needs a micro-batch: give ALPipelineModule(example=x)')
-        device = torch.device(get_accelerator().current_device_name())
-        with torch.random.fork_rng():
-            own = list(
-                measure(
-                    self._build_for_timing,
-                    layers=len(self._layer_specs),
-                    example=self._example,
-                    num_classes=self._classes,
-                    device=device,
-                )
-            )
-        times: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(times, own)
-        parts = balance([[layer.total for layer in rank] for rank in times])
-        self.partition_table = describe(times, parts, [_name(spec) for spec in self._layer_specs])
+        found = measure_stages(
+            self._build_for_timing,
+            layers=len(self._layer_specs),
+            measuring=self._measuring,
+            stages=self._topo.get_axis_comm_lists("data") or [[rank] for rank in range(dist.get_world_size())],
+        )
+        names = [_name(spec) for spec in self._layer_specs]
+        self.partition_table = describe(found.times, found.bounds, names, steps=found.steps) + f"\n{found.origin}"
         if self.global_rank == 0:
             print(self.partition_table, flush=True)
-        return parts
+        return found.bounds
 
     def _build_for_timing(self, index: int) -> ALLayer:
         spec = self._layer_specs[index]
@@ -195,10 +212,10 @@ def _check_layers(layers: Sequence[Any]) -> None:
 
 
 def _check_stages(num_stages: int, *, layers: int, processes: int) -> None:
-    if processes != num_stages:
+    if num_stages < 1 or processes % num_stages:
         raise ALConfigError(
-            f"{processes} processes for {num_stages} stages: start as many processes as stages "
-            "(deepspeed --num_accelerators N). Data parallel copies of a pipeline are not supported yet"
+            f"{processes} processes for {num_stages} stages: start as many processes as stages, or a multiple of it "
+            "for data parallel copies of the pipeline (deepspeed --num_accelerators N)"
         )
     if not 1 <= num_stages <= layers:
         raise ALConfigError(

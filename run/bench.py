@@ -2,8 +2,10 @@
 
     python run/bench.py --sleeping --json results/sleeping.json
     python run/bench.py --overhead --json results/overhead.json
+    python run/bench.py --layers --model vgg,transformer --json results/layers.json
     python run/bench.py --bytes --json results/bytes.json
     python run/bench.py --memory --json results/memory.json --markdown docs/memory.md
+    python run/bench.py --check results/sleeping.json
 
 Sleeping layers take time but no core, so the times show what the schedules cost, on any machine. The
 back-propagation methods run the twin of the same layers through DeepSpeed's engine, without clipping.
@@ -16,16 +18,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ds_al.bench import SleepingCases, measure_memory, measure_sleeping, report
+from ds_al.bench import SleepingCases, guard, measure_memory, measure_sleeping, report
 from ds_al.bench.arguments import names, numbers, positive
+from ds_al.bench.layers import measure_layers
 from ds_al.bench.link_tables import traffic_table
 from ds_al.bench.overhead import METHODS as OVERHEAD_METHODS
 from ds_al.bench.overhead import measure_overhead
 from ds_al.bench.traffic import measure_traffic
 from ds_al.bench.workloads import METHODS
+from ds_al.errors import ALConfigError
 from ds_al.launch import RankFailure
 
 OVERHEAD_TURNS = 15
@@ -39,12 +44,27 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--sleeping", action="store_true", help="time all methods on sleeping layers, beside the ideal time"
     )
+    what.add_argument(
+        "--layers", action="store_true", help="time forward, backward and step of every layer of preset models"
+    )
     what.add_argument("--memory", action="store_true", help="count what autograd holds for backward on every stage")
-    what.add_argument("--bytes", action="store_true", help="count what passes between stages per micro-batch")
+    what.add_argument(
+        "--bytes", dest="traffic", action="store_true", help="count what passes between stages per micro-batch"
+    )
     what.add_argument(
         "--overhead", action="store_true",
         help="processor time of a micro-batch whose layers compute nothing, beside DeepSpeed's own engine",
     )  # fmt: skip
+    what.add_argument(
+        "--check", metavar="JSON", type=Path,
+        help="measure some cases of this file of --sleeping or --overhead anew; fail where a ratio has fallen",
+    )  # fmt: skip
+    p.add_argument(
+        "--current", metavar="JSON", type=Path, help="with --check: compare all of this file instead, of any kind"
+    )
+    p.add_argument(
+        "--tolerance", type=float, default=guard.TOLERANCE, help="with --check: share a ratio may fall (default: 0.1)"
+    )
     p.add_argument(
         "--json", metavar="PATH", type=Path, help="write header and rows to PATH and the rows as CSV beside it"
     )
@@ -65,8 +85,12 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--forward-ms", type=float, default=50.0, help="sleep of a layer's forward (default: 50)")
     p.add_argument("--backward-ms", type=float, default=50.0, help="sleep of a layer's backward (default: 50)")
+    p.add_argument("--model", default="vgg,transformer", help="with --layers: comma-separated (default: %(default)s)")
+    p.add_argument("--preset", default="small", help="with --layers: of the models (default: small)")
     p.add_argument("--width", type=positive, default=64, help="with --memory: width of the layers (default: 64)")
-    p.add_argument("--micro-batch", type=positive, help="samples per micro-batch (default: --memory: 8, --bytes: 64)")
+    p.add_argument(
+        "--micro-batch", type=positive, help="samples per micro-batch (--memory: 8; --layers: 32; --bytes: 64)"
+    )
     return p
 
 
@@ -76,10 +100,12 @@ def main() -> None:
     args = p.parse_args()
     if args.markdown and not args.memory:
         p.error("--markdown goes with --memory")
-    run = sleeping if args.sleeping else overhead if args.overhead else traffic if args.bytes else memory
+    if args.current and not args.check:
+        p.error("--current goes with --check")
+    run = next(each for each in (sleeping, overhead, layers, traffic, check, memory) if getattr(args, each.__name__))
     try:
         run(args, Console())
-    except RankFailure as error:
+    except (RankFailure, guard.GuardError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; no rank is left")
@@ -96,6 +122,19 @@ def sleeping(args: argparse.Namespace, console: Console) -> None:
         backward=args.backward_ms / 1000,
         repeat=args.repeat,
     )
+    rows = _time_sleeping(cases, console)
+    console.print(report.sleeping_table(rows))
+    if args.json:
+        settings = {
+            "forward": cases.forward,
+            "backward": cases.backward,
+            "batches": cases.batches,
+            "repeat": cases.repeat,
+        }
+        report.write(args.json, header=report.header(**settings), rows=rows)
+
+
+def _time_sleeping(cases: SleepingCases, console: Console) -> list[dict[str, Any]]:
     total = sum(cases.total_seconds(stages=stages) for stages in cases.stages)
     console.print(f"at least {total:.0f} s of sleep", highlight=False)
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("left"), TimeRemainingColumn()
@@ -108,16 +147,7 @@ def sleeping(args: argparse.Namespace, console: Console) -> None:
             if not console.is_terminal:
                 print(f"{done}: {case['seconds']:.3f} s", flush=True)
 
-        rows = measure_sleeping(cases, progress=progress)
-    console.print(report.sleeping_table(rows))
-    if args.json:
-        settings = {
-            "forward": cases.forward,
-            "backward": cases.backward,
-            "batches": cases.batches,
-            "repeat": cases.repeat,
-        }
-        report.write(args.json, header=report.header(**settings), rows=rows)
+        return measure_sleeping(cases, progress=progress)
 
 
 def traffic(args: argparse.Namespace, console: Console) -> None:
@@ -145,6 +175,60 @@ def overhead(args: argparse.Namespace, console: Console) -> None:
     console.print(report.overhead_table(rows))
     if args.json:
         report.write(args.json, header=report.header(), rows=rows)
+
+
+def layers(args: argparse.Namespace, console: Console) -> None:
+    """Times layers, in this process."""
+    torch.set_num_threads(1)
+    micro_batch = args.micro_batch or 32
+    models = tuple(args.model.split(","))
+    try:
+        rows = measure_layers(models=models, preset=args.preset, micro_batch=micro_batch, repeat=5 * args.repeat)
+    except ALConfigError as error:
+        sys.exit(f"error: {error}")
+    console.print(report.layers_table(rows))
+    if args.json:
+        report.write(args.json, header=report.header(micro_batch=micro_batch, threads=1), rows=rows)
+
+
+def check(args: argparse.Namespace, console: Console) -> None:
+    """Compares ratios with a baseline's; fails where one fell."""
+    baseline = guard.read(args.check)
+    if args.current:
+        current, part = guard.read(args.current), False
+    else:
+        current, part = {"header": {}, "rows": _anew(baseline, args, console)}, True
+    verdicts = guard.check(baseline, current, tolerance=args.tolerance, part=part)
+    console.print(guard.table(verdicts))
+    if fallen := [each for each in verdicts if not each.holds]:
+        sys.exit(f"{len(fallen)} of {len(verdicts)} ratios fell by more than {100 * args.tolerance:g} %")
+
+
+def _anew(baseline: dict[str, Any], args: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
+    """Rows of the baseline's short cases, measured with its settings."""
+    rows, settings = baseline["rows"], baseline["header"].get("settings", {})
+    kind = guard.kind(rows)
+    if kind == "overhead":
+        first = rows[0]
+        return measure_overhead(
+            methods=tuple(dict.fromkeys(row["method"] for row in rows)),
+            stages=first["stages"],
+            micro_batches=first["micro_batches"],
+            batches=first["batches"],
+        )
+    if kind != "sleeping":
+        raise guard.GuardError(f"{args.check} is of kind {kind!r}: measure it anew by its command, and give --current")
+    numbers = sorted({row["micro_batches"] for row in rows})
+    cases = SleepingCases(
+        methods=("streaming", "bp_1f1b"),
+        stages=tuple(sorted({row["stages"] for row in rows} & {2, 4})),
+        micro_batches=(numbers[len(numbers) // 2],),
+        batches=settings["batches"],
+        forward=settings["forward"],
+        backward=settings["backward"],
+        repeat=args.repeat,
+    )
+    return _time_sleeping(cases, console)
 
 
 def memory(args: argparse.Namespace, console: Console) -> None:

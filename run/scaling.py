@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         "comma-separated (default: 2,4,8,16)")  # fmt: skip
     add("--micro-batch", type=positive, default=32, help="samples per micro-batch of a network (default: 32)")
     add("--repeat", type=positive, help="runs of each case, in turn with the others (default: 2 of the sleeping weak "
-        "study, 1 of the strong; 3 of the Transformer; 7 on two cores)")  # fmt: skip
+        "study, 1 of the strong; 3 of the Transformer; 7 with --ceiling, 5 with --against-1f1b)")  # fmt: skip
     studies = p.add_argument_group("studies")
     add = studies.add_argument
     add("--study", type=choices(*STUDIES), default=STUDIES, help="comma-separated (default: weak,strong)")
@@ -84,7 +84,8 @@ def parser() -> argparse.ArgumentParser:
     add("--data", metavar="DIR", help="folder of AG News's parquet files (default: cached, or from the hub; where it "
         "is not to be had, generated tokens)")  # fmt: skip
     pairs = p.add_argument_group("two cores")
-    pairs.add_argument("--total", type=positive, default=64, help="micro-batches of one timed run (default: 64)")
+    pairs.add_argument("--total", type=positive, help="micro-batches of one timed run (default: 64 with --ceiling, "
+        "32 with --against-1f1b)")  # fmt: skip
     return p
 
 
@@ -178,7 +179,7 @@ def ceiling(args: argparse.Namespace, console: Console) -> None:
     """Streaming beside the ceiling."""
     micro_batches = args.micro_batches[0] if args.micro_batches else 8
     networks, repeat = _networks(args), args.repeat or 7
-    batches = -(-args.total // micro_batches)
+    batches = -(-(args.total or 64) // micro_batches)
     save = _saver(args, {"micro_batch": args.micro_batch, "threads_per_rank": 1, "optimizer": "AdamW"})
     each = 2 * micro_batches * batches
     with _Bar(console, _estimate(networks, repeat * each)) as bar:
@@ -197,10 +198,10 @@ def ceiling(args: argparse.Namespace, console: Console) -> None:
 def against_1f1b(args: argparse.Namespace, console: Console) -> None:
     """Streaming over 1F1B beside the bound."""
     numbers_of = args.micro_batches or (2, 4, 8, 16)
-    networks, repeat = _networks(args), args.repeat or 7
-    settings = {"micro_batch": args.micro_batch, "threads_per_rank": 1, "optimizer": "AdamW", "total": args.total}
+    networks, repeat, total = _networks(args), args.repeat or 5, args.total or 32
+    settings = {"micro_batch": args.micro_batch, "threads_per_rank": 1, "optimizer": "AdamW", "total": total}
     save = _saver(args, settings, draw=scaling_figures.draw_ratios)
-    with _Bar(console, _estimate(networks, repeat * 2 * args.total * len(numbers_of))) as bar:
+    with _Bar(console, _estimate(networks, repeat * 2 * total * len(numbers_of))) as bar:
         share = bar.total / (len(networks) * repeat)
 
         def progress(model: str, rows: list[report.Row]) -> None:
@@ -209,7 +210,7 @@ def against_1f1b(args: argparse.Namespace, console: Console) -> None:
             bar.advance(share, f"{model}, run {own[0]['repeats']}: {ratios}")
             save(rows)
 
-        rows = measure_ratio(networks, micro_batches=numbers_of, total=args.total, repeat=repeat, progress=progress)
+        rows = measure_ratio(networks, micro_batches=numbers_of, total=total, repeat=repeat, progress=progress)
     console.print(scaling_report.ratio_table(rows))
     save(rows, figure=True, console=console)
 

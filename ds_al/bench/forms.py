@@ -18,10 +18,11 @@ from torch.nn import functional as F
 
 from ds_al.bench import workloads
 from ds_al.layer import Activation, ALLayer, stop_gradient
+from ds_al.layer_times import LayerTime
 from ds_al.models import build_al, build_twin
 from ds_al.models.cost import model_cost
 from ds_al.optimizer import LocalOptimizer
-from ds_al.partition import LayerTime, balance
+from ds_al.partition import balance
 from ds_al.planner import StageCost
 from ds_al.stage import LocalStage
 
@@ -167,7 +168,7 @@ def medians(repetitions: Sequence[Sequence[LayerTime]]) -> list[LayerTime]:
 
 def best_cuts(times: Sequence[LayerTime], *, stages: int) -> list[int]:
     """Bounds ``[0, ..., N]`` with the smallest slowest stage."""
-    return balance([[each.total for each in times]] * stages)
+    return balance([[each.cost() for each in times]] * stages)
 
 
 def stage_costs(times: Sequence[LayerTime], cuts: Sequence[int]) -> list[StageCost]:
@@ -179,7 +180,8 @@ def stage_costs(times: Sequence[LayerTime], cuts: Sequence[int]) -> list[StageCo
 
 
 def _between(marks: Sequence[float]) -> LayerTime:
-    return LayerTime(*(end - start for start, end in itertools.pairwise(marks)))
+    forward, backward, step = (end - start for start, end in itertools.pairwise(marks))
+    return LayerTime(forward, backward, step)
 
 
 def _local_optimizer(index: int, layer: ALLayer) -> LocalOptimizer:
@@ -205,4 +207,4 @@ def _leaves(s: Activation) -> Activation:
 def seconds_per_micro_batch(network: Network) -> float:
     """Of the AL form, in this process: for estimates."""
     with torch.random.fork_rng(devices=[]):
-        return min(sum(layer.total for layer in al) for al, _ in time_forms(network, repeat=2))
+        return min(sum(layer.cost() for layer in al) for al, _ in time_forms(network, repeat=2))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import astuple
 from typing import Any
 
 from deepspeed import comm as dist
 
 from ds_al.bench.forms import Network, best_cuts, medians, time_forms
 from ds_al.launch import tell
-from ds_al.partition import LayerTime
+from ds_al.layer_times import LayerTime
 
 Span = tuple[float, float]
 """Start and end of a run on one rank, in seconds of the clock that all ranks share."""
@@ -50,7 +49,11 @@ def decide_cuts(network: Network) -> tuple[list[int], list[int]]:
 def mean(ranks: Sequence[Sequence[LayerTime]]) -> list[LayerTime]:
     """Of each layer, over ranks."""
     return [
-        LayerTime(*(statistics.fmean(column) for column in zip(*map(astuple, layer), strict=True)))
+        LayerTime(
+            forward=statistics.fmean(time.forward for time in layer),
+            backward=statistics.fmean(time.backward for time in layer),
+            step=statistics.fmean(time.step for time in layer),
+        )
         for layer in zip(*ranks, strict=True)
     ]
 

@@ -20,7 +20,7 @@ from ds_al.bench.forms import Network, medians, stage_costs, time_forms
 from ds_al.bench.interleaved import decide_cuts, mean, quartiles, tell_all, together, turns
 from ds_al.bench.scaling_rows import schedule_seconds
 from ds_al.launch import run_ranks
-from ds_al.partition import LayerTime
+from ds_al.layer_times import LayerTime
 from ds_al.planner import StageCost
 
 METHODS = ("streaming", "bp_1f1b")
@@ -89,7 +89,7 @@ def ratio_bound(*, micro_batches: int, stages: int, rho: float) -> float:
 
 def rho_by_time(al: Sequence[LayerTime], twin: Sequence[LayerTime], *, micro_batches: int) -> float:
     """Seconds of an AL micro-batch over those of the twin's, layers summed up; the twin steps once in M."""
-    return sum(time.total for time in al) / sum(
+    return sum(time.cost() for time in al) / sum(
         time.forward + time.backward + time.step / micro_batches for time in twin
     )
 

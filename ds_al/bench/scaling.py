@@ -29,8 +29,8 @@ from ds_al.bench.scaling_rows import (
 from ds_al.bench.texts import CLASSES, Texts
 from ds_al.errors import ALConfigError
 from ds_al.launch import run_ranks, tell
+from ds_al.layer_times import measure
 from ds_al.models import build_al
-from ds_al.partition import measure
 from ds_al.planner import StageCost
 from ds_al.trace import Recorder
 from ds_al.trace.analysis import computing
@@ -219,6 +219,7 @@ def _row(cases: ScalingCases, case: Case, repetitions: Sequence[Sequence[StageRu
         batches=cases.batches_of(case.method),
         layer=cases.layer if cases.texts is None else None,
         measured=cases.measured(case.stages),
+        data="none" if cases.texts is None else cases.texts.origin,
     )
 
 

@@ -91,6 +91,7 @@ def scaling_row(
     batches: int,
     layer: StageCost | None,
     measured: bool,
+    data: str,
 ) -> Row:
     """One row, without what needs other rows (:func:`with_speedups`).
 
@@ -100,10 +101,11 @@ def scaling_row(
             of the measured compute, spread evenly.
         measured: whether the wall clock says how long the schedule takes. If not, ``basis`` is ``"computed"``, and
             efficiency and speed-up are of ``attainable_seconds``.
+        data: what was trained on.
 
     Returns:
-        ``study, workload, method, stages, layers, micro_batches, batches, repeats``; medians over the repetitions of
-        ``seconds`` (with ``seconds_min, seconds_max``), from the first stage's start to the last one's end;
+        ``study, workload, data, method, stages, layers, micro_batches, batches, repeats``; medians over the repetitions
+        of ``seconds`` (with ``seconds_min, seconds_max``), from the first stage's start to the last one's end;
         ``ideal``; ``busy_seconds`` of the slowest stage and ``busy_by_stage``; ``engine_ms``, per micro-batch, of the
         stage with most of it; ``attainable_seconds``, computed from the stages' own times; ``basis``; ``efficiency``,
         ideal over the seconds of that basis.
@@ -121,6 +123,7 @@ def scaling_row(
     return {
         "study": case.study,
         "workload": workload,
+        "data": data,
         "method": case.method,
         "stages": case.stages,
         "layers": case.layers,

@@ -13,17 +13,17 @@ Row = Mapping[str, Any]
 def scaling_tables(rows: Sequence[Row]) -> str:
     """A table per study: speed-up and efficiency of each method over stages, the published speed-up below.
 
-    A number that was computed from busy times stands in italics.
+    A number that was computed from busy times stands in italics, and what it is made of in a table of its own.
     """
     parts = []
     for study in dict.fromkeys(row["study"] for row in rows):
         own = [row for row in rows if row["study"] == study]
         counts = sorted({row["stages"] for row in own})
         layers = "k layers on k stages" if study == "weak" else f"{own[0]['layers']} layers"
-        settings = f"M = {own[0]['micro_batches']}, {own[0]['repeats']} repetitions"
+        settings = f"M = {own[0]['micro_batches']}, runs of each case: {own[0]['repeats']}"
         lines = [
-            f"**{study.capitalize()} scaling**, {own[0]['workload']}, {layers}, {settings}: speed-up over one stage "
-            "(time beside the ideal)",
+            f"**{study.capitalize()} scaling**, {_workload(own[0])}, {layers}, {settings}: speed-up over one stage, "
+            "in brackets the efficiency",
             "",
             f"| method | {' | '.join(map(str, counts))} |",
             f"|---|{'---:|' * len(counts)}",
@@ -37,7 +37,7 @@ def scaling_tables(rows: Sequence[Row]) -> str:
             lines.append(f"| published {method} | {' | '.join(cells.get(count, '') for count in counts)} |")
         parts.append("\n".join(lines))
     notes = [
-        "In brackets: ideal over time, 1 where nothing but equal layers and the schedule takes time. "
+        "Efficiency: the ideal time, in which nothing but equal stages takes time, over the time. "
         f"Published: {published.SOURCE}."
     ]
     if any(row["basis"] == "computed" for row in rows):
@@ -45,6 +45,7 @@ def scaling_tables(rows: Sequence[Row]) -> str:
             "*Italics*: computed. There were more stages than cores, so the wall clock says nothing; the time is what "
             "the schedule takes with the processor time that each stage was measured to need, engine included."
         )
+        parts.append(busy_table(rows))
     return "\n\n".join([*parts, " ".join(notes)]) + "\n"
 
 
@@ -61,7 +62,7 @@ def busy_table(rows: Sequence[Row]) -> str:
             f"| {sum(row['busy_by_stage']):.2f} s | {row['engine_ms']:.2f} | {row['attainable_seconds']:.2f} s "
             f"| {row['seconds']:.2f} s |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def ceiling_table(rows: Sequence[Row]) -> str:
@@ -118,6 +119,10 @@ def _speedup(row: Row) -> str:
     speedup = "-" if row["speedup"] is None else f"{row['speedup']:.2f}"
     cell = f"{speedup} ({row['efficiency']:.3f})"
     return cell if row["basis"] == "measured" else f"*{cell}*"
+
+
+def _workload(row: Row) -> str:
+    return "layers that sleep" if row["workload"] == "sleeping" else f"{row['workload'].capitalize()} on {row['data']}"
 
 
 def _cuts(cuts: Sequence[int]) -> str:

@@ -1,0 +1,185 @@
+"""Has a ratio fallen? Compares two measurements of one kind by what does not depend on how fast the machine is.
+
+A ratio is better when it is higher. Which ones a file holds follows from its rows:
+
+    sleeping   ideal over measured time of each method; streaming's speed over 1F1B's
+    scaling    ideal over measured time of each method
+    overhead   processor time of DeepSpeed's own engine over that of each other one
+    ceiling    share of what the machine can give
+    bound      share of the most that streaming can win over 1F1B
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+Row = Mapping[str, Any]
+TOLERANCE = 0.1
+STOCK = ("deepspeed_1f1b", "bp_1f1b")
+"""Names of DeepSpeed's own engine; the first that a file has counts."""
+_FREE = ("repeat",)  # settings that may differ
+_SIZES = {
+    "stages": "P = {}",
+    "layers": "{} layers",
+    "micro_batches": "M = {}",
+    "batches": "{} batches",
+    "micro_batch": "{} samples",
+}
+
+
+class GuardError(ValueError):
+    """Two measurements cannot be compared."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One ratio, before and now."""
+
+    name: str
+    before: float
+    now: float
+    tolerance: float = TOLERANCE
+
+    @property
+    def change(self) -> float:
+        """Relative."""
+        return self.now / self.before - 1
+
+    @property
+    def holds(self) -> bool:
+        """Whether the ratio has not fallen by more than the tolerance."""
+        return self.now >= self.before * (1 - self.tolerance)
+
+
+def check(
+    baseline: Mapping[str, Any], current: Mapping[str, Any], *, tolerance: float = TOLERANCE, part: bool = False
+) -> list[Verdict]:
+    """Compares all ratios of two measurements, each ``{"header": ..., "rows": [...]}``.
+
+    Args:
+        tolerance: by how much of itself a ratio may fall.
+        part: the current one measured only some of the baseline's cases.
+
+    Raises:
+        GuardError: they are of different kinds, were measured with different settings, or a case is missing.
+    """
+    kinds = kind(baseline["rows"]), kind(current["rows"])
+    if kinds[0] != kinds[1]:
+        raise GuardError(
+            f"the baseline is of kind {kinds[0]!r} and the current one of kind {kinds[1]!r}: compare alike"
+        )
+    _check_settings(baseline, current)
+    before, now = ratios(baseline["rows"]), ratios(current["rows"])
+    if unknown := [name for name in now if name not in before]:
+        raise GuardError(f"the baseline has no case {unknown[0]!r}: measure the baseline anew, with it")
+    if (missing := [name for name in before if name not in now]) and not part:
+        raise GuardError(f"the current measurement has no case {missing[0]!r}, which the baseline has: measure it")
+    return [Verdict(name, before[name], value, tolerance) for name, value in now.items()]
+
+
+def kind(rows: Sequence[Row]) -> str:
+    """Which of the kinds above these rows are.
+
+    Raises:
+        GuardError: none of them.
+    """
+    for name, (column, _) in _KINDS.items():
+        if rows and column in rows[0]:
+            return name
+    raise GuardError(f"got rows with {', '.join(rows[0]) if rows else 'nothing'}: expected one of {', '.join(_KINDS)}")
+
+
+def ratios(rows: Sequence[Row]) -> dict[str, float]:
+    """All ratios that these rows hold, by a name that says what and of which case."""
+    return dict(_KINDS[kind(rows)][1](rows))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A measurement from its file.
+
+    Raises:
+        GuardError: it is none.
+    """
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content["rows"], list) or not isinstance(content["header"], dict):
+            raise ValueError("expected an object with a header and rows")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GuardError(f"{path} is no measurement: {error}") from error
+    return content
+
+
+def table(verdicts: Sequence[Verdict]) -> Table:
+    """Before and now, what has fallen too far marked, for the terminal."""
+    shown = Table(title="ratios, higher is better", title_justify="left", box=box.SIMPLE_HEAD)
+    shown.add_column("ratio")
+    for column in ("baseline", "now", "change", ""):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for each in verdicts:
+        change = f"{100 * each.change:+.1f} %"
+        shown.add_row(each.name, f"{each.before:.3f}", f"{each.now:.3f}", change, "" if each.holds else "FALLEN")
+    return shown
+
+
+def _check_settings(baseline: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    before, now = baseline["header"].get("settings", {}), current["header"].get("settings", {})
+    for key in sorted((before.keys() & now.keys()) - set(_FREE)):
+        if before[key] != now[key]:
+            raise GuardError(
+                f"the baseline was measured with {key} = {before[key]!r}, the current one with {now[key]!r}: "
+                "measure one of them anew, with the settings of the other"
+            )
+
+
+def _sleeping(rows: Sequence[Row]) -> Iterator[tuple[str, float]]:
+    yield from _column("efficiency", "time: ideal over measured")(rows)
+    seconds = {(row["method"], row["stages"], row["micro_batches"]): row["seconds"] for row in rows}
+    for (method, stages, m), value in seconds.items():
+        if method == "streaming" and ("bp_1f1b", stages, m) in seconds:
+            yield f"speed: streaming over bp_1f1b, P = {stages}, M = {m}", seconds["bp_1f1b", stages, m] / value
+
+
+def _overhead(rows: Sequence[Row]) -> Iterator[tuple[str, float]]:
+    stock = next((name for name in STOCK if any(row["method"] == name for row in rows)), None)
+    if stock is None:
+        raise GuardError(f"the rows have none of the methods {', '.join(STOCK)}: measure one beside the others")
+    averages = [row for row in rows if row.get("stage", "mean") == "mean"]
+    for unit in ("cpu_us", "engine_us"):
+        times = {(row["method"], _sizes(row)): row[unit] for row in averages if unit in row}
+        for (method, sizes), value in times.items():
+            if method != stock and (stock, sizes) in times:
+                yield f"{unit}: {stock} over {method}, {sizes}", times[stock, sizes] / value
+
+
+def _column(column: str, what: str) -> Callable[[Sequence[Row]], Iterator[tuple[str, float]]]:
+    def found(rows: Sequence[Row]) -> Iterator[tuple[str, float]]:
+        for row in rows:
+            if row.get(column) is not None:
+                yield f"{what}, {_case(row)}", row[column]
+
+    return found
+
+
+def _case(row: Row) -> str:
+    names = [str(row[key]) for key in ("study", "workload", "model", "method") if key in row]
+    return ", ".join([*names, _sizes(row)])
+
+
+def _sizes(row: Row) -> str:
+    return ", ".join(words.format(row[key]) for key, words in _SIZES.items() if key in row)
+
+
+_KINDS: dict[str, tuple[str, Callable[[Sequence[Row]], Iterator[tuple[str, float]]]]] = {
+    "overhead": ("cpu_us", _overhead),
+    "ceiling": ("share_of_ceiling", _column("share_of_ceiling", "share of the ceiling")),
+    "bound": ("share_of_bound", _column("share_of_bound", "share of the bound")),
+    "scaling": ("study", _column("efficiency", "time: ideal over measured")),
+    "sleeping": ("efficiency", _sleeping),
+}
