@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ds_al.checkpoint.weights import load_weights
     from ds_al.engine import ALPipelineEngine
     from ds_al.entry import initialize
     from ds_al.errors import (
@@ -38,6 +39,7 @@ __all__ = [
     "ALTransportError",
     "StageStats",
     "initialize",
+    "load_weights",
     "predict",
 ]
 
@@ -48,6 +50,7 @@ _HOMES = {
     "ALLayerSpec": "spec",
     "StageStats": "trace",
     "initialize": "entry",
+    "load_weights": "checkpoint.weights",
     "predict": "layer",
 }
 

@@ -21,6 +21,7 @@ from deepspeed.runtime.pipe.schedule import (
     SendGrad,
 )
 
+from ds_al import data_parallel
 from ds_al.config import ALConfig
 from ds_al.optimizer_names import NamedOptimizers
 from ds_al.schedule import BACKPROP_SCHEDULES
@@ -31,8 +32,8 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
     """Trains a plain ``PipelineModule`` by back-propagation, with DeepSpeed's own instructions.
 
     Args:
-        al_config: its ``method`` is ``"bp_1f1b"`` (DeepSpeed's ``TrainSchedule``), ``"bp_gpipe"`` or
-            ``"bp_naive"``.
+        al_config: its ``method`` is ``"bp_1f1b"`` (DeepSpeed's ``TrainSchedule``), ``"bp_gpipe"``,
+            ``"bp_naive"``, or ``"bp_dp"`` (:mod:`ds_al.data_parallel`).
     """
 
     stall_watch: StallWatch | None = None
@@ -81,6 +82,8 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
         super().destroy()
 
     def _train_schedule(self) -> PipeSchedule:
+        if self.method == data_parallel.METHOD:
+            return super()._train_schedule()
         return BACKPROP_SCHEDULES[self.method](self.micro_batches, self.num_stages, self.stage_id)
 
     def _exec_forward_pass(self, buffer_id: int) -> None:

@@ -18,9 +18,9 @@ from ds_al.errors import ALConfigError
 BLOCK = "associated_learning"
 
 ALMethod = Literal["streaming", "forward_first", "parallel_backward", "sequential"]
-BackpropMethod = Literal["bp_1f1b", "bp_gpipe", "bp_naive"]
+BackpropMethod = Literal["bp_1f1b", "bp_gpipe", "bp_naive", "bp_dp"]
 AL_METHODS: tuple[str, ...] = ("streaming", "forward_first", "parallel_backward", "sequential")
-BACKPROP_METHODS: tuple[str, ...] = ("bp_1f1b", "bp_gpipe", "bp_naive")
+BACKPROP_METHODS: tuple[str, ...] = ("bp_1f1b", "bp_gpipe", "bp_naive", "bp_dp")
 
 
 class StrictModel(BaseModel):
@@ -121,6 +121,21 @@ class TraceConfig(StrictModel):
         return batches
 
 
+class CheckpointConfig(StrictModel):
+    """How ``save_checkpoint`` writes."""
+
+    asynchronous: bool = Field(
+        default=False,
+        description="`save_checkpoint()` copies the state to the host and returns; a thread writes it while training "
+        "goes on. `save_checkpoint(asynchronous=...)` overrides it.",
+    )
+    keep_last: int | None = Field(
+        default=None,
+        ge=1,
+        description="Once a checkpoint is complete, all but the latest so many in its folder are removed.",
+    )
+
+
 class ALConfig(StrictModel):
     """The ``"associated_learning"`` block."""
 
@@ -131,7 +146,8 @@ class ALConfig(StrictModel):
         "barrier after every batch. `parallel_backward`: all stages run backward at once, after the forward "
         "of the last. `sequential`: one stage at a time. These four end on identical weights. `bp_1f1b`, "
         "`bp_gpipe`, `bp_naive`: back-propagation through DeepSpeed's own engine, for a plain "
-        "`PipelineModule`.",
+        "`PipelineModule`. `bp_dp`: the same, data parallel, for one of a single stage, a replica on every rank; in "
+        "Python alone (`ds_al.data_parallel`), since `run/train.py` cuts a network into a stage per rank.",
     )
     queue_depth: int = Field(
         default=2,
@@ -179,6 +195,10 @@ class ALConfig(StrictModel):
         default_factory=TraceConfig,
         description="What to record of the instructions that stages execute; for the `bp_*` methods, too.",
     )
+    checkpoint: CheckpointConfig = Field(
+        default_factory=CheckpointConfig,
+        description="How `save_checkpoint()` writes. Not for the `bp_*` methods, which save as DeepSpeed does.",
+    )
     stall_seconds: float | None = Field(
         default=None,
         gt=0,
@@ -215,9 +235,12 @@ DEEPSPEED_KEYS: dict[str, str] = {
     "pipeline": "`activation_checkpoint_interval`: in training, so many blocks of f are recomputed together in the "
     "local backward, and only what enters them is kept; 0 is off. The blocks of an `nn.Sequential` are its children, "
     "any other f is one block",
-    "checkpoint": "DeepSpeed's `tag_validation`, `use_node_local_storage`, `parallel_write`",
+    "checkpoint": "`tag_validation` and `parallel_write`: a tag that differs between stages is always an error, and "
+    "all stages always write at once",
 }
 """DeepSpeed's keys that an AL engine honours, and how."""
+_PARTLY = ("gradient_clipping", "pipeline", "checkpoint")
+"""Of these, the keys of which not all that they can hold is honoured."""
 
 _OFF_BY_VALUE: dict[str, str] = {
     "fp16": 'train in fp32: remove the block or set "enabled": false',
@@ -302,7 +325,7 @@ def honour(config: Mapping[str, Any], al: ALConfig) -> dict[str, Any]:
         ALConfigError: a key cannot be honoured; the message names it and what to do.
     """
     for key, value in config.items():
-        if key == BLOCK or (key in DEEPSPEED_KEYS and key not in ("gradient_clipping", "pipeline")):
+        if key == BLOCK or (key in DEEPSPEED_KEYS and key not in _PARTLY):
             continue
         _refuse_unless_off(key, value)
     micro_batches = config.get("gradient_accumulation_steps", 1)
@@ -321,6 +344,15 @@ def _refuse_unless_off(key: str, value: Any) -> None:
                 f'"gradient_clipping": got {value}. It clips by a norm over all stages, for which every stage '
                 f'would wait at every step: set it to 0 and use "{BLOCK}.layer_gradient_clipping"'
             )
+    elif key == "checkpoint":
+        if not isinstance(value, Mapping):
+            raise ALConfigError(f'"checkpoint": got {value!r}, expected an object {{...}}')
+        for option in sorted(set(value) - {"tag_validation", "parallel_write"}):
+            if value[option]:
+                raise ALConfigError(
+                    f'"checkpoint.{option}": got {value[option]!r}. Checkpoints of AL engines are by layer, in a '
+                    f'folder that all ranks see: remove it, and see "{BLOCK}.checkpoint"'
+                )
     elif key == "zero_optimization":
         stage = value.get("stage", 0) if isinstance(value, Mapping) else value
         if stage:

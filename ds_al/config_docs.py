@@ -33,6 +33,7 @@ def document() -> str:
         _section(f'`"{config.BLOCK}.autoencoder_optimizer"`', config.OptimizerConfig),
         _section(f'`"{config.BLOCK}.compile"`', config.CompileConfig),
         _section(f'`"{config.BLOCK}.trace"`', config.TraceConfig),
+        _section(f'`"{config.BLOCK}.checkpoint"`', config.CheckpointConfig),
         _section('`"params"` of an optimizer of type `"MuonAdamW"`', config.MuonAdamWConfig),
         'For `"optimizer"`, of the AL and the `bp_*` methods alike, and for `autoencoder_optimizer`. Muon steps '
         "parameters of two or more dimensions, a convolution's kernel as `out x rest`; AdamW steps all others, the "

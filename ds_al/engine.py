@@ -6,6 +6,7 @@ For every micro-batch a stage does, in the order of its schedule (:mod:`ds_al.sc
     [2] ForwardPass                       s_i = f_i(s_{i-1}), t_i = g_i(t_{i-1}) for each local layer
     [3] SendActivation                    send (s, t) of the last local layer on, without waiting
     [4] BackwardPass                      A_i and E_i of each local layer, and their gradients
+        ReduceGrads                       their means, where the pipeline has data parallel copies
     [5] OptimizerStep                     local, on this stage alone
 
 Nothing flows from a later stage to an earlier one. Losses travel downstream with the activations.
@@ -26,6 +27,7 @@ from deepspeed.runtime.pipe.schedule import (
     OptimizerStep,
     PipeSchedule,
     RecvActivation,
+    ReduceGrads,
     SendActivation,
 )
 from torch import Tensor
@@ -36,7 +38,7 @@ from ds_al.compiling import ComputeOptions
 from ds_al.config import ALConfig
 from ds_al.data.loader import ShuffledLoader
 from ds_al.decoder_copies import DecoderCopies
-from ds_al.errors import ALDataError
+from ds_al.errors import ALConfigError, ALDataError
 from ds_al.inference import Inference
 from ds_al.layer import Activation, first
 from ds_al.measured import MeasuredStage
@@ -45,6 +47,7 @@ from ds_al.module import ALPipelineModule
 from ds_al.objectives import Target
 from ds_al.optimizer import LocalOptimizer, ParamGroups
 from ds_al.optimizer_names import NamedOptimizers
+from ds_al.replicas import Replicas
 from ds_al.schedule import AL_SCHEDULES, Barrier, Repeated
 from ds_al.stage import LocalStage
 from ds_al.trace import Report, StallWatch, Tracing, VitalsMeter
@@ -75,9 +78,18 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, ComputeOptions, NamedOptimize
         self.training_step = False
         super().__init__(*args, training_data=None, **kwargs)
         self.layers = self.module.local_layers
+        self.replicas = Replicas(
+            self.grid.get_data_parallel_rank(),
+            self.grid.get_data_parallel_world_size(),
+            group=self.grid.get_data_parallel_group(),
+        )
         self._prepare_layers()
         self.stage = LocalStage(
-            self.layers, stage_id=self.stage_id, base_seed=self.module.base_seed, device=self.device
+            self.layers,
+            stage_id=self.stage_id,
+            base_seed=self.module.base_seed,
+            device=self.device,
+            number=self.replicas.number,
         )
         self.intake = BatchIntake(
             objective=self.module.objective,
@@ -92,16 +104,7 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, ComputeOptions, NamedOptimize
         self.inference = Inference(self)
         self.loader: ShuffledLoader | None = None
         if training_data is not None and self.is_first_stage():
-            self.loader = (
-                training_data
-                if isinstance(training_data, ShuffledLoader)
-                else ShuffledLoader(
-                    training_data,
-                    batch_size=self.micro_batch_size,
-                    seed=self.module.base_seed,
-                    collate_fn=self.collate_fn,
-                )
-            )
+            self.loader = self._loader(training_data)
             self.set_dataloader(self.loader)
 
         self._report = Report(
@@ -137,6 +140,18 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, ComputeOptions, NamedOptimize
                 self.grid.stage_to_global(self.prev_stage), stages=(self.stage_id, self.prev_stage), **common
             )
         return sender, receiver
+
+    def _loader(self, data: Any) -> ShuffledLoader:
+        share = (self.replicas.index, self.replicas.count)
+        if not isinstance(data, ShuffledLoader):
+            size, seed = self.micro_batch_size, self.module.base_seed
+            return ShuffledLoader(data, batch_size=size, seed=seed, collate_fn=self.collate_fn, share=share)
+        if data.share != share:
+            raise ALConfigError(
+                f"got a ShuffledLoader with share={data.share}: expected {share}, or every copy of the pipeline would "
+                "train on the same samples"
+            )
+        return data
 
     def _configure_optimizer(self, client_optimizer: Any, model_parameters: Any) -> None:
         if isinstance(client_optimizer, torch.optim.Optimizer):
@@ -174,8 +189,8 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, ComputeOptions, NamedOptimize
                 ``initialize`` was given training data.
 
         Returns:
-            The sum of this stage's local losses, mean over the batch: a scalar tensor on the device, not
-            waited for. :attr:`report` and :meth:`gather_losses` have the losses of other stages.
+            The sum of this stage's local losses, mean over the batch of this copy of the pipeline: a scalar tensor
+            on the device, not waited for. :attr:`report` and :meth:`gather_losses` have the losses of other stages.
 
         Raises:
             ALDataError: a batch that cannot be trained on (first stage).
@@ -206,7 +221,8 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, ComputeOptions, NamedOptimize
     def _train_schedule(self) -> PipeSchedule:
         key = self.micro_batches, self.num_stages, self.stage_id, self.al.steps_per_batch
         if key not in self._schedules:
-            self._schedules[key] = Repeated(AL_SCHEDULES[self.al.method](*key))
+            schedule = AL_SCHEDULES[self.al.method](*key)
+            self._schedules[key] = Repeated(schedule, reduce_gradients=self.replicas.count > 1)
         return self._schedules[key]
 
     def _end_batch(self) -> Tensor:
@@ -280,6 +296,9 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, ComputeOptions, NamedOptimize
         if self.receiver is not None:
             self.receiver.release()
 
+    def _exec_reduce_grads(self) -> None:
+        self.replicas.average_gradients(self.module.parameters())
+
     def _exec_optimizer_step(self, lr_kwargs: Any = None) -> None:
         if self.optimizer is not None:
             self.optimizer.step()
@@ -296,6 +315,7 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, ComputeOptions, NamedOptimize
         ForwardPass: _exec_forward_pass,
         SendActivation: _exec_send_activations,
         BackwardPass: _exec_backward_pass,
+        ReduceGrads: _exec_reduce_grads,
         OptimizerStep: _exec_optimizer_step,
         Barrier: _exec_barrier,
     }
@@ -330,16 +350,25 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, ComputeOptions, NamedOptimize
         super().set_train_batch_size(train_batch_size)
 
     def flush(self) -> None:
-        """Waits until all messages of this stage have left; done by itself when the process ends."""
+        """Waits until all messages of this stage have left, and the checkpoint that is being written is complete.
+
+        Done by itself when the process ends.
+
+        Raises:
+            ALCheckpointError: an asynchronous save failed.
+        """
         if self.sender is not None:
             self.sender.flush()
+        self.checkpoint_writer.flush()
 
     def destroy(self) -> None:
         """Lets the last messages leave, ends the stall watch, and frees what DeepSpeed holds."""
-        self.flush()
-        if self.stall_watch is not None:
-            self.stall_watch.stop()
-        super().destroy()
+        try:
+            self.flush()
+        finally:
+            if self.stall_watch is not None:
+                self.stall_watch.stop()
+            super().destroy()
 
     def reset_activation_shape(self) -> None:
         """Lets the shapes of micro-batches change; on every rank, between batches."""

@@ -57,12 +57,13 @@ class Found:
     """Where the times come from, in words."""
 
 
-def measure_stages(build: Build, *, layers: int, measuring: Measuring) -> Found:
+def measure_stages(build: Build, *, layers: int, measuring: Measuring, stages: Sequence[Sequence[int]]) -> Found:
     """Measures on every rank, or takes what was measured before, and cuts; every rank must call it.
 
     Args:
         build: makes the layer of an index.
         layers: N.
+        stages: the ranks that hold a copy of each stage, which is as fast as the slowest of them.
 
     Raises:
         ALConfigError: no cut keeps the memory limit, or the config cannot be honoured.
@@ -97,6 +98,8 @@ def measure_stages(build: Build, *, layers: int, measuring: Measuring) -> Found:
             if measuring.cache != "off" and dist.get_rank() == 0:
                 time_cache.write(facts, times)
     steps = _steps(measuring.config, al)
+    copies = [[times[rank] for rank in ranks] for ranks in stages]
+    times = [max(ranks, key=lambda rank: sum(layer.cost(steps) for layer in rank)) for ranks in copies]
     bounds = balance(
         [[layer.cost(steps) for layer in rank] for rank in times],
         memory=[max(column) for column in zip(*([layer.memory for layer in rank] for rank in times), strict=True)],

@@ -118,7 +118,12 @@ class ALPipelineModule(PipelineModule):
         """The best cut by what each rank measures; the same on all ranks, since all know what all measured."""
         if self._measuring is None:
             raise ALConfigError('partition_method "measured" needs a micro-batch: give ALPipelineModule(example=x)')
-        found = measure_stages(self._build_for_timing, layers=len(self._layer_specs), measuring=self._measuring)
+        found = measure_stages(
+            self._build_for_timing,
+            layers=len(self._layer_specs),
+            measuring=self._measuring,
+            stages=self._topo.get_axis_comm_lists("data") or [[rank] for rank in range(dist.get_world_size())],
+        )
         names = [_name(spec) for spec in self._layer_specs]
         self.partition_table = describe(found.times, found.bounds, names, steps=found.steps) + f"\n{found.origin}"
         if self.global_rank == 0:
@@ -207,10 +212,10 @@ def _check_layers(layers: Sequence[Any]) -> None:
 
 
 def _check_stages(num_stages: int, *, layers: int, processes: int) -> None:
-    if processes != num_stages:
+    if num_stages < 1 or processes % num_stages:
         raise ALConfigError(
-            f"{processes} processes for {num_stages} stages: start as many processes as stages "
-            "(deepspeed --num_accelerators N). Data parallel copies of a pipeline are not supported yet"
+            f"{processes} processes for {num_stages} stages: start as many processes as stages, or a multiple of it "
+            "for data parallel copies of the pipeline (deepspeed --num_accelerators N)"
         )
     if not 1 <= num_stages <= layers:
         raise ALConfigError(

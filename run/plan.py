@@ -1,9 +1,13 @@
 """Says which method would be fastest, and by how much, for a network cut into P stages on a link of some speed.
 
-    python run/plan.py --forward-ms 400 --backward-ms 800 --rho 1.05 --stages 4,8,64 --micro-batches 4,8,16,32,64
+    python run/plan.py --config ds_configs/ag_news_transformer_al.json --stages 2,4 --link 1gbit --micro-batches 4..64
     python run/plan.py --profile results/profile_transformer.json --stages 2,4 --micro-batches 4,8,16 --link 1gbit
+    python run/plan.py --forward-ms 400 --backward-ms 800 --rho 1.05 --stages 4,8,64 --micro-batches 4..64
+    python run/plan.py --against results/sleeping.json results/profile_sleeping.json --json results/planner.json
 
-Times are given, or taken from what run/profile.py measured of `streaming` and `bp_1f1b`. Stages are taken to be equal.
+Times come from a config (operations and bytes are counted, and become seconds by the rates of a device; with --measure
+layers are timed on this machine), from what run/profile.py measured of `streaming` and `bp_1f1b`, or are given.
+The last form predicts runs that were measured, and says how far off the predictions are.
 """
 
 from __future__ import annotations
@@ -12,22 +16,30 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ds_al.bench import report
-from ds_al.bench.arguments import numbers
-from ds_al.planner import Link, Work, advice, break_even, grid
-from ds_al.planner.show import bytes_per_second, draw, table
+from ds_al import config as configs
+from ds_al.bench import report, tables
+from ds_al.bench.arguments import numbers, positive
+from ds_al.errors import ALError
+from ds_al.planner import COMPARED, METHODS, Link, Machines, Prediction, Work, advice, break_even, grid
+from ds_al.planner.against import against, against_table
+from ds_al.planner.network import Device, Network
+from ds_al.planner.show import bytes_per_second, cases, draw, markdown, table
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = p.add_argument
+    add("--config", metavar="JSON", type=Path, help="plan for the network of this config of run/train.py")
+    add("--measure", action="store_true", help="with --config: time its layers on this machine")
+    add("--tflops", type=float, default=10.0, help="with --config: operations per second (default: 10e12)")
+    add("--memory-gbyte", type=float, default=500.0, help="with --config: GB/s of memory, for the step (default: 500)")
     add("--profile", metavar="JSON", type=Path, help="take times, rho and bytes from this file of run/profile.py")
     add("--forward-ms", type=float, help="forward of one micro-batch through the whole plain network")
     add("--backward-ms", type=float, help="backward of the same (default: twice the forward)")
@@ -35,49 +47,90 @@ def parser() -> argparse.ArgumentParser:
     add("--rho", type=float, help="compute of the AL form over that of the twin (default: 1; see docs/models.md)")
     add("--activation-mb", type=float, help="megabytes that go from stage to stage per micro-batch (default: 0)")
     add("--target-mb", type=float, help="megabytes that an AL message has beside them (default: 0)")
-    add("--parameters", type=float, default=0.0, help="of the network, 4 bytes each, for data parallel training")
+    add("--parameters", type=float, help="of the network, 4 bytes each, for data parallel training")
     add("--stages", type=numbers, default=(2, 4, 8), help="comma-separated (default: 2,4,8)")
-    add("--micro-batches", type=numbers, default=(4, 8, 16, 32, 64), help="comma-separated (default: 4,8,16,32,64)")
+    add("--micro-batches", type=numbers, default=(4, 8, 16, 32, 64), help="such as 4,6,8 or 4..64 (the default)")
     add("--link", default=None, help="speed between neighbours, such as 100mbit or 400gbit (default: no limit)")
     add("--latency-ms", type=float, default=0.0, help="of a message (default: 0)")
+    add("--queue-depth", type=positive, help="messages an AL stage may have under way (default: the config's, or 2)")
+    add("--methods", type=_methods, default=COMPARED, help=f"comma-separated (default: {','.join(COMPARED)})")
+    add("--against", metavar="JSON", type=Path, nargs="+", help="instead: predict the runs of these files")
+    add("--overheads", metavar="JSON", type=Path, default=Path("results/profile_sleeping.json"),
+        help="with --against: profile with what a layer takes beyond its sleep (default: %(default)s)")  # fmt: skip
+    add("--tables", metavar="DOC", type=Path, help="with --against and --json: document whose table is written anew")
     add("--json", metavar="PATH", type=Path, help="write header and rows to PATH, CSV beside it")
+    add("--markdown", metavar="PATH", type=Path, help="write the table and the advice to PATH")
     add("--figure", metavar="PATH", type=Path, help="draw times over M to PATH (PNG, and SVG beside it)")
     return p
 
 
 def main() -> None:
     """Predicts, and advises."""
-    p = parser()
-    args = p.parse_args()
-    try:
-        work = _work(args)
-        link = Link(bytes_per_second(args.link) if args.link else float("inf"), args.latency_ms / 1000)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    args = parser().parse_args()
     console = Console()
+    if args.tables and not (args.against and args.json):
+        sys.exit("error: --tables goes with --against and --json")
+    if args.against:
+        return compare(args, console)
+    try:
+        with console.status("looking at the network"):
+            work, machines, origin = _given(args)
+        link = Link(bytes_per_second(args.link) if args.link else float("inf"), args.latency_ms / 1000)
+    except (ValueError, ALError) as error:
+        sys.exit(f"error: {error}")
+    machines = replace(machines, links=link, queue_depth=args.queue_depth or machines.queue_depth)
     with console.status("simulating"):
-        found = list(grid(work, stages=list(args.stages), micro_batches=list(args.micro_batches), link=link))
+        found = list(
+            grid(
+                work,
+                stages=list(args.stages),
+                micro_batches=list(args.micro_batches),
+                machines=machines,
+                methods=args.methods,
+            )
+        )
+        sentences = _advice(found, work, machines)
     console.print(table(found))
-    for stages in args.stages:
-        even = break_even(work, stages=stages, link=link, most=max(256, *args.micro_batches)) if stages < 256 else None
-        for m in args.micro_batches:
-            own = [each for each in found if (each.stages, each.micro_batches) == (stages, m)]
-            console.print(advice(own, work, even=even), highlight=False, soft_wrap=True)
+    notes = [origin, *_caveats(work, args.stages)]
+    for line in (*notes, *sentences):
+        console.print(line, highlight=False, soft_wrap=True)
+    header = report.header(work=asdict(work), origin=origin, link=args.link, latency_ms=args.latency_ms)
     if args.json:
-        header = report.header(work=asdict(work), link=args.link, latency_ms=args.latency_ms)
         report.write(args.json, header=header, rows=[asdict(each) for each in found])
+    if args.markdown:
+        _write_page(args.markdown, header["command"], notes, sentences, found)
     if args.figure:
         for path in draw(found, args.figure):
             console.print(f"{path}", highlight=False)
 
 
-def _work(args: argparse.Namespace) -> Work:
-    """What the network costs: measured, with what is given instead.
+def compare(args: argparse.Namespace, console: Console) -> None:
+    """Predicts what was measured."""
+    try:
+        rows = against(args.against, profile=args.overheads)
+        console.print(against_table(rows), highlight=False, soft_wrap=True)
+        if args.json:
+            report.write(args.json, header=report.header(overheads=str(args.overheads)), rows=rows)
+        if args.tables:
+            tables.fill(args.tables, [args.json])
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if not {"streaming", "bp_1f1b"} <= set(names) <= set(METHODS):
+        raise argparse.ArgumentTypeError(f"got {text!r}: expected streaming, bp_1f1b, and any of {', '.join(METHODS)}")
+    return names
+
+
+def _given(args: argparse.Namespace) -> tuple[Work, Machines, str]:
+    """What the network costs, what a config says of the machines, and where that comes from, in words.
 
     Raises:
-        ValueError: neither a profile nor a forward time is given, or the profile lacks a method.
+        ValueError: neither a config nor a profile nor a forward time is given, or the profile lacks a method.
+        ALConfigError: the config is wrong.
     """
-    measured = _measured(args.profile) if args.profile else {}
     given = {
         "forward": args.forward_ms and args.forward_ms / 1000,
         "backward": args.backward_ms and args.backward_ms / 1000,
@@ -85,11 +138,47 @@ def _work(args: argparse.Namespace) -> Work:
         "rho": args.rho,
         "message_bytes": args.activation_mb and args.activation_mb * 1e6,
         "target_bytes": args.target_mb and args.target_mb * 1e6,
+        "parameter_bytes": args.parameters and 4 * args.parameters,
     }
-    values = {**measured, **{key: value for key, value in given.items() if value is not None}}
+    given = {key: value for key, value in given.items() if value is not None}
+    if args.measure and not args.config:
+        raise ValueError("--measure goes with --config")
+    if args.config:
+        network = Network.of(configs.read(args.config))
+        device = Device(args.tflops * 1e12, args.memory_gbyte * 1e9)
+        work = network.measured() if args.measure else network.work(device)
+        machines = Machines(queue_depth=network.config.queue_depth, steps_per_batch=network.config.steps_per_batch)
+        how = "timed on this machine" if args.measure else f"counted, at {device.says}"
+        origin = f"{args.config}: {how}; F = {1000 * work.forward:.4g} ms, B = {1000 * work.backward:.4g} ms."
+        return replace(work, **given), machines, origin
+    values = {**(_measured(args.profile) if args.profile else {}), **given}
     if "forward" not in values:
-        raise ValueError("no times: give --forward-ms, or --profile with a file of run/profile.py")
-    return Work(**{"backward": 2 * values["forward"], **values}, parameter_bytes=4 * args.parameters)
+        raise ValueError("no times: give --config, --forward-ms, or --profile with a file of run/profile.py")
+    work = Work(**{"backward": 2 * values["forward"], **values})
+    return work, Machines(), f"Times {f'from {args.profile}' if args.profile else 'as given'}."
+
+
+def _caveats(work: Work, stages: Sequence[int]) -> list[str]:
+    if not work.layers or max(stages) <= len(work.layers):
+        return []
+    return [
+        f"The network has {len(work.layers)} AL layers: for more stages than that, each is taken to be an equal part "
+        "of it, at the same rho. More layers have more bridges, and raise rho."
+    ]
+
+
+def _advice(found: Sequence[Prediction], work: Work, machines: Machines) -> list[str]:
+    even = {p: break_even(work, stages=p, machines=machines) for p in dict.fromkeys(each.stages for each in found)}
+    return [advice(own, work, even=even[own[0].stages]) for own in cases(found)]
+
+
+def _write_page(
+    path: Path, command: str, notes: Sequence[str], sentences: Sequence[str], found: Sequence[Prediction]
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    legend = "Predicted, not measured; (f) by formula, at the least."
+    advised = "\n".join(f"* {sentence}" for sentence in sentences)
+    path.write_text(f"{' '.join(notes)} {legend}\n\n{markdown(found)}\n{advised}\n\n`{command}`\n")
 
 
 def _measured(path: Path) -> dict[str, float]:

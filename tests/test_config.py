@@ -32,6 +32,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({BLOCK: {"compile": {"backend": "eager", "options": {"debug": True}}}}, "compile.*options are inductor's"),
     ({BLOCK: {"compile": {"options": {"fallback_random": False}}}}, "compile.*fallback_random must be true"),
     ({"flops_profiler": {"enabled": True}}, '"flops_profiler"'),
+    ({"checkpoint": {"use_node_local_storage": True}}, '"checkpoint.use_node_local_storage".*that all ranks see'),
+    ({"checkpoint": 3}, '"checkpoint": got 3, expected an object'),
     ({"curriculum_learning": {"enabled": True}}, '"curriculum_learning"'),
     ({"compile": {"deepcompile": True}}, '"compile": got deepcompile.*DeepCompile.*remove the block'),
     ({"optimiser": {}}, "\"optimiser\" is not a key.*did you mean 'optimizer'"),
@@ -84,6 +86,8 @@ def test_honoured_keys_reach_deepspeed() -> None:
         ({"queue_depth": 0}, ["associated_learning.queue_depth", "got 0", "greater than or equal to 1"]),
         ({"layer_gradient_clipping": -1}, ["layer_gradient_clipping", "got -1"]),
         ({"autoencoder_optimizer": {"typ": "SGD"}}, ["autoencoder_optimizer"]),
+        ({"checkpoint": {"keep_last": 0}}, ["associated_learning.checkpoint.keep_last", "got 0"]),
+        ({"checkpoint": {"async": True}}, ["associated_learning.checkpoint.async", "did you mean"]),
         (3, ['"associated_learning" is a int', "expected an object"]),
     ],
 )

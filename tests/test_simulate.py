@@ -85,6 +85,6 @@ def test_back_propagation_waits_for_gradients_and_streaming_does_not() -> None:
 
 def test_schedules_that_wait_for_each_other_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [["RecvGrad"], ["RecvActivation"]]
-    monkeypatch.setattr(simulator, "_names", lambda method, m, stages, stage, *rest: names[stage])
+    monkeypatch.setattr(simulator, "instruction_names", lambda method, m, stages, stage, *rest: names[stage])
     with pytest.raises(RuntimeError, match="wait for each other: stage 0 in RecvGrad, stage 1 in RecvActivation"):
         simulate("bp_naive", [StageCost(1, 1)] * 2, micro_batches=1, batches=1)

@@ -16,8 +16,16 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Comma-separated whole numbers from 1 on."""
-    return tuple(positive(part) for part in text.split(",") if part) or (positive(text),)
+    """Comma-separated whole numbers from 1 on; ``4..64`` stands for 4, 8, 16, 32 and 64."""
+    return tuple(number for part in text.split(",") if part for number in _doublings(part)) or (positive(text),)
+
+
+def _doublings(text: str) -> list[int]:
+    start, dots, stop = text.partition("..")
+    found = [positive(start)]
+    while dots and found[-1] * 2 <= positive(stop):
+        found.append(found[-1] * 2)
+    return found
 
 
 def positive(text: str) -> int:

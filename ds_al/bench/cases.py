@@ -16,6 +16,7 @@ from deepspeed import comm as dist
 
 from ds_al.bench import workloads
 from ds_al.bench.recomputed import measure_recomputed
+from ds_al.data_parallel import micro_batches_per_replica
 from ds_al.launch import run_ranks, tell
 from ds_al.schedule import ideal_seconds
 from ds_al.trace import ActivationMeter
@@ -207,8 +208,14 @@ def count_memory(
 
 
 def train(engine: Any, data: Iterator[Any], *, micro_batches: int, batches: int) -> tuple[float, float]:
-    """Trains; nothing but the engine's own messages passes between the stages from start to end."""
-    engine.set_train_batch_size(micro_batches * engine.train_micro_batch_size_per_gpu())
+    """Trains; nothing but the engine's own messages passes between the stages from start to end.
+
+    Args:
+        micro_batches: of a whole batch, M; data parallel replicas share them.
+    """
+    replicas = engine.dp_world_size
+    own = micro_batches_per_replica(micro_batches, replicas)
+    engine.set_train_batch_size(own * replicas * engine.train_micro_batch_size_per_gpu())
     dist.barrier()
     start = time.perf_counter()
     for _ in range(batches):

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ds_al.bench import scaling_tables
+from ds_al.planner.against import against_table
+
 Row = Mapping[str, Any]
 
 
@@ -79,11 +82,18 @@ def bubble_tables(rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    if "ratio" in rows[0]:
-        return tracing_table(rows)
-    if "u" in rows[0]:
-        return layer_tables(rows)
-    return network_tables(rows) if "rho" in rows[0] else bubble_tables(rows)
+    """The table of what these rows measured, which the first of the columns below tells that they have."""
+    kinds = {
+        "predicted": against_table,
+        "study": scaling_tables.scaling_tables,
+        "share_of_ceiling": scaling_tables.ceiling_table,
+        "share_of_bound": scaling_tables.ratio_table,
+        "engine_us": overhead_table,
+        "ratio": tracing_table,
+        "u": layer_tables,
+        "rho": network_tables,
+    }
+    return next((make for column, make in kinds.items() if column in rows[0]), bubble_tables)(rows)
 
 
 def network_tables(rows: Sequence[Row]) -> str:
@@ -109,6 +119,22 @@ def network_tables(rows: Sequence[Row]) -> str:
             lines.append(f"| {name} | {bridge} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def overhead_table(rows: Sequence[Row]) -> str:
+    """What an engine costs per micro-batch and stage."""
+    lines = [
+        "| engine | stage | process, us (lowest to highest) | layers and losses alone | engine | on the clock "
+        "| process / stock | engine / stock |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+        *(
+            f"| `{row['method']}` | {row['stage']} | {row['cpu_us']:.0f} ({row['cpu_us_min']:.0f} to "
+            f"{row['cpu_us_max']:.0f}) | {row['maths_us']:.0f} | {row['engine_us']:.0f} | {row['wall_us']:.0f} "
+            f"| {row['cpu_share']:.2f} | {row['engine_share']:.2f} |"
+            for row in rows
+        ),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def layer_tables(rows: Sequence[Row]) -> str:

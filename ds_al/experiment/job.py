@@ -252,6 +252,8 @@ class Job:
             folder = self._folder(record) / "checkpoints"
             with quiet():
                 self.engine.save_checkpoint(str(folder), tag=f"epoch_{epoch + 1}")
+                if last and self.al.checkpoint.asynchronous:
+                    self.engine.flush()  # what comes next looks at it
 
     def _summary(self, *, seconds: float, history: list[dict[str, Any]]) -> dict[str, Any]:
         test = self.engine.evaluate(self._batches("test"))

@@ -164,7 +164,7 @@ def _count(
     dtype: torch.dtype,
     device: str,
 ) -> NetworkCost:
-    with _isolated(device):
+    with isolated(device):
         # Ids of 1: an id of 0 is padding as a rule, and a sequence of padding alone costs less.
         x, t = torch.ones(*shape, dtype=dtype), torch.ones(shape[0], num_classes)
         s: Activation = x
@@ -186,8 +186,8 @@ def _count(
 
 
 @contextmanager
-def _isolated(device: str) -> Iterator[None]:
-    """Makes tensors on a device, and leaves nothing behind."""
+def isolated(device: str) -> Iterator[None]:
+    """Makes tensors on a device, ``"meta"`` or ``"cpu"``, and leaves nothing behind."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of devices that this machine does not have
         with (

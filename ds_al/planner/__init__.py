@@ -1,17 +1,27 @@
 """What a schedule would take, computed from the time of each instruction, and which one to use."""
 
-from ds_al.planner.predict import METHODS, Link, Prediction, Work, advice, break_even, grid, predict
+from ds_al.planner.advice import advice, break_even
+from ds_al.planner.predict import COMPARED, METHODS, Prediction, grid, predict
+from ds_al.planner.rounds import batch_ends
 from ds_al.planner.simulator import StageCost, simulate
+from ds_al.planner.stragglers import Jitter, spread_speeds
+from ds_al.planner.work import Layer, Link, Machines, Work
 
 __all__ = [
+    "COMPARED",
     "METHODS",
+    "Jitter",
+    "Layer",
     "Link",
+    "Machines",
     "Prediction",
     "StageCost",
     "Work",
     "advice",
+    "batch_ends",
     "break_even",
     "grid",
     "predict",
     "simulate",
+    "spread_speeds",
 ]

@@ -1,53 +1,47 @@
-"""Time, bubble, memory and bytes of every method for a network cut into P equal stages, on a link of some speed.
+"""Time, bubble, memory and bytes of every method for a network cut into P stages, on links of some speed.
 
 Symbols: P stages, M micro-batches per batch; F, B seconds of the twin's forward and backward of one micro-batch
 through the whole network; u seconds of one optimizer step of the whole network; rho the AL form's compute over
-the twin's. What has a schedule here is simulated; interleaved and zero-bubble pipelines and data parallel training
-are their published formulas, which assume that messages cost nothing beside what is said.
+the twin's.
+
+What has a schedule in ds_al is simulated. Of three methods that it does not run, the time is a published formula:
+
+    bp_interleaved  M (F + B) / P + (P - 1) (F + B) / (P v) + u / P    v = 2 chunks a stage; Narayanan et al., SC 2021,
+                                                                       arXiv 2104.04473, section 2.2
+    bp_zero_bubble  M (F + B) / P + u / P                              ZB-2P, where F = B_input = B_weights; Qi et al.,
+                                                                       ICLR 2024, arXiv 2401.10241, section 2
+    bp_dp           ceil(M / P) (F + B) + u + what is left of a ring   2 (P - 1) / P of the gradients, in 2 (P - 1)
+                    all-reduce beyond one backward                     messages; Patarasu & Yuan, JPDC 2009
+
+In the first two messages cost nothing. No synchronous pipeline can do without them, so their time is at least what
+the busiest link takes, and what it takes the last micro-batch to go to the last stage and its gradient to come back.
+Both are lower bounds: these methods may be slower than said, not faster. The same holds for data parallel training,
+whose exchange is taken to hide behind a backward as well as it can.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from ds_al.planner.simulator import StageCost, simulate
-from ds_al.trace.analysis import span
+import numpy as np
 
-SIMULATED = ("streaming", "forward_first", "bp_1f1b", "bp_gpipe")
+from ds_al.planner.rounds import batch_ends
+from ds_al.planner.simulator import StageCost
+from ds_al.planner.work import Machines, Work
+
+AL = ("streaming", "forward_first", "parallel_backward", "sequential")
+SIMULATED = (*AL, "bp_1f1b", "bp_gpipe", "bp_naive")
 """Methods whose schedule is run."""
 BY_FORMULA = ("bp_interleaved", "bp_zero_bubble", "bp_dp")
 """Methods that ds_al does not run: an engine of its own for each is elsewhere."""
 METHODS = (*SIMULATED, *BY_FORMULA)
+COMPARED = ("streaming", "forward_first", "bp_1f1b", "bp_gpipe", *BY_FORMULA)
+"""Methods among which advice is given: the others never are the fastest."""
+_SERIAL = ("parallel_backward", "sequential", "bp_naive")  # no micro-batch begins before the one before it has ended
 _CHUNKS = 2  # of an interleaved pipeline, per stage
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a network costs, whatever it runs on."""
-
-    forward: float
-    """F, seconds."""
-    backward: float
-    """B, seconds."""
-    step: float = 0.0
-    """u, seconds."""
-    rho: float = 1.0
-    message_bytes: float = 0.0
-    """Bytes of an activation between stages, per micro-batch."""
-    target_bytes: float = 0.0
-    """Bytes that an AL message has beside it: codes, labels, losses."""
-    parameter_bytes: float = 0.0
-    """Bytes of all gradients, which data parallel training exchanges."""
-
-
-@dataclass(frozen=True)
-class Link:
-    """A connection between neighbours, full duplex."""
-
-    bytes_per_second: float = float("inf")
-    latency: float = 0.0
-    """Seconds."""
+_STATES = 4  # of a parameter: itself, its gradient, AdamW's two running means
 
 
 @dataclass(frozen=True)
@@ -59,155 +53,212 @@ class Prediction:
     micro_batches: int
     seconds: float
     """Per batch, once the pipeline runs."""
+    spread: float
+    """Standard deviation of it over random runs; 0 without jitter."""
     bubble: float
-    """Share of that in which a stage does not compute."""
+    """Share of the time in which a stage does not compute, mean of all stages."""
+    bubble_least: float
+    """That of the busiest stage."""
+    bubble_most: float
+    """That of the idlest stage."""
     graphs: int
     """Micro-batches whose activations the fullest stage holds for backward."""
+    memory_bytes: float
+    """Held by the fullest stage: parameters, gradients, AdamW's state, activations, messages."""
     bytes_per_batch: float
-    """Sent by one stage to its neighbours, or by one replica to the others."""
+    """Sent by one stage to its neighbours, the one that sends most, or by one replica to the others."""
 
 
-def predict(method: str, work: Work, *, stages: int, micro_batches: int, link: Link | None = None) -> Prediction:
+def predict(
+    method: str, work: Work, *, stages: int, micro_batches: int, machines: Machines | None = None
+) -> Prediction:
     """Predicts one method.
 
     Args:
         method: a name of :data:`METHODS`.
         stages: P; for ``bp_dp`` the number of replicas.
         micro_batches: M.
-        link: between neighbours; by default messages cost nothing.
+        machines: what the stages run on; by default equal machines and messages that cost nothing.
 
     Raises:
-        ValueError: the method is unknown, or a number is less than 1.
+        ValueError: the method is unknown, a number is less than 1, links or speeds are not as many as needed, or
+            a formula is asked for what it does not know, jitter.
     """
     if method not in METHODS:
         raise ValueError(f"got method {method!r}: expected one of {', '.join(METHODS)}")
     if stages < 1 or micro_batches < 1:
         raise ValueError(f"got {stages} stages and {micro_batches} micro-batches: expected 1 or more of each")
-    link = link or Link()
+    machines = machines or Machines()
     if method in SIMULATED:
-        return _simulated(method, work, stages, micro_batches, link)
-    return _by_formula(method, work, stages, micro_batches, link)
-
-
-def break_even(work: Work, *, stages: int, link: Link | None = None, most: int = 1024) -> int | None:
-    """The least M at which 1F1B is no slower than streaming; ``None`` if there is none up to ``most``.
-
-    The more micro-batches a batch has, the less 1F1B loses to its bubble, and streaming goes on paying rho and a
-    step per micro-batch.
-    """
-
-    def streaming_wins(m: int) -> bool:
-        times = [
-            predict(name, work, stages=stages, micro_batches=m, link=link).seconds for name in ("streaming", "bp_1f1b")
-        ]
-        return times[0] < times[1]
-
-    if streaming_wins(most):
-        return None
-    low, high = 0, most  # streaming wins below, or at 0; 1F1B does at high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if streaming_wins(middle) else (low, middle)
-    return high
-
-
-def _simulated(method: str, work: Work, stages: int, micro_batches: int, link: Link) -> Prediction:
-    local = method in ("streaming", "forward_first")
-    scale = (work.rho if local else 1.0) / stages
-    cost = StageCost(work.forward * scale, work.backward * scale, work.step / stages)
-    size = work.message_bytes + (work.target_bytes if local else 0.0)
-    # Two batches more than the first fill the pipeline: what the last one adds is what a batch takes.
-    times = [
-        _end(method, cost, stages, micro_batches, batches, latency=link.latency, transfer=size / link.bytes_per_second)
-        for batches in (2, 3)
-    ]
-    seconds = times[1] - times[0]
-    steps = micro_batches if local else 1
-    busy = micro_batches * (cost.forward + cost.backward) + steps * cost.step
-    directions = 1 if local else 2
-    return Prediction(
-        method=method,
-        stages=stages,
-        micro_batches=micro_batches,
-        seconds=seconds,
-        bubble=max(1 - busy / seconds, 0.0),
-        graphs={"bp_1f1b": min(stages, micro_batches), "bp_gpipe": micro_batches}.get(method, 1),
-        bytes_per_batch=micro_batches * size * directions if stages > 1 else 0.0,
-    )
-
-
-def _end(
-    method: str, cost: StageCost, stages: int, micro_batches: int, batches: int, *, latency: float, transfer: float
-) -> float:
-    events = simulate(
-        method, [cost] * stages, micro_batches=micro_batches, batches=batches, latency=latency, transfer=transfer
-    )
-    return span(events)[1]
-
-
-def _by_formula(method: str, work: Work, stages: int, micro_batches: int, link: Link) -> Prediction:
-    p, m = stages, micro_batches
-    per_stage = (work.forward + work.backward) / p
-    sent = 2 * m * work.message_bytes if p > 1 else 0.0
-    if method == "bp_interleaved":
-        seconds = (m + (p - 1) / _CHUNKS) * per_stage + work.step / p
-        sent *= _CHUNKS
-        graphs = min(p, m) + (p - 1) // _CHUNKS
-    elif method == "bp_zero_bubble":
-        seconds, graphs = m * per_stage + work.step / p, 2 * min(p, m)
-    else:
-        sent = 2 * (p - 1) / p * work.parameter_bytes
-        exchange = sent / link.bytes_per_second + 2 * (p - 1) * link.latency
-        seconds, graphs = -(-m // p) * (work.forward + work.backward) + exchange + work.step, 1
-    busy = m * per_stage + (work.step if method == "bp_dp" else work.step / p)
-    return Prediction(
-        method=method,
-        stages=p,
-        micro_batches=m,
-        seconds=seconds,
-        bubble=max(1 - busy / seconds, 0.0),
-        graphs=graphs,
-        bytes_per_batch=sent,
-    )
+        return _simulated(method, work, stages, micro_batches, machines)
+    if machines.jitter is not None:
+        raise ValueError(f"{method} is known by its formula, which knows no jitter: expected one of {SIMULATED}")
+    return _by_formula(method, work, stages, micro_batches, machines)
 
 
 def grid(
-    work: Work, *, stages: list[int], micro_batches: list[int], link: Link, methods: tuple[str, ...] = METHODS
+    work: Work,
+    *,
+    stages: list[int],
+    micro_batches: list[int],
+    machines: Machines | None = None,
+    methods: tuple[str, ...] = COMPARED,
 ) -> Iterator[Prediction]:
-    """All methods on every number of stages and micro-batches."""
+    """All these methods on every number of stages and micro-batches."""
     for p in stages:
         for m in micro_batches:
             for method in methods:
-                yield predict(method, work, stages=p, micro_batches=m, link=link)
+                yield predict(method, work, stages=p, micro_batches=m, machines=machines)
 
 
-def advice(predictions: list[Prediction], work: Work, *, even: int | None) -> str:
-    """Which method to take, of predictions that share P and M, in one or two sentences.
+def _simulated(method: str, work: Work, stages: int, micro_batches: int, machines: Machines) -> Prediction:
+    local = method in AL
+    shares, sizes = work.shares(stages, local=local)
+    scale = work.rho if local else 1.0
+    costs = [
+        StageCost(
+            work.forward * scale * share / speed, work.backward * scale * share / speed, work.step * share / speed
+        )
+        for share, speed in zip(shares, machines.each_speed(stages), strict=True)
+    ]
+    sizes = [size + (work.target_bytes if local else 0.0) for size in sizes]
+    times = _seconds(method, costs, sizes, micro_batches, machines)
+    steps = (machines.steps_per_batch or micro_batches) if local else 1
+    mean = machines.jitter.mean if machines.jitter else 1.0
+    busy = np.array([micro_batches * mean * (cost.forward + cost.backward) + steps * cost.step for cost in costs])
+    graphs = {"bp_1f1b": min(stages, micro_batches), "bp_gpipe": micro_batches}.get(method, 1)
+    directions = 1 if local else 2
+    return _prediction(
+        method,
+        work,
+        stages,
+        micro_batches,
+        seconds=float(times.mean()),
+        spread=float(times.std()),
+        busy=busy,
+        graphs=graphs,
+        messages=(machines.queue_depth + 2) if local and stages > 1 else 0,
+        sent=micro_batches * directions * max(sizes, default=0.0),
+    )
 
-    Args:
-        even: what :func:`break_even` gave.
-    """
-    best = min(predictions, key=lambda each: each.seconds)
-    streaming = next(each for each in predictions if each.method == "streaming")
-    bp = next(each for each in predictions if each.method == "bp_1f1b")
-    setting = f"P = {best.stages}, M = {best.micro_batches}, rho = {work.rho:.3g}, u = {1000 * work.step:.3g} ms"
-    turn = "at any M" if even is None else f"up to M = {even - 1}" if even > 1 else "at no M"
-    against = f"Streaming is {bp.seconds / streaming.seconds:.2f} times as fast as 1F1B here, and faster {turn}."
-    if best.method == "streaming":
-        rest = min((each for each in predictions if each.method not in ("streaming", "forward_first")), key=_seconds)
-        slower = rest.seconds / best.seconds
-        return f"{setting}: use streaming; the next best, {rest.method}, takes {slower:.2f} times as long. {against}"
-    names = {
-        "bp_dp": "data parallel training, if the model and its optimizer fit on one device",
-        "bp_zero_bubble": "a zero-bubble pipeline, by a formula in which messages are free, if its memory is there",
-        "bp_interleaved": "an interleaved pipeline, by a formula in which messages are free",
-        "bp_1f1b": "1F1B",
-        "bp_gpipe": "GPipe, if its memory is there, or 1F1B",
-        "forward_first": "streaming",
-    }
-    slower = streaming.seconds / best.seconds
-    return f"{setting}: use {names[best.method]}; streaming takes {slower:.2f} times as long. {against}"
+
+def _seconds(
+    method: str, costs: list[StageCost], sizes: list[float], micro_batches: int, machines: Machines
+) -> np.ndarray:
+    """Seconds per batch, ``(R,)``: what one more batch takes, when those before it have filled the pipeline."""
+    stages = len(costs)
+    links = machines.each_link(stages)
+    # Batches that drain the pipeline are all alike; with jitter the mean of several counts.
+    batches = 3 if method == "streaming" else 2
+    run = partial(
+        batch_ends,
+        method,
+        costs,
+        steps_per_batch=machines.steps_per_batch,
+        queue_depth=machines.queue_depth,
+        latency=[link.latency for link in links],
+        transfer=[size / link.bytes_per_second for size, link in zip(sizes, links, strict=True)],
+    )
+    if machines.jitter is None and method in _SERIAL and machines.steps_per_batch is None and micro_batches > 2:
+        # What does not overlap takes as long every time.
+        one, two = (_last_batch(run(micro_batches=m, batches=batches)) for m in (1, 2))
+        return one + (micro_batches - 1) * (two - one)
+    factors, first = None, batches - 1
+    if machines.jitter is not None:
+        # Stages that run ahead take as many micro-batches as there are stages until their queues are as full as ever.
+        first = 1 + (-(-2 * stages // micro_batches) if method == "streaming" else 0)
+        batches = 2 * first + 1
+        shape = (stages, micro_batches * batches, machines.repeat)
+        factors = machines.jitter.sample(shape, seed=machines.seed)
+    ends = run(micro_batches=micro_batches, batches=batches, factors=factors)
+    return (ends[-1] - ends[first - 1]) / (batches - first)
 
 
-def _seconds(prediction: Prediction) -> float:
-    return prediction.seconds
+def _last_batch(ends: np.ndarray) -> np.ndarray:
+    return ends[-1] - ends[-2]
+
+
+def _by_formula(method: str, work: Work, stages: int, micro_batches: int, machines: Machines) -> Prediction:
+    p, m = stages, micro_batches
+    if method == "bp_dp":
+        return _data_parallel(work, p, m, machines)
+    shares, sizes = work.shares(p, local=False)
+    links = machines.each_link(p)
+    times = np.array(shares) / np.array(machines.each_speed(p))  # of each stage, where the whole network takes 1
+    transfers = [size / link.bytes_per_second for size, link in zip(sizes, links, strict=True)]
+    chunks = _CHUNKS if method == "bp_interleaved" else 1
+    pace = (work.forward + work.backward) * times
+    formula = (m + ((p - 1) / chunks if chunks > 1 else 0)) * pace.max()  # the slowest stage sets the pace
+    busiest_link = m * chunks * max(transfers, default=0.0)
+    # The last micro-batch starts after the first chunk's other forwards; its gradient comes all the way back.
+    started = (m - 1) * work.forward * times[0] / chunks
+    hops = chunks * sum(transfer + link.latency for transfer, link in zip(transfers, links, strict=True))
+    round_trip = started + (work.forward + work.backward / 2) * times.sum() + 2 * hops
+    step = work.step * times
+    return _prediction(
+        method,
+        work,
+        p,
+        m,
+        seconds=float(max(formula, busiest_link, round_trip) + step.max()),
+        busy=m * pace + step,
+        graphs=min(p, m) + (p - 1) // _CHUNKS if method == "bp_interleaved" else 2 * min(p, m),
+        sent=2 * m * chunks * max(sizes, default=0.0),
+    )
+
+
+def _data_parallel(work: Work, replicas: int, micro_batches: int, machines: Machines) -> Prediction:
+    p, slowest = replicas, min(machines.each_speed(replicas))
+    links = machines.each_link(p)
+    sent = 2 * (p - 1) / p * work.parameter_bytes
+    exchange = max((sent / link.bytes_per_second + 2 * (p - 1) * link.latency for link in links), default=0.0)
+    own = -(-micro_batches // p)
+    busy = own * (work.forward + work.backward) + work.step
+    exposed = max(exchange - work.backward / slowest, 0.0)
+    return _prediction(
+        "bp_dp",
+        work,
+        1,
+        micro_batches,
+        replicas=p,
+        seconds=busy / slowest + exposed,
+        busy=np.array([busy / speed for speed in machines.each_speed(p)]),
+        graphs=1,
+        sent=sent,
+    )
+
+
+def _prediction(
+    method: str,
+    work: Work,
+    stages: int,
+    micro_batches: int,
+    *,
+    seconds: float,
+    busy: np.ndarray,
+    graphs: int,
+    sent: float,
+    spread: float = 0.0,
+    messages: int = 0,
+    replicas: int = 1,
+) -> Prediction:
+    local = method in AL
+    parameters = work.al_parameter_bytes if local else None
+    activations = work.al_activation_bytes if local else None
+    parameters = work.parameter_bytes if parameters is None else parameters
+    activations = work.activation_bytes if activations is None else activations
+    bubbles = np.maximum(1 - busy / seconds, 0.0)
+    return Prediction(
+        method=method,
+        stages=stages * replicas,
+        micro_batches=micro_batches,
+        seconds=seconds,
+        spread=spread,
+        bubble=float(bubbles.mean()),
+        bubble_least=float(bubbles.min()),
+        bubble_most=float(bubbles.max()),
+        graphs=graphs,
+        memory_bytes=(_STATES * parameters + graphs * activations) / stages
+        + messages * (work.message_bytes + work.target_bytes),
+        bytes_per_batch=sent,
+    )

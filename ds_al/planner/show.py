@@ -18,6 +18,9 @@ _STYLES = {
     "forward_first": ("#56B4E9", "--", "s"),
     "bp_1f1b": ("#D55E00", "-", "^"),
     "bp_gpipe": ("#E69F00", "--", "v"),
+    "bp_naive": ("#999999", ":", "v"),
+    "parallel_backward": ("#999999", "--", "s"),
+    "sequential": ("#999999", "-.", "o"),
     "bp_interleaved": ("#CC79A7", "-.", "D"),
     "bp_zero_bubble": ("#009E73", "-.", "P"),
     "bp_dp": ("#000000", ":", "X"),
@@ -39,27 +42,51 @@ def bytes_per_second(text: str) -> float:
 def table(predictions: Sequence[Prediction]) -> Table:
     """A row per prediction; the fastest of each P and M is marked."""
     shown = Table(title="per batch", title_justify="left", box=box.SIMPLE_HEAD)
-    shown.caption = "* fastest; (f) by formula, in which a pipeline's messages are free"
+    shown.caption = "* fastest; (f) by formula, at the least"
     shown.caption_justify = "left"
     shown.add_column("method", no_wrap=True)
-    for column in ("P", "M", "seconds", "times the best", "bubble", "graphs held", "MB sent"):
+    for column in ("P", "M", "seconds", "times the best", "bubble", "MB held", "MB sent"):
         shown.add_column(column, justify="right")
-    for stages, micro_batches in dict.fromkeys((each.stages, each.micro_batches) for each in predictions):
-        own = [each for each in predictions if (each.stages, each.micro_batches) == (stages, micro_batches)]
+    for own in cases(predictions):
         best = min(each.seconds for each in own)
         for each in own:
             shown.add_row(
                 each.method + (" (f)" if each.method in BY_FORMULA else "") + (" *" if each.seconds == best else ""),
-                str(stages),
-                str(micro_batches),
+                str(each.stages),
+                str(each.micro_batches),
                 f"{each.seconds:.4g}",
                 f"{each.seconds / best:.2f}",
                 f"{each.bubble:.1%}",
-                str(each.graphs),
+                f"{each.memory_bytes / 1e6:,.0f}",
                 f"{each.bytes_per_batch / 1e6:,.1f}",
                 end_section=each is own[-1],
             )
     return shown
+
+
+def markdown(predictions: Sequence[Prediction]) -> str:
+    """The same rows as a table for a document; the fastest of each P and M is bold."""
+    lines = [
+        "| P | M | method | ms per batch | times the best | bubble (least to most) | MB held | MB sent |",
+        "|---:|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for own in cases(predictions):
+        best = min(each.seconds for each in own)
+        for each in own:
+            name = f"`{each.method}`" + (" (f)" if each.method in BY_FORMULA else "")
+            lines.append(
+                f"| {each.stages} | {each.micro_batches} | {f'**{name}**' if each.seconds == best else name} "
+                f"| {1000 * each.seconds:.4g} | {each.seconds / best:.2f} "
+                f"| {each.bubble:.1%} ({each.bubble_least:.1%} to {each.bubble_most:.1%}) "
+                f"| {each.memory_bytes / 1e6:,.0f} | {each.bytes_per_batch / 1e6:,.1f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def cases(predictions: Sequence[Prediction]) -> list[list[Prediction]]:
+    """Those that share P and M, together."""
+    keys = dict.fromkeys((each.stages, each.micro_batches) for each in predictions)
+    return [[each for each in predictions if (each.stages, each.micro_batches) == key] for key in keys]
 
 
 def draw(predictions: Sequence[Prediction], path: Path) -> list[Path]:

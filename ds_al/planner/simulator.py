@@ -16,7 +16,8 @@ from deepspeed.runtime.pipe.schedule import PipeSchedule
 from ds_al.schedule import AL_SCHEDULES, BACKPROP_SCHEDULES
 from ds_al.trace import Event
 
-_RECEIVE_SLOTS = 2  # of ds_al.transport.Receiver
+RECEIVE_SLOTS = 2
+"""Messages that a :class:`ds_al.transport.Receiver` holds: one in use, one received ahead."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class _Run:
         self._ends: dict[tuple[int, str, int], float] = {}
         self._transferred: dict[tuple[int, int], float] = {}  # when an AL stage's message had left, by its number
         self._names = [
-            _names(method, micro_batches, self.stages, stage, batches, steps_per_batch) for stage in range(self.stages)
+            instruction_names(method, micro_batches, self.stages, stage, steps_per_batch) * batches
+            for stage in range(self.stages)
         ]
 
     def left(self, stage: int) -> bool:
@@ -153,9 +155,9 @@ class _Run:
 
     def _taken(self, stage: int, number: int) -> float | None:
         """When the next stage had a free buffer for a message, and the message was there."""
-        if number < _RECEIVE_SLOTS:
+        if number < RECEIVE_SLOTS:
             return self._arrival(stage, "SendActivation", number)
-        freed = self._ends.get((stage + 1, "BackwardPass", number - _RECEIVE_SLOTS))
+        freed = self._ends.get((stage + 1, "BackwardPass", number - RECEIVE_SLOTS))
         sent = self._arrival(stage, "SendActivation", number)
         return None if freed is None or sent is None else max(freed, sent)
 
@@ -167,10 +169,10 @@ class _Run:
         return self._clock[stage] if at_it and self._counts[stage][name] == number else None
 
 
-def _names(
-    method: str, micro_batches: int, stages: int, stage: int, batches: int, steps_per_batch: int | None
+def instruction_names(
+    method: str, micro_batches: int, stages: int, stage: int, steps_per_batch: int | None = None
 ) -> list[str]:
-    """The instructions of a stage over all batches, by the names of their classes."""
+    """The instructions of a stage for one batch, by the names of their classes."""
     schedule: PipeSchedule
     if method in AL_SCHEDULES:
         schedule = AL_SCHEDULES[method](micro_batches, stages, stage, steps_per_batch or micro_batches)
@@ -178,4 +180,4 @@ def _names(
         schedule = BACKPROP_SCHEDULES[method](micro_batches, stages, stage)
     names = [type(instruction).__name__ for step in schedule for instruction in step]
     # DeepSpeed's last stage tells all others the loss of every batch.
-    return (names if method in AL_SCHEDULES else [*names, "LossBroadcast"]) * batches
+    return names if method in AL_SCHEDULES else [*names, "LossBroadcast"]

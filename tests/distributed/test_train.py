@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ds_al.launch import free_port
 from tests.wandb_files import WandbFile
@@ -62,8 +63,8 @@ def train(
 def layer_files(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     """Weights by layer file of the last checkpoint."""
     (latest,) = folder.glob("runs/tiny/*/checkpoints/latest")
-    files = sorted((latest.parent / latest.read_text()).glob("layer_*"))
-    return {file.name[:8]: torch.load(file, weights_only=False) for file in files}
+    files = sorted((latest.parent / latest.read_text()).glob("layer_*-model_states.safetensors"))
+    return {file.name[:8]: load_file(file) for file in files}
 
 
 @pytest.fixture(scope="module")

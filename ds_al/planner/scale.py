@@ -1,0 +1,210 @@
+"""Predictions for many stages: reference workloads, links from homes to racks, unlike and unsteady machines.
+
+Each stage holds one Transformer block, so a network of P blocks is trained on P stages. Everything is computed from
+the assumptions below; nothing here was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ds_al.planner.predict import AL, SIMULATED, Prediction, predict
+from ds_al.planner.show import bytes_per_second
+from ds_al.planner.stragglers import Jitter, spread_speeds
+from ds_al.planner.work import Link, Machines, Work
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A Transformer block of width D on T tokens, B sequences per micro-batch, and the device that holds it."""
+
+    name: str
+    width: int
+    tokens: int
+    sequences: int
+    flops: float
+    """Operations per second that training reaches."""
+    memory_bytes_per_second: float
+    device_bytes: float
+    """Memory of the device."""
+    rho: float
+    """Compute of the AL form over that of the twin."""
+
+    @property
+    def parameters(self) -> float:
+        """12 D^2: attention 4, a feed-forward of width 4 D 8."""
+        return 12.0 * self.width**2
+
+    @property
+    def forward(self) -> float:
+        """Seconds: 2 operations per parameter and token, and 4 T D per token for attention."""
+        positions = self.tokens * self.sequences
+        return positions * (2 * self.parameters + 4 * self.tokens * self.width) / self.flops
+
+    def work(self, blocks: int) -> Work:
+        """What a network of so many blocks costs.
+
+        Activations of 2 bytes; held for backward are 34 bytes per position and channel (Korthikanti et al., 2022,
+        arXiv 2205.05198, attention recomputed). Parameters, gradients and AdamW's state have 4 bytes each; a step
+        reads and writes 28 bytes per parameter.
+        """
+        positions = self.tokens * self.sequences
+        return Work(
+            forward=blocks * self.forward,
+            backward=blocks * 2 * self.forward,
+            step=blocks * 28 * self.parameters / self.memory_bytes_per_second,
+            rho=self.rho,
+            message_bytes=2.0 * positions * self.width,
+            target_bytes=4.0 * self.sequences * self.width,
+            parameter_bytes=blocks * 4 * self.parameters,
+            activation_bytes=blocks * 34.0 * positions * self.width,
+        )
+
+
+LARGE = Block(
+    name="large",
+    width=4096,
+    tokens=2048,
+    sequences=2,
+    flops=200e12,
+    memory_bytes_per_second=2e12,
+    device_bytes=80e9,
+    rho=1.05,
+)
+SMALL = Block(
+    name="small",
+    width=1024,
+    tokens=512,
+    sequences=8,
+    flops=20e12,
+    memory_bytes_per_second=500e9,
+    device_bytes=16e9,
+    rho=1.05,
+)
+BLOCKS = (LARGE, SMALL)
+LINKS: dict[str, float] = {"100mbit": 20e-3, "1gbit": 10e-3, "10gbit": 1e-3, "100gbit": 50e-6, "400gbit": 5e-6}
+"""Seconds of latency that go with a rate: across the Internet, a city, a campus, a hall, a rack."""
+OVERLAPPED = "bp_1f1b_overlapped"
+"""1F1B whose sends block nobody, where DeepSpeed's do; a lower bound, since its messages never wait for each other."""
+METHODS = ("streaming", "bp_1f1b", OVERLAPPED, "bp_gpipe", "bp_interleaved", "bp_zero_bubble", "bp_dp")
+JITTERS = ("lognormal:0.1", "lognormal:0.3", "slow:0.01:5", "slow:0.05:5")
+DEPTHS = (1, 2, 4, 8, 16, 32)
+SIGMAS = (0.0, 0.1, 0.3)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What to predict."""
+
+    stages: tuple[int, ...] = (64, 256, 1024)
+    micro_batches: tuple[int, ...] = (64, 256)
+    sweep: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+    """Micro-batches, on the first number of stages."""
+    repeat: int = 8
+
+    def rows(self, *, progress: Callable[[Row], None] = lambda row: None) -> Iterator[Row]:
+        """All rows: ``section, workload, stages, micro_batches, link, latency_ms, speeds_sigma, jitter, queue_depth,
+        steps_per_batch, method``, what :class:`~ds_al.planner.Prediction` holds, ``times_compute`` (over what the
+        twin's computations of one stage take) and ``fits`` (memory of the fullest stage, in that of the device).
+        """
+        for section in (self._links, self._sweep, self._speeds, self._stragglers):
+            for row in section():
+                progress(row)
+                yield row
+
+    def _links(self) -> Iterator[Row]:
+        for block in BLOCKS:
+            for stages in self.stages:
+                for m in self.micro_batches if block is LARGE else self.micro_batches[:1]:
+                    for link in LINKS:
+                        for method in METHODS:
+                            yield _row("links", block, method, stages, m, link=link)
+
+    def _sweep(self) -> Iterator[Row]:
+        stages = self.stages[0]
+        for m in self.sweep:
+            for method in ("streaming", "bp_1f1b", "bp_interleaved", "bp_zero_bubble"):
+                yield _row("sweep", LARGE, method, stages, m, link="400gbit")
+            yield _row("sweep", LARGE, "streaming", stages, m, link="400gbit", steps=1)
+
+    def _speeds(self) -> Iterator[Row]:
+        m = self.micro_batches[0]
+        for stages in self.stages:
+            for sigma in SIGMAS:
+                for method in ("streaming", "bp_1f1b"):
+                    yield _row("speeds", LARGE, method, stages, m, link="100gbit", sigma=sigma)
+
+    def _stragglers(self) -> Iterator[Row]:
+        m = self.micro_batches[0]
+        for stages in self.stages:
+            for jitter in JITTERS:
+                for depth in DEPTHS if stages <= 256 else DEPTHS[1::2]:
+                    yield self._unsteady("streaming", stages, m, jitter, depth)
+                yield self._unsteady("bp_1f1b", stages, m, jitter, 2)
+
+    def _unsteady(self, method: str, stages: int, m: int, jitter: str, depth: int) -> Row:
+        repeat = self.repeat if stages <= 256 else max(self.repeat // 2, 1)
+        return _row("stragglers", LARGE, method, stages, m, link="100gbit", jitter=jitter, depth=depth, repeat=repeat)
+
+
+def _row(
+    section: str,
+    block: Block,
+    method: str,
+    stages: int,
+    micro_batches: int,
+    *,
+    link: str,
+    sigma: float = 0.0,
+    jitter: str = "",
+    depth: int = 2,
+    steps: int | None = None,
+    repeat: int = 8,
+) -> Row:
+    work = block.work(stages)
+    machines = Machines(
+        links=Link(bytes_per_second(link), LINKS[link]),
+        speeds=spread_speeds(stages, sigma=sigma, seed=stages) if sigma else None,
+        jitter=Jitter.parse(jitter) if jitter else None,
+        queue_depth=depth,
+        steps_per_batch=steps,
+        repeat=repeat,
+        seed=stages,
+    )
+    found = _overlapped(work, stages, micro_batches, machines) if method == OVERLAPPED else predict(
+        method, work, stages=stages, micro_batches=micro_batches, machines=machines
+    )  # fmt: skip
+    return {
+        "section": section,
+        "workload": block.name,
+        "stages": stages,
+        "micro_batches": micro_batches,
+        "link": link,
+        "latency_ms": 1000 * LINKS[link],
+        "speeds_sigma": sigma,
+        "jitter": jitter,
+        "queue_depth": depth if method in AL else None,
+        "steps_per_batch": (steps or micro_batches) if method in AL else 1,
+        "method": method,
+        "seconds": found.seconds,
+        "spread": found.spread if method in SIMULATED else None,
+        "times_compute": found.seconds / (micro_batches * 3 * block.forward),
+        "bubble": found.bubble,
+        "graphs": found.graphs,
+        "memory_bytes": found.memory_bytes,
+        "bytes_per_batch": found.bytes_per_batch,
+        "fits": found.memory_bytes <= block.device_bytes,
+    }
+
+
+def _overlapped(work: Work, stages: int, micro_batches: int, machines: Machines) -> Prediction:
+    """1F1B with messages that take time and block nobody: all of it is latency, at least what the link needs."""
+    assert isinstance(machines.links, Link)
+    transfer = work.message_bytes / machines.links.bytes_per_second
+    late = replace(machines, links=Link(latency=machines.links.latency + transfer))
+    found = predict("bp_1f1b", work, stages=stages, micro_batches=micro_batches, machines=late)
+    return replace(found, method=OVERLAPPED, seconds=max(found.seconds, micro_batches * transfer))

@@ -1,0 +1,66 @@
+"""Predicts what 64 to 1,024 stages would do: links from 100 Mbit/s to 400 Gbit/s, unlike machines, stragglers.
+
+    python run/scale.py --json results/scale.json --markdown docs/scale.md
+
+Nothing is measured: the assumptions stand in ds_al/planner/scale.py and on the page. About ten minutes on one core.
+With --draw an existing file of rows is only drawn and written as a page anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from ds_al.bench import report
+from ds_al.bench.arguments import numbers, positive
+from ds_al.planner import scale_figures, scale_page
+from ds_al.planner.scale import Study
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = Study()
+    add = p.add_argument
+    add("--json", metavar="PATH", type=Path, required=True, help="where the rows go; CSV beside it")
+    add("--markdown", metavar="PATH", type=Path, help="write the page to PATH, its figures to figures/ beside it")
+    add("--draw", action="store_true", help="predict nothing, read --json instead")
+    add("--stages", type=numbers, default=default.stages, help="such as 64,256,1024 (the default)")
+    add("--micro-batches", type=numbers, default=default.micro_batches, help="such as 64,256 (the default)")
+    add("--sweep", type=numbers, default=default.sweep, help="M of the section on many micro-batches (16..4096)")
+    add("--repeat", type=positive, default=default.repeat, help="random runs, half of it above 256 stages (default: 8)")
+    return p
+
+
+def main() -> None:
+    """Predicts, writes, draws."""
+    args, console = parser().parse_args(), Console()
+    if args.draw:
+        content = json.loads(args.json.read_text())
+        header, rows = content["header"], content["rows"]
+    else:
+        study = Study(args.stages, args.micro_batches, args.sweep, args.repeat)
+        rows = []
+        with console.status("predicting") as status:
+            for row in study.rows():
+                rows.append(row)
+                done = f"{row['section']}: {row['workload']}, P = {row['stages']}, M = {row['micro_batches']}"
+                status.update(done)
+                if not console.is_terminal:
+                    print(f"{done}, {row['link']}, {row['method']}: {row['seconds']:.4g} s", flush=True)
+        header = report.header(**asdict(study))
+        report.write(args.json, header=header, rows=rows)
+    if args.markdown:
+        files = scale_figures.draw(rows, args.markdown.parent / "figures")
+        shown = {name: os.path.relpath(paths[0], args.markdown.parent) for name, paths in files.items()}
+        args.markdown.write_text(scale_page.page(header, rows, figures=shown))
+    console.print(f"{len(rows)} rows in {args.json}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
