@@ -6,6 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ds_al.checkpoint.weights import load_weights
+    from ds_al.convert.export import export
+    from ds_al.convert.hugging_face import from_pretrained
     from ds_al.engine import ALPipelineEngine
     from ds_al.entry import initialize
     from ds_al.errors import (
@@ -37,7 +40,10 @@ __all__ = [
     "ALReportError",
     "ALTransportError",
     "StageStats",
+    "export",
+    "from_pretrained",
     "initialize",
+    "load_weights",
     "predict",
 ]
 
@@ -47,7 +53,10 @@ _HOMES = {
     "ALLayer": "layer",
     "ALLayerSpec": "spec",
     "StageStats": "trace",
+    "export": "convert.export",
+    "from_pretrained": "convert.hugging_face",
     "initialize": "entry",
+    "load_weights": "checkpoint.weights",
     "predict": "layer",
 }
 

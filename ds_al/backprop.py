@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
 from deepspeed import comm as dist
+from deepspeed.runtime.pipe import p2p
 from deepspeed.runtime.pipe.engine import PipelineEngine
 from deepspeed.runtime.pipe.schedule import (
     BackwardPass,
@@ -21,7 +23,9 @@ from deepspeed.runtime.pipe.schedule import (
     SendGrad,
 )
 
+from ds_al import data_parallel
 from ds_al.config import ALConfig
+from ds_al.link import SlowLink, wait_until
 from ds_al.optimizer_names import NamedOptimizers
 from ds_al.schedule import BACKPROP_SCHEDULES
 from ds_al.trace import Observation, RecordedSchedule, StageStats, StallWatch, Tracing, Vitals, VitalsMeter
@@ -31,8 +35,8 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
     """Trains a plain ``PipelineModule`` by back-propagation, with DeepSpeed's own instructions.
 
     Args:
-        al_config: its ``method`` is ``"bp_1f1b"`` (DeepSpeed's ``TrainSchedule``), ``"bp_gpipe"`` or
-            ``"bp_naive"``.
+        al_config: its ``method`` is ``"bp_1f1b"`` (DeepSpeed's ``TrainSchedule``), ``"bp_gpipe"``,
+            ``"bp_naive"``, or ``"bp_dp"`` (:mod:`ds_al.data_parallel`).
     """
 
     stall_watch: StallWatch | None = None
@@ -40,7 +44,10 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
     def __init__(self, *args: Any, al_config: ALConfig, **kwargs: Any) -> None:
         self.method = al_config.method
         self._wall = 0.0
-        self._samples = self._bytes_sent = self._messages_sent = self._latest_bytes = 0
+        self._samples = self._messages_sent = self._latest_bytes = 0
+        self.sent: Counter[str] = Counter()
+        """Bytes of ``"activations"`` and of ``"gradients"`` that this stage has sent since the last reset."""
+        self._down, self._up = (SlowLink(al_config.link) if al_config.link else None for _ in range(2))
         self._losses: dict[int, torch.Tensor] = {}
         self._meter = VitalsMeter()
         self._vitals: dict[int, Vitals] = {}
@@ -81,6 +88,8 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
         super().destroy()
 
     def _train_schedule(self) -> PipeSchedule:
+        if self.method == data_parallel.METHOD:
+            return super()._train_schedule()
         return BACKPROP_SCHEDULES[self.method](self.micro_batches, self.num_stages, self.stage_id)
 
     def _exec_forward_pass(self, buffer_id: int) -> None:
@@ -96,19 +105,45 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
         self.loss = None  # type: ignore[assignment]  # or the last graph would live on
 
     def _exec_send_activations(self, buffer_id: int) -> None:
-        self._count(self.pipe_buffers["outputs"][buffer_id])
+        self._count("activations", self.pipe_buffers["outputs"][buffer_id])
+        arrival = self._arrival(self._down)
         super()._exec_send_activations(buffer_id)
+        if arrival is not None:
+            p2p.send(arrival, self.next_stage)
+
+    def _exec_recv_activations(self, buffer_id: int) -> None:
+        super()._exec_recv_activations(buffer_id)
+        self._wait_for_link(self.prev_stage)
 
     def _exec_send_grads(self, buffer_id: int) -> None:
         inputs = self.pipe_buffers["inputs"][buffer_id]
-        self._count(tuple(x.grad for x in (inputs if isinstance(inputs, tuple) else (inputs,)) if x.grad is not None))
+        parts = inputs if isinstance(inputs, tuple) else (inputs,)
+        self._count("gradients", tuple(x.grad for x in parts if x.grad is not None))
+        arrival = self._arrival(self._up)
         super()._exec_send_grads(buffer_id)
+        if arrival is not None:
+            p2p.send(arrival, self.prev_stage)
 
-    def _count(self, message: Any) -> None:
+    def _exec_recv_grads(self, buffer_id: int) -> None:
+        super()._exec_recv_grads(buffer_id)
+        self._wait_for_link(self.next_stage)
+
+    def _count(self, what: str, message: Any) -> None:
         tensors = message if isinstance(message, tuple) else (message,)
-        self._latest_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        self._bytes_sent += self._latest_bytes
+        self._latest_bytes = sum(tensor.nbytes for tensor in tensors)
+        self.sent[what] += self._latest_bytes
         self._messages_sent += 1
+
+    def _arrival(self, link: SlowLink | None) -> torch.Tensor | None:
+        """When the message that is sent now arrives, where a slow link is wanted and the stages train."""
+        return link.arrival(self._latest_bytes).to(self.device) if link and torch.is_grad_enabled() else None
+
+    def _wait_for_link(self, stage: int) -> None:
+        """Waits until the message of that stage that has just come may be had."""
+        if self._down is not None and torch.is_grad_enabled():
+            arrival = torch.empty(1, dtype=torch.float64, device=self.device)
+            p2p.recv(arrival, stage)
+            wait_until(arrival)
 
     def _observe(self, instruction: PipeInstruction, seconds: float) -> Observation:
         """DeepSpeed's transfers block until they are through: all of their time is waiting."""
@@ -123,7 +158,9 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
         ForwardPass: _exec_forward_pass,
         BackwardPass: _exec_backward_pass,
         SendActivation: _exec_send_activations,
+        RecvActivation: _exec_recv_activations,
         SendGrad: _exec_send_grads,
+        RecvGrad: _exec_recv_grads,
     }
 
     def evaluate(self, batches: Iterable[Any]) -> dict[str, Any]:
@@ -147,7 +184,8 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
     def reset_stats(self) -> None:
         """Starts :meth:`stats` anew."""
         self._wall, self._samples = 0.0, 0
-        self._bytes_sent = self._messages_sent = 0
+        self._messages_sent = 0
+        self.sent.clear()
         self.instruction_seconds.clear()
 
     def stats(self) -> StageStats:
@@ -159,7 +197,7 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
             wait_input=seconds["RecvActivation"] + seconds["RecvGrad"] + seconds["LossBroadcast"],
             wait_queue=seconds["SendActivation"] + seconds["SendGrad"],
             wait_data=seconds["LoadMicroBatch"],
-            bytes_sent=self._bytes_sent,
+            bytes_sent=self.sent.total(),
             messages_sent=self._messages_sent,
             samples=self._samples,
         )

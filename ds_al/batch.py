@@ -11,6 +11,7 @@ from torch import Tensor
 from ds_al.errors import ALDataError
 from ds_al.layer import Activation
 from ds_al.objectives import Objective, Target
+from ds_al.objectives.next_token import IGNORED
 
 
 class BatchIntake:
@@ -59,7 +60,7 @@ class BatchIntake:
             self._check_shape([part.shape for part in parts])
         s = tuple(self.to_device(part) for part in parts) if isinstance(x, tuple) else self.to_device(x)
         labels = self.to_device(labels.to(torch.int64))
-        return s, self.objective.first_target(labels, self._one_hot(labels))
+        return s, self.objective.first_target(labels, self.compared(labels))
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """Brings a tensor to the device; on a GPU through pinned memory, so that the host need not wait."""
@@ -82,9 +83,10 @@ class BatchIntake:
         parts = x if isinstance(x, tuple) else (x,)
         if not all(isinstance(part, Tensor) for part in (*parts, labels)):
             raise ALDataError(f"got x {_describe(x)} and labels {_describe(labels)}: expected tensors")
-        if labels.ndim != 1 or any(part.shape[:1] != labels.shape for part in parts):
-            shapes = [tuple(part.shape) for part in parts]
-            raise ALDataError(f"got x of {shapes} and labels of {tuple(labels.shape)}: expected (B, ...) and (B,)")
+        per_token = self.objective.per_token
+        if labels.ndim != 1 + per_token or any(part.shape[:1] != labels.shape[:1] for part in parts):
+            shapes, wanted = [tuple(part.shape) for part in parts], "(B, T)" if per_token else "(B,)"
+            raise ALDataError(f"got x of {shapes} and labels of {tuple(labels.shape)}: expected (B, ...) and {wanted}")
         if labels.is_floating_point() or labels.dtype == torch.bool or labels.is_complex():
             raise ALDataError(
                 f"got labels of {labels.dtype}: expected integer class numbers; use labels.long() if they are whole"
@@ -93,13 +95,18 @@ class BatchIntake:
             self._check_values(parts, labels)
         return x, labels
 
-    def one_hot(self, labels: Tensor) -> Tensor:
-        """Labels ``(B,)`` as floats ``(B, V)`` on the device."""
-        return self._one_hot(self.to_device(labels.to(torch.int64)))
-
-    def _one_hot(self, labels: Tensor) -> Tensor:
+    def compared(self, labels: Tensor) -> Tensor:
+        """What scores are compared with: labels ``(B,)`` as floats ``(B, V)`` on the device. Labels of tokens stay as
+        they are: a vocabulary is too large for a number per class."""
+        labels = self.to_device(labels.to(torch.int64))
+        if self.objective.per_token:
+            return labels
         zeros = torch.zeros(len(labels), self.num_classes, device=self.device)
         return zeros.scatter_(1, labels.unsqueeze(1), 1.0)
+
+    def no_labels(self, samples: int) -> Tensor:
+        """What stands beside an input that is only to be scored."""
+        return torch.zeros((samples, 0) if self.objective.per_token else (samples,), dtype=torch.int64)
 
     def _check_shape(self, shapes: list[torch.Size]) -> None:
         if self._shapes is None:
@@ -117,6 +124,8 @@ class BatchIntake:
             )
 
     def _check_values(self, parts: tuple[Tensor, ...], labels: Tensor) -> None:
+        if self.objective.per_token:
+            labels = labels[labels != IGNORED]
         if labels.numel():
             low, high = (int(value) for value in torch.aminmax(labels))
             if low < 0 or high >= self.num_classes:

@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ds_al.errors import ALConfigError
 
 BLOCK = "associated_learning"
 
 ALMethod = Literal["streaming", "forward_first", "parallel_backward", "sequential"]
-BackpropMethod = Literal["bp_1f1b", "bp_gpipe", "bp_naive"]
+BackpropMethod = Literal["bp_1f1b", "bp_gpipe", "bp_naive", "bp_dp"]
 AL_METHODS: tuple[str, ...] = ("streaming", "forward_first", "parallel_backward", "sequential")
-BACKPROP_METHODS: tuple[str, ...] = ("bp_1f1b", "bp_gpipe", "bp_naive")
+BACKPROP_METHODS: tuple[str, ...] = ("bp_1f1b", "bp_gpipe", "bp_naive", "bp_dp")
 
 
 class StrictModel(BaseModel):
@@ -68,6 +68,27 @@ class MuonAdamWConfig(StrictModel):
     adamw_weight_decay: float = Field(default=0.01, ge=0, description="As `weight_decay`, of all that AdamW steps.")
 
 
+class CompileConfig(StrictModel):
+    """How ``torch.compile`` treats the functions of a layer; see :mod:`ds_al.compiling`."""
+
+    functions: list[Literal["f", "b", "g", "h"]] = Field(
+        default=["f", "b"], description="What to compile, each function of each layer by itself."
+    )
+    backend: str = Field(default="inductor", description="Of `torch.compile`.")
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Of inductor. `fallback_random` is always on: draws are those of the layer that is not compiled.",
+    )
+
+    @model_validator(mode="after")
+    def _fitting(self) -> CompileConfig:
+        if self.options and self.backend != "inductor":
+            raise ValueError(f"options are inductor's, and the backend is {self.backend!r}: leave them out")
+        if self.options.get("fallback_random", True) is not True:
+            raise ValueError("fallback_random must be true: draws would not be those of the layer that is not compiled")
+        return self
+
+
 class TraceConfig(StrictModel):
     """What to record of the instructions that the stages execute."""
 
@@ -100,6 +121,40 @@ class TraceConfig(StrictModel):
         return batches
 
 
+class CheckpointConfig(StrictModel):
+    """How ``save_checkpoint`` writes."""
+
+    asynchronous: bool = Field(
+        default=False,
+        description="`save_checkpoint()` copies the state to the host and returns; a thread writes it while training "
+        "goes on. `save_checkpoint(asynchronous=...)` overrides it.",
+    )
+    keep_last: int | None = Field(
+        default=None,
+        ge=1,
+        description="Once a checkpoint is complete, all but the latest so many in its folder are removed.",
+    )
+
+
+class LinkConfig(StrictModel):
+    """An artificial slow link between neighbouring stages of one machine, for tests and experiments."""
+
+    delay_ms: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Milliseconds from the moment a message is sent until the next stage can have it. The sender goes "
+        "on at once, as long as its queue has a free slot.",
+    )
+    mbit: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Megabits per second, in each direction: a message starts when the one before it is through. "
+        "`null` is no limit.",
+    )
+
+
 class ALConfig(StrictModel):
     """The ``"associated_learning"`` block."""
 
@@ -110,13 +165,27 @@ class ALConfig(StrictModel):
         "barrier after every batch. `parallel_backward`: all stages run backward at once, after the forward "
         "of the last. `sequential`: one stage at a time. These four end on identical weights. `bp_1f1b`, "
         "`bp_gpipe`, `bp_naive`: back-propagation through DeepSpeed's own engine, for a plain "
-        "`PipelineModule`.",
+        "`PipelineModule`. `bp_dp`: the same, data parallel, for one of a single stage, a replica on every rank; in "
+        "Python alone (`ds_al.data_parallel`), since `run/train.py` cuts a network into a stage per rank.",
     )
     queue_depth: int = Field(
         default=2,
         ge=1,
         description="Messages that a stage may have on their way to its successor before it waits. The "
         "successor holds two more: the one it works on and the one it receives ahead.",
+    )
+    message_dtype: Literal["fp32", "bf16", "int8"] = Field(
+        default="fp32",
+        description="What float32 tensors travel as from stage to stage while training, for slow links. `fp32`: as "
+        "they are. `bf16`: 2 bytes a number, rounded to the nearest. `int8`: 1 byte a number and 4 bytes a block of "
+        "128, a step being 1/127 of the block's largest number; a block with NaN or infinity arrives as NaN. Integers, "
+        "masks of booleans, losses and all messages of evaluation travel as they are. With `bf16` and `int8` the "
+        "weights depend on where the network is cut, and are still the same bits for every schedule and queue depth.",
+    )
+    link: LinkConfig | None = Field(
+        default=None,
+        description="An artificial slow link between stages of one machine, for tests and experiments; for the `bp_*` "
+        "methods, too, in both directions. Slows the messages of training alone. `null` is off.",
     )
     steps_per_batch: int | None = Field(
         default=None,
@@ -141,6 +210,13 @@ class ALConfig(StrictModel):
         description="The optimizer of g and h. `null`: the same as `optimizer`, which then trains f and b, "
         "in an instance of its own.",
     )
+    compile: CompileConfig | None = Field(
+        default=None,
+        description="Compiles functions of every layer with `torch.compile`; `{}` is f and b with inductor. Weights "
+        "are the same for every schedule and number of stages, compiled like compiled; to the plain ones they differ "
+        "by rounding. Needs a C++ compiler on CPU, layers without graph breaks, and micro-batches of one shape. "
+        "`engine.compile()` does the same.",
+    )
     check_inputs: bool = Field(
         default=True,
         description="The first stage checks every micro-batch before it trains on it: finite inputs, integer "
@@ -150,6 +226,10 @@ class ALConfig(StrictModel):
     trace: TraceConfig = Field(
         default_factory=TraceConfig,
         description="What to record of the instructions that stages execute; for the `bp_*` methods, too.",
+    )
+    checkpoint: CheckpointConfig = Field(
+        default_factory=CheckpointConfig,
+        description="How `save_checkpoint()` writes. Not for the `bp_*` methods, which save as DeepSpeed does.",
     )
     stall_seconds: float | None = Field(
         default=None,
@@ -166,45 +246,19 @@ class ALConfig(StrictModel):
         "`stall_seconds`; `end` ends every rank with exit code 1.",
     )
 
+    @field_validator("message_dtype")
+    @classmethod
+    def _of_local_learning(cls, message_dtype: str, info: ValidationInfo) -> str:
+        if message_dtype != "fp32" and info.data.get("method") in BACKPROP_METHODS:
+            raise ValueError("back-propagation's messages are DeepSpeed's own: expected 'fp32'")
+        return message_dtype
 
-DEEPSPEED_KEYS: dict[str, str] = {
-    "train_batch_size": "samples per `train_batch()`",
-    "train_micro_batch_size_per_gpu": "samples per micro-batch",
-    "gradient_accumulation_steps": "micro-batches per `train_batch()`; see `steps_per_batch` for when to step",
-    "optimizer": "the optimizer of f and b, and of g and h unless `autoencoder_optimizer` is given",
-    "scheduler": "the LR schedule, DeepSpeed's or torch's; every stage has its own copy",
-    "steps_per_print": "the first stage prints its local loss every so many batches",
-    "gradient_clipping": "0 or absent; see `layer_gradient_clipping`",
-    "wandb": "DeepSpeed's monitor on rank 0: local loss and learning rate of the first stage",
-    "tensorboard": "as `wandb`",
-    "csv_monitor": "as `wandb`",
-    "comet": "as `wandb`",
-    "comms_logger": "DeepSpeed's communication log",
-    "log_level": "DeepSpeed's log level",
-    "dump_state": "DeepSpeed prints the engine's state at start",
-    "disable_python_gc": "DeepSpeed's handling of Python's garbage collection",
-    "checkpoint": "DeepSpeed's `tag_validation`, `use_node_local_storage`, `parallel_write`",
-}
-"""DeepSpeed's keys that an AL engine honours, and how."""
-
-_OFF_BY_VALUE: dict[str, str] = {
-    "fp16": 'train in fp32: remove the block or set "enabled": false',
-    "bf16": 'train in fp32: remove the block or set "enabled": false',
-    "bfloat16": 'train in fp32: remove the block or set "enabled": false',
-    "amp": 'remove the block or set "enabled": false',
-    "torch_autocast": 'remove the block or set "enabled": false',
-    "flops_profiler": 'remove the block or set "enabled": false; it hooks a forward pass that a pipeline never runs',
-    "curriculum_learning": "remove the block; give the engine a data iterator of your own",
-    "data_efficiency": "remove the block; give the engine a data iterator of your own",
-    "hybrid_engine": "remove the block",
-    "autotuning": "remove the block",
-    "elasticity": "remove the block",
-    "compression_training": "remove the block",
-    "compile": "remove the block",
-    "eigenvalue": "remove the block",
-    "progressive_layer_drop": "remove the block",
-    "nebula": "remove the block",
-}
+    @field_validator("link")
+    @classmethod
+    def _of_pipelines(cls, link: LinkConfig | None, info: ValidationInfo) -> LinkConfig | None:
+        if link is not None and info.data.get("method") == "bp_dp":
+            raise ValueError("bp_dp has no messages between stages: expected null")
+        return link
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -252,58 +306,3 @@ def al_config(config: Mapping[str, Any]) -> ALConfig:
         ALConfigError: an unknown key (the nearest valid one is named) or a value out of range.
     """
     return validate(ALConfig, config.get(BLOCK, {}), where=BLOCK)
-
-
-def honour(config: Mapping[str, Any], al: ALConfig) -> dict[str, Any]:
-    """Checks a DeepSpeed config against what an AL engine can honour.
-
-    Returns:
-        The config to give to DeepSpeed: clipping, which DeepSpeed turns on by default, is set to 0.
-
-    Raises:
-        ALConfigError: a key cannot be honoured; the message names it and what to do.
-    """
-    for key, value in config.items():
-        if key == BLOCK or (key in DEEPSPEED_KEYS and key != "gradient_clipping"):
-            continue
-        _refuse_unless_off(key, value)
-    micro_batches = config.get("gradient_accumulation_steps", 1)
-    if al.steps_per_batch is not None and isinstance(micro_batches, int) and micro_batches % al.steps_per_batch:
-        raise ALConfigError(
-            f'"{BLOCK}.steps_per_batch": got {al.steps_per_batch}, which does not divide '
-            f'"gradient_accumulation_steps" = {micro_batches}'
-        )
-    return {**{k: v for k, v in config.items() if k != BLOCK}, "gradient_clipping": 0.0}
-
-
-def _refuse_unless_off(key: str, value: Any) -> None:
-    if key == "gradient_clipping":
-        if value:
-            raise ALConfigError(
-                f'"gradient_clipping": got {value}. It clips by a norm over all stages, for which every stage '
-                f'would wait at every step: set it to 0 and use "{BLOCK}.layer_gradient_clipping"'
-            )
-    elif key == "zero_optimization":
-        stage = value.get("stage", 0) if isinstance(value, Mapping) else value
-        if stage:
-            raise ALConfigError(
-                f'"zero_optimization": got stage {stage}. AL stages step on their own, and ZeRO shares '
-                "optimizer state over data parallel ranks, which are not supported yet: set stage 0"
-            )
-    elif key == "pipeline":
-        unknown = sorted(set(value) - {"stages"}) if isinstance(value, Mapping) else [repr(value)]
-        raise ALConfigError(
-            f'"pipeline": got {unknown or ["stages"]}. The number of stages is the number of processes, and '
-            "activation checkpointing is not supported yet: remove the block"
-        )
-    elif key in _OFF_BY_VALUE:
-        enabled = value.get("enabled", True) if isinstance(value, Mapping) else value
-        if enabled:
-            raise ALConfigError(f'"{key}" is not supported by the AL engine yet: {_OFF_BY_VALUE[key]}')
-    elif key == "activation_checkpointing":
-        raise ALConfigError('"activation_checkpointing" is not supported by the AL engine yet: remove the block')
-    else:
-        known = [*DEEPSPEED_KEYS, BLOCK]
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]!r}?" if near else "remove it"
-        raise ALConfigError(f'"{key}" is not a key that the AL engine honours: {hint}')

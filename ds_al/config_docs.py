@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from ds_al import config
+from ds_al import config, deepspeed_keys
 from ds_al.experiment import config as experiment
 
 _INTRODUCTION = """# Config
@@ -31,16 +31,19 @@ def document() -> str:
         _INTRODUCTION,
         _section(f'`"{config.BLOCK}"`', config.ALConfig),
         _section(f'`"{config.BLOCK}.autoencoder_optimizer"`', config.OptimizerConfig),
+        _section(f'`"{config.BLOCK}.compile"`', config.CompileConfig),
+        _section(f'`"{config.BLOCK}.link"`', config.LinkConfig),
         _section(f'`"{config.BLOCK}.trace"`', config.TraceConfig),
+        _section(f'`"{config.BLOCK}.checkpoint"`', config.CheckpointConfig),
         _section('`"params"` of an optimizer of type `"MuonAdamW"`', config.MuonAdamWConfig),
         'For `"optimizer"`, of the AL and the `bp_*` methods alike, and for `autoencoder_optimizer`. Muon steps '
         "parameters of two or more dimensions, a convolution's kernel as `out x rest`; AdamW steps all others, the "
         "weights of `nn.Embedding`, and any parameter whose attribute `use_muon` is `False`. A `scheduler` sets the "
         "rate of Muon (`WarmupLR` its `warmup_max_lr`), and so do the logs. Needs torch 2.9.\n",
         "## DeepSpeed's keys that an AL engine honours\n\n| key | how |\n|---|---|\n"
-        + "".join(f"| `{key}` | {how} |\n" for key, how in config.DEEPSPEED_KEYS.items()),
+        + "".join(f"| `{key}` | {how} |\n" for key, how in deepspeed_keys.DEEPSPEED_KEYS.items()),
         "All other keys are refused, unless their value turns them off: mixed precision, ZeRO above stage 0, "
-        "activation checkpointing, compression, curriculum learning and the like are not supported yet. The "
+        "DeepCompile, compression, curriculum learning and the like are not supported yet. The "
         "`bp_*` methods run on DeepSpeed's own engine and take whatever it takes; give them "
         '`"gradient_clipping": 0.0`, since DeepSpeed clips by default and, in fp32 under a pipeline, by the norm of '
         "the first stage alone.\n",

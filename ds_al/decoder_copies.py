@@ -10,7 +10,7 @@ their shape and their order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +41,9 @@ class DecoderCopies:
         for index, layer in engine.layers:
             layer.objective.take_earlier(self._copies[:index])
         ranks = [engine.grid.stage_to_global(stage) for stage in range(engine.num_stages)]
-        group = dist.new_group(ranks) if len(ranks) > 1 else None
+        # Every rank makes the group of every copy of the pipeline, as torch asks.
+        groups = {tuple(each): dist.new_group(each) for each in engine.grid._topo.get_axis_comm_lists("pipe")}
+        group = groups.get(tuple(ranks))
         stage = engine.stage_id
         common: dict[str, Any] = {"device": engine.device, "dynamic": False, "group": group}
         self._sender = None if engine.is_last_stage() else Sender(
@@ -66,14 +68,19 @@ class DecoderCopies:
         if self._sender is not None:
             self._sender.send((_flat(self._copies),))
 
-    def state(self) -> Tensor:
-        """The copies' weights, as one vector on the host: they are older than the decoders themselves."""
-        return _flat(self._copies).cpu()
+    def state(self, layer: int) -> dict[str, Tensor]:
+        """The weights of one layer's copy, by name: they are older than the decoder itself."""
+        return {name: value.detach() for name, value in self._copies[layer].named_parameters()}
 
     @torch.no_grad()
-    def restore(self, flat: Tensor) -> None:
-        """Sets the copies to what :meth:`state` gave."""
-        _load(self._copies, flat.to(self._device))
+    def restore(self, layer: int, state: Mapping[str, Tensor]) -> None:
+        """Sets one layer's copy to what :meth:`state` gave, on whichever stage."""
+        for name, value in self._copies[layer].named_parameters():
+            value.copy_(state[name])
+
+    def __len__(self) -> int:
+        """Layers whose copies are here: this stage's, and all before them."""
+        return len(self._copies)
 
 
 def _flat(modules: Sequence[nn.Module]) -> Tensor:

@@ -6,6 +6,7 @@ For every micro-batch a stage does, in the order of its schedule (:mod:`ds_al.sc
     [2] ForwardPass                       s_i = f_i(s_{i-1}), t_i = g_i(t_{i-1}) for each local layer
     [3] SendActivation                    send (s, t) of the last local layer on, without waiting
     [4] BackwardPass                      A_i and E_i of each local layer, and their gradients
+        ReduceGrads                       their means, where the pipeline has data parallel copies
     [5] OptimizerStep                     local, on this stage alone
 
 Nothing flows from a later stage to an earlier one. Losses travel downstream with the activations.
@@ -26,12 +27,15 @@ from deepspeed.runtime.pipe.schedule import (
     OptimizerStep,
     PipeSchedule,
     RecvActivation,
+    ReduceGrads,
     SendActivation,
 )
 from torch import Tensor
 
+from ds_al.assembly import AssembledStage
 from ds_al.batch import BatchIntake
 from ds_al.checkpoint import Checkpoints
+from ds_al.compiling import ComputeOptions
 from ds_al.config import ALConfig
 from ds_al.data.loader import ShuffledLoader
 from ds_al.decoder_copies import DecoderCopies
@@ -42,12 +46,11 @@ from ds_al.measured import MeasuredStage
 from ds_al.message import pack, unpack
 from ds_al.module import ALPipelineModule
 from ds_al.objectives import Target
-from ds_al.optimizer import LocalOptimizer, ParamGroups
-from ds_al.optimizer_names import NamedOptimizers
+from ds_al.replicas import Replicas
 from ds_al.schedule import AL_SCHEDULES, Barrier, Repeated
 from ds_al.stage import LocalStage
 from ds_al.trace import Report, StallWatch, Tracing, VitalsMeter
-from ds_al.transport import Receiver, Sender
+from ds_al.wire import WIRES
 
 
 class _Now:
@@ -58,7 +61,7 @@ class _Now:
     t: Target
 
 
-class ALPipelineEngine(MeasuredStage, Checkpoints, NamedOptimizers):
+class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOptions):
     """Trains an :class:`~ds_al.module.ALPipelineModule`. Made by :func:`ds_al.initialize`.
 
     It is a ``deepspeed.PipelineEngine``: ``train_batch``, ``eval_batch``, ``set_batch_fn``,
@@ -74,8 +77,18 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, NamedOptimizers):
         self.training_step = False
         super().__init__(*args, training_data=None, **kwargs)
         self.layers = self.module.local_layers
+        self.replicas = Replicas(
+            self.grid.get_data_parallel_rank(),
+            self.grid.get_data_parallel_world_size(),
+            group=self.grid.get_data_parallel_group(),
+        )
+        self._prepare_layers()
         self.stage = LocalStage(
-            self.layers, stage_id=self.stage_id, base_seed=self.module.base_seed, device=self.device
+            self.layers,
+            stage_id=self.stage_id,
+            base_seed=self.module.base_seed,
+            device=self.device,
+            number=self.replicas.number,
         )
         self.intake = BatchIntake(
             objective=self.module.objective,
@@ -86,20 +99,12 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, NamedOptimizers):
             dynamic_shape=self.dynamic_shape,
         )
         self.sender, self.receiver = self._open_channels()
+        self.wire = WIRES[al_config.message_dtype]()
         self.decoder_copies = DecoderCopies(self) if self.module.objective.needs_earlier_decoders else None
         self.inference = Inference(self)
         self.loader: ShuffledLoader | None = None
         if training_data is not None and self.is_first_stage():
-            self.loader = (
-                training_data
-                if isinstance(training_data, ShuffledLoader)
-                else ShuffledLoader(
-                    training_data,
-                    batch_size=self.micro_batch_size,
-                    seed=self.module.base_seed,
-                    collate_fn=self.collate_fn,
-                )
-            )
+            self.loader = self._loader(training_data)
             self.set_dataloader(self.loader)
 
         self._report = Report(
@@ -118,47 +123,6 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, NamedOptimizers):
         self.reset_stats()
         self.tracing = Tracing.of(self, al_config)
 
-    # ---- set-up ------------------------------------------------------------------------------------
-
-    def _open_channels(self) -> tuple[Sender | None, Receiver | None]:
-        common = {"device": self.device, "dynamic": self.dynamic_shape}
-        sender = receiver = None
-        if not self.is_last_stage():
-            sender = Sender(
-                self.grid.stage_to_global(self.next_stage),
-                queue_depth=self.al.queue_depth,
-                stages=(self.stage_id, self.next_stage),
-                **common,
-            )
-        if not self.is_first_stage():
-            receiver = Receiver(
-                self.grid.stage_to_global(self.prev_stage), stages=(self.stage_id, self.prev_stage), **common
-            )
-        return sender, receiver
-
-    def _configure_optimizer(self, client_optimizer: Any, model_parameters: Any) -> None:
-        if isinstance(client_optimizer, torch.optim.Optimizer):
-            super()._configure_optimizer(client_optimizer, model_parameters)
-            return
-        associated = client_optimizer or super()._configure_basic_optimizer
-        self.basic_optimizer = self.optimizer = LocalOptimizer(
-            self.module.local_layers,
-            associated=associated,
-            autoencoder=self._autoencoder_optimizer if self.al.autoencoder_optimizer else associated,
-            clip=self.al.layer_gradient_clipping,
-        )
-
-    def _autoencoder_optimizer(self, groups: ParamGroups) -> torch.optim.Optimizer:
-        """Lets DeepSpeed build g's and h's optimizer as if it were the one of its own config block."""
-        assert self.al.autoencoder_optimizer is not None
-        name, params = self._config.optimizer_name, self._config.optimizer_params
-        self._config.optimizer_name = _deepspeed_name(self.al.autoencoder_optimizer.type)
-        self._config.optimizer_params = dict(self.al.autoencoder_optimizer.params)
-        try:
-            return super()._configure_basic_optimizer(groups)
-        finally:
-            self._config.optimizer_name, self._config.optimizer_params = name, params
-
     # ---- training ----------------------------------------------------------------------------------
 
     def train_batch(self, data_iter: Iterator[Any] | None = None) -> Tensor:
@@ -172,8 +136,8 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, NamedOptimizers):
                 ``initialize`` was given training data.
 
         Returns:
-            The sum of this stage's local losses, mean over the batch: a scalar tensor on the device, not
-            waited for. :attr:`report` and :meth:`gather_losses` have the losses of other stages.
+            The sum of this stage's local losses, mean over the batch of this copy of the pipeline: a scalar tensor
+            on the device, not waited for. :attr:`report` and :meth:`gather_losses` have the losses of other stages.
 
         Raises:
             ALDataError: a batch that cannot be trained on (first stage).
@@ -204,7 +168,8 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, NamedOptimizers):
     def _train_schedule(self) -> PipeSchedule:
         key = self.micro_batches, self.num_stages, self.stage_id, self.al.steps_per_batch
         if key not in self._schedules:
-            self._schedules[key] = Repeated(AL_SCHEDULES[self.al.method](*key))
+            schedule = AL_SCHEDULES[self.al.method](*key)
+            self._schedules[key] = Repeated(schedule, reduce_gradients=self.replicas.count > 1)
         return self._schedules[key]
 
     def _end_batch(self) -> Tensor:
@@ -258,8 +223,8 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, NamedOptimizers):
 
     def _exec_recv_activations(self, buffer_id: int) -> None:
         assert self.receiver is not None
-        now = self._now
-        now.s, now.t, report = unpack(self.receiver.receive(), target_tensors=self.intake.objective.target_tensors)
+        now, message = self._now, self.wire.decode(self.receiver.receive())
+        now.s, now.t, report = unpack(message, target_tensors=self.intake.objective.target_tensors)
         self._report.take_over(report)
 
     def _exec_forward_pass(self, buffer_id: int) -> None:
@@ -271,12 +236,15 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, NamedOptimizers):
 
     def _exec_send_activations(self, buffer_id: int) -> None:
         assert self.sender is not None
-        self.sender.send(pack(self._now.s, self._now.t, self._report.flat))
+        self.sender.send(self.wire.encode(pack(self._now.s, self._now.t, self._report.flat)))
 
     def _exec_backward_pass(self, buffer_id: int) -> None:
         self.stage.backward(scale=(self.al.steps_per_batch or self.micro_batches) / self.micro_batches)
         if self.receiver is not None:
             self.receiver.release()
+
+    def _exec_reduce_grads(self) -> None:
+        self.replicas.average_gradients(self.module.parameters())
 
     def _exec_optimizer_step(self, lr_kwargs: Any = None) -> None:
         if self.optimizer is not None:
@@ -294,6 +262,7 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, NamedOptimizers):
         ForwardPass: _exec_forward_pass,
         SendActivation: _exec_send_activations,
         BackwardPass: _exec_backward_pass,
+        ReduceGrads: _exec_reduce_grads,
         OptimizerStep: _exec_optimizer_step,
         Barrier: _exec_barrier,
     }
@@ -328,16 +297,25 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, NamedOptimizers):
         super().set_train_batch_size(train_batch_size)
 
     def flush(self) -> None:
-        """Waits until all messages of this stage have left; done by itself when the process ends."""
+        """Waits until all messages of this stage have left, and the checkpoint that is being written is complete.
+
+        Done by itself when the process ends.
+
+        Raises:
+            ALCheckpointError: an asynchronous save failed.
+        """
         if self.sender is not None:
             self.sender.flush()
+        self.checkpoint_writer.flush()
 
     def destroy(self) -> None:
         """Lets the last messages leave, ends the stall watch, and frees what DeepSpeed holds."""
-        self.flush()
-        if self.stall_watch is not None:
-            self.stall_watch.stop()
-        super().destroy()
+        try:
+            self.flush()
+        finally:
+            if self.stall_watch is not None:
+                self.stall_watch.stop()
+            super().destroy()
 
     def reset_activation_shape(self) -> None:
         """Lets the shapes of micro-batches change; on every rank, between batches."""
@@ -402,10 +380,3 @@ class ALPipelineEngine(MeasuredStage, Checkpoints, NamedOptimizers):
             The scores, on every rank.
         """
         return self.inference.predict(x, exit=exit)
-
-
-def _deepspeed_name(name: str) -> str:
-    """DeepSpeed compares its own optimizers' names in lower case, and takes torch's as they are."""
-    from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
-
-    return name.lower() if name.lower() in DEEPSPEED_OPTIMIZERS else name

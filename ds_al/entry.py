@@ -15,7 +15,7 @@ from deepspeed.runtime import zero
 from deepspeed.runtime.config import DeepSpeedConfig
 
 from ds_al import config as configs
-from ds_al import optimizer_names
+from ds_al import data_parallel, deepspeed_keys, optimizer_names
 from ds_al.backprop import BackpropPipelineEngine
 from ds_al.engine import ALPipelineEngine
 from ds_al.errors import ALConfigError
@@ -76,8 +76,12 @@ def initialize(
         raise ALConfigError(
             f'"{configs.BLOCK}.method": got {al.method!r} for a {type(model).__name__}: use one of {", ".join(fitting)}'
         )
+    if al.method == data_parallel.METHOD:
+        data_parallel.check_module(model)
+    if not is_al and al.checkpoint != configs.CheckpointConfig():
+        raise ALConfigError(f'"{configs.BLOCK}.checkpoint": {al.method!r} saves as DeepSpeed does: remove the block')
     optimizer_names.check(config, al)
-    ds_dict = configs.honour(config, al) if is_al else {k: v for k, v in config.items() if k != configs.BLOCK}
+    ds_dict = deepspeed_keys.honour(config, al) if is_al else {k: v for k, v in config.items() if k != configs.BLOCK}
     ds_config = DeepSpeedConfig(ds_dict, model.mpu())
     deepspeed.set_optimizer_flags(ds_config, model)
     common = {

@@ -9,12 +9,13 @@ only ever sends forward. At its end the counts of all stages are summed up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ds_al.early_exit import check_threshold, confidence_of, early_exits
 from ds_al.errors import ALDataError
 from ds_al.layer import Activation
 from ds_al.transport import Receiver, Sender
@@ -43,25 +44,45 @@ class Inference:
         )
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Any] | None) -> dict[str, Any]:
-        """Accuracy, loss and number of samples at every exit; see ``engine.evaluate``."""
+    def evaluate(self, batches: Iterable[Any] | None, *, exit_confidence: Sequence[float] = ()) -> dict[str, Any]:
+        """Accuracy, loss and number of samples at every exit; see ``engine.evaluate``.
+
+        Args:
+            batches: see there.
+            exit_confidence: thresholds; for each of them ``"early_exit"`` gets the
+                :class:`~ds_al.early_exit.EarlyExit` of the data set.
+
+        Raises:
+            ALConfigError: a threshold is not in (0, 1].
+        """
         engine = self.engine
+        for threshold in exit_confidence:
+            check_threshold(threshold)
+        seen: list[list[Tensor]] = [[] for _ in engine.layers]
         count = self._announce(_length(batches) if engine.is_first_stage() else 0)
         sums = torch.zeros(engine.module.num_layers, 3, dtype=torch.float64, device=engine.device)
         for s, labels in self._forward(self._mapped(iter(batches or ())), count):
-            target = engine.intake.one_hot(labels)
+            target = engine.intake.compared(labels)
             for index, scores in self._exits(s):
-                correct = (scores.argmax(dim=1) == labels).sum()
-                loss = engine.module.label_loss(scores, target) * len(labels)
-                sums[index] += torch.stack([correct.double(), loss.double(), loss.new_tensor(len(labels)).double()])
+                correct, labelled = engine.module.objective.hits(scores, labels)
+                if exit_confidence:
+                    right = scores.argmax(dim=1) == labels
+                    seen[index - engine.layers[0][0]].append(torch.stack([confidence_of(scores), right.float()]))
+                loss = engine.module.label_loss(scores, target) * labelled
+                sums[index] += torch.stack([correct.double(), loss.double(), labelled.double()])
         sums = torch.stack(engine.gather(sums.cpu())).sum(dim=0)
         if not sums[-1, 2]:
             raise ALDataError("got an empty data set to evaluate: expected at least one sample")
-        return {
+        found = {
             "accuracy": (sums[:, 0] / sums[:, 2]).tolist(),
             "loss": (sums[:, 1] / sums[:, 2]).tolist(),
             "samples": int(sums[-1, 2]),
         }
+        if exit_confidence:
+            stages = engine.gather(torch.stack([torch.cat(batches, dim=1).cpu() for batches in seen]))
+            confidence, right = torch.cat(stages).unbind(dim=1)
+            found["early_exit"] = early_exits(confidence, right, exit_confidence)
+        return found
 
     @torch.no_grad()
     def eval_batch(
@@ -80,7 +101,7 @@ class Inference:
         losses, all_scores = [], []
         for s, labels in self._forward(self._mapped(data_iter), micro_batches):
             for scores in (scores for index, scores in self._exits(s) if index == engine.module.num_layers - 1):
-                losses.append(engine.module.label_loss(scores, engine.intake.one_hot(labels)))
+                losses.append(engine.module.label_loss(scores, engine.intake.compared(labels)))
                 all_scores.append(scores)
         losses, all_scores = engine.gather(
             (torch.stack(losses).cpu() if losses else None, torch.cat(all_scores).cpu() if all_scores else None)
@@ -97,21 +118,70 @@ class Inference:
         if not 1 <= depth <= engine.module.num_layers:
             raise ValueError(f"exit={exit}: expected 1..{engine.module.num_layers}, the number of layers that x passes")
         head = x[0] if isinstance(x, tuple) else x
-        batch = iter([(x, torch.zeros(0 if head is None else len(head), dtype=torch.int64))])
+        batch = iter([(x, engine.intake.no_labels(0 if head is None else len(head)))])
         scores = None
         for s, _ in self._forward(batch, 1):
             scores = next((scores for index, scores in self._exits(s) if index == depth - 1), None)
         found = engine.gather(None if scores is None else scores.cpu())
         return next(scores for scores in found if scores is not None).to(engine.device)
 
-    def _forward(self, batches: Iterator[Any] | None, count: int) -> Iterator[tuple[list[Activation], Tensor]]:
-        """Yields ``([s_i of each local layer], labels)`` of ``count`` batches, and sends each one on first."""
-        engine = self.engine
-        engine.module.eval()
+    @torch.no_grad()
+    def predict_early(self, x: Activation | None, *, confidence: float) -> tuple[Tensor, Tensor]:
+        """Label scores of the first exit that is confident enough; later layers see only the samples that are left.
+
+        Args:
+            x: input of the first layer, of B samples; read on the first stage, ``None`` elsewhere is fine.
+            confidence: the softmax probability of a class at which a sample leaves, in (0, 1].
+
+        Returns:
+            Scores ``(B, V)`` and the exit of each sample ``(B,)``, 1-based, on every rank.
+
+        Raises:
+            ALConfigError: the confidence is out of range.
+        """
+        check_threshold(confidence)
+        engine, last = self.engine, self.engine.module.num_layers - 1
+        head = x[0] if isinstance(x, tuple) else x
+        self._prepare(1)
+        s, numbers = self._take(iter([(x, torch.zeros(0 if head is None else len(head), dtype=torch.int64))]))
+        # The number of each sample travels in its label's place; a message without activation says that none is left.
+        if self._receiver is None:
+            numbers = torch.arange(len(numbers), device=engine.device)
+        elif isinstance(s, tuple) and not s:
+            numbers = numbers[:0]
+        found: list[tuple[Tensor, Tensor, int]] = []
+        for k, (index, layer) in enumerate(engine.layers):
+            if not len(numbers):
+                break
+            s = layer.f(s)
+            scores = self._score(k, s)
+            stay = (confidence_of(scores) < confidence) & (index < last)
+            found.append((numbers[~stay].cpu(), scores[~stay].cpu(), index + 1))
+            numbers = numbers[stay]
+            s = s[stay] if isinstance(s, Tensor) else tuple(part[stay] for part in s)
+        if self._sender is not None and len(numbers):
+            self._sender.send((*(s if isinstance(s, tuple) else (s,)), numbers))
+        elif self._sender is not None:
+            self._sender.send((torch.zeros(1, dtype=torch.int64, device=engine.device),))
+        if self._receiver is not None:
+            self._receiver.release()
+        left = [part for stage in engine.gather(found) for part in stage]
+        order = torch.cat([numbers for numbers, _, _ in left]).argsort()
+        exits = torch.cat([torch.full((len(numbers),), exit) for numbers, _, exit in left])
+        return torch.cat([scores for _, scores, _ in left])[order].to(engine.device), exits[order].to(engine.device)
+
+    def _prepare(self, messages: int) -> None:
+        """What every pass through the stages begins with."""
+        self.engine.module.eval()
         self._exchange_decoders()
         self._exchange_code_table()
         if self._receiver is not None:
-            self._receiver.expect(count)
+            self._receiver.expect(messages)
+
+    def _forward(self, batches: Iterator[Any] | None, count: int) -> Iterator[tuple[list[Activation], Tensor]]:
+        """Yields ``([s_i of each local layer], labels)`` of ``count`` batches, and sends each one on first."""
+        engine = self.engine
+        self._prepare(count)
         for _ in range(count):
             with engine.recorded("Evaluation"):
                 s, labels = self._take(batches)
@@ -145,11 +215,15 @@ class Inference:
 
     def _exits(self, outputs: list[Activation]) -> Iterator[tuple[int, Tensor]]:
         """Yields ``(layer index, scores (B, V))`` of each exit of this stage."""
+        for k, (index, _) in enumerate(self.engine.layers):
+            yield index, self._score(k, outputs[k])
+
+    def _score(self, k: int, s: Activation) -> Tensor:
+        """Scores ``(B, V)`` of the exit after this stage's k-th layer, from what leaves the layer."""
         assert self._earlier is not None
-        decoders = [*self._earlier, *(layer.h for _, layer in self.engine.layers)]
-        for k, (index, layer) in enumerate(self.engine.layers):
-            earlier, table = decoders[: len(self._earlier) + k], self._tables[k] if self._tables else None
-            yield index, layer.objective.scores(layer, outputs[k], earlier=earlier, table=table)
+        earlier = [*self._earlier, *(layer.h for _, layer in self.engine.layers[:k])]
+        layer, table = self.engine.layers[k][1], self._tables[k] if self._tables else None
+        return layer.objective.scores(layer, s, earlier=earlier, table=table)
 
     def _exchange_decoders(self) -> None:
         """Brings the weights of all earlier ``h`` here, and sends them on with this stage's own.

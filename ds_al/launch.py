@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ def run_ranks(
     timeout: float = 240.0,
     env: Mapping[str, str] | None = None,
     news: Callable[[str], None] | None = None,
+    within: Sequence[Sequence[str]] | None = None,
     **kwargs: Any,
 ) -> list[Any]:
     """Calls a function on ``world`` ranks and returns their results, in the order of ranks.
@@ -88,6 +89,7 @@ def run_ranks(
         timeout: seconds until all ranks are ended.
         env: variables on top of :func:`rank_environment`.
         news: called in this process with every line that a rank gives to :func:`tell`.
+        within: by rank, the command that runs its process, such as ``("ip", "netns", "exec", "name")``.
         **kwargs: arguments of the function.
 
     Raises:
@@ -105,7 +107,7 @@ def run_ranks(
             for rank in range(world):
                 processes.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "ds_al.launch", target, folder],
+                        [*(within[rank] if within else ()), sys.executable, "-m", "ds_al.launch", target, folder],
                         env={**rank_environment(rank, world, port), _NEWS: str(path / "news"), **(env or {})},
                         stdout=logs[rank],
                         stderr=subprocess.STDOUT,

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ds_al import losses, objectives
 from ds_al.errors import ALLayerError
 from ds_al.objectives import Objective, Target
+from ds_al.recompute import Recomputed
 
 Activation = Tensor | tuple[Tensor, ...]
 """What travels between layers on the input side: a tensor, or a tuple (hidden, state, mask, ...)."""
@@ -71,6 +72,9 @@ class ALLayer(nn.Module):
         name: shown in errors, logs and reports.
     """
 
+    recomputed: Recomputed | None = None
+    """Runs f in training where it is set: activation checkpointing."""
+
     def __init__(
         self,
         f: nn.Module,
@@ -96,7 +100,8 @@ class ALLayer(nn.Module):
 
     def forward(self, s: Activation, t: Target) -> tuple[Activation, Target]:
         """Computes ``(s_i, t_i)``, with graph, from inputs without one. All that a later layer needs."""
-        s_out, t_out = self.f(s), self.objective.encode(self, t)
+        f = self.recomputed if self.recomputed is not None and self.training else self.f
+        s_out, t_out = f(s), self.objective.encode(self, t)
         self._check("f", s_out)
         self._check("g", t_out)
         return s_out, t_out

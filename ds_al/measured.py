@@ -14,6 +14,7 @@ from ds_al.trace import Observation, RecordedSchedule, Report, StageStats, Vital
 
 if TYPE_CHECKING:
     from ds_al.layer import ALLayer
+    from ds_al.replicas import Replicas
     from ds_al.transport import Receiver, Sender
 
 
@@ -36,6 +37,7 @@ class MeasuredStage(RecordedSchedule):
     layers: list[tuple[int, ALLayer]]
     stage_id: int
     device: torch.device
+    replicas: Replicas
     _report: Report
     _loss_history: list[Tensor]
     _counters: Counters
@@ -73,14 +75,15 @@ class MeasuredStage(RecordedSchedule):
         return totals
 
     def gather_losses(self) -> Tensor:
-        """Local losses of all layers since the last call, ``(batches, N, 2)``; drains the pipeline.
+        """Local losses of all layers since the last call, ``(batches, N, 2)``, means over data parallel copies;
+        drains the pipeline.
 
         ``[..., 0]`` is the associated, ``[..., 1]`` the autoencoder loss, each the mean over a batch. Every
         rank must call it.
         """
         history = torch.stack(self._loss_history).cpu() if self._loss_history else torch.zeros(0, len(self.layers), 2)
         self._loss_history = []
-        return torch.cat(self.gather(history), dim=1)
+        return torch.cat(self.gather(self.replicas.mean(history.to(self.device)).cpu()), dim=1)
 
     def _observe(self, instruction: PipeInstruction, seconds: float) -> Observation:
         if isinstance(instruction, Barrier):

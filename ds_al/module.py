@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from deepspeed import comm as dist
-from deepspeed.accelerator import get_accelerator
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError, ALLayerError
 from ds_al.layer import Activation, ALLayer, predict
+from ds_al.measured_partition import Measuring, measure_stages
 from ds_al.objectives import Objective
-from ds_al.partition import balance, describe, explicit, measure
-from ds_al.spec import ALLayerSpec
+from ds_al.partition import describe, explicit
+from ds_al.spec import ALLayerSpec, Part
 from ds_al.world import join_world
 
 
@@ -36,7 +36,15 @@ class ALPipelineModule(PipelineModule):
             every layer on every rank at start and takes the cut with the smallest slowest stage; or
             ``"cuts:2,5"``, where the stages after the first one begin.
         example: a micro-batch ``x``, of the size that will be trained on, for ``"measured"``; on every rank.
+        config: the DeepSpeed config of the run, for ``"measured"``: layers are timed with its optimizers, steps per
+            batch, activation checkpointing and compilation. Without it, with a step of AdamW per micro-batch.
+        memory_limit: bytes of a stage, or of each, for ``"measured"``: of parameters, gradients, optimizer state and
+            activations.
+        partition_cache: for ``"measured"``: ``"use"`` what an earlier job measured for the same layers on the same
+            kind of devices, ``"refresh"`` it, or ``"off"`` (see :mod:`ds_al.time_cache`).
         dynamic_shape: lets the shapes of micro-batches change; costs a small message per micro-batch.
+        activation_checkpoint_interval: blocks of f that are recomputed together in backward, see
+            :class:`~ds_al.recompute.Recomputed`; 0 keeps all activations. The config's key of this name comes first.
 
     Raises:
         ALConfigError: an element is no AL layer, layers are tied, or the number of stages does not fit.
@@ -52,10 +60,27 @@ class ALPipelineModule(PipelineModule):
         base_seed: int = 1234,
         partition_method: str = "uniform",
         dynamic_shape: bool = False,
+        activation_checkpoint_interval: int = 0,
         example: Activation | None = None,
+        config: Mapping[str, Any] | None = None,
+        memory_limit: float | Sequence[float] | None = None,
+        partition_cache: Literal["use", "refresh", "off"] = "use",
     ) -> None:
         layers = list(layers)
-        self._example, self._classes = example, num_classes
+        self._measuring = None
+        if example is not None:
+            self._measuring = Measuring(
+                example,
+                num_classes=num_classes,
+                config=config or {},
+                memory_limit=memory_limit,
+                cache=partition_cache,
+                interval=activation_checkpoint_interval,
+            )
+        elif memory_limit is not None:
+            raise ALConfigError('memory_limit is for partition_method "measured", which needs example=x, too')
+        self.source: Any = None
+        """What the network was made from, where :func:`ds_al.from_pretrained` made it."""
         self.partition_table: str | None = None
         """What ``"measured"`` found, to be read."""
         _check_layers(layers)
@@ -70,13 +95,75 @@ class ALPipelineModule(PipelineModule):
             seed_layers=True,
             base_seed=base_seed,
             partition_method=partition_method,
+            activation_checkpoint_interval=activation_checkpoint_interval,
             dynamic_shape=dynamic_shape,
         )
-        self._example = None
+        self._measuring = None
+        self.train()  # parts that were taken over may be in evaluation mode, though the whole is in training mode
         self.num_classes = num_classes
         self._check_objectives()
         for index, layer in self.local_layers:
             layer.name = layer.name or f"{index} ({type(layer.f).__name__})"
+
+    @classmethod
+    def from_layers(
+        cls,
+        layers: Sequence[Any],
+        *,
+        num_classes: int,
+        example: Activation,
+        num_al_layers: int = 4,
+        groups: Sequence[int] | None = None,
+        head: int | None = None,
+        objective: str | Mapping[str, Any] = "mse",
+        code_width: int = 64,
+        code: str = "tanh",
+        bridges: Sequence[Part | None] | None = None,
+        base_seed: int = 1234,
+        **options: Any,
+    ) -> ALPipelineModule:
+        """Makes an AL network of the very list that a plain ``PipelineModule`` gets.
+
+        Neighbouring layers become one AL layer's f. The classifier at the end becomes the last layer's bridge, all
+        other bridges are made for the activations that leave the groups, g and h for the number of classes. Modules are
+        taken over as they are, and trained in place; a ``LayerSpec`` is built where it lives, with the weights that
+        ``PipelineModule(layers, seed_layers=True, base_seed=base_seed)`` gives it.
+
+        Args:
+            layers: ``LayerSpec``, ``TiedLayerSpec``, modules and functions.
+            num_classes: V.
+            example: a micro-batch ``x``, by which the shapes of activations are found; 2 samples will do. The batch
+                that is trained on for ``partition_method="measured"``.
+            num_al_layers: K, groups balanced by their parameters.
+            groups: how many layers each group holds, instead.
+            head: how many layers at the end are the classifier; recognised by its last ``nn.Linear(..., V)`` and what
+                pools, flattens and normalises before it. 0 where the list has no classifier.
+            objective: what trains f and b, see :mod:`ds_al.objectives`.
+            code_width, code: of the codes, see :mod:`ds_al.models.targets`.
+            bridges: b of each AL layer, ``None`` where it is to be chosen, see :mod:`ds_al.convert.bridges`.
+            base_seed: see above.
+            options: all other arguments of :class:`ALPipelineModule`.
+
+        Raises:
+            ALConfigError: the list cannot be cut in such a way, the classifier is not found, tied layers fall into
+                two groups, or no bridge is known for an activation.
+        """
+        from ds_al.convert.layers import layer_specs  # late: only who converts needs it
+
+        specs = layer_specs(
+            layers,
+            num_classes=num_classes,
+            example=example,
+            num_al_layers=num_al_layers,
+            groups=groups,
+            head=head,
+            objective=objective,
+            code_width=code_width,
+            code=code,
+            bridges=bridges,
+            base_seed=base_seed,
+        )
+        return cls(specs, num_classes=num_classes, base_seed=base_seed, example=example, **options)
 
     def _partition_layers(self, method: str = "uniform") -> None:
         """Adds the methods ``measured`` and ``cuts:`` to DeepSpeed's."""
@@ -92,30 +179,24 @@ class ALPipelineModule(PipelineModule):
 
     def _measured_parts(self) -> list[int]:
         """The best cut by what each rank measures; the same on all ranks, since all know what all measured."""
-        if self._example is None:
+        if self._measuring is None:
             raise ALConfigError('partition_method "measured" needs a micro-batch: give ALPipelineModule(example=x)')
-        device = torch.device(get_accelerator().current_device_name())
-        with torch.random.fork_rng():
-            own = list(
-                measure(
-                    self._build_for_timing,
-                    layers=len(self._layer_specs),
-                    example=self._example,
-                    num_classes=self._classes,
-                    device=device,
-                )
-            )
-        times: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(times, own)
-        parts = balance([[layer.total for layer in rank] for rank in times])
-        self.partition_table = describe(times, parts, [_name(spec) for spec in self._layer_specs])
+        found = measure_stages(
+            self._build_for_timing,
+            layers=len(self._layer_specs),
+            measuring=self._measuring,
+            stages=self._topo.get_axis_comm_lists("data") or [[rank] for rank in range(dist.get_world_size())],
+        )
+        names = [_name(spec) for spec in self._layer_specs]
+        self.partition_table = describe(found.times, found.bounds, names, steps=found.steps) + f"\n{found.origin}"
         if self.global_rank == 0:
             print(self.partition_table, flush=True)
-        return parts
+        return found.bounds
 
     def _build_for_timing(self, index: int) -> ALLayer:
+        """A layer that may be spoilt: parts that are modules already are to be trained, not timed."""
         spec = self._layer_specs[index]
-        return copy.deepcopy(spec) if isinstance(spec, ALLayer) else spec.build()
+        return copy.deepcopy(spec if isinstance(spec, ALLayer) else spec.build())
 
     def _set_bounds(self, start: int | None = None, stop: int | None = None) -> None:
         """DeepSpeed's balanced partition counts in numpy's integers, which no seed can be made of."""
@@ -188,17 +269,18 @@ def _check_layers(layers: Sequence[Any]) -> None:
         if not is_spec and not isinstance(layer, ALLayer):
             raise ALConfigError(
                 f"layer {index} is {layer!r}: expected an ALLayerSpec or an ALLayer. A plain layer list runs "
-                "by back-propagation: give it to deepspeed.pipe.PipelineModule"
+                "by back-propagation: give it to deepspeed.pipe.PipelineModule, or turn it into AL layers by "
+                "ALPipelineModule.from_layers"
             )
     if not layers:
         raise ALConfigError("an ALPipelineModule needs at least one AL layer, got none")
 
 
 def _check_stages(num_stages: int, *, layers: int, processes: int) -> None:
-    if processes != num_stages:
+    if num_stages < 1 or processes % num_stages:
         raise ALConfigError(
-            f"{processes} processes for {num_stages} stages: start as many processes as stages "
-            "(deepspeed --num_accelerators N). Data parallel copies of a pipeline are not supported yet"
+            f"{processes} processes for {num_stages} stages: start as many processes as stages, or a multiple of it "
+            "for data parallel copies of the pipeline (deepspeed --num_accelerators N)"
         )
     if not 1 <= num_stages <= layers:
         raise ALConfigError(

@@ -1,4 +1,4 @@
-"""Optimizers that a config may name beside DeepSpeed's and torch's own: ``"MuonAdamW"``."""
+"""What becomes of the optimizer that a config names: ``"MuonAdamW"`` is ours, and torch's own are fused."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from typing import Any
 
 import torch
 from deepspeed.runtime.pipe.engine import PipelineEngine
+from torch import nn
 
 from ds_al import muon
-from ds_al.config import BLOCK, ALConfig, MuonAdamWConfig, validate
+from ds_al.config import BLOCK, ALConfig, MuonAdamWConfig, OptimizerConfig, validate
 from ds_al.errors import ALConfigError
+from ds_al.optimizer import Factory
 
 MUON_ADAMW = "MuonAdamW"
+_FORMS = {"fused", "foreach", "capturable", "differentiable"}
+"""Options that say how to step."""
+_FUSABLE = ("adam", "adamw", "SGD")
+"""Names, as DeepSpeed's config holds them, of torch's optimizers with a fused step on CPU and GPU since torch 2.4."""
 
 
 class NamedOptimizers(PipelineEngine):
@@ -26,7 +32,12 @@ class NamedOptimizers(PipelineEngine):
 
     def _configure_basic_optimizer(self, model_parameters: Any) -> torch.optim.Optimizer:
         if not _is_ours(self._config.optimizer_name):
-            return super()._configure_basic_optimizer(model_parameters)
+            given = self._config.optimizer_params
+            self._config.optimizer_params = self._fused(self._config.optimizer_name, dict(given or {}))
+            try:
+                return super()._configure_basic_optimizer(model_parameters)
+            finally:
+                self._config.optimizer_params = given
         if self.zero_optimization() or self.fp16_enabled() or self.bfloat16_enabled():
             raise ALConfigError(
                 '"optimizer.type": got "MuonAdamW" with ZeRO or mixed precision, where DeepSpeed joins parameters into '
@@ -35,6 +46,39 @@ class NamedOptimizers(PipelineEngine):
         muon.tag_embeddings(self.module)
         options = validate(MuonAdamWConfig, self._config.optimizer_params or {}, where="optimizer.params")
         return muon.MuonAdamW(model_parameters, **options.model_dump())
+
+    def _fused(self, name: str, params: dict[str, Any]) -> dict[str, Any]:
+        """Adds ``"fused": true`` where the config says nothing of how to step and torch can: it steps each tensor by
+        itself, so no weight depends on which others a stage holds."""
+        own_form = bool(params.keys() & _FORMS)
+        plain = not (self.zero_optimization() or self.fp16_enabled() or self.bfloat16_enabled())
+        is_torch = name in _FUSABLE and (name == "SGD" or params.get("torch_adam", False))
+        if own_form or not plain or not is_torch or not _can_fuse(self.module):
+            return params
+        return {**params, "fused": True}
+
+
+def _can_fuse(module: nn.Module) -> bool:
+    sparse = any(getattr(part, "sparse", False) is True for part in module.modules())
+    return not sparse and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in module.parameters())
+
+
+def without_engine(optimizer: OptimizerConfig, module: nn.Module) -> Factory:
+    """Makes an optimizer as an engine would, for timing; torch's AdamW stands for one that only DeepSpeed has."""
+    name, params = optimizer.type, optimizer.params
+    options = {key: value for key, value in params.items() if key not in ("torch_adam", "adam_w_mode")}
+    if _is_ours(name):
+        muon.tag_embeddings(module)
+        return lambda groups: muon.MuonAdamW(groups, **validate(MuonAdamWConfig, options, where="params").model_dump())
+    own = {kind.lower(): kind for kind in ("Adam", "AdamW", "Adagrad")}.get(name.lower(), name)
+    maker = getattr(torch.optim, own, None)
+    if maker is None:
+        own, maker, options = "AdamW", torch.optim.AdamW, {}
+    if own == "Adam" and params.get("adam_w_mode", True):
+        maker = torch.optim.AdamW  # as DeepSpeed does
+    if own in ("Adam", "AdamW", "SGD") and not options.keys() & _FORMS and _can_fuse(module):
+        options["fused"] = True
+    return lambda groups: maker(groups, **options)
 
 
 def check(config: Mapping[str, Any], al: ALConfig) -> None:

@@ -35,11 +35,17 @@ class Barrier(PipeInstruction):
 
 
 class Repeated(PipeSchedule):
-    """A schedule whose instructions are made once, for every batch that it runs again."""
+    """A schedule whose instructions are made once, for every batch that it runs again.
 
-    def __init__(self, schedule: PipeSchedule) -> None:
+    Args:
+        reduce_gradients: put a ``ReduceGrads`` before each ``OptimizerStep``, for data parallel copies.
+    """
+
+    def __init__(self, schedule: PipeSchedule, *, reduce_gradients: bool = False) -> None:
         super().__init__(schedule.micro_batches, schedule.stages, schedule.stage_id)
         self._buffers, self._steps = schedule.num_pipe_buffers(), list(schedule.steps())
+        if reduce_gradients:
+            self._steps = [[each for one in step for each in _reduced(one)] for step in self._steps]
 
     def num_pipe_buffers(self) -> int:
         """Those of the schedule."""
@@ -48,6 +54,10 @@ class Repeated(PipeSchedule):
     def steps(self) -> Iterator[Step]:
         """The same instructions, from the first."""
         return iter(self._steps)
+
+
+def _reduced(instruction: PipeInstruction) -> Step:
+    return [ReduceGrads(), instruction] if isinstance(instruction, OptimizerStep) else [instruction]
 
 
 class ALSchedule(PipeSchedule):

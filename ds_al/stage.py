@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -34,10 +34,17 @@ class LocalStage:
         stage_id: number of the stage, for errors.
         base_seed: with layer, micro-batch and part of it, fixes all random draws of a layer.
         device: where the losses are summed up.
+        number: this stage's count of micro-batches to the number that fixes the draws of one.
     """
 
     def __init__(
-        self, layers: Sequence[tuple[int, ALLayer]], *, stage_id: int, base_seed: int, device: torch.device
+        self,
+        layers: Sequence[tuple[int, ALLayer]],
+        *,
+        stage_id: int,
+        base_seed: int,
+        device: torch.device,
+        number: Callable[[int], int] = int,
     ) -> None:
         self.layers = layers
         self.stage_id = stage_id
@@ -48,6 +55,7 @@ class LocalStage:
         """Gets each layer's part of forward and backward, where it is set."""
         self._passes: list[_Pass] = []
         self._device = device
+        self._number = number
         self._gradient: tuple[float, Tensor] | None = None
         self._losses: list[Tensor] = []
 
@@ -128,7 +136,7 @@ class LocalStage:
         )
 
     def _seed(self, layer: int, *, part: int) -> None:
-        seed_layer(self.base_seed, layer=layer, step=self.trained_micro_batches, part=part)
+        seed_layer(self.base_seed, layer=layer, step=self._number(self.trained_micro_batches), part=part)
 
     def _blame(self, error: Exception, layer: ALLayer, what: str) -> NoReturn:
         """Names stage, layer and micro-batch in whatever a layer raised."""

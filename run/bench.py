@@ -2,6 +2,8 @@
 
     python run/bench.py --sleeping --json results/sleeping.json
     python run/bench.py --overhead --json results/overhead.json
+    python run/bench.py --layers --model vgg,transformer --json results/layers.json
+    python run/bench.py --bytes --json results/bytes.json
     python run/bench.py --memory --json results/memory.json --markdown docs/memory.md
     python run/bench.py --check results/sleeping.json
 
@@ -16,14 +18,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ds_al.bench import SleepingCases, guard, measure_memory, measure_sleeping, report
 from ds_al.bench.arguments import names, numbers, positive
+from ds_al.bench.layers import measure_layers
+from ds_al.bench.link_tables import traffic_table
 from ds_al.bench.overhead import METHODS as OVERHEAD_METHODS
 from ds_al.bench.overhead import measure_overhead
+from ds_al.bench.traffic import measure_traffic
 from ds_al.bench.workloads import METHODS
+from ds_al.errors import ALConfigError
 from ds_al.launch import RankFailure
 
 OVERHEAD_TURNS = 15
@@ -37,7 +44,13 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--sleeping", action="store_true", help="time all methods on sleeping layers, beside the ideal time"
     )
+    what.add_argument(
+        "--layers", action="store_true", help="time forward, backward and step of every layer of preset models"
+    )
     what.add_argument("--memory", action="store_true", help="count what autograd holds for backward on every stage")
+    what.add_argument(
+        "--bytes", dest="traffic", action="store_true", help="count what passes between stages per micro-batch"
+    )
     what.add_argument(
         "--overhead", action="store_true",
         help="processor time of a micro-batch whose layers compute nothing, beside DeepSpeed's own engine",
@@ -60,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         "--methods", type=names, help=f"comma-separated, of {','.join(METHODS)} (default: all; --memory: "
         f"{','.join(MEMORY_METHODS)})",
     )  # fmt: skip
-    p.add_argument("--stages", type=numbers, help="comma-separated (default: 2,4; --memory: 2,4,8)")
+    p.add_argument("--stages", type=numbers, help="comma-separated (default: 2,4; --memory: 2,4,8; --bytes: 4)")
     p.add_argument(
         "--micro-batches",
         type=numbers,
@@ -72,9 +85,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--forward-ms", type=float, default=50.0, help="sleep of a layer's forward (default: 50)")
     p.add_argument("--backward-ms", type=float, default=50.0, help="sleep of a layer's backward (default: 50)")
+    p.add_argument("--model", default="vgg,transformer", help="with --layers: comma-separated (default: %(default)s)")
+    p.add_argument("--preset", default="small", help="with --layers: of the models (default: small)")
     p.add_argument("--width", type=positive, default=64, help="with --memory: width of the layers (default: 64)")
     p.add_argument(
-        "--micro-batch", type=positive, default=8, help="with --memory: samples per micro-batch (default: 8)"
+        "--micro-batch", type=positive, help="samples per micro-batch (--memory: 8; --layers: 32; --bytes: 64)"
     )
     return p
 
@@ -87,7 +102,7 @@ def main() -> None:
         p.error("--markdown goes with --memory")
     if args.current and not args.check:
         p.error("--current goes with --check")
-    run = sleeping if args.sleeping else overhead if args.overhead else check if args.check else memory
+    run = next(each for each in (sleeping, overhead, layers, traffic, check, memory) if getattr(args, each.__name__))
     try:
         run(args, Console())
     except (RankFailure, guard.GuardError) as error:
@@ -135,6 +150,16 @@ def _time_sleeping(cases: SleepingCases, console: Console) -> list[dict[str, Any
         return measure_sleeping(cases, progress=progress)
 
 
+def traffic(args: argparse.Namespace, console: Console) -> None:
+    """Counts bytes."""
+    stages, micro_batch = (args.stages or (4,))[0], args.micro_batch or 64
+    with console.status("counting"):
+        rows = measure_traffic(("vgg", "transformer"), stages=stages, micro_batch=micro_batch)
+    print(traffic_table(rows))
+    if args.json:
+        report.write(args.json, header=report.header(stages=stages, micro_batch=micro_batch), rows=rows)
+
+
 def overhead(args: argparse.Namespace, console: Console) -> None:
     """What the engines cost."""
     methods = tuple(args.methods or OVERHEAD_METHODS)
@@ -150,6 +175,20 @@ def overhead(args: argparse.Namespace, console: Console) -> None:
     console.print(report.overhead_table(rows))
     if args.json:
         report.write(args.json, header=report.header(), rows=rows)
+
+
+def layers(args: argparse.Namespace, console: Console) -> None:
+    """Times layers, in this process."""
+    torch.set_num_threads(1)
+    micro_batch = args.micro_batch or 32
+    models = tuple(args.model.split(","))
+    try:
+        rows = measure_layers(models=models, preset=args.preset, micro_batch=micro_batch, repeat=5 * args.repeat)
+    except ALConfigError as error:
+        sys.exit(f"error: {error}")
+    console.print(report.layers_table(rows))
+    if args.json:
+        report.write(args.json, header=report.header(micro_batch=micro_batch, threads=1), rows=rows)
 
 
 def check(args: argparse.Namespace, console: Console) -> None:
@@ -202,11 +241,11 @@ def memory(args: argparse.Namespace, console: Console) -> None:
             stages=stages,
             micro_batches=args.micro_batches or (4, 8, 16, 32),
             width=args.width,
-            micro_batch=args.micro_batch,
+            micro_batch=args.micro_batch or 8,
             progress=lambda count: bar.update(task, advance=1, description=f"{count} stages"),
         )
     console.print(report.memory_table(rows))
-    header = report.header(width=args.width, micro_batch=args.micro_batch)
+    header = report.header(width=args.width, micro_batch=args.micro_batch or 8)
     if args.json:
         report.write(args.json, header=header, rows=rows)
     if args.markdown:

@@ -3,12 +3,14 @@
     python run/compare.py --suite ds_configs/suites/small.yaml --seeds 3 --json results/small.json
 
 Writes JSON, and beside it CSV, tables in Markdown and a picture per group. May be stopped and started again: what
-is done stays done.
+is done stays done. --groups and --methods say what is run; the tables hold all there is of the suite. Of a suite with
+trials it writes which of them is the best of each method, by validation accuracy.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -18,9 +20,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ds_al.bench import report
+from ds_al.compare.choice import choice_markdown, choose
+from ds_al.compare.exits import exit_table
 from ds_al.compare.figures import draw_group
+from ds_al.compare.page import results_page
 from ds_al.compare.runner import is_done, read_result, run_cells
-from ds_al.compare.suite import Cell, cells, read_suite
+from ds_al.compare.suite import Cell, Suite, cells, read_suite, waiting
 from ds_al.compare.table import markdown, rows
 from ds_al.errors import ALConfigError
 
@@ -42,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--jobs", type=int, help="cells at a time (default: as many as there are cores for)")
     p.add_argument("--timeout", type=float, default=3600.0, help="seconds after which a cell has failed (3600)")
+    p.add_argument("--page", metavar="PATH", type=Path, help="also writes a page: tables, pictures, what is missing")
     p.add_argument("--table-only", action="store_true", help="run nothing; write the tables of what is there")
     return p
 
@@ -55,35 +61,88 @@ def main() -> None:
     console = Console()
     try:
         suite = read_suite(path)
-        todo = [cell for cell in cells(suite, folder=path.parent, seeds=args.seeds) if _chosen(cell, args)]
+        every = list(cells(suite, folder=path.parent, seeds=args.seeds))
+        todo = [cell for cell in every if _selected(cell, args)]
+        waits = waiting(suite, path.parent)
     except ALConfigError as error:
         sys.exit(f"error: {error}")
-    if not todo:
-        sys.exit("error: no cell is left: look at --groups and --methods")
+    for group in waits:
+        console.print(f"{group}: waits for settings to be chosen", highlight=False, soft_wrap=True)
     folder = args.json.with_suffix(".cells")
     if not args.table_only:
+        if not todo:
+            sys.exit("error: no cell is left: look at --groups and --methods")
         try:
             _run(todo, folder, args, console)
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on from here")
-    results = [result for cell in todo if (result := read_result(cell, folder)) is not None]
-    if not results:
+    results = [result for cell in every if (result := read_result(cell, folder)) is not None]
+    _tell_failures(results)
+    if any(group.trials or group.own_trials for group in suite.groups):
+        _write_choice(results, suite, args, console)
+    elif results or args.page:
+        _write_tables(results, every, waits, suite, args, console)
+    else:
         sys.exit("error: there is no result yet")
-    table = rows(results)
-    report.write(args.json, header=report.header(suite=suite.name, seeds=args.seeds), rows=table)
-    args.json.with_suffix(".md").write_text(markdown(table))
-    for number, group in enumerate(dict.fromkeys(result["group"] for result in results), start=1):
+    sys.exit(1 if any("failure" in result for result in results) else 0)
+
+
+def _write_tables(
+    results: list[dict[str, Any]],
+    every: list[Cell],
+    waits: list[str],
+    suite: Suite,
+    args: argparse.Namespace,
+    console: Console,
+) -> None:
+    """Tables, pictures and the page, of all cells that are there."""
+    table, exits, header = rows(results), exit_table(results), report.header(suite=suite.name, seeds=args.seeds)
+    if table:
+        report.write(args.json, header=header, rows=table)
+        args.json.with_suffix(".md").write_text(markdown(table))
+    if exits:
+        report.write(args.json.with_suffix(".exits.json"), header=header, rows=exits)
+    pictures: dict[str, Path] = {}
+    for number, group in enumerate((group.name for group in suite.groups), start=1):
         own = [result for result in results if result["group"] == group]
         for file in draw_group(own, args.json.with_name(f"{args.json.stem}-{number}.png")):
             console.print(f"{group}: {file}", highlight=False, soft_wrap=True)
+            pictures.setdefault(group, file)
+    if args.page:
+        done = [is_done(cell, args.json.with_suffix(".cells")) for cell in every]
+        text = results_page(
+            every,
+            done,
+            waits=waits,
+            table=table,
+            exits=exits,
+            pictures=pictures,
+            header=header,
+            seeds=args.seeds,
+            page=args.page,
+        )
+        args.page.write_text(text)
     console.print(markdown(table), highlight=False, soft_wrap=True)
-    failed = [result for result in results if "failure" in result]
-    for result in failed:
-        print(f"failed: {result['group']}, {result['suite_method']}, K = {result['K']}: {result['failure']}")
-    sys.exit(1 if failed else 0)
 
 
-def _chosen(cell: Cell, args: argparse.Namespace) -> bool:
+def _tell_failures(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        if "failure" in result:
+            print(f"failed: {result['group']}, {result['suite_method']}, K = {result['K']}: {result['failure']}")
+
+
+def _write_choice(results: list[dict[str, Any]], suite: Suite, args: argparse.Namespace, console: Console) -> None:
+    """Of a suite of trials: what was tried and what is chosen, by validation accuracy alone."""
+    found = choose(results, suite)
+    if not found:
+        sys.exit("error: no method has all of its trials yet: nothing is chosen")
+    content = {"header": report.header(suite=suite.name, seeds=args.seeds), "rows": found}
+    args.json.write_text(json.dumps(content, indent=1) + "\n")
+    args.json.with_suffix(".md").write_text(choice_markdown(found))
+    console.print(choice_markdown(found), highlight=False, soft_wrap=True)
+
+
+def _selected(cell: Cell, args: argparse.Namespace) -> bool:
     methods = None if args.methods is None else args.methods.split(",")
     return (args.groups is None or args.groups in cell.group) and (methods is None or cell.method in methods)
 
@@ -97,8 +156,7 @@ def _run(todo: list[Cell], folder: Path, args: argparse.Namespace, console: Cons
 
         def done(cell: Cell, result: dict[str, Any]) -> None:
             bar.update(task, advance=1, description=cell.title)
-            what = "failed" if "failure" in result else f"test accuracy {result['test_accuracy'][-1]:.4f}"
-            console.print(f"{cell.title}: {what}", highlight=False, soft_wrap=True)
+            console.print(f"{cell.title}: {_outcome(result)}", highlight=False, soft_wrap=True)
 
         run_cells(
             left,
@@ -109,6 +167,13 @@ def _run(todo: list[Cell], folder: Path, args: argparse.Namespace, console: Cons
             timeout=args.timeout,
             done=done,
         )
+
+
+def _outcome(result: dict[str, Any]) -> str:
+    if "failure" in result:
+        return "failed"
+    part = "validation" if result["test_accuracy"] is None else "test"
+    return f"{part} accuracy {result[f'{part}_accuracy'][-1]:.4f}"
 
 
 if __name__ == "__main__":

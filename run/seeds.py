@@ -22,7 +22,7 @@ from ds_al.bench import report
 from ds_al.launch import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = ("seed", "test_accuracy", "training_seconds", "images_per_second", "idle", "peak_activation_bytes")
+COLUMNS = ("seed", "test_accuracy", "training_seconds", "samples_per_second", "idle", "peak_activation_bytes")
 
 
 def train(config: str, *, seed: int, processes: int, extra: list[str]) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def main() -> None:
         for key, values in {
             "test_accuracy": [row["test_accuracy"][-1] for row in rows],
             "training_seconds": [row["training_seconds"] for row in rows],
-            "images_per_second": [row["images_per_second"] for row in rows],
+            "samples_per_second": [row["samples_per_second"] for row in rows],
         }.items()
     }
     table = Table(*COLUMNS)

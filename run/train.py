@@ -60,6 +60,12 @@ def parser() -> argparse.ArgumentParser:
         help="records what every stage did in batches 2 to 6 (or as the config says) into the run's folder: "
         "trace/trace.json opens in Perfetto, timeline.png shows it",
     )
+    add(
+        "--exit-confidence",
+        metavar="P[,P...]",
+        help="at the end, lets each test sample leave at the first exit whose softmax gives a class this probability, "
+        "and tells accuracy and cost; with --resume, of a network that is trained already",
+    )
     add("--json", metavar="PATH", help="also writes the final table to this file, for programs")
     add(
         "--local_rank",
@@ -83,6 +89,7 @@ def main() -> None:
             "experiment.data.path": _string(args.data_path),
             "experiment.data.text_column": _string(args.text_column),
             "experiment.data.label_column": _string(args.label_column),
+            "experiment.exit_confidence": args.exit_confidence and f"[{args.exit_confidence}]",
             "associated_learning.trace.enabled": "true" if args.trace else None,
         }.items() if value is not None),
     ]  # fmt: skip

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 torch.set_num_threads(1)  # as on the ranks: results are compared bit for bit
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Ranks inherit it: no test finds what another job measured, or leaves something behind."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_AL_CACHE", str(tmp_path_factory.mktemp("ds_al_cache")))
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -34,7 +34,7 @@ def train(
         extra = [*layer.h.parameters()] if name == "greedy" else [*layer.objective.parameters()]
         associated = [*layer.f.parameters(), *layer.b.parameters(), *extra]
         autoencoder = [] if name == "greedy" else [*layer.g.parameters(), *layer.h.parameters()]
-        optimizers.append([torch.optim.AdamW(group, lr=lr) for group in (associated, autoencoder) if group])
+        optimizers.append([torch.optim.AdamW(group, lr=lr, fused=True) for group in (associated, autoencoder) if group])
     copies: list[Any] = []
     for step, (x, labels) in enumerate(batches):
         if step % refresh_every == 0:

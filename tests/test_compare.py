@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from ds_al.compare.choice import choice_markdown, choose
+from ds_al.compare.exits import exit_markdown, exit_table
 from ds_al.compare.figures import draw_group
-from ds_al.compare.suite import Cell, cells, read_suite
+from ds_al.compare.page import results_page
+from ds_al.compare.suite import Cell, cells, read_suite, waiting
 from ds_al.compare.table import markdown, rows
 from ds_al.errors import ALConfigError
 
@@ -97,7 +100,7 @@ def result(method: str, seed: int, accuracy: float, *, layers: int | None = None
     return {
         "group": "Fashion, MLP", "suite_method": method, "K": layers, "P": 1, "seed": seed,
         "method": "bp_1f1b" if method == "bp" else "streaming", "test_accuracy": [0.1, accuracy],
-        "validation_accuracy": [0.8], "history": epochs, "images_per_second": 100.0,
+        "validation_accuracy": [0.8], "history": epochs, "samples_per_second": 100.0,
         "peak_activation_bytes": [2**20, 2**21], "parameters": [10, 20], **more,
     }  # fmt: skip
 
@@ -132,8 +135,180 @@ def test_failures_stay_in_the_table() -> None:
 def test_a_group_is_drawn_with_its_spread_and_without_failures(tmp_path: Path) -> None:
     failed = {"group": "Fashion, MLP", "suite_method": "mse", "K": 2, "P": 1, "seed": 0, "failure": "exit code 1"}
     results = [result("bp", seed, 0.8 + seed / 100) for seed in (0, 1)]
-    results += [result("greedy", seed, 0.7, layers=k) for seed in (0, 1) for k in (2, 4)]
+    results += [result("greedy", seed, 0.7, layers=k, **EXITS) for seed in (0, 1) for k in (2, 4)]
     files = draw_group([*results, failed], tmp_path / "new" / "group.png")
     assert [file.name for file in files] == ["group.png", "group.svg"]
     assert "greedy, K = 4" in files[1].read_text() and "mse" not in files[1].read_text()
     assert draw_group([failed], tmp_path / "none.png") == []
+
+
+TRIALS = """
+name: tiny
+config: base.json
+groups:
+  - name: Fashion, MLP
+    layers: [4]
+    methods: {bp: {}, contrast: {}}
+    trials:
+      slow: {optimizer.params.lr: 0.001}
+      quick: {optimizer.params.lr: 0.01}
+    own_trials:
+      contrast: {warm: {experiment.model.al_options.objective.temperature: 0.3}}
+"""
+TUNED = """
+name: final
+config: base.json
+chosen: [chosen.json]
+groups:
+  - name: Fashion, for good
+    tuned: Fashion, MLP
+    layers: [2]
+    methods: {bp: {}, contrast: {}, twice: {method: contrast, experiment.epochs: 9}, greedy: {}}
+"""
+
+
+def trial(method: str, name: str, validation: float, **more: Any) -> dict[str, Any]:
+    layers = None if method == "bp" else 4
+    known = {"validation_accuracy": [0.99, validation], "rho": 0.9}
+    return result(method, 0, 0.0, layers=layers, trial=name, **{**known, **more})
+
+
+def test_every_method_is_run_with_every_trial_and_its_own(tmp_path: Path) -> None:
+    found = suite(tmp_path, TRIALS, seeds=1)
+    assert [(cell.method, cell.trial) for cell in found] == [
+        *[("bp", "slow"), ("bp", "quick")], *[("contrast", "slow"), ("contrast", "quick"), ("contrast", "warm")],
+    ]  # fmt: skip
+    assert [cell.config["optimizer"]["params"]["lr"] for cell in found] == [0.001, 0.01, 0.001, 0.01, 0.002]
+    assert len({cell.key for cell in found}) == 5 and "(warm)" in found[-1].title
+
+
+def test_the_best_validation_accuracy_of_the_last_exit_decides_and_test_accuracy_does_not(tmp_path: Path) -> None:
+    suite(tmp_path, TRIALS)
+    tried = read_suite(tmp_path / "suite.yaml")
+    results = [
+        trial("bp", "slow", 0.7, test_accuracy=[0.9]), trial("bp", "quick", 0.8, test_accuracy=[0.1]),
+        trial("contrast", "slow", 0.6), trial("contrast", "quick", 0.5), trial("contrast", "warm", 0.65),
+    ]  # fmt: skip
+    rows = choose(results, tried)
+    assert [(row["method"], row["trial"], row["validation_accuracy"]) for row in rows] == [
+        ("bp", "quick", 0.8), ("contrast", "warm", 0.65),
+    ]  # fmt: skip
+    assert rows[0]["keys"] == {"optimizer.params.lr": 0.01}
+    assert rows[0]["rho"] == {"slow": None, "quick": None} and rows[1]["rho"]["warm"] == 0.9
+    text = choice_markdown(rows)
+    assert "| `contrast` | **warm** | **65.00** | 0.900 |" in text and "| `bp` | slow | 70.00 | - |" in text
+
+
+def test_a_method_with_an_unfinished_trial_is_not_chosen_for(tmp_path: Path) -> None:
+    suite(tmp_path, TRIALS)
+    tried = read_suite(tmp_path / "suite.yaml")
+    failed = {"group": "Fashion, MLP", "suite_method": "bp", "trial": "quick", "failure": "exit code 1"}
+    assert choose([trial("bp", "slow", 0.7), failed], tried) == []
+
+
+def test_what_was_chosen_is_taken_over_by_a_group_that_asks_for_it(tmp_path: Path) -> None:
+    rows = [
+        {"group": "Fashion, MLP", "method": "bp", "keys": {"optimizer.params.lr": 0.01}},
+        {"group": "Fashion, MLP", "method": "greedy", "keys": {}},
+        {"group": "Fashion, MLP", "method": "contrast",
+         "keys": {"experiment.model.al_options.objective.temperature": 0.3, "experiment.epochs": 5}},
+    ]  # fmt: skip
+    (tmp_path / "chosen.json").write_text(json.dumps({"rows": rows}))
+    bp, contrast, twice, greedy = (cell.config for cell in suite(tmp_path, TUNED, seeds=1))
+    assert bp["optimizer"]["params"]["lr"] == 0.01 and greedy["optimizer"]["params"]["lr"] == 0.002
+    for config, epochs in ((contrast, 5), (twice, 9)):  # keys of the suite come last
+        assert config["experiment"]["model"]["al_options"]["objective"]["temperature"] == 0.3
+        assert config["experiment"]["epochs"] == epochs
+
+
+@pytest.mark.parametrize("chosen", [None, [], ["bp"]])
+def test_a_group_waits_until_all_of_its_methods_are_chosen_for(tmp_path: Path, chosen: list[str] | None) -> None:
+    if chosen is not None:
+        rows = [{"group": "Fashion, MLP", "method": method, "keys": {}} for method in chosen]
+        (tmp_path / "chosen.json").write_text(json.dumps({"rows": rows}))
+    assert suite(tmp_path, TUNED) == []
+    assert waiting(read_suite(tmp_path / "suite.yaml"), tmp_path) == ["Fashion, for good"]
+
+
+def test_a_recipe_is_a_method_with_an_optimizer_of_its_own(tmp_path: Path) -> None:
+    text = SUITE.replace("mse: {}", "ours: {}").replace(
+        "cold: {method: contrast,", "narrow: {method: ours, experiment.model.al_options.code_width: 8,"
+    )
+    by_method = {cell.method: cell.config for cell in suite(tmp_path, text, seeds=1) if cell.layers == 2}
+    assert (
+        by_method["ours"]["optimizer"]["type"] == "MuonAdamW" and by_method["contrast"]["optimizer"]["type"] == "AdamW"
+    )
+    assert by_method["narrow"]["experiment"]["model"]["al_options"] == {
+        "num_layers": 2, "code_width": 8, "objective": {"name": "contrast", "temperature": 0.01},
+    }  # fmt: skip
+
+
+EXITS: dict[str, Any] = {
+    "exits": [{"exit": 1, "accuracy": 0.5, "cost": 0.25}, {"exit": 2, "accuracy": 0.7, "cost": 1.0}],
+    "early_exit": [{"confidence": 0.9, "accuracy": 0.6, "cost": 0.5}],
+}
+
+
+def test_exits_are_told_with_their_cost_and_spread() -> None:
+    better = {"exits": [{**row, "accuracy": row["accuracy"] + 0.02} for row in EXITS["exits"]]}
+    found = exit_table([
+        result("bp", 0, 0.8, exits=None), result("mse", 0, 0.7, layers=2, **EXITS),
+        result("mse", 1, 0.7, layers=2, **{**EXITS, **better}),
+    ])  # fmt: skip
+    assert [(row["exit"], row["confidence"], row["seeds"]) for row in found] == [
+        (1, None, 2),
+        (2, None, 2),
+        (None, 0.9, 2),
+    ]
+    assert found[0]["accuracy"] == pytest.approx(0.51) and found[0]["accuracy_sd"] == pytest.approx(0.0141421, abs=1e-6)
+    text = exit_markdown(found, "Fashion, MLP")
+    assert "| `mse` | 2 | 51.00 at 25 % | 71.00 at 100 % |" in text
+    assert "confident to 0.9" in text and "| `mse` | 2 | 60.00 at 50 % |" in text
+    assert exit_markdown(found, "another") == ""
+
+
+def test_the_page_says_what_is_missing_and_compares_finished_rows_alone(tmp_path: Path) -> None:
+    text = SUITE.replace("      bp_1f1b: {}\n", "").replace("stages: [1, 2]", "stages: [1]")
+    every = suite(tmp_path, text, seeds=2)
+    results = [
+        result("bp", 0, 0.80), result("bp", 1, 0.82), result("mse", 0, 0.70, layers=2, **EXITS),
+        result("mse", 1, 0.70, layers=2, **EXITS), result("mse", 0, 0.71, layers=4),
+    ]  # fmt: skip
+    there = {(r["suite_method"], r["K"], r["seed"]) for r in results}
+    page = results_page(
+        every, [(cell.method, cell.layers, cell.seed) in there for cell in every], waits=["Fashion, CNN"],
+        table=rows(results), exits=exit_table(results), pictures={"Fashion, MLP": tmp_path / "results" / "tiny-1.png"},
+        header={"command": "python run/compare.py", "date": "today", "versions": {"torch": "2"},
+                "machine": {"cores": 2, "cpu": "X"}},
+        seeds=2, page=tmp_path / "docs" / "results.md",
+    )  # fmt: skip
+    assert "| Fashion, MLP | 5 of 14 | `contrast` K = 2 (seed 0, 1); " in page and "; `mse` K = 4 (seed 1) |" in page
+    assert "| Fashion, CNN | 0 | all: its settings are not chosen yet |" in page
+    finished, unfinished = (next(line for line in page.splitlines() if f"`mse` | {k} | 7" in line) for k in (2, 4))
+    assert "| -11.00 |" in finished and "| - |" in unfinished and "-10" not in unfinished
+    assert "](../results/tiny-1.png)" in page and "60.00 at 50 %" in page
+
+
+def test_the_suites_that_come_along_are_whole(tmp_path: Path) -> None:
+    """Every trial, method and ablation of them is a config that its checks let through."""
+    folder = Path(__file__).resolve().parents[1] / "ds_configs" / "suites"
+    trials = {path.stem: read_suite(path) for path in sorted(folder.glob("*.yaml"))}
+    assert {"small", "tune_text", "tune_vision", "ablation"} <= trials.keys()
+    for name in ("tune_text", "tune_vision"):
+        found = list(cells(trials[name], folder=folder, seeds=1))
+        count = {method: sum(c.method == method for c in found) for method in trials[name].groups[0].methods}
+        assert len(set(count.values())) == 1, f"{name} gives methods unequal numbers of trials: {count}"
+        assert not any(cell.config["experiment"]["test"] for cell in found)
+    tuned = {group.name for name in ("tune_text", "tune_vision") for group in trials[name].groups}
+    assert {group.tuned for group in trials["small"].groups} <= tuned
+    rows = [
+        {"group": group.name, "method": method, "keys": {}}
+        for name in ("tune_text", "tune_vision") for group in trials[name].groups for method in group.methods
+    ]  # fmt: skip
+    (tmp_path / "chosen.json").write_text(json.dumps({"rows": rows}))
+    for name in ("small", "ablation"):
+        final = trials[name].model_copy(update={"chosen": [str(tmp_path / "chosen.json")]})
+        found = list(cells(final, folder=folder, seeds=1))
+        assert waiting(final, folder) == [] and {cell.group for cell in found} == {group.name for group in final.groups}
+        if name == "ablation":
+            assert len({cell.key for cell in found}) == len(found)

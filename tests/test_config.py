@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ds_al.config import BLOCK, DEEPSPEED_KEYS, ALConfig, al_config, honour, read
+from ds_al.config import BLOCK, ALConfig, al_config, read
+from ds_al.deepspeed_keys import DEEPSPEED_KEYS, honour
 from ds_al.errors import ALConfigError
 from ds_al.experiment.config import experiment_config, override
 
@@ -21,11 +22,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"fp16": {"enabled": True}}, '"fp16" is not supported.*train in fp32'),
     ({"fp16": {}}, '"fp16" is not supported'),
     ({"bf16": {"enabled": True}}, '"bf16" is not supported.*train in fp32'),
-    ({"pipeline": {"activation_checkpoint_interval": 1}}, '"pipeline".*remove the block'),
-    ({"activation_checkpointing": {}}, '"activation_checkpointing".*remove the block'),
+    ({"pipeline": {"stages": 2}}, '"pipeline.stages" is not a key.*Only activation_checkpoint_interval'),
+    ({"pipeline": {"activation_checkpoint_interval": -1}}, "activation_checkpoint_interval.*got -1.*0 for off"),
+    ({"pipeline": 2}, '"pipeline": got 2'),
+    (
+        {"activation_checkpointing": {"cpu_checkpointing": True, "profile": False}},
+        '"activation_checkpointing": got cpu_checkpointing[.] .*remove the block.*activation_checkpoint_interval',
+    ),
+    ({BLOCK: {"compile": {"functions": ["r"]}}}, "compile.functions.*got 'r'"),
+    ({BLOCK: {"compile": {"backend": "eager", "options": {"debug": True}}}}, "compile.*options are inductor's"),
+    ({BLOCK: {"compile": {"options": {"fallback_random": False}}}}, "compile.*fallback_random must be true"),
     ({"flops_profiler": {"enabled": True}}, '"flops_profiler"'),
+    ({"checkpoint": {"use_node_local_storage": True}}, '"checkpoint.use_node_local_storage".*that all ranks see'),
+    ({"checkpoint": 3}, '"checkpoint": got 3, expected an object'),
     ({"curriculum_learning": {"enabled": True}}, '"curriculum_learning"'),
-    ({"compile": {"deepcompile": True}}, '"compile"'),
+    ({"compile": {"deepcompile": True}}, '"compile": got deepcompile.*DeepCompile.*remove the block'),
     ({"optimiser": {}}, "\"optimiser\" is not a key.*did you mean 'optimizer'"),
     ({"something": 1}, '"something" is not a key'),
     ({BLOCK: {"steps_per_batch": 3}}, "steps_per_batch.*got 3.*does not divide.*= 4"),
@@ -42,7 +53,15 @@ def test_what_cannot_be_honoured_is_refused_by_name(extra: dict[str, Any], messa
 
 
 @pytest.mark.parametrize(
-    "off", [{"fp16": {"enabled": False}}, {"zero_optimization": {"stage": 0}}, {"gradient_clipping": 0.0}]
+    "off",
+    [
+        {"activation_checkpointing": {"profile": False}},
+        {"compile": {}},
+        {"pipeline": {}},
+        {"fp16": {"enabled": False}},
+        {"zero_optimization": {"stage": 0}},
+        {"gradient_clipping": 0.0},
+    ],
 )
 def test_what_is_turned_off_passes(off: dict[str, Any]) -> None:
     assert honour({**BASE, **off}, ALConfig())["gradient_clipping"] == 0.0
@@ -68,6 +87,8 @@ def test_honoured_keys_reach_deepspeed() -> None:
         ({"queue_depth": 0}, ["associated_learning.queue_depth", "got 0", "greater than or equal to 1"]),
         ({"layer_gradient_clipping": -1}, ["layer_gradient_clipping", "got -1"]),
         ({"autoencoder_optimizer": {"typ": "SGD"}}, ["autoencoder_optimizer"]),
+        ({"checkpoint": {"keep_last": 0}}, ["associated_learning.checkpoint.keep_last", "got 0"]),
+        ({"checkpoint": {"async": True}}, ["associated_learning.checkpoint.async", "did you mean"]),
         (3, ['"associated_learning" is a int', "expected an object"]),
     ],
 )

@@ -188,3 +188,14 @@ def test_unknown_names_and_options_are_refused_by_name(build_specs: Callable[...
 def test_impossible_networks_are_refused(name: str, options: dict[str, Any], message: str):
     with pytest.raises(ALConfigError, match=message):
         build_al(name, num_classes=3, **options)
+
+
+@pytest.mark.parametrize("build", [build_al, build_twin])
+def test_scores_and_codes_are_left_to_adamw_in_both_forms(build: Any) -> None:
+    """Like with like: what ends a head, a bridge, g or h is no matrix for Muon, whichever form trains it."""
+    specs = build("vgg", preset="small", in_shape=(3, 32, 32), num_classes=10)
+    modules = [module for spec in specs for module in spec.build().modules()]
+    linear = [module.weight for module in modules if isinstance(module, torch.nn.Linear)]
+    assert linear and not any(getattr(weight, "use_muon", True) for weight in linear)
+    convolutions = [module.weight for module in modules if isinstance(module, torch.nn.Conv2d)]
+    assert convolutions and all(getattr(weight, "use_muon", True) for weight in convolutions)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError
 from ds_al.layer import ALLayer
-from ds_al.partition import LayerTime, balance, describe, explicit, measure
+from ds_al.layer_times import LayerTime, measure
+from ds_al.partition import balance, describe, explicit
 
 
 def slowest(costs: list[list[float]], bounds: list[int]) -> float:
@@ -34,11 +35,37 @@ def test_no_other_cut_is_better(data: st.DataObject) -> None:
     assert slowest(costs, bounds) == min(slowest(costs, each) for each in every)
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_no_other_cut_within_the_memory_is_better(data: st.DataObject) -> None:
+    """Ranks of different speed, and each with a limit of its own, against all cuts."""
+    stages = data.draw(st.integers(1, 4))
+    layers = data.draw(st.integers(stages, 7))
+    work = data.draw(st.lists(st.integers(1, 20), min_size=layers, max_size=layers))
+    slowness = data.draw(st.lists(st.integers(1, 4), min_size=stages, max_size=stages))
+    costs = [[float(slow * each) for each in work] for slow in slowness]
+    memory = data.draw(st.lists(st.integers(0, 9).map(float), min_size=layers, max_size=layers))
+    limits = data.draw(st.lists(st.integers(4, 20).map(float), min_size=stages, max_size=stages))
+    every = [[0, *cuts, layers] for cuts in itertools.combinations(range(1, layers), stages - 1)]
+    fitting = [
+        bounds
+        for bounds in every
+        if all(sum(memory[a:b]) <= most for most, (a, b) in zip(limits, itertools.pairwise(bounds), strict=True))
+    ]
+    if not fitting:
+        with pytest.raises(ALConfigError, match="no cut into"):
+            balance(costs, memory=memory, limit=limits)
+        return
+    bounds = balance(costs, memory=memory, limit=limits)
+    assert bounds in fitting
+    assert slowest(costs, bounds) == min(slowest(costs, each) for each in fitting)
+
+
 def test_a_memory_limit_is_kept_even_where_it_costs_time() -> None:
     costs = [[1.0, 1.0, 1.0, 9.0]] * 2
     assert balance(costs) == [0, 3, 4]
     assert balance(costs, memory=[4, 4, 4, 4], limit=8) == [0, 2, 4]
-    with pytest.raises(ALConfigError, match="no cut into 2 stages keeps each within the memory limit of 7"):
+    with pytest.raises(ALConfigError, match=r"memory limit of 7: the cut that needs least, at layers \[2\], needs 8"):
         balance(costs, memory=[4, 4, 4, 4], limit=7)
 
 
@@ -83,10 +110,18 @@ def test_layers_that_sleep_are_cut_by_how_long_they_sleep() -> None:
     )
     for each, slept in zip(times, seconds, strict=True):
         assert each.forward >= slept and each.backward > 0 and each.step > 0
-    assert balance([[each.total for each in times]] * 2) == [0, 1, 4]
+        assert each.cost(0.5) == each.forward + each.backward + each.step / 2
+        parameters, steps, saved = (1 + 3 * 20) * 4, 4 * 7, 4 * (8 + 8 + 1)
+        assert 4 * parameters + steps < each.memory < 4 * parameters + steps + 20 * saved
+    assert balance([[each.cost() for each in times]] * 2) == [0, 1, 4]
 
 
 def test_the_table_says_where_each_layer_goes_and_what_imbalance_is_left() -> None:
     times = [[LayerTime(0.001, 0.002, 0.001), LayerTime(0.002, 0.004, 0.002)]] * 2
     text = describe(times, [0, 1, 2], ["Conv", "Linear"])
     assert "Conv" in text and "the slowest stage takes 8.00 ms" in text and "50%, 0%" in text
+    assert "speed of each rank, of the fastest: 1.00, 1.00" in text
+    rarely = describe(times, [0, 1, 2], ["Conv", "Linear"], steps=0.25)
+    assert "the slowest stage takes 6.50 ms" in rarely
+    slow = describe([times[0], [LayerTime(0.004, 0.008, 0.004)] * 2], [0, 1, 2], ["Conv", "Linear"])
+    assert "speed of each rank, of the fastest: 1.00, 0.38" in slow

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ds_al.bench.tables import bubble_tables, fill, network_tables
+from ds_al.bench.tables import bubble_tables, fill, layer_tables, network_tables
 
 HEADER = {"command": "python run/profile.py", "date": "2026-01-01", "machine": {"cores": 2, "cpu": "x"}, "versions": {}}
 COST = {
@@ -69,3 +69,14 @@ def test_networks_stand_in_a_row_with_both_numbers_of_layers() -> None:
     table = network_tables([{**row, "K": 2}, {**row, "K": 4, "rho": 1.1}])
     line = "| `vgg` `small`, twin 88.5 | mimic | 0.900 | 5.0 % | 389 / 86 | 1.100 | 5.0 % | 389 / 86 |"
     assert line in table.splitlines()
+
+
+def test_layers_stand_with_their_step_and_what_fewer_steps_save() -> None:
+    row = {
+        "model": "vgg", "layer": 0, "name": "ConvBlock", "parameters": 71_274, "forward_ms": 1.0, "backward_ms": 2.0,
+        "step_ms": 1.0, "step_loop_ms": 4.0, "u": 1 / 3,
+    }  # fmt: skip
+    table = layer_tables([row, {**row, "layer": 1}, {**row, "model": "mlp", "step_ms": 3.0, "u": 1.0}]).splitlines()
+    assert "| `vgg` | 0 `ConvBlock` | 71,274 | 1.00 | 2.00 | 1.00 | 4.00 | 0.333 |" in table
+    assert "| `vgg` | 0.333 | 8.00 (1.00x) | 7.00 (1.14x) | 6.50 (1.23x) | 6.25 (1.28x) |" in table
+    assert "| `mlp` | 1.000 | 6.00 (1.00x) | 4.50 (1.33x) | 3.75 (1.60x) | 3.38 (1.78x) |" in table

@@ -21,7 +21,7 @@ SUMMARY = {
     "best_validation_accuracy": 0.6,
     "best_epoch": 1,
     "training_seconds": 2.0,
-    "images_per_second": 3.0,
+    "samples_per_second": 3.0,
     "idle": [0.1, 0.2],
 }
 

@@ -15,6 +15,8 @@ from typing import Any
 from deepspeed import comm as dist
 
 from ds_al.bench import workloads
+from ds_al.bench.recomputed import measure_recomputed
+from ds_al.data_parallel import micro_batches_per_replica
 from ds_al.launch import run_ranks, tell
 from ds_al.schedule import ideal_seconds
 from ds_al.trace import ActivationMeter
@@ -129,7 +131,8 @@ def measure_memory(
         progress: called with a number of stages when it is measured.
 
     Returns:
-        Rows ``method, stages, micro_batches, stage, peak_bytes, peak_tensors``.
+        Rows ``workload, method, stages, micro_batches, stage, layers, checkpoint_interval, peak_bytes, peak_tensors``:
+        of the dense layers, and after them of :func:`~ds_al.bench.recomputed.measure_recomputed`.
 
     Raises:
         RankFailure: a rank failed.
@@ -148,11 +151,19 @@ def measure_memory(
         for method, m in by_rank[0]:
             for stage, peaks in enumerate(by_rank):
                 nbytes, tensors = peaks[method, m]
-                row = {"method": method, "stages": count, "micro_batches": m, "stage": stage}
-                rows.append({**row, "peak_bytes": nbytes, "peak_tensors": tensors})
+                row = {
+                    "workload": "dense",
+                    "layers": count,
+                    "checkpoint_interval": 0,
+                    "method": method,
+                    "stages": count,
+                }
+                row |= {"micro_batches": m, "stage": stage, "peak_bytes": nbytes, "peak_tensors": tensors}
+                rows.append(row)
         if progress is not None:
             progress(count)
-    return rows
+    one_stage = {"workload": "transformer", "method": "streaming", "stages": 1, "micro_batches": 1, "stage": 0}
+    return rows + [{**one_stage, **row} for row in measure_recomputed(micro_batch=micro_batch)]
 
 
 # ---- what a rank does --------------------------------------------------------------------------------
@@ -197,8 +208,14 @@ def count_memory(
 
 
 def train(engine: Any, data: Iterator[Any], *, micro_batches: int, batches: int) -> tuple[float, float]:
-    """Trains; nothing but the engine's own messages passes between the stages from start to end."""
-    engine.set_train_batch_size(micro_batches * engine.train_micro_batch_size_per_gpu())
+    """Trains; nothing but the engine's own messages passes between the stages from start to end.
+
+    Args:
+        micro_batches: of a whole batch, M; data parallel replicas share them.
+    """
+    replicas = engine.dp_world_size
+    own = micro_batches_per_replica(micro_batches, replicas)
+    engine.set_train_batch_size(own * replicas * engine.train_micro_batch_size_per_gpu())
     dist.barrier()
     start = time.perf_counter()
     for _ in range(batches):

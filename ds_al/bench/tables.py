@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ds_al.bench import link_tables, scaling_tables
 from ds_al.planner.against import against_table
 
 Row = Mapping[str, Any]
@@ -81,11 +82,20 @@ def bubble_tables(rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    if "predicted" in rows[0]:
-        return against_table(rows)
-    if "ratio" in rows[0]:
-        return tracing_table(rows)
-    return network_tables(rows) if "rho" in rows[0] else bubble_tables(rows)
+    """The table of what these rows measured, which the first of the columns below tells that they have."""
+    kinds = {
+        "predicted": against_table,
+        "times_less": link_tables.traffic_table,
+        "rate_mbit": link_tables.slow_link_table,
+        "study": scaling_tables.scaling_tables,
+        "share_of_ceiling": scaling_tables.ceiling_table,
+        "share_of_bound": scaling_tables.ratio_table,
+        "engine_us": overhead_table,
+        "ratio": tracing_table,
+        "u": layer_tables,
+        "rho": network_tables,
+    }
+    return next((make for column, make in kinds.items() if column in rows[0]), bubble_tables)(rows)
 
 
 def network_tables(rows: Sequence[Row]) -> str:
@@ -111,6 +121,49 @@ def network_tables(rows: Sequence[Row]) -> str:
             lines.append(f"| {name} | {bridge} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def overhead_table(rows: Sequence[Row]) -> str:
+    """What an engine costs per micro-batch and stage."""
+    lines = [
+        "| engine | stage | process, us (lowest to highest) | layers and losses alone | engine | on the clock "
+        "| process / stock | engine / stock |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+        *(
+            f"| `{row['method']}` | {row['stage']} | {row['cpu_us']:.0f} ({row['cpu_us_min']:.0f} to "
+            f"{row['cpu_us_max']:.0f}) | {row['maths_us']:.0f} | {row['engine_us']:.0f} | {row['wall_us']:.0f} "
+            f"| {row['cpu_share']:.2f} | {row['engine_share']:.2f} |"
+            for row in rows
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def layer_tables(rows: Sequence[Row]) -> str:
+    """What each layer costs, then what ``steps_per_batch`` saves: the whole model's time per micro-batch."""
+    columns = {"forward_ms": "forward ms", "backward_ms": "backward ms", "step_ms": "step ms"}
+    columns |= {"step_loop_ms": "step ms, not fused"}
+    lines = [f"| model | layer | parameters | {' | '.join(columns.values())} | u |", "|---|---|" + "---:|" * 6]
+    for row in rows:
+        times = [*(f"{row[name]:.2f}" for name in columns), f"{row['u']:.3f}"]
+        name = f"{row['layer']} `{row['name']}`"
+        lines.append(f"| `{row['model']}` | {name} | {row['parameters']:,} | {' | '.join(times)} |")
+    counts, most = (8, 4, 2, 1), 8
+    lines += [
+        "",
+        f"All layers, ms per micro-batch, by optimizer steps in a batch of {most} micro-batches (in brackets, how much",
+        "faster than a step after each):",
+        "",
+        f"| model | u | {' | '.join(f'`steps_per_batch` {n}' for n in counts)} |",
+        "|---|---:|" + "---:|" * len(counts),
+    ]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        maths, step = sum(r["forward_ms"] + r["backward_ms"] for r in own), sum(r["step_ms"] for r in own)
+        spent = [maths + step * n / most for n in counts]
+        cells = [f"{each:.2f} ({spent[0] / each:.2f}x)" for each in spent]
+        lines.append(f"| `{model}` | {step / maths:.3f} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def tracing_table(rows: Sequence[Row]) -> str:

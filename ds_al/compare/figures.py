@@ -1,4 +1,4 @@
-"""Pictures of a suite's groups: validation accuracy over epochs and over time, accuracy by K, accuracy by exit."""
+"""Pictures of a suite's groups: validation accuracy over epochs and time, accuracy by K and by exit, early exit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def draw_group(results: Sequence[Result], path: Path) -> list[Path]:
-    """Draws one group of a suite, four panels; lines are means over seeds, bands one standard deviation.
+    """Draws one group of a suite, five panels; lines are means over seeds, bands one standard deviation.
 
     Args:
         results: of the group's cells; failed ones are left out.
@@ -32,9 +32,9 @@ def draw_group(results: Sequence[Result], path: Path) -> list[Path]:
     done = [result for result in results if "failure" not in result]
     if not done:
         return []
-    figure = Figure(figsize=(11, 8.2), facecolor="white", layout="constrained")
+    figure = Figure(figsize=(15, 8.2), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    epochs, seconds, depth, exits = figure.subplots(2, 2).flat
+    epochs, seconds, depth, exits, cost, key = figure.subplots(2, 3).flat
     methods = list(dict.fromkeys(result["suite_method"] for result in done))
     curves = list(dict.fromkeys((result["suite_method"], result["K"], result["P"]) for result in done))
     for method, layers, stages in curves:
@@ -50,17 +50,20 @@ def draw_group(results: Sequence[Result], path: Path) -> list[Path]:
         if layers is not None and len(cell[0]["test_accuracy"]) > 1:
             values = [100 * statistics.mean(column) for column in zip(*(r["test_accuracy"] for r in cell), strict=True)]
             exits.plot(range(1, len(values) + 1), values, label=label, **style)
+        _early_exit(cost, cell, style)
     for number, method in enumerate(methods):
         _by_depth(depth, [r for r in done if r["suite_method"] == method], number)
     _finish(epochs, "epoch", "validation accuracy, %", "over epochs")
     _finish(seconds, "seconds of training", "validation accuracy, %", "over time")
-    _finish(depth, "K, number of AL layers", "test accuracy, %", "by number of layers; horizontal: back-propagation")
+    _finish(depth, "K, number of AL layers", "test accuracy, %", "by number of layers; line: back-propagation")
     _finish(exits, "exit after layer", "test accuracy, %", "at each exit")
+    _finish(cost, "operations per sample, % of the full path", "test accuracy, %", "each sample at its first sure exit")
     for axes in (epochs, exits):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     depth.set_xticks(sorted({k for _, k, _ in curves if k is not None}))
     handles, labels = epochs.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=11)
+    key.legend(handles, labels, loc="center", ncols=2, frameon=False, fontsize=11)
+    key.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
     for file in files:
@@ -90,6 +93,17 @@ def _curve(cell: Sequence[Result]) -> tuple[list[int], list[float], list[float],
         spreads.append(statistics.stdev(values) if len(values) > 1 else 0.0)
         times.append(statistics.mean(sum(e["seconds"] for e in r["history"] if e["epoch"] <= number) for r in cell))
     return numbers, times, means, spreads
+
+
+def _early_exit(axes: Any, cell: Sequence[Result], style: Mapping[str, Any]) -> None:
+    """Accuracy against cost, a point per threshold of confidence."""
+    known = [r["early_exit"] for r in cell if r.get("early_exit")]
+    points = [
+        [100 * statistics.mean(row[key] for row in same) for key in ("cost", "accuracy")]
+        for same in zip(*known, strict=True)
+    ]
+    if points:
+        axes.plot(*zip(*sorted(points), strict=True), **style)
 
 
 def _by_depth(axes: Any, own: Sequence[Result], number: int) -> None:

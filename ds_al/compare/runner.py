@@ -119,7 +119,8 @@ def _call(command: list[str], *, timeout: float) -> str | None:
 
 
 def _about(cell: Cell) -> dict[str, Any]:
-    return {"group": cell.group, "suite_method": cell.method, "K": cell.layers, "P": cell.stages, "seed": cell.seed}
+    about = {"group": cell.group, "suite_method": cell.method, "K": cell.layers, "P": cell.stages, "seed": cell.seed}
+    return about if cell.trial is None else {**about, "trial": cell.trial}
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:

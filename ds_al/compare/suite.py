@@ -14,8 +14,21 @@ A suite is a YAML file (``ds_configs/suites/``)::
           contrast: {experiment.model.al_options.objective.temperature: 0.05}
           contrast, no mimic: {method: contrast, experiment.model.al_options.bridge_depth: 0}
 
-A method's name is that of a schedule, of an objective (which trains by ``streaming``), of a back-propagation
-schedule, or ``bp``: the twin in one process. Back-propagation has no AL layers, so it runs once for all K.
+A suite that chooses settings has ``trials``, with which every method is run, and ``own_trials`` of one method::
+
+        trials:
+          AdamW 0.001: {optimizer.params.lr: 0.001}
+          AdamW 0.003: {optimizer.params.lr: 0.003}
+        own_trials:
+          contrast: {warm: {experiment.model.al_options.objective.temperature: 0.3}}
+
+What was chosen (:mod:`ds_al.compare.choice`) another suite takes over: ``chosen: [results.json]`` at its top, and in a
+group ``tuned: <name of the group that was tuned>``. Until ``bp``, every objective and every recipe of the group
+have a choice there, the group waits (:func:`waiting`): it has no cells.
+
+A method's name is that of a schedule, of an objective (which trains by ``streaming``), of a recipe, which brings its
+own optimizer, of a back-propagation schedule, or ``bp``: the twin in one process. Back-propagation has no AL layers, so
+it runs once for all K.
 """
 
 from __future__ import annotations
@@ -34,6 +47,7 @@ from ds_al import config as configs
 from ds_al.config import StrictModel, validate
 from ds_al.errors import ALConfigError
 from ds_al.experiment.config import experiment_config, override
+from ds_al.experiment.recipes import RECIPES, with_recipe
 from ds_al.objectives import OBJECTIVES
 
 
@@ -48,6 +62,15 @@ class Group(StrictModel):
     methods: dict[str, dict[str, Any]] = Field(
         min_length=1, description="Methods by name, each with keys of the config for it alone."
     )
+    trials: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Settings to choose from, for every method; keys by name."
+    )
+    own_trials: dict[str, dict[str, dict[str, Any]]] = Field(
+        default_factory=dict, description="More of them, for one method."
+    )
+    tuned: str | None = Field(
+        default=None, description="Takes each method's settings over that were chosen for this group of the tuning."
+    )
 
 
 class Suite(StrictModel):
@@ -55,6 +78,9 @@ class Suite(StrictModel):
 
     name: str = Field(description="Name of the suite.")
     config: str | None = Field(default=None, description="Config file that all groups share; relative to the suite.")
+    chosen: list[str] = Field(
+        default_factory=list, description="Files of chosen settings, relative to the suite; for groups with `tuned`."
+    )
     groups: list[Group] = Field(min_length=1, description="The tables.")
 
 
@@ -65,6 +91,8 @@ class Cell:
     group: str
     method: str
     """Its name in the suite."""
+    trial: str | None
+    """Name of the settings that are tried; ``None`` where nothing is to be chosen."""
     layers: int | None
     """K; ``None`` for back-propagation."""
     stages: int
@@ -82,7 +110,8 @@ class Cell:
     def title(self) -> str:
         """For progress and messages."""
         depth = "" if self.layers is None else f", K = {self.layers}"
-        return f"{self.group}, {self.method}{depth}, P = {self.stages}, seed {self.seed}"
+        trial = "" if self.trial is None else f" ({self.trial})"
+        return f"{self.group}, {self.method}{trial}{depth}, P = {self.stages}, seed {self.seed}"
 
 
 def read_suite(path: Path) -> Suite:
@@ -101,6 +130,8 @@ def read_suite(path: Path) -> Suite:
     for group in suite.groups:
         for name, keys in group.methods.items():
             _settings(keys.get("method", name))
+        if stray := sorted(group.own_trials.keys() - group.methods.keys()):
+            raise ALConfigError(f"own_trials of {stray[0]!r}: group {group.name!r} has {', '.join(group.methods)}")
     return suite
 
 
@@ -114,32 +145,83 @@ def cells(suite: Suite, *, folder: Path, seeds: int) -> Iterator[Cell]:
     Raises:
         ALConfigError: a config file is missing or wrong, or a key cannot be set.
     """
+    chosen = _read_chosen(suite, folder)
     for seed in range(seeds):
         for group in suite.groups:
+            if _waits(group, chosen):
+                continue
             name = group.config or suite.config
             if name is None:
                 raise ALConfigError(f"suite {suite.name!r}, group {group.name!r}: give a config, there or to the suite")
             base = override(configs.read(folder / name), _assignments(group.set))
+            tuned = chosen[group.tuned] if group.tuned else {}
             seen = set()
             for stages in group.stages:
-                for cell in _of_group(group, base, stages=stages, seed=seed):
-                    if (cell.method, cell.layers, cell.stages) not in seen:  # "bp" is the same for all stages
-                        seen.add((cell.method, cell.layers, cell.stages))
+                for cell in _of_group(group, base, tuned, stages=stages, seed=seed):
+                    identity = (cell.method, cell.trial, cell.layers, cell.stages)
+                    if identity not in seen:  # "bp" is the same for all stages
+                        seen.add(identity)
                         yield cell
 
 
-def _of_group(group: Group, base: dict[str, Any], *, stages: int, seed: int) -> Iterator[Cell]:
+def _of_group(
+    group: Group, base: dict[str, Any], tuned: Mapping[str, Mapping[str, Any]], *, stages: int, seed: int
+) -> Iterator[Cell]:
     for method, keys in group.methods.items():
-        settings = _settings(keys.get("method", method))
-        own = {**settings, **{key: value for key, value in keys.items() if key != "method"}}
-        is_backprop = str(own["associated_learning.method"]).startswith("bp_")
-        processes = 1 if keys.get("method", method) == "bp" else stages
-        for depth in [None] if is_backprop else group.layers:
-            layers = {} if depth is None else {"experiment.model.al_options.num_layers": depth}
-            config = override(base, _assignments({**layers, **own, "experiment.seed": seed}))
-            experiment_config(config)
-            configs.al_config(config)
-            yield Cell(group.name, method, depth, processes, seed, config)
+        name = keys.get("method", method)
+        own = {key: value for key, value in keys.items() if key != "method"}
+        settings = {**_settings(name), **tuned.get(method, tuned.get(name, {})), **own}
+        is_backprop = str(settings["associated_learning.method"]).startswith("bp_")
+        processes = 1 if name == "bp" else stages
+        for trial, tried in _trials(group, method).items():
+            for depth in [None] if is_backprop else group.layers:
+                layers = {} if depth is None else {"experiment.model.al_options.num_layers": depth}
+                keys_of_cell = {**layers, **settings, **tried, "experiment.seed": seed}
+                config = with_recipe(override(base, _assignments(keys_of_cell)))
+                experiment_config(config)
+                configs.al_config(config)
+                yield Cell(group.name, method, trial, depth, processes, seed, config)
+
+
+def _trials(group: Group, method: str) -> Mapping[str | None, Mapping[str, Any]]:
+    found: dict[str | None, dict[str, Any]] = {}
+    found.update(group.trials)
+    found.update(group.own_trials.get(method, {}))
+    return found or {None: {}}
+
+
+def trial_keys(group: Group, method: str, trial: str) -> dict[str, Any]:
+    """Keys of the config that a trial sets for a method of a group that is being tuned, the method's own included."""
+    own = {key: value for key, value in group.methods[method].items() if key != "method"}
+    return {**own, **_trials(group, method)[trial]}
+
+
+def waiting(suite: Suite, folder: Path) -> list[str]:
+    """Groups that wait for settings to be chosen.
+
+    Args:
+        suite: the suite.
+        folder: that its files are relative to.
+    """
+    chosen = _read_chosen(suite, folder)
+    return [group.name for group in suite.groups if _waits(group, chosen)]
+
+
+def _waits(group: Group, chosen: Mapping[str, Mapping[str, Any]]) -> bool:
+    if group.tuned is None:
+        return False
+    names = {keys.get("method", method) for method, keys in group.methods.items()}
+    needed = names & {"bp", *OBJECTIVES, *RECIPES}
+    return not needed <= chosen.get(group.tuned, {}).keys()
+
+
+def _read_chosen(suite: Suite, folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Keys by group and method, of all files of chosen settings that are there."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in (folder / name for name in suite.chosen):
+        for row in configs.read(path)["rows"] if path.exists() else ():
+            found.setdefault(row["group"], {})[row["method"]] = row["keys"]
+    return found
 
 
 def _settings(name: str) -> dict[str, Any]:
@@ -150,7 +232,9 @@ def _settings(name: str) -> dict[str, Any]:
         return {"associated_learning.method": name}
     if name in OBJECTIVES:
         return {"associated_learning.method": "streaming", "experiment.model.al_options.objective.name": name}
-    known = ["bp", *configs.AL_METHODS, *configs.BACKPROP_METHODS, *OBJECTIVES]
+    if name in RECIPES:
+        return {"associated_learning.method": "streaming", "experiment.recipe": name, "optimizer": None}
+    known = ["bp", *RECIPES, *configs.AL_METHODS, *configs.BACKPROP_METHODS, *OBJECTIVES]
     raise ALConfigError(f"unknown method {name!r}: expected one of {', '.join(known)}, or a key 'method' that is one")
 
 

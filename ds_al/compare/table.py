@@ -63,7 +63,7 @@ def _row(key: tuple[Any, ...], cell: Sequence[Result], twins: Mapping[tuple[str,
         "validation_accuracy": [r["validation_accuracy"][-1] for r in done],
         "train_accuracy": [r.get("train_accuracy") for r in done],
         "seconds_per_epoch": [statistics.median(epoch["seconds"] for epoch in r["history"]) for r in done],
-        "samples_per_second": [r["images_per_second"] for r in done],
+        "samples_per_second": [r["samples_per_second"] for r in done],
         "seconds_to_twin": [_seconds_to(r, twins.get((key[0], r["seed"]))) for r in done],
     }
     for name, values in means.items():
@@ -89,22 +89,31 @@ def _seconds_to(result: Result, twin: Result | None) -> float | None:
     return None
 
 
-def markdown(table: Sequence[Row]) -> str:
-    """The rows as Markdown, one table per group; differences are to the group's twin, in points."""
-    parts = []
-    for group in dict.fromkeys(row["group"] for row in table):
-        own = [row for row in table if row["group"] == group]
-        twin = next((row for row in own if row["K"] is None and row["test_accuracy"] is not None), None)
-        lines = [
-            f"### {group}",
-            "",
+def markdown(table: Sequence[Row], *, seeds: int = 1) -> str:
+    """The rows as Markdown, one table per group; see :func:`group_markdown`."""
+    groups = dict.fromkeys(row["group"] for row in table)
+    tables = ((group, group_markdown([row for row in table if row["group"] == group], seeds=seeds)) for group in groups)
+    return "\n\n".join(f"### {group}\n\n{text}" for group, text in tables) + "\n"
+
+
+def group_markdown(own: Sequence[Row], *, seeds: int = 1) -> str:
+    """One group's rows as a Markdown table.
+
+    Args:
+        own: the rows.
+        seeds: a difference to the twin, in points, is given where both have at least so many.
+    """
+    twin = next((row for row in own if row["K"] is None and row["test_accuracy"] is not None), None)
+    if twin is not None and twin["seeds"] < seeds:
+        twin = None
+    return "\n".join(
+        [
             "| method | K | test accuracy, % | to the twin | at best validation | train | s per epoch | to the twin's "
             "accuracy | held for backward | parameters | FLOPs / twin | seeds |",
             "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-            *(_line(row, twin) for row in own),
+            *(_line(row, twin if row["seeds"] >= seeds else None) for row in own),
         ]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
+    )
 
 
 def _line(row: Row, twin: Row | None) -> str:

@@ -46,6 +46,8 @@ class ShuffledLoader:
         collate_fn: makes a micro-batch of a list of samples; by default torch's ``default_collate``.
         augment: changes ``x`` of each micro-batch, with a generator of that micro-batch alone.
         lengths: of each sample ``(N,)``; given, micro-batches are made of samples alike in length.
+        share: ``(r, R)``: of every R micro-batches the one with number r, for R data parallel copies of a pipeline.
+            All of them together see what one loader without a share would hand out.
         prefetch: micro-batches that a thread keeps ready; 0 makes each one when it is asked for. The data set,
             ``collate_fn`` and ``augment`` are then used in that thread.
 
@@ -63,6 +65,7 @@ class ShuffledLoader:
         collate_fn: Collate | None = None,
         augment: Augment | None = None,
         lengths: Tensor | None = None,
+        share: tuple[int, int] = (0, 1),
         prefetch: int = 0,
     ) -> None:
         _check(dataset, batch_size)
@@ -73,13 +76,17 @@ class ShuffledLoader:
             )
         if lengths is not None and len(lengths) != len(dataset):
             raise ALDataError(f"got {len(lengths)} lengths of {len(dataset)} samples: expected one of each")
+        if not 0 <= share[0] < share[1]:
+            raise ALDataError(f"got share={share}: expected (r, R) with r in 0..R-1")
         if prefetch < 0:
             raise ALDataError(f"got prefetch={prefetch}: expected 0 or more micro-batches to keep ready")
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
         self.augment = augment
-        self._stream = _Stream(_fetcher(dataset, collate_fn), len(dataset), batch_size, seed, augment, lengths)
+        self.share = share
+        fetch = _fetcher(dataset, collate_fn)
+        self._stream = _Stream(fetch, len(dataset), batch_size, seed, augment, lengths, share)
         self._prefetcher = Prefetcher(self._stream.batch, depth=prefetch) if prefetch else None
         self._position = 0
 
@@ -96,7 +103,7 @@ class ShuffledLoader:
     @property
     def epoch(self) -> int:
         """Epoch of the next micro-batch, from 0."""
-        return self._position // self.batches_per_epoch
+        return self._position * self.share[1] // self.batches_per_epoch
 
     def seek(self, position: int) -> None:
         """Continues with the micro-batch that follows the first ``position`` ones.
@@ -127,14 +134,23 @@ class _Stream:
     """Micro-batches by position; apart from the loader, so that a thread can make them and hold no loader."""
 
     def __init__(
-        self, fetch: Fetch, count: int, batch_size: int, seed: int, augment: Augment | None, lengths: Tensor | None
+        self,
+        fetch: Fetch,
+        count: int,
+        batch_size: int,
+        seed: int,
+        augment: Augment | None,
+        lengths: Tensor | None,
+        share: tuple[int, int],
     ) -> None:
         self.fetch, self.count, self.batch_size, self.seed = fetch, count, batch_size, seed
-        self.augment, self.lengths = augment, lengths
+        self.augment, self.lengths, self.share = augment, lengths, share
         self.batches_per_epoch = count // batch_size
         self._order: tuple[int, Tensor] | None = None
 
     def batch(self, position: int) -> tuple[Any, Any]:
+        index, count = self.share
+        position = position * count + index
         epoch, number = divmod(position, self.batches_per_epoch)
         first = number * self.batch_size
         indices = self._permutation(epoch)[first : first + self.batch_size]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -105,6 +105,11 @@ class ExperimentConfig(StrictModel):
     name: str = Field(description="Name of the run; its files go to `<output>/<name>/<time>/`.")
     model: ModelConfig = Field(description="Which network.")
     data: DataConfig = Field(description="Which data.")
+    recipe: str | None = Field(
+        default=None,
+        description="`ours` fills in the optimizer and the model's `al_options`, where the config leaves them out, "
+        "with the settings that did best (docs/accuracy.md).",
+    )
     epochs: int = Field(ge=1, description="Passes over the training samples.")
     seed: int = Field(default=0, ge=0, description="Of weights, dropout, data order and validation split.")
     partition_method: str = Field(
@@ -113,11 +118,28 @@ class ExperimentConfig(StrictModel):
         "`measured`, by the time that each layer takes on each rank at start, and `cuts:2,5`, where the stages after "
         "the first one begin.",
     )
+    partition_memory: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="With `measured`: GiB that a stage may need at most, of "
+        "parameters, gradients, optimizer state and activations."
+    )  # fmt: skip
+    partition_cache: Literal["use", "refresh", "off"] = Field(
+        default="use",
+        description="With `measured`: take what an earlier job measured for the same layers on the same kind of "
+        "devices, measure again, or keep nothing. Files lie in `$DS_AL_CACHE`, by default `~/.cache/ds_al`.",
+    )
     evaluate_every: int = Field(default=1, ge=1, description="Epochs between looks at the validation samples.")
     evaluate_fully: bool = Field(
         default=False,
         description="For comparisons: also looks at the test samples whenever the validation accuracy is the best so "
         "far, which is reported and never chosen by, and at the training samples at the end.",
+    )
+    test: bool = Field(
+        default=True, description="Looks at the test samples, at the end; off while settings are being chosen."
+    )
+    exit_confidence: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        default_factory=list,
+        description="For each of these softmax probabilities: accuracy and cost where a test sample leaves at the "
+        "first exit that is so sure of a class. Of AL methods; the twin has one exit.",
     )
     checkpoint_every: int = Field(
         default=0, ge=0, description="Epochs between checkpoints; 0 keeps the last epoch's alone."

@@ -84,7 +84,7 @@ class Display:
             self._task,
             completed=self._done,
             description=f"epoch {epoch + 1}/{self.epochs}",
-            speed=f"{speed:,.0f} images/s",
+            speed=f"{speed:,.0f} samples/s",
         )
         self._live.update(Group(self._progress, self._stages()))
 
@@ -111,7 +111,7 @@ class Display:
 
     def epoch(self, row: dict[str, Any]) -> None:
         """One line for an epoch."""
-        parts = [f"epoch {row['epoch']:>3}/{self.epochs}", f"{row['images_per_second']:>7,.0f} images/s"]
+        parts = [f"epoch {row['epoch']:>3}/{self.epochs}", f"{row['samples_per_second']:>7,.0f} samples/s"]
         if "associated_loss" in row:
             bounds = self.job.engine.module.parts
             for stage in range(self.job.world):
@@ -145,17 +145,28 @@ class Display:
                 _bytes(summary["peak_activation_bytes"][stage]),
                 "-" if sent is None else _bytes(sent),
             )
-        exits = Table(title="test accuracy at every exit", title_justify="left")
+        part = "validation" if summary["test_accuracy"] is None else "test"
+        found = summary[f"{part}_accuracy"] or []
+        exits = Table(title=f"{part} accuracy at every exit", title_justify="left")
         exits.add_column("exit")
         exits.add_column("accuracy", justify="right")
-        for number, accuracy in enumerate(summary["test_accuracy"], start=1):
-            exits.add_row(str(number), f"{accuracy:.4f}")
+        exits.add_column("cost", justify="right")
+        costs = [f"{row['cost']:.1%}" for row in summary["exits"] or ()] or [""] * len(found)
+        for number, (accuracy, cost) in enumerate(zip(found, costs, strict=True), start=1):
+            exits.add_row(str(number), f"{accuracy:.4f}", cost)
         self.console.print(stages, exits)
+        if summary["early_exit"]:
+            early = Table(title="test samples that leave at the first confident exit", title_justify="left")
+            for column in ("confidence", "accuracy", "cost", "left at each exit"):
+                early.add_column(column, justify="right")
+            for row in summary["early_exit"]:
+                left = "  ".join(f"{share:.1%}" for share in row["left"])
+                early.add_row(f"{row['confidence']:g}", f"{row['accuracy']:.4f}", f"{row['cost']:.1%}", left)
+            self.console.print(early)
         self.console.print(
             f"{summary['seconds']:.1f} s in all, {summary['training_seconds']:.1f} s of training, "
-            f"{summary['images_per_second']:,.0f} images/s, seed {summary['seed']}\n"
-            f"files in {folder}\n"
-            f"test accuracy {summary['test_accuracy'][-1]:.4f}",
+            f"{summary['samples_per_second']:,.0f} samples/s, seed {summary['seed']}\n"
+            f"files in {folder}\n{part} accuracy {f'{found[-1]:.4f}' if found else 'not known'}",
             highlight=False,
             soft_wrap=True,
         )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import logging
 import time
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -20,12 +22,15 @@ from torch import nn
 import ds_al
 from ds_al import config as configs
 from ds_al.data import ShuffledLoader, Splits, load_data, ordered_batches
-from ds_al.errors import ALConfigError
+from ds_al.errors import ALConfigError, ALLayerError
 from ds_al.experiment.config import BLOCK, ExperimentConfig, experiment_config
 from ds_al.experiment.display import Display
+from ds_al.experiment.exits import confidence_rows, exit_rows
 from ds_al.experiment.inputs import DataFacts, training_loader
+from ds_al.experiment.recipes import with_recipe
 from ds_al.experiment.record import Record
 from ds_al.models import build_al, build_twin
+from ds_al.models.exit_cost import ExitCost, exit_costs
 from ds_al.trace import ActivationMeter
 from ds_al.world import join_world
 
@@ -44,7 +49,7 @@ class Job:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         with quiet():
             join_world(timeout=timedelta(minutes=10))
-        self.config = config
+        self.config = config = with_recipe(config)
         self.resume = resume
         self.experiment: ExperimentConfig = experiment_config(config)
         self.al = configs.al_config(config)
@@ -163,6 +168,12 @@ class Job:
                 f'"{BLOCK}.partition_method": got {method!r}, which is for AL methods: a {self.al.method} run is '
                 "DeepSpeed's own, use uniform, parameters or type:<regex>"
             )
+        if method != "measured":
+            for key, default in {"partition_memory": None, "partition_cache": "use"}.items():
+                if getattr(self.experiment, key) != default:
+                    raise ALConfigError(
+                        f'"{BLOCK}.{key}" with partition_method {method!r}: it is for "measured", leave it out'
+                    )
         ds_config = {key: value for key, value in self.config.items() if key != BLOCK}
         _fill_auto(ds_config, steps=self._scheduler_steps())
         if self.al.method in configs.AL_METHODS:
@@ -173,6 +184,9 @@ class Job:
                 partition_method=method,
                 dynamic_shape=self.data.varying,
                 example=self.data.example(self.micro_batch) if method == "measured" else None,
+                config=ds_config,
+                memory_limit=self.experiment.partition_memory and self.experiment.partition_memory * 2**30,
+                partition_cache=self.experiment.partition_cache,
             )
             return ds_al.initialize(model=module, config=ds_config, training_data=self.loader)[0]
         module = PipelineModule(
@@ -213,7 +227,7 @@ class Job:
         row: dict[str, Any] = {
             "epoch": epoch + 1,
             "seconds": max(s.wall for s in stats),
-            "images_per_second": engine.stats().samples / max(s.wall for s in stats),
+            "samples_per_second": engine.stats().samples / max(s.wall for s in stats),
             "learning_rate": engine.get_lr()[0],
             "idle": [s.idle for s in stats],
             "wait_data": stats[0].wait_data,
@@ -234,7 +248,7 @@ class Job:
             return
         row["validation_accuracy"] = self.engine.evaluate(self._batches("validation"))["accuracy"]
         best = max((r["validation_accuracy"][-1] for r in history if "validation_accuracy" in r), default=-1.0)
-        if self.experiment.evaluate_fully and row["validation_accuracy"][-1] > best:
+        if self.experiment.evaluate_fully and self.experiment.test and row["validation_accuracy"][-1] > best:
             row["test_accuracy"] = self.engine.evaluate(self._batches("test"))["accuracy"]
 
     def _checkpoint(self, epoch: int, record: Record | None) -> None:
@@ -243,9 +257,11 @@ class Job:
             folder = self._folder(record) / "checkpoints"
             with quiet():
                 self.engine.save_checkpoint(str(folder), tag=f"epoch_{epoch + 1}")
+                if last and self.al.checkpoint.asynchronous:
+                    self.engine.flush()  # what comes next looks at it
 
     def _summary(self, *, seconds: float, history: list[dict[str, Any]]) -> dict[str, Any]:
-        test = self.engine.evaluate(self._batches("test"))
+        test = self._test() if self.experiment.test else {}
         trained = sum(row["seconds"] for row in history)
         looked = [row for row in history if "validation_accuracy" in row]
         best = max(looked, key=lambda row: row["validation_accuracy"][-1], default=None)  # the first of equals
@@ -258,15 +274,17 @@ class Job:
             "partition": list(self.engine.module.parts),
             "seed": self.experiment.seed,
             "epochs": self.experiment.epochs,
-            "test_accuracy": test["accuracy"],
-            "test_samples": test["samples"],
+            "test_accuracy": test.get("accuracy"),
+            "test_samples": test.get("samples"),
+            "exits": exit_rows(test["accuracy"], self.exit_costs) if test and self.exit_costs else None,
+            "early_exit": confidence_rows(test.get("early_exit", ()), self.exit_costs) if self.exit_costs else None,
             "validation_accuracy": history[-1].get("validation_accuracy") if history else None,
             "best_validation_accuracy": best["validation_accuracy"][-1] if best else None,
             "best_epoch": best["epoch"] if best else None,
             **self._full_evaluation(best),
             "seconds": seconds,
             "training_seconds": trained,
-            "images_per_second": sum(r["images_per_second"] * r["seconds"] for r in history) / trained
+            "samples_per_second": sum(r["samples_per_second"] * r["seconds"] for r in history) / trained
             if trained
             else 0,
             "idle": [
@@ -284,13 +302,34 @@ class Job:
             "parameters": self.parameters,
         }
 
+    def _test(self) -> dict[str, Any]:
+        """The look at the test samples."""
+        if self.al.method in configs.BACKPROP_METHODS:
+            return self.engine.evaluate(self._batches("test"))
+        return self.engine.inference.evaluate(
+            self._batches("test"), exit_confidence=self.experiment.exit_confidence if self.exit_costs else ()
+        )
+
+    @functools.cached_property
+    def exit_costs(self) -> list[ExitCost] | None:
+        """What inference costs at every exit; ``None`` for back-propagation, and where it cannot be counted."""
+        if self.al.method in configs.BACKPROP_METHODS:
+            return None
+        model, shape = self.experiment.model, (self.micro_batch, *self.data.shape)
+        try:
+            al = build_al(model.name, **self.model_options, **model.al_options)
+            return exit_costs(al, shape=shape, num_classes=len(self.data.classes), dtype=self.data.dtype)
+        except ALLayerError as error:
+            warnings.warn(f"exits have no cost: {error}", stacklevel=2)
+            return None
+
     def _full_evaluation(self, best: dict[str, Any] | None) -> dict[str, Any]:
         if not self.experiment.evaluate_fully:
             return {}
         train = self.engine.evaluate(self._batches("train"))["accuracy"]
         return {
             "train_accuracy": train[-1],
-            "test_accuracy_at_best_validation": best["test_accuracy"][-1] if best else None,
+            "test_accuracy_at_best_validation": best["test_accuracy"][-1] if best and self.experiment.test else None,
         }
 
 

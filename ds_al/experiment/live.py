@@ -89,7 +89,7 @@ def stage_table(
     single = all(len(values) == 1 for _, values in rows)
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     names = ["loss"] if single else ["associated", "autoencoder"]
-    for column in ("stage", "micro-batch", "images/s", "busy", "queue full", *names):
+    for column in ("stage", "micro-batch", "samples/s", "busy", "queue full", *names):
         table.add_column(column, justify="right")
     for (stage, now), values in rows:
         table.add_row(

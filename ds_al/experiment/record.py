@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from torch import Tensor
 
+from ds_al.experiment.exits import draw_exits
 from ds_al.experiment.facts import facts
 from ds_al.experiment.wandb_run import WandbRun, named_losses
 from ds_al.trace import Event
@@ -28,8 +29,8 @@ class Record:
     """Writes ``<output>/<name>/<time>/`` from the rank that makes it.
 
     Files: ``config.json`` (resolved), ``metrics.jsonl`` (a line per batch and per epoch), ``summary.json``,
-    ``curves.png``, ``checkpoints/``, ``wandb/`` and ``wandb_id``; where it was traced, ``trace/`` and
-    ``timeline.png``. A resumed run counts its batches on.
+    ``curves.png``, ``early_exit.png``, ``checkpoints/``, ``wandb/`` and ``wandb_id``; where it was traced, ``trace/``
+    and ``timeline.png``. A resumed run counts its batches on.
     """
 
     def __init__(self, job: Job) -> None:
@@ -71,6 +72,8 @@ class Record:
         self._metrics.close()
         if history:
             draw_curves(history, self.folder / "curves.png", bounds=list(self.job.engine.module.parts))
+        if summary["early_exit"]:
+            draw_exits(summary["exits"], summary["early_exit"], self.folder / "early_exit.png")
         self._wandb.finish(summary)
 
     def _write(self, row: Mapping[str, Any]) -> None:

@@ -97,7 +97,7 @@ class WandbRun:
 
     def epoch(self, row: Mapping[str, Any], *, step: int) -> None:
         """Logs the metrics of an epoch, with those of a stage under ``stage_<number>/``."""
-        named = {key: row[key] for key in ("epoch", "images_per_second", "learning_rate")}
+        named = {key: row[key] for key in ("epoch", "samples_per_second", "learning_rate")}
         named |= {f"stage_{stage}/idle": idle for stage, idle in enumerate(row["idle"])}
         if "loss" in row:
             named |= {"loss": row["loss"], f"stage_{self.stages - 1}/loss": row["loss"]}
@@ -117,10 +117,10 @@ class WandbRun:
         media = {name: self.folder / f"{name}.png" for name in MEDIA}
         if found := {name: wandb.Image(str(path)) for name, path in media.items() if path.exists()}:
             self._run.log(found)
-        keys = ("best_validation_accuracy", "best_epoch", "training_seconds", "images_per_second")
+        keys = ("best_validation_accuracy", "best_epoch", "training_seconds", "samples_per_second")
         self._run.summary.update(
             {
-                "test_accuracy": summary["test_accuracy"][-1],
+                "test_accuracy": (summary["test_accuracy"] or [None])[-1],
                 **{key: summary[key] for key in keys},
                 **{f"stage_{stage}/idle": idle for stage, idle in enumerate(summary["idle"])},
             }

@@ -22,6 +22,7 @@ from deepspeed.pipe import LayerSpec
 from torch import nn
 
 from ds_al.errors import ALConfigError
+from ds_al.models.output import Output
 from ds_al.models.targets import code_end, target_side
 from ds_al.models.vision import Block, ChannelsLast, ConvBlock, Head, Norm, ResidualBlock
 from ds_al.spec import ALLayerSpec
@@ -124,7 +125,7 @@ class PublishedBridge(nn.Sequential):
             nn.Flatten(),
             nn.Linear(in_features, hidden),
             nn.Sigmoid(),
-            nn.Linear(hidden, code_width),
+            Output(hidden, code_width),
             nn.Sigmoid(),
         )
 

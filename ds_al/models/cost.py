@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from deepspeed.pipe import LayerSpec
@@ -23,6 +23,8 @@ from ds_al.errors import ALError, ALLayerError
 from ds_al.layer import Activation, ALLayer
 from ds_al.models import build_al, build_twin
 from ds_al.spec import ALLayerSpec
+
+Result = TypeVar("Result")
 
 _REAL_BATCH = 2  # batch norm refuses to train on a single sample
 
@@ -128,19 +130,11 @@ def network_cost(
     Raises:
         ALLayerError: the network runs neither on the meta device nor on two real samples.
     """
-    try:
-        return _count(al, twin, shape=shape, num_classes=num_classes, dtype=dtype, device="meta")
-    except Exception:  # whatever an operation raises that needs values
-        shape = (_REAL_BATCH, *shape[1:])
-    try:
-        return _count(al, twin, shape=shape, num_classes=num_classes, dtype=dtype, device="cpu")
-    except ALError:
-        raise
-    except Exception as error:
-        raise ALLayerError(
-            f"the network does not run on x of shape {tuple(shape)}, {dtype}, so its cost cannot be counted: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    return counted(
+        lambda shape, device: _count(al, twin, shape=shape, num_classes=num_classes, dtype=dtype, device=device),
+        shape=shape,
+        dtype=dtype,
+    )
 
 
 def model_cost(name: str, *, shape: Sequence[int], dtype: torch.dtype = torch.float32, **options: Any) -> NetworkCost:
@@ -153,6 +147,27 @@ def model_cost(name: str, *, shape: Sequence[int], dtype: torch.dtype = torch.fl
     """
     al, twin = build_al(name, **options), build_twin(name, **options)
     return network_cost(al, twin, shape=shape, num_classes=options["num_classes"], dtype=dtype)
+
+
+def counted(count: Callable[[Sequence[int], str], Result], *, shape: Sequence[int], dtype: torch.dtype) -> Result:
+    """What ``count(shape, device)`` finds on the meta device or, where operations need values, on two real samples.
+
+    Raises:
+        ALLayerError: it fails on both.
+    """
+    try:
+        return count(shape, "meta")
+    except Exception:  # whatever an operation raises that needs values
+        shape = (_REAL_BATCH, *shape[1:])
+    try:
+        return count(shape, "cpu")
+    except ALError:
+        raise
+    except Exception as error:
+        raise ALLayerError(
+            f"the network does not run on x of shape {tuple(shape)}, {dtype}, so its cost cannot be counted: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _count(
@@ -180,7 +195,7 @@ def _count(
                 value = module(value)
             return value
 
-        flops, outputs = _forward(chain)
+        flops, outputs = forward_flops(chain)
         flops += _backward(outputs)
     return NetworkCost(tuple(layers), Cost(flops // shape[0], _parameters(modules)))
 
@@ -206,17 +221,17 @@ def _layer(layer: ALLayer, s: Activation, t: Tensor) -> tuple[LayerCost, Activat
     that the backward passes are the very ones of training.
     """
     batch = t.shape[0]
-    f, s_out = _forward(lambda: layer.f(s))
+    f, s_out = forward_flops(lambda: layer.f(s))
     s_cut = _leaves(s_out)
-    b, code = _forward(lambda: layer.bridge(s_cut))
+    b, code = forward_flops(lambda: layer.bridge(s_cut))
     b += _backward(code)
     f += _backward(s_out, s_cut)
     if layer.objective.trains_decoder:  # there is no target side: h reads the bridge
         g, t_out, t_cut = 0, t, _leaves(code)
     else:
-        g, t_out = _forward(lambda: layer.g(t))
+        g, t_out = forward_flops(lambda: layer.g(t))
         t_cut = _leaves(t_out)
-    h, back = _forward(lambda: layer.h(t_cut))
+    h, back = forward_flops(lambda: layer.h(t_cut))
     h += _backward(back)
     if not layer.objective.trains_decoder:
         g += _backward(t_out, t_cut)
@@ -231,7 +246,8 @@ def _layer(layer: ALLayer, s: Activation, t: Tensor) -> tuple[LayerCost, Activat
     return cost, detached, t_out.detach()
 
 
-def _forward(function: Callable[[], Any]) -> tuple[int, Any]:
+def forward_flops(function: Callable[[], Any]) -> tuple[int, Any]:
+    """Operations of a call, and what it returns."""
     with FlopCounterMode(display=False) as counter:
         value = function()
     return counter.get_total_flops(), value

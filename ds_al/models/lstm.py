@@ -19,8 +19,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ds_al.errors import ALConfigError
 from ds_al.layer import Activation
 from ds_al.models.grouping import chain_specs, even_groups
+from ds_al.models.output import Output
 from ds_al.models.sequence import Embedding, SequenceBridge, final_state, masked_mean
-from ds_al.models.targets import target_side
+from ds_al.models.targets import default_code_width, target_side
 from ds_al.models.text_bridges import BlockBridge, BridgeKind, check_bridge, whole
 from ds_al.models.word_vectors import WordVectors
 from ds_al.models.word_vectors import word_vectors as find_vectors
@@ -71,7 +72,7 @@ class LSTMClassifier(nn.Module):
     def __init__(self, f: LayerSpec, width: int, num_classes: int) -> None:
         super().__init__()
         self.f = f.build()
-        self.scores = nn.Linear(width, num_classes)
+        self.scores = Output(width, num_classes)
 
     def forward(self, s: Activation) -> Tensor:
         """``(hidden, mask)`` or ``(hidden, h, c, mask)`` to ``(B, V)``."""
@@ -93,7 +94,7 @@ def lstm_al(
     bridge: BridgeKind = "linear",
     bridge_width: float = 0.5,
     bridge_stride: int = 2,
-    code_width: int = 64,
+    code_width: int | None = None,
     code: str = "tanh",
     scores: Literal["linear", "tanh"] = "linear",
     objective: str | Mapping[str, Any] = "mse",
@@ -115,7 +116,7 @@ def lstm_al(
             :mod:`ds_al.models.text_bridges`.
         bridge_width: of such a block, as a share of ``width``.
         bridge_stride: tokens that one step of such a block stands for.
-        code_width: K.
+        code_width: K; by default see :func:`~ds_al.models.targets.default_code_width`.
         code: where codes live, see :mod:`ds_al.models.targets`.
         scores: what label scores end with; ``"tanh"`` as published.
         objective: what trains f and b, see :mod:`ds_al.objectives`.
@@ -125,6 +126,7 @@ def lstm_al(
     """
     vectors = find_vectors(word_vectors, vocabulary, vocab_size=vocab_size, width=embedding_width)
     blocks = _block_specs(vocab_size, embedding_width, width, num_blocks, dropout, padding_id, vectors)
+    code_width = code_width or default_code_width(num_classes)
     groups = even_groups(num_blocks, num_layers)
     check_bridge(bridge, width=bridge_width, stride=bridge_stride)
     side = target_side(

@@ -12,7 +12,8 @@ from torch import nn
 
 from ds_al.errors import ALConfigError
 from ds_al.models.grouping import chain_specs, even_groups
-from ds_al.models.targets import code_end, target_side
+from ds_al.models.output import Output
+from ds_al.models.targets import code_end, default_code_width, target_side
 from ds_al.spec import ALLayerSpec
 
 SMALL: tuple[int, ...] = (256, 256, 256, 256)
@@ -31,7 +32,7 @@ class DenseBridge(nn.Sequential):
 
     def __init__(self, in_features: int, *, hidden: int, code_width: int, code: str) -> None:
         layers = [nn.Linear(in_features, hidden), nn.ReLU()] if hidden else []
-        super().__init__(*layers, nn.Linear(hidden or in_features, code_width), code_end(code, code_width))
+        super().__init__(*layers, Output(hidden or in_features, code_width), code_end(code, code_width))
 
 
 def mlp_al(
@@ -42,7 +43,7 @@ def mlp_al(
     num_layers: int | None = None,
     dropout: float = 0.0,
     bridge_hidden: int = 64,
-    code_width: int = 64,
+    code_width: int | None = None,
     code: str = "tanh",
     objective: str | Mapping[str, Any] = "mse",
 ) -> list[ALLayerSpec]:
@@ -55,7 +56,7 @@ def mlp_al(
         num_layers: number of AL layers; by default one per hidden layer. Fewer group neighbours, evenly.
         dropout: after each hidden layer.
         bridge_hidden: width of the bridge's hidden layer; 0 leaves it out.
-        code_width: K.
+        code_width: K; by default see :func:`~ds_al.models.targets.default_code_width`.
         code: where codes live, see :mod:`ds_al.models.targets`.
         objective: what trains f and b, see :mod:`ds_al.objectives`.
 
@@ -64,6 +65,7 @@ def mlp_al(
     """
     blocks = _block_specs(in_shape, widths, dropout)
     groups = even_groups(len(widths), num_layers)
+    code_width = code_width or default_code_width(num_classes)
     side = target_side(len(groups), num_classes=num_classes, code_width=code_width, code=code, objective=objective)
     layers = []
     for i, f in enumerate(chain_specs(blocks, groups)):
@@ -90,7 +92,7 @@ def mlp_twin(
         ALConfigError: no hidden layer, or the number of layers is out of range.
     """
     f = chain_specs(_block_specs(in_shape, widths, dropout), even_groups(len(widths), num_layers))
-    return [*f, LayerSpec(nn.Linear, widths[-1], num_classes)]
+    return [*f, LayerSpec(Output, widths[-1], num_classes)]
 
 
 def _block_specs(in_shape: Sequence[int], widths: Sequence[int], dropout: float) -> list[LayerSpec]:

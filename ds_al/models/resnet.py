@@ -19,6 +19,7 @@ from torch import nn
 from ds_al.errors import ALConfigError
 from ds_al.models.bridges import BridgeKind, BridgeOptions, Stage, bridged_layers
 from ds_al.models.grouping import even_groups
+from ds_al.models.targets import default_code_width
 from ds_al.models.vision import (
     ChannelsLast,
     Head,
@@ -87,7 +88,7 @@ def resnet_al(
     bridge_depthwise: bool = False,
     bridge_depth: int | None = None,
     bridge_hidden: int = 1000,
-    code_width: int = 64,
+    code_width: int | None = None,
     code: str = "tanh",
     objective: str | Mapping[str, Any] = "mse",
 ) -> list[ALLayerSpec]:
@@ -105,7 +106,7 @@ def resnet_al(
         bridge_width, bridge_pool_first, bridge_residual, bridge_depthwise, bridge_depth: of a mimic bridge, see
             :mod:`ds_al.models.bridges`.
         bridge_hidden: width of the hidden layer of a published bridge, 1000 in the paper.
-        code_width: K; 700 in the paper.
+        code_width: K; 700 in the paper; by default see :func:`~ds_al.models.targets.default_code_width`.
         code: where codes live. The published bridge ends on a sigmoid, whatever this says, and reads labels
             by mean squared error.
         objective: what trains f and b, see :mod:`ds_al.objectives`.
@@ -116,6 +117,7 @@ def resnet_al(
     plans = _plans(widths, blocks_per_stage, norm)
     shapes = _shapes(in_shape, plans)
     groups = even_groups(len(plans), num_layers, default=len(widths))
+    code_width = code_width or default_code_width(num_classes)
     options = BridgeOptions(
         kind=bridge,
         width=bridge_width,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_al.layer import Activation
+from ds_al.models.output import Output
 from ds_al.models.targets import code_end
 from ds_al.models.word_vectors import WordVectors
 
@@ -62,7 +63,7 @@ class SequenceBridge(nn.Sequential):
     """Linear, onto the set of codes: ``(B, D) -> (B, K)``."""
 
     def __init__(self, width: int, *, code_width: int, code: str) -> None:
-        super().__init__(nn.Linear(width, code_width), code_end(code, code_width))
+        super().__init__(Output(width, code_width), code_end(code, code_width))
 
 
 def masked_mean(s: Activation) -> Tensor:

@@ -17,6 +17,7 @@ from deepspeed.pipe import LayerSpec
 from torch import nn
 
 from ds_al.errors import ALConfigError
+from ds_al.models.output import Output
 from ds_al.objectives import resolve
 
 CODES: dict[str, Callable[[int], nn.Module]] = {
@@ -26,6 +27,11 @@ CODES: dict[str, Callable[[int], nn.Module]] = {
     "linear": lambda width: nn.Identity(),
 }
 """What g and b end with, by name: ``width K -> module``."""
+
+
+def default_code_width(num_classes: int) -> int:
+    """K where none is given: about V, at least 64, a multiple of 64. Narrower tables hold many classes badly."""
+    return 64 * max(1, -(-num_classes // 64))
 
 
 def code_end(code: str, width: int) -> nn.Module:
@@ -43,7 +49,7 @@ class CodeMap(nn.Sequential):
     """Linear, then onto the set of codes: ``(B, K_{i-1}) -> (B, K_i)`` as g, and the other way as h."""
 
     def __init__(self, width_in: int, width_out: int, *, code: str) -> None:
-        super().__init__(nn.Linear(width_in, width_out), code_end(code, width_out))
+        super().__init__(Output(width_in, width_out), code_end(code, width_out))
 
 
 def target_side(
@@ -77,7 +83,7 @@ def target_side(
         raise ALConfigError(f"got scores={scores!r}: expected 'linear' or 'tanh'")
     code_end(code, code_width)  # an unknown name is refused here, not on the stage that builds
     if resolve(objective).trains_decoder:
-        classifier = LayerSpec(nn.Linear, code_width, num_classes)
+        classifier = LayerSpec(Output, code_width, num_classes)
         return [{"g": LayerSpec(nn.Identity), "h": classifier, "objective": objective} for _ in range(num_layers)]
     widths = [num_classes] + [code_width] * num_layers
     side = []

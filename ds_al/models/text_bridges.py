@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError
 from ds_al.layer import Activation
+from ds_al.models.output import Output
 from ds_al.models.sequence import masked_mean
 from ds_al.models.targets import code_end
 
@@ -71,7 +72,7 @@ class BlockBridge(nn.Module):
         self.stride = stride
         self.narrow = nn.Linear(in_features, width)
         self.block = block.build()
-        self.code = nn.Sequential(nn.Linear(out_features, code_width), code_end(code, code_width))
+        self.code = nn.Sequential(Output(out_features, code_width), code_end(code, code_width))
 
     def forward(self, s: Activation) -> Tensor:
         """Reads hidden states and mask; states of an LSTM are left aside."""

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ds_al.errors import ALConfigError
 from ds_al.layer import Activation
 from ds_al.models.grouping import chain_specs, even_groups
+from ds_al.models.output import Output
 from ds_al.models.sequence import Embedding, SequenceBridge, masked_mean
-from ds_al.models.targets import target_side
+from ds_al.models.targets import default_code_width, target_side
 from ds_al.models.text_bridges import BlockBridge, BridgeKind, check_bridge, whole
 from ds_al.models.word_vectors import WordVectors
 from ds_al.models.word_vectors import word_vectors as find_vectors
@@ -62,7 +63,7 @@ class MeanHead(nn.Module):
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.scores = nn.Linear(width, num_classes)
+        self.scores = Output(width, num_classes)
 
     def forward(self, s: Activation) -> Tensor:
         """``(hidden (B, T, D), mask (B, T))`` to ``(B, V)``."""
@@ -86,7 +87,7 @@ def transformer_al(
     bridge: BridgeKind = "linear",
     bridge_width: float = 0.5,
     bridge_stride: int = 2,
-    code_width: int = 64,
+    code_width: int | None = None,
     code: str = "tanh",
     scores: Literal["linear", "tanh"] = "linear",
     objective: str | Mapping[str, Any] = "mse",
@@ -107,7 +108,7 @@ def transformer_al(
             :mod:`ds_al.models.text_bridges`.
         bridge_width: of such a block, as a share of ``width`` and ``feed_forward``; rounded to whole heads.
         bridge_stride: tokens that one position of such a block stands for.
-        code_width: K.
+        code_width: K; by default see :func:`~ds_al.models.targets.default_code_width`.
         code: where codes live, see :mod:`ds_al.models.targets`.
         scores: what label scores end with; ``"tanh"`` as published.
         objective: what trains f and b, see :mod:`ds_al.objectives`.
@@ -117,6 +118,7 @@ def transformer_al(
     """
     vectors = find_vectors(word_vectors, vocabulary, vocab_size=vocab_size, width=width)
     blocks = _block_specs(vocab_size, width, num_blocks, heads, feed_forward, dropout, max_length, padding_id, vectors)
+    code_width = code_width or default_code_width(num_classes)
     groups = even_groups(num_blocks, num_layers)
     check_bridge(bridge, width=bridge_width, stride=bridge_stride)
     side = target_side(

@@ -14,6 +14,7 @@ from deepspeed.pipe import LayerSpec
 from ds_al.errors import ALConfigError
 from ds_al.models.bridges import BridgeKind, BridgeOptions, Stage, bridged_layers
 from ds_al.models.grouping import even_groups
+from ds_al.models.targets import default_code_width
 from ds_al.models.vision import Block, ConvBlock, Head, PublishedHead, image_shape
 from ds_al.spec import ALLayerSpec
 
@@ -37,7 +38,7 @@ def vgg_al(
     bridge_depthwise: bool = False,
     bridge_depth: int | None = None,
     bridge_hidden: int = 1000,
-    code_width: int = 64,
+    code_width: int | None = None,
     code: str = "tanh",
     objective: str | Mapping[str, Any] = "mse",
 ) -> list[ALLayerSpec]:
@@ -53,7 +54,7 @@ def vgg_al(
         bridge_width, bridge_pool_first, bridge_residual, bridge_depthwise, bridge_depth: of a mimic bridge, see
             :mod:`ds_al.models.bridges`; a stage is a block.
         bridge_hidden: width of the hidden layer of a published bridge, 1000 in the paper.
-        code_width: K; 700 in the paper.
+        code_width: K; 700 in the paper; by default see :func:`~ds_al.models.targets.default_code_width`.
         code: where codes live. The published bridge ends on a sigmoid, whatever this says, and reads labels
             by mean squared error.
         objective: what trains f and b, see :mod:`ds_al.objectives`.
@@ -64,6 +65,7 @@ def vgg_al(
     """
     shapes = _shapes(in_shape, blocks)
     groups = even_groups(len(blocks), num_layers)
+    code_width = code_width or default_code_width(num_classes)
     options = BridgeOptions(
         kind=bridge,
         width=bridge_width,

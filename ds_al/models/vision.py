@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError
+from ds_al.models.output import Output
 
 Block = Sequence[int | str]
 """Channel counts of convolutions, and ``"M"`` for max-pooling."""
@@ -128,14 +129,14 @@ class Head(nn.Sequential):
     """Global average pooling and a linear layer: ``(B, C, H, W) -> (B, V)``."""
 
     def __init__(self, in_channels: int, width: int) -> None:
-        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_channels, width))
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Output(in_channels, width))
 
 
 class PublishedHead(nn.Sequential):
     """The published VGG twin's head: flatten, linear, sigmoid, linear: ``(B, C, H, W) -> (B, V)``."""
 
     def __init__(self, in_features: int, width: int, *, hidden: int) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(in_features, hidden), nn.Sigmoid(), nn.Linear(hidden, width))
+        super().__init__(nn.Flatten(), nn.Linear(in_features, hidden), nn.Sigmoid(), Output(hidden, width))
 
 
 def image_shape(in_shape: Sequence[int]) -> tuple[int, int, int]:

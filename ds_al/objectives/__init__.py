@@ -12,14 +12,16 @@ from ds_al.objectives.contrast import Contrast
 from ds_al.objectives.decoded import Decoded
 from ds_al.objectives.greedy import Greedy
 from ds_al.objectives.mse import Mse
+from ds_al.objectives.next_token import NextToken
 
-__all__ = ["OBJECTIVES", "Contrast", "Decoded", "Greedy", "Mse", "Objective", "Target", "resolve"]
+__all__ = ["OBJECTIVES", "Contrast", "Decoded", "Greedy", "Mse", "NextToken", "Objective", "Target", "resolve"]
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "mse": Mse,
     "contrast": Contrast,
     "decoded": Decoded,
     "greedy": Greedy,
+    "next_token": NextToken,
 }
 """Objectives by name."""
 

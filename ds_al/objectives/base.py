@@ -36,6 +36,9 @@ class Objective(nn.Module):
     has_code_table = False
     """Whether exits are scored with the codes of all classes, ``(V, K_i)``, which then travel at evaluation."""
 
+    per_token = False
+    """Whether labels are ``(B, T)``, one per token (-100: none), instead of ``(B,)``."""
+
     def __init__(self) -> None:
         super().__init__()
         # Modules that are not this module's own: neither trained, nor saved, nor counted with it.
@@ -49,7 +52,7 @@ class Objective(nn.Module):
         object.__setattr__(self, "earlier", decoders)
 
     def first_target(self, labels: Tensor, one_hot: Tensor) -> Target:
-        """``t_0``, from labels ``(B,)`` and the same as floats ``(B, V)``."""
+        """``t_0``, from labels ``(B,)`` and the same as floats ``(B, V)``; twice the labels where :attr:`per_token`."""
         raise NotImplementedError
 
     def encode(self, layer: ALLayer, t: Target) -> Target:
@@ -77,6 +80,10 @@ class Objective(nn.Module):
     def label_loss(self, layer: ALLayer, scores: Tensor, target: Tensor) -> Tensor:
         """How far label scores ``(B, V)`` are from one-hot labels ``(B, V)``, for evaluation."""
         return F.cross_entropy(scores, target)
+
+    def hits(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """How many of the labels ``(B,)`` the highest score ``(B, V)`` names, and of how many."""
+        return (scores.argmax(dim=1) == labels).sum(), labels.new_tensor(len(labels))
 
     def extra_parameters(self, layer: ALLayer) -> Iterator[nn.Parameter]:
         """What the associated loss trains beside f and b."""

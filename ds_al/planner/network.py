@@ -24,9 +24,9 @@ from ds_al.errors import ALConfigError
 from ds_al.experiment.config import DataConfig, experiment_config
 from ds_al.experiment.inputs import DataFacts
 from ds_al.layer import first, stop_gradient
+from ds_al.layer_times import measure
 from ds_al.models import build_al, build_twin
 from ds_al.models.cost import NetworkCost, isolated, network_cost
-from ds_al.partition import measure
 from ds_al.planner.work import Layer, Work
 from ds_al.spec import ALLayerSpec
 

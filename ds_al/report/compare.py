@@ -24,14 +24,17 @@ def comparability(runs: Sequence[RunRecord]) -> list[str]:
         return []
     cells = group(runs)
     found = [
-        _differs(runs, "Data set", lambda run: run.data.get("name"), "Accuracies are of different images."),
+        _differs(runs, "Data set", lambda run: run.data.get("name"), "Accuracies are of different samples."),
         _differs(
             runs,
             "Preparation of the data",
             lambda run: {key: run.data[key] for key in ("validation_fraction", "augment") if key in run.data} or None,
         ),
         _differs(
-            runs, "Number of test images", lambda run: run.value("test_samples"), "Accuracies are of different images."
+            runs,
+            "Number of test samples",
+            lambda run: run.value("test_samples"),
+            "Accuracies are of different samples.",
         ),
         _differs(runs, "Model", lambda run: run.model or None),
         _differs(runs, "Number of epochs", lambda run: run.planned_epochs, "Some had more time to learn."),

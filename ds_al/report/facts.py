@@ -20,7 +20,7 @@ def section(runs: Sequence[RunRecord], cells: Sequence[Cell]) -> Section:
         ["model options", _each(runs, lambda run: _options(run.model))],
         ["data", _each(runs, lambda run: texts.plain(run.data.get("name")))],
         ["preparation", _each(runs, lambda run: _options(run.data))],
-        ["test images", _each(runs, lambda run: texts.plain(run.value("test_samples")))],
+        ["test samples", _each(runs, lambda run: texts.plain(run.value("test_samples")))],
         ["epochs", _each(runs, lambda run: texts.plain(run.planned_epochs))],
         ["micro-batch size", _each(runs, lambda run: texts.plain(run.value("micro_batch_size")))],
     ]

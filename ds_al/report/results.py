@@ -31,7 +31,7 @@ def methods(cells: Sequence[Cell], *, comparable: bool = True) -> Section:
         ],
         "epoch of it": [texts.with_sd(cell.over_seeds(_fact("best_epoch")), 1) for cell in cells],
         "training seconds": [texts.with_sd(cell.over_seeds(lambda run: run.training_seconds), 1) for cell in cells],
-        "images/s": [texts.with_sd(cell.over_seeds(_fact("images_per_second")), 0) for cell in cells],
+        "samples/s": [texts.with_sd(cell.over_seeds(_fact("samples_per_second")), 0) for cell in cells],
         "parameters": [texts.fixed(cell.over_seeds(_total("parameters")).mean, 0) for cell in cells],
         "rho": [texts.plain(cell.first.value("rho")) for cell in cells],
         "FLOPs": [texts.si(cell.first.value("flops")) for cell in cells],

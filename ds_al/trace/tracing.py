@@ -67,7 +67,7 @@ class Tracing:
         self._stop()
         parts = engine.gather((recorder.events, self.clock))
         self.events = merge([events for events, _ in parts], [clock for _, clock in parts])
-        if engine.is_last_stage():  # type: ignore[attr-defined]
+        if engine.is_last_stage() and engine.grid.get_data_parallel_rank() == 0:  # type: ignore[attr-defined]
             about = {
                 "method": self.method,
                 "stages": engine.num_stages,

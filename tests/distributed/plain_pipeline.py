@@ -60,7 +60,7 @@ def main() -> None:
     config = {
         "train_micro_batch_size_per_gpu": 8,
         "gradient_accumulation_steps": 4,
-        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True}},
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True, "fused": True}},
     }
     engine, *_ = deepspeed.initialize(model=module, config=config)
     assert type(engine) is pipe_engine.PipelineEngine

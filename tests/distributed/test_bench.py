@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ds_al.bench import measure_memory
+from ds_al.bench.layers import measure_layers
 from ds_al.bench.workloads import METHODS
 from ds_al.schedule import ideal_seconds
 from tests.distributed.ranks import ROOT
@@ -49,12 +50,25 @@ def test_memory_is_flat_for_streaming_and_grows_for_backprop() -> None:
     rows = measure_memory(
         methods=("streaming", "bp_1f1b", "bp_gpipe"), stages=(3,), micro_batches=(2, 4, 8), width=16, micro_batch=4
     )
-    held = {(row["method"], row["micro_batches"], row["stage"]): row["peak_bytes"] for row in rows}
-    assert len(held) == len(rows) == 27
+    dense = [row for row in rows if row["workload"] == "dense"]
+    held = {(row["method"], row["micro_batches"], row["stage"]): row["peak_bytes"] for row in dense}
+    assert len(held) == len(dense) == 27
     for stage in range(3):
         assert held["streaming", 2, stage] == held["streaming", 4, stage] == held["streaming", 8, stage] > 0
         assert held["bp_gpipe", 2, stage] * 4 == held["bp_gpipe", 4, stage] * 2 == held["bp_gpipe", 8, stage]
     assert held["bp_1f1b", 2, 0] < held["bp_1f1b", 4, 0] == held["bp_1f1b", 8, 0]  # min(P - stage, M) micro-batches
+    again = {(r["layers"], r["checkpoint_interval"]): r["peak_bytes"] for r in rows if r["workload"] == "transformer"}
+    assert again[8, 1] == again[8, 2] < 0.5 * again[8, 0]  # one block per layer: there are no two to join
+    assert again[1, 1] < again[1, 2] < again[1, 0]
+    assert {row.keys() == rows[0].keys() for row in rows} == {True}  # one CSV holds all
+
+
+def test_layers_are_timed_with_their_step() -> None:
+    rows = measure_layers(models=("mlp", "lstm"), micro_batch=2, repeat=1)
+    assert [(row["model"], row["layer"]) for row in rows] == [(m, i) for m in ("mlp", "lstm") for i in range(4)]
+    for row in rows:
+        assert min(row[name] for name in ("forward_ms", "backward_ms", "step_ms", "step_loop_ms", "parameters")) > 0
+        assert row["u"] == pytest.approx(row["step_ms"] / (row["forward_ms"] + row["backward_ms"]))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +77,8 @@ def test_memory_is_flat_for_streaming_and_grows_for_backprop() -> None:
         (["--sleeping", "--stages", "0"], "expected a whole number from 1 on"),
         (["--sleeping", "--methods", "gpipe"], "expected names of streaming,"),
         (["--sleeping", "--markdown", "x.md"], "--markdown goes with --memory"),
-        ([], "one of the arguments --sleeping --memory is required"),
+        (["--layers", "--model", "vgk"], "got AL model 'vgk': expected one of"),
+        ([], "one of the arguments --sleeping"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: list[str], message: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from deepspeed import comm as dist
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -19,6 +22,7 @@ from tests.networks import NETWORKS, mlp_layers
 pytestmark = pytest.mark.distributed
 
 BATCHES = 10
+LAYER_3 = "layer_03"
 SCHEDULER = {"type": "WarmupLR", "params": {"warmup_max_lr": 3e-3, "warmup_num_steps": 15, "warmup_type": "linear"}}
 
 
@@ -149,10 +153,106 @@ def wide_layer() -> ds_al.ALLayerSpec:
     )
 
 
-def load_alone(folder: str) -> str:
-    """Worker: loads what two stages saved."""
+def edited(folder: Path, change: Callable[[Path], Any]) -> str:
+    """A copy of the good checkpoint, changed by the first rank; its folder, once all may look at it."""
+    copy = folder.with_name(f"{folder.name}-damaged")
+    dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(folder, copy)
+        change(copy / "good")
+    dist.barrier()
+    return str(copy)
+
+
+def flip(path: Path) -> None:
+    """Turns one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) * 3 // 4] ^= 4
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    """Takes the last byte off."""
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def bigger_seed(path: Path) -> None:
+    """Changes a number of the index, which stays JSON."""
+    path.write_text(path.read_text().replace('"micro_steps": 4', '"micro_steps": 5'))
+
+
+def old(folder: Path) -> None:
+    """What a folder of DeepSpeed's own engine looks like."""
+    (folder / "index.json").unlink()
+    (folder / "mp_rank_00_model_states.pt").touch()
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing": (lambda f: (f / f"{LAYER_3}-model_states.safetensors").unlink(), "AL layer 3.*is missing"),
+    "cut": (lambda f: cut(f / f"{LAYER_3}-autoencoder_optim_states.safetensors"), "AL layer 3.*it was cut"),
+    "flipped": (lambda f: flip(f / f"{LAYER_3}-associated_optim_states.safetensors"), "AL layer 3.*was altered"),
+    "training": (lambda f: flip(f / f"{LAYER_3}-training_states.safetensors"), "AL layer 3.*was altered"),
+    "random": (lambda f: cut(f / "stage_01-random_states.safetensors"), "of stage 1.*it was cut"),
+    "index cut": (lambda f: cut(f / "index.json"), "index.json' is cut or altered"),
+    "index altered": (lambda f: bigger_seed(f / "index.json"), "index.json' was altered"),
+    "index missing": (lambda f: (f / "index.json").unlink(), "no checkpoint in.*expected a file index.json"),
+    "old": (old, "before format 2, which is not read any more"),
+}
+"""What is done to a checkpoint, and what is then said on both ranks."""
+
+
+def damaged_loads(folder: str) -> dict[str, str]:
+    """Worker on two stages: loads damaged checkpoints, none of which may leave a trace."""
     engine = make_engine("mlp")
-    return refused(lambda: engine.load_checkpoint(folder))
+    engine.train_batch(iter(NETWORKS["mlp"].batches(4)))
+    engine.save_checkpoint(folder, tag="good")
+    engine.train_batch(iter(NETWORKS["mlp"].batches(4, seed=1)))
+    before = observe(engine)
+    messages = {}
+    for name, (change, _) in DAMAGE.items():
+        damaged = edited(Path(folder), change)
+        messages[name] = refused(lambda damaged=damaged: engine.load_checkpoint(damaged))
+    after = observe(engine)
+    assert different(before.pop("state"), after.pop("state")) == []
+    assert torch.equal(before.pop("random"), after.pop("random")) and before == after
+    relu = [ds_al.ALLayerSpec(**{**spec.parts, "f": relu_like}, **spec.module_kwargs) for spec in mlp_layers()[:1]]
+    module = ds_al.ALPipelineModule([*relu, *mlp_layers()[1:]], num_classes=4, base_seed=7)
+    other, *_ = ds_al.initialize(model=module, config=engine_config())
+    messages["other class"] = refused(lambda: other.load_checkpoint(folder))
+    module = ds_al.ALPipelineModule(mlp_layers(), num_classes=4, base_seed=7)
+    if dist.get_rank() == 1:
+        module.forward_funcs[0].b.half()
+    other, *_ = ds_al.initialize(model=module, config=engine_config())
+    messages["other dtype"] = refused(lambda: other.load_checkpoint(folder))
+    scheduled = make_engine("mlp", scheduler=SCHEDULER)
+    messages["schedule"] = refused(lambda: scheduled.load_checkpoint(folder))
+    messages["no schedule"] = refused(lambda: scheduled.load_checkpoint(folder, load_lr_scheduler_states=False))
+    messages["client"] = refused(lambda: engine.save_checkpoint(folder, tag="next", client_state={"f": relu_like}))
+    messages["tags"] = refused(lambda: engine.save_checkpoint(folder, tag=f"tag{engine.stage_id}"))
+    messages["latest"] = (Path(folder) / "latest").read_text()
+    engine.load_checkpoint(folder)
+    return messages
+
+
+def relu_like() -> nn.Module:
+    """As the first f, with another function of the same shapes."""
+    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Dropout(0.2))
+
+
+def test_a_damaged_checkpoint_is_named_on_all_ranks_and_changes_nothing(tmp_path: Path) -> None:
+    for messages in run_ranks(f"{__name__}:damaged_loads", 2, folder=str(tmp_path / "saved")):
+        for name, (_, expected) in DAMAGE.items():
+            assert re.search(expected, messages[name]), (name, messages[name])
+        assert "layer_03-model_states.safetensors" in messages["missing"]
+        assert "AL layer 0, f is a Block there, a Sequential here" in messages["other class"]
+        assert "AL layer 2, b.0.bias is float32 of shape [6]" in messages["other dtype"]
+        assert "float16 of shape [6] here" in messages["other dtype"]
+        assert "LR schedule None, this job has WarmupLR" in messages["schedule"]
+        assert messages["no schedule"] == "loaded"
+        assert "client_state holds what" in messages["client"]
+        assert "stage 1 has tag tag1, stage 0 has tag0" in messages["tags"]
+        assert messages["latest"] == "good"
 
 
 def test_a_checkpoint_that_does_not_fit_is_named(tmp_path: Path) -> None:
@@ -169,5 +269,3 @@ def test_a_checkpoint_that_does_not_fit_is_named(tmp_path: Path) -> None:
     # Every rank finds out, the one whose layers would fit as well: none is left behind alone.
     widths = [messages["other widths"] for messages in ranks]
     assert all("stage 1" in message and "AL layer 3" in message for message in widths), widths
-    (message,) = run_ranks(f"{__name__}:load_alone", 1, folder=str(tmp_path))
-    assert "saved by 2 stages, this job has 1: start 2 processes" in message

@@ -46,7 +46,7 @@ def plain_loop(network: str, batches: list[tuple[Any, Tensor]], **options: Any) 
     """What the plain loop leaves on these micro-batches."""
     net = NETWORKS[network]
     layers = net.build(SEED)
-    options.setdefault("make_optimizer", lambda parameters: torch.optim.AdamW(parameters, lr=3e-3))
+    options.setdefault("make_optimizer", lambda parameters: torch.optim.AdamW(parameters, lr=3e-3, fused=True))
     optimizers = reference.train(layers, batches, num_classes=net.classes, base_seed=SEED, **options)
     return reference.state(layers, optimizers)
 
@@ -278,6 +278,7 @@ def backprop(methods: list[str]) -> list[dict[str, Any]]:
         config = engine_config(method=method) if method else engine_config()
         if not method:
             del config["associated_learning"]
+            config["optimizer"]["params"]["fused"] = True  # ours adds it
         engine, *_ = (ds_al if method else deepspeed).initialize(model=module, config=config)
         batches = iter(NETWORKS["mlp"].batches(5 * MICRO_BATCHES))
         losses = [engine.train_batch(batches).item() for _ in range(5)]

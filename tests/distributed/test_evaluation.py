@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ds_al.early_exit import confidence_of, leaves_at
 from ds_al.launch import run_ranks
 from ds_al.layer import ALLayer, predict
 from tests import reference
@@ -47,6 +48,13 @@ def score(network: str) -> dict[str, Any]:
         "exit 0": refusal(engine, held[0][0], exit=0),
         "exit 5": refusal(engine, held[0][0], exit=5),
     }
+    median = sorted(confidence_of(found["predict"][0][0]).tolist())[4]
+    found["confidence"] = [0.01, median, 1.0]
+    found["early"] = [
+        [engine.inference.predict_early(x if first else None, confidence=c) for x, _ in held]
+        for c in found["confidence"]
+    ]
+    found["early_exit"] = engine.inference.evaluate(held if first else None, exit_confidence=found["confidence"])
     for _ in range(2):
         engine.train_batch(batches)
     held_iter = iter(held) if first else None
@@ -87,7 +95,7 @@ def trained(network: str, batches: int) -> tuple[list[ALLayer], reference.Optimi
         layers,
         net.batches(batches * MICRO_BATCHES),
         num_classes=net.classes,
-        make_optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3),
+        make_optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3, fused=True),
         base_seed=SEED,
     )
     for layer in layers:
@@ -119,6 +127,28 @@ def test_evaluate_counts_every_sample_once(found: Any, network: str) -> None:
             labels = torch.cat([y for _, y in held_out(network)])
             assert result["accuracy"][m - 1] == pytest.approx((scores.argmax(1) == labels).double().mean().item())
             assert result["loss"][m - 1] == pytest.approx(F.cross_entropy(scores, labels).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("network", NETS)
+def test_samples_leave_at_the_first_confident_exit(found: Any, network: str) -> None:
+    """At once, some of them at once, and none before the end; what leaves has the scores of its exit."""
+    layers, _ = trained(network, 2)
+    for rank in found:
+        used = set()
+        for threshold, early in zip(rank[network]["confidence"], rank[network]["early"], strict=True):
+            right = []
+            for (scores, exits), (x, labels) in zip(early, held_out(network), strict=True):
+                each = torch.stack([predict(layers, x, exit=m) for m in range(1, 5)])
+                expected = leaves_at(torch.stack([confidence_of(s) for s in each]), threshold)
+                assert exits.tolist() == (expected + 1).tolist()
+                torch.testing.assert_close(scores, each[expected, torch.arange(len(labels))])
+                right.append(scores.argmax(dim=1) == labels)
+                used |= set(exits.tolist())
+            outcome = rank[network]["early_exit"]["early_exit"][rank[network]["confidence"].index(threshold)]
+            assert outcome.accuracy == pytest.approx(torch.cat(right).double().mean().item())
+            assert sum(outcome.left) == pytest.approx(1.0)
+        assert {1, 4} <= used
+        assert rank[network]["early_exit"]["accuracy"] == rank[network]["evaluate"]["accuracy"]
 
 
 @pytest.mark.parametrize("network", NETS)

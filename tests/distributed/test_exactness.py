@@ -96,6 +96,8 @@ def expected(network: str, case: dict[str, Any]) -> State:
 def _maker(layers: list[ALLayer], kind: str, params: dict[str, Any]) -> reference.Maker:
     """Makes the optimizer that a config would, without DeepSpeed."""
     params = {key: value for key, value in params.items() if key != "torch_adam"}
+    if kind in ("AdamW", "SGD"):
+        params = {"fused": True, **params}  # what an engine makes of a config that says nothing
     if kind == "MuonAdamW":
         for layer in layers:
             tag_embeddings(layer)

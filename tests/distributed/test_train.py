@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ds_al.launch import free_port
 from tests.wandb_files import WandbFile
@@ -62,15 +63,16 @@ def train(
 def layer_files(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     """Weights by layer file of the last checkpoint."""
     (latest,) = folder.glob("runs/tiny/*/checkpoints/latest")
-    files = sorted((latest.parent / latest.read_text()).glob("layer_*"))
-    return {file.name[:8]: torch.load(file, weights_only=False) for file in files}
+    files = sorted((latest.parent / latest.read_text()).glob("layer_*-model_states.safetensors"))
+    return {file.name[:8]: load_file(file) for file in files}
 
 
 @pytest.fixture(scope="module")
 def two_stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """One run on two stages, offline, that several tests look at."""
     folder = tmp_path_factory.mktemp("two_stages")
-    return folder, train(folder, "--json", str(folder / "out.json"), WANDB_MODE="offline")
+    options = ("--json", str(folder / "out.json"), "--exit-confidence", "0.3,1")
+    return folder, train(folder, *options, WANDB_MODE="offline")
 
 
 def test_prints_the_accuracy_last_and_leaves_its_files(
@@ -98,6 +100,22 @@ def test_prints_the_accuracy_last_and_leaves_its_files(
     assert {"method", "stages", "micro_batches", "partition", "model", "data", "seed", "versions"} <= resolved.keys()
 
 
+def test_exits_have_accuracy_and_cost_and_so_has_leaving_early(
+    two_stages: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, _ = two_stages
+    (run,) = folder.glob("runs/tiny/*")
+    summary = json.loads((run / "summary.json").read_text())
+    assert [row["accuracy"] for row in summary["exits"]] == summary["test_accuracy"]
+    costs = [row["cost"] for row in summary["exits"]]
+    assert costs == sorted(costs) and costs[-1] == 1.0
+    early, full = summary["early_exit"]
+    assert (early["confidence"], full["confidence"]) == (0.3, 1.0)
+    assert full["accuracy"] == summary["test_accuracy"][-1] and full["left"] == [0, 0, 0, 1]
+    assert early["cost"] < 1 < full["cost"] and early["left"][0] > 0
+    assert (run / "early_exit.png").exists()
+
+
 def test_wandb_run_is_kept_offline_with_its_config_names_and_summary(
     two_stages: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
@@ -116,7 +134,7 @@ def test_wandb_run_is_kept_offline_with_its_config_names_and_summary(
     resolved = json.loads((run / "config.json").read_text())["resolved"]
     assert {"method", "partition", "rho", "flops", "parameters", "versions", "git_commit"} <= resolved.keys()
     assert {key: file.config[key] for key in resolved} == resolved
-    keys = ("best_validation_accuracy", "best_epoch", "training_seconds", "images_per_second")
+    keys = ("best_validation_accuracy", "best_epoch", "training_seconds", "samples_per_second")
     assert {key: file.summary[key] for key in keys} == {key: summary[key] for key in keys}
     assert file.summary["test_accuracy"] == summary["test_accuracy"][-1]
     assert [file.summary[f"stage_{stage}/idle"] for stage in range(2)] == summary["idle"]
@@ -189,6 +207,19 @@ def test_a_resumed_run_ends_on_the_same_weights_and_continues_its_wandb_run(
     assert artifact.type == "model" and set(artifact.aliases) == {"latest", "epoch_2"}
     files = {path.name for path in (run / "checkpoints/epoch_2").iterdir()}
     assert {entry.path for entry in artifact.manifest.contents} == {"latest", *(f"epoch_2/{name}" for name in files)}
+
+
+def test_early_exit_of_a_network_that_is_trained_already(
+    two_stages: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    folder, _ = two_stages
+    (whole,) = folder.glob("runs/tiny/*")
+    options = ("--resume", str(whole / "checkpoints"), "--exit-confidence", "0.3", "--json", str(tmp_path / "out.json"))
+    result = train(tmp_path, *options, WANDB_MODE="disabled")
+    assert result.returncode == 0, result.stderr
+    before, after = (json.loads((f / "out.json").read_text()) for f in (folder, tmp_path))
+    assert after["test_accuracy"] == before["test_accuracy"] and after["training_seconds"] == 0
+    assert after["early_exit"] == before["early_exit"][:1]
 
 
 def test_the_backprop_twin_trains_by_the_same_command(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_equal_runs_are_comparable(tmp_path: Path) -> None:
         ({"date": "2025-01-01 00:00:00"}, "Dates differ: the runs were made on 2 days, from 2025-01-01 to 2026-11-24."),
         ({"micro_batch_size": 10}, "Micro-batch size differs: 50 (1 run: streaming); 10 (1 run: bp_1f1b)."),
         ({"seed": 4}, "Seeds differ: streaming 0; bp_1f1b 4."),
-        ({"test_samples": 100}, "Number of test images differs"),
+        ({"test_samples": 100}, "Number of test samples differs"),
         ({"finished": False}, "Unfinished, and in no mean: vgg/20261124-100030."),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

@@ -1,0 +1,126 @@
+"""Whether a checkpoint fits a stage, found out before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ds_al.checkpoint import optimizers
+from ds_al.checkpoint.folder import Record, kinds, verify
+from ds_al.checkpoint.snapshot import given_weights, modules
+from ds_al.errors import ALCheckpointError
+from ds_al.layer import ALLayer
+
+if TYPE_CHECKING:
+    from ds_al.engine import ALPipelineEngine
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of a checkpoint is to be loaded."""
+
+    training: bool = True
+    """All that training goes on from, not the weights alone."""
+    optimizer: bool = True
+    schedule: bool = True
+    strict: bool = True
+    """Whether the names of all weights have to be the same."""
+
+
+def check(engine: ALPipelineEngine, folder: Path, index: Record, wanted: Wanted) -> None:
+    """Compares a checkpoint with this stage, and the files that it needs with their hashes.
+
+    Raises:
+        ALCheckpointError: it is of another network or job, or a file is missing, cut or altered.
+    """
+    if index["num_layers"] != engine.module.num_layers:
+        raise ALCheckpointError(
+            f"the checkpoint has {index['num_layers']} AL layers, this network {engine.module.num_layers}"
+        )
+    if wanted.training:
+        _same_job(engine, index)
+    layers = {number: index["layers"][number] for number, _ in engine.layers}
+    for number, layer in engine.layers:
+        _same_layer(number, layer, layers[number], wanted)
+        verify(folder, _files(layers[number], wanted), of=f"AL layer {number}")
+    if not wanted.training:
+        return
+    if wanted.optimizer:
+        optimizers.check(engine, layers)
+    if wanted.schedule:
+        optimizers.check_schedule(engine, layers)
+    if engine.decoder_copies is not None:
+        for number in range(len(engine.decoder_copies)):
+            _has_copy(engine, number, index["layers"][number])
+            verify(folder, [index["layers"][number]["files"]["training_states"]], of=f"AL layer {number}")
+    for stage in {source_of(engine, index), client_of(engine, index)}:
+        verify(folder, index["stages"][stage]["files"].values(), of=f"stage {stage}")
+
+
+def source_of(engine: ALPipelineEngine, index: Record) -> int:
+    """The stage that had this stage's first layer: its random numbers are taken over."""
+    return int(index["layers"][engine.layers[0][0]]["stage"])
+
+
+def client_of(engine: ALPipelineEngine, index: Record) -> int:
+    """The stage whose ``client_state`` this one gets: its own, or the first one's where the number has changed."""
+    return engine.stage_id if index["num_stages"] == engine.num_stages else 0
+
+
+def _files(layer: Record, wanted: Wanted) -> list[Record]:
+    files: Mapping[str, Record] = layer["files"]
+    return [
+        record
+        for what, record in files.items()
+        if what == "model_states"
+        or (wanted.training and (wanted.optimizer or wanted.schedule or not what.endswith("_optim_states")))
+    ]
+
+
+def _same_job(engine: ALPipelineEngine, index: Record) -> None:
+    for key, value in {"base_seed": engine.module.base_seed, "micro_batch_size": engine.micro_batch_size}.items():
+        if index[key] != value:
+            raise ALCheckpointError(
+                f"the checkpoint has {key}={index[key]}, this job {value}: its data order and random numbers would "
+                "differ. Use the same, or load the weights alone with load_module_only=True"
+            )
+
+
+def _same_layer(number: int, layer: ALLayer, saved: Record, wanted: Wanted) -> None:
+    there: Mapping[str, Any] = saved["files"]["model_states"]["tensors"]
+    here = kinds(given_weights(layer))
+    left_out = set(saved["left_out"])
+    for name in sorted(there.keys() | (here.keys() - left_out)):
+        one, two = there.get(name), here.get(name)
+        if one != two and (wanted.strict or (one is not None and two is not None)):
+            raise ALCheckpointError(
+                f"the checkpoint is of another network: AL layer {number}, {name} is {_named(one)} in "
+                f"{saved['files']['model_states']['file']!r}, {_named(two)} here"
+            )
+    if not wanted.training or not wanted.strict:
+        return
+    classes, mine = saved["modules"], modules(layer)
+    for name in sorted(classes.keys() | mine.keys()):
+        if classes.get(name) != mine.get(name):
+            raise ALCheckpointError(
+                f"the checkpoint is of another network: AL layer {number}, {name or 'the layer'} is a "
+                f"{classes.get(name, 'missing module')} there, a {mine.get(name, 'missing module')} here. The weights "
+                "alone can be loaded with load_module_only=True"
+            )
+
+
+def _named(kind: list[Any] | None) -> str:
+    return f"{kind[0]} of shape {kind[1]}" if kind else "missing"
+
+
+def _has_copy(engine: ALPipelineEngine, number: int, saved: Record) -> None:
+    assert engine.decoder_copies is not None
+    there = saved["files"]["training_states"]["tensors"]
+    for name, kind in kinds(engine.decoder_copies.state(number)).items():
+        if there.get(f"decoder/{name}") != kind:
+            raise ALCheckpointError(
+                f"the checkpoint has no fitting copy of the decoder of AL layer {number}: {name} is "
+                f"{_named(there.get(f'decoder/{name}'))} there, {_named(kind)} here"
+            )

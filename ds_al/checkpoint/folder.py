@@ -1,0 +1,221 @@
+"""A checkpoint on disk: where its files are, what its index says of them, and whether they are still so.
+
+::
+
+    latest                                         the tag of the last complete checkpoint
+    <tag>/index.json                               what there is: layers, shapes, dtypes, numbers, a hash of each file
+    <tag>/layer_02-model_states.safetensors        weights and buffers of AL layer 2: f, b, g, h and its objective
+    <tag>/layer_02-associated_optim_states.safetensors    the optimizer's tensors of f and b
+    <tag>/layer_02-autoencoder_optim_states.safetensors   and of g and h
+    <tag>/layer_02-training_states.safetensors     losses, and the copy of its decoder that later layers decode with
+    <tag>/stage_00-random_states.safetensors       the host's random numbers
+    <tag>/stage_00-client_state.pt                 what the user added
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ds_al.checkpoint.plain import Tensors
+from ds_al.errors import ALCheckpointError
+
+INDEX = "index.json"
+LATEST = "latest"
+FORMAT = 2
+"""Of the layout; 1 was DeepSpeed's own files, with a dict of ours."""
+
+_CHUNK = 1 << 22
+
+Record = dict[str, Any]
+
+
+def layer_file(index: int, what: str) -> str:
+    """Name of a file that belongs to one AL layer."""
+    return f"layer_{index:02d}-{what}.safetensors"
+
+
+def find(load_dir: str | Path, tag: str | None = None) -> Path:
+    """The folder of a checkpoint, the latest by default.
+
+    Raises:
+        ALCheckpointError: there is none.
+    """
+    root = Path(load_dir)
+    if tag is None:
+        if not (root / LATEST).is_file():
+            raise ALCheckpointError(f"no checkpoint in {str(root)!r}: expected a file 'latest', or give a tag")
+        tag = (root / LATEST).read_text().strip()
+    folder = root / tag
+    if not folder.exists():  # ended while the checkpoint was replaced by another one of the same tag
+        folder = max(folder.parent.glob(f".{folder.name}.*.old"), default=folder)
+    if not (folder / INDEX).is_file():
+        raise ALCheckpointError(f"no checkpoint in {str(folder)!r}: {_lacks_index(folder, root)}")
+    return folder
+
+
+def _lacks_index(folder: Path, root: Path) -> str:
+    if any(folder.glob("*model_states.pt")):
+        return (
+            f"it was saved by DeepSpeed's own engine, or by ds_al before format {FORMAT}, which is not read any more. "
+            "The weights of a DeepSpeed pipeline can be loaded into f by ds_al.load_weights(engine, path)"
+        )
+    there = sorted(path.parent.name for path in root.glob(f"*/{INDEX}") if not path.parent.name.startswith("."))
+    return f"expected a file {INDEX}" + (f". Complete checkpoints there: {', '.join(there)}" if there else "")
+
+
+def read_index(folder: Path) -> Record:
+    """The index of a checkpoint.
+
+    Raises:
+        ALCheckpointError: it is cut, altered, or of a format that this version does not read.
+    """
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text())
+        digest = index.pop("blake2b")
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise ALCheckpointError(f"{str(path)!r} is cut or altered: it is no index. {_REMEDY}") from None
+    if index.get("format") != FORMAT:
+        raise ALCheckpointError(
+            f"{str(path)!r} has format {index.get('format')!r}, this ds_al reads {FORMAT}: use the one that saved it"
+        )
+    if _digest_of(index) != digest:
+        raise ALCheckpointError(f"{str(path)!r} was altered: its hash is not the one that it was saved with. {_REMEDY}")
+    return index
+
+
+def write_index(folder: Path, index: Record) -> None:
+    """Writes the index, with a hash of itself."""
+    write_text(folder / INDEX, json.dumps({**index, "blake2b": _digest_of(index)}, indent=1))
+
+
+def _digest_of(index: Record) -> str:
+    return hashlib.blake2b(json.dumps(index, sort_keys=True).encode(), digest_size=32).hexdigest()
+
+
+_REMEDY = "Restore it from a copy, or load another checkpoint by its tag"
+
+
+# ---- files -----------------------------------------------------------------------------------------
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Record:
+    """Writes one file of tensors and returns its record for the index.
+
+    Raises:
+        ALCheckpointError: tensors of a kind that the format has not.
+    """
+    own: Tensors = {}
+    storages: set[int] = set()
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        storage = value.untyped_storage().data_ptr()
+        own[name] = value.clone() if storage in storages else value  # the format refuses shared memory
+        storages.add(storage)
+    try:
+        save_file(own, path)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise ALCheckpointError(f"{str(path)!r} cannot be written: {error}") from error
+    return {**_record(path), "tensors": {name: _kind(value) for name, value in own.items()}}
+
+
+def write_client_state(path: Path, state: Mapping[str, Any]) -> Record:
+    """Writes what the user added; :func:`read_client_state` has to be able to read it.
+
+    Raises:
+        ALCheckpointError: it holds objects that could run code when they are read.
+    """
+    torch.save(dict(state), path)
+    try:
+        read_client_state(path)
+    except Exception as error:
+        raise ALCheckpointError(
+            "client_state holds what torch.load(weights_only=True) does not read: keep to numbers, strings, tensors, "
+            f"lists and dicts, or allow a class by torch.serialization.add_safe_globals. ({_first_line(error)})"
+        ) from None
+    return _record(path)
+
+
+def read_client_state(path: Path) -> dict[str, Any]:
+    """What the user added to a checkpoint."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is there as a whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    sync(part)
+    part.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Lets the disk have what was written to a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _record(path: Path) -> Record:
+    sync(path)
+    return {"file": path.name, "bytes": path.stat().st_size, "blake2b": hash_file(path)}
+
+
+def _kind(value: Tensor) -> list[Any]:
+    return [str(value.dtype).removeprefix("torch."), list(value.shape)]
+
+
+def kinds(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:
+    """``[dtype, shape]`` of each tensor, as the index has them."""
+    return {name: _kind(value) for name, value in tensors.items()}
+
+
+def hash_file(path: Path) -> str:
+    """BLAKE2b of a file, 256 bits."""
+    digest = hashlib.blake2b(digest_size=32)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def verify(folder: Path, records: Iterable[Record], *, of: str) -> None:
+    """Checks that files are there as they were written.
+
+    Args:
+        records: of the files, from the index.
+        of: whose files these are, for errors.
+
+    Raises:
+        ALCheckpointError: one is missing, cut or altered.
+    """
+    for record in records:
+        path = folder / Path(record["file"]).name  # a name alone: no index leads out of its folder
+        name = f"{record['file']!r} of {of} in {str(folder)!r}"
+        if not path.is_file():
+            raise ALCheckpointError(f"file {name} is missing. {_REMEDY}")
+        size = path.stat().st_size
+        if size != record["bytes"]:
+            raise ALCheckpointError(f"file {name} has {size} bytes, expected {record['bytes']}: it was cut. {_REMEDY}")
+        if hash_file(path) != record["blake2b"]:
+            raise ALCheckpointError(f"file {name} was altered: its hash is not the one that was saved. {_REMEDY}")
+
+
+def read_tensors(folder: Path, record: Record) -> Tensors:
+    """The tensors of a verified file, in memory of their own: torch would leave them on the file's pages."""
+    return {name: value.clone() for name, value in load_file(folder / Path(record["file"]).name).items()}

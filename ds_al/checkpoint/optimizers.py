@@ -1,0 +1,325 @@
+"""The state of a stage's optimizers and LR schedule, by AL layer and by parameter, so that any stage can take it over.
+
+An optimizer counts parameters and groups through a stage; here both are called by their layer, and by their name in
+it. Of each layer and role (``associated``, ``autoencoder``; ``optimizer`` for a user's own instance)::
+
+    {"class": "AdamW",
+     "groups": [{"options": {"lr": 0.1, ...}, "parameters": ["f.0.weight", ...], "schedule": {"base_lrs": 0.1}}],
+     "state": {"f.0.weight": {"step": {"$tensor": "f.0.weight/step"}, ...}}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ds_al.checkpoint.plain import Tensors, pack, unpack
+from ds_al.errors import ALCheckpointError
+
+if TYPE_CHECKING:
+    from ds_al.engine import ALPipelineEngine
+
+Record = dict[str, Any]
+Name = tuple[int, str]
+"""Index of the layer, and name of the parameter in it."""
+
+Place = tuple[int, str]
+"""Index of the layer, and which of its files: a role, or :data:`TRAINING`."""
+TRAINING = "training"
+
+_BY_GROUP = {"base_lrs", "_last_lr", "min_lrs", "max_lrs", "base_momentums", "max_momentums", "lr_lambdas"}
+"""What torch's LR schedules keep as a list with an entry per parameter group."""
+_GROUP = "$group"
+
+
+def parts(engine: ALPipelineEngine) -> dict[str, torch.optim.Optimizer]:
+    """The instances that step a stage's parameters, by role.
+
+    Raises:
+        ALCheckpointError: the state is not kept by parameter.
+    """
+    optimizer: Any = engine.optimizer
+    if optimizer is None:
+        return {}
+    found: dict[str, Any] = {
+        role: part for role, part in getattr(optimizer, "parts", {"optimizer": optimizer}).items() if part
+    }
+    for part in found.values():
+        if not isinstance(part, torch.optim.Optimizer):
+            raise ALCheckpointError(
+                f"the optimizer {type(part).__name__} keeps no state by parameter, so its checkpoint could not be read "
+                "by another number of stages: train with a torch optimizer"
+            )
+    return found
+
+
+def names(engine: ALPipelineEngine) -> dict[Tensor, Name]:
+    """What each parameter of the stage is called."""
+    return {parameter: (index, name) for index, layer in engine.layers for name, parameter in layer.named_parameters()}
+
+
+# ---- taking the state ------------------------------------------------------------------------------
+
+
+def take(engine: ALPipelineEngine) -> dict[int, dict[str, tuple[Record, Tensors]]]:
+    """State of the optimizers by layer and role: a record for the index, and its tensors.
+
+    Raises:
+        ALCheckpointError: a parameter belongs to no layer, or a state cannot be saved.
+    """
+    called = names(engine)
+    schedule = _group_values(engine)
+    taken: dict[int, dict[str, tuple[Record, Tensors]]] = {index: {} for index, _ in engine.layers}
+    for role, part in parts(engine).items():
+        for group in part.param_groups:
+            for index, members in _by_layer(group["params"], called).items():
+                fresh: tuple[Record, Tensors] = ({"class": type(part).__name__, "groups": [], "state": {}}, {})
+                record, tensors = taken[index].setdefault(role, fresh)
+                number = len(record["groups"])
+                options = {key: value for key, value in group.items() if key not in ("params", "name")}
+                record["groups"].append(
+                    {
+                        "options": pack(options, tensors, at=f"group {number}"),
+                        "parameters": list(members),
+                        "schedule": pack(schedule[id(group)], tensors, at=f"schedule {number}"),
+                    }
+                )
+                for name, parameter in members.items():
+                    record["state"][name] = pack(dict(part.state.get(parameter, {})), tensors, at=name)
+    return taken
+
+
+def _by_layer(parameters: list[nn.Parameter], called: Mapping[Tensor, Name]) -> dict[int, dict[str, nn.Parameter]]:
+    layers: dict[int, dict[str, nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter not in called:
+            raise ALCheckpointError(
+                f"the optimizer trains a parameter of shape {list(parameter.shape)} that is in no AL layer of its "
+                "stage, so no checkpoint could place it: move it into the f, b, g or h that uses it"
+            )
+        index, name = called[parameter]
+        layers.setdefault(index, {})[name] = parameter
+    return layers
+
+
+def _group_values(engine: ALPipelineEngine) -> dict[int, dict[str, Any]]:
+    """What the LR schedule keeps for each group, by the group's identity."""
+    groups = engine.optimizer.param_groups if engine.optimizer is not None else []
+    values: dict[int, dict[str, Any]] = {id(group): {} for group in groups}
+    if engine.lr_scheduler is not None:
+        for path, entries in _group_lists(engine.lr_scheduler.state_dict(), len(groups)):
+            for group, entry in zip(groups, entries, strict=True):
+                values[id(group)][path] = entry
+    return values
+
+
+def _group_lists(value: Any, groups: int, path: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """The lists by group in a schedule's state; ``SequentialLR`` has those of its parts deeper down."""
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        if key in _BY_GROUP and isinstance(item, list) and len(item) == groups:
+            yield f"{path}/{key}", item
+        else:
+            yield from _group_lists(item, groups, f"{path}/{key}")
+
+
+def take_schedule(engine: ALPipelineEngine, tensors: Tensors) -> Record | None:
+    """State of the LR schedule without what it keeps by group, as JSON; ``None`` where there is no schedule."""
+    scheduler = engine.lr_scheduler
+    if scheduler is None:
+        return None
+    groups = len(engine.optimizer.param_groups) if engine.optimizer is not None else 0
+    state = pack(_without_lists(scheduler.state_dict(), groups), tensors, at="schedule")
+    return {"class": type(scheduler).__name__, "state": state}
+
+
+def _without_lists(value: Any, groups: int) -> Any:
+    if isinstance(value, list):
+        return [_without_lists(item, groups) for item in value]
+    if type(value) is not dict:
+        return value
+    return {
+        key: _GROUP
+        if key in _BY_GROUP and isinstance(item, list) and len(item) == groups
+        else _without_lists(item, groups)
+        for key, item in value.items()
+    }
+
+
+# ---- giving it back --------------------------------------------------------------------------------
+
+
+def check(engine: ALPipelineEngine, layers: Mapping[int, Record]) -> None:
+    """Compares the optimizers of a checkpoint with those of this stage.
+
+    Args:
+        layers: records of this stage's layers, from the index.
+
+    Raises:
+        ALCheckpointError: other optimizers, or they step other parameters or share groups in another way.
+    """
+    mine = parts(engine)
+    called = names(engine)
+    there = {role: record["class"] for layer in layers.values() for role, record in layer["optimizers"].items()}
+    here = {role: type(part).__name__ for role, part in mine.items()}
+    if there != here:
+        raise ALCheckpointError(
+            f"the checkpoint has the state of {_kinds(there)}, this job trains with {_kinds(here)}: use the same, or "
+            "start a new one by load_optimizer_states=False"
+        )
+    for role, part in mine.items():
+        trained = {called[parameter] for group in part.param_groups for parameter in group["params"]}
+        saved = {
+            (index, name) for index, layer in layers.items() for name in layer["optimizers"].get(role, _NONE)["state"]
+        }
+        for index, name in sorted(trained ^ saved):
+            raise ALCheckpointError(
+                f"AL layer {index}, {name}: the optimizer {role!r} "
+                + ("trains it here, not in the checkpoint" if (index, name) in trained else "trained it, not here")
+                + ": freeze the same parameters, or start a new optimizer by load_optimizer_states=False"
+            )
+        for group in part.param_groups:
+            _saved_group(group, role, called, layers)
+
+
+_NONE: Record = {"groups": [], "state": {}}
+
+
+def _kinds(classes: Mapping[str, str]) -> str:
+    return " and ".join(classes[role] for role in sorted(classes)) or "no optimizer"
+
+
+def _saved_group(
+    group: Mapping[str, Any], role: str, called: Mapping[Tensor, Name], layers: Mapping[int, Record]
+) -> tuple[int, Record]:
+    """The layer and the record of a group whose parameters may have been spread over several groups, all alike."""
+    found: list[tuple[int, str, Record]] = []
+    for parameter in group["params"]:
+        index, name = called[parameter]
+        groups = layers[index]["optimizers"].get(role, _NONE)["groups"]
+        saved = next((saved for saved in groups if name in saved["parameters"]), None)
+        if saved is None:
+            raise ALCheckpointError(
+                f"AL layer {index}, {name}: the checkpoint has no optimizer {role!r} that trains it. Freeze the same "
+                "parameters, or start anew by load_optimizer_states=False and load_lr_scheduler_states=False"
+            )
+        found.append((index, name, saved))
+    first, first_name, record = found[0]
+    for index, name, saved in found:
+        if any(saved[key] != record[key] for key in ("options", "schedule")):
+            raise ALCheckpointError(
+                f"AL layers {first} and {index}: {first_name} and {name} are in one parameter group here, and have "
+                "different options in the checkpoint: give them groups of their own"
+            )
+    return first, record
+
+
+def give(engine: ALPipelineEngine, layers: Mapping[int, Record], tensors: Mapping[Place, Tensors]) -> None:
+    """Sets this stage's optimizers to a checkpoint that :func:`check` has let pass.
+
+    Args:
+        layers: records of this stage's layers, from the index.
+        tensors: of each layer and role.
+    """
+    called = names(engine)
+    states = {role: _state_dict(part, role, called, layers, tensors) for role, part in parts(engine).items()}
+    if hasattr(engine.optimizer, "parts"):
+        engine.optimizer.load_state_dict({role: states.get(role) for role in engine.optimizer.parts})
+    elif states:
+        engine.optimizer.load_state_dict(states["optimizer"])
+
+
+def _state_dict(
+    part: torch.optim.Optimizer,
+    role: str,
+    called: Mapping[Tensor, Name],
+    layers: Mapping[int, Record],
+    tensors: Mapping[Place, Tensors],
+) -> dict[str, Any]:
+    """What the optimizer's own ``state_dict`` would have been on this stage."""
+    groups: list[Record] = []
+    state: dict[int, Record] = {}
+    for group in part.param_groups:
+        numbers = range(len(state), len(state) + len(group["params"]))
+        first, saved = _saved_group(group, role, called, layers)
+        options = unpack(saved["options"], tensors[first, role])
+        groups.append({**{k: v for k, v in group.items() if k != "params"}, **options, "params": list(numbers)})
+        for number, parameter in zip(numbers, group["params"], strict=True):
+            index, name = called[parameter]
+            values = unpack(layers[index]["optimizers"][role]["state"][name], tensors[index, role])
+            state[number] = {key: _laid_out_as(parameter, value) for key, value in values.items()}
+    return {"state": {number: values for number, values in state.items() if values}, "param_groups": groups}
+
+
+def _laid_out_as(parameter: Tensor, value: Any) -> Any:
+    """Files know no strides: a state of the parameter's shape gets those of the parameter, as when it was made."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape or parameter.is_contiguous():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def check_schedule(engine: ALPipelineEngine, layers: Mapping[int, Record]) -> None:
+    """Compares the LR schedule of a checkpoint with this job's.
+
+    Raises:
+        ALCheckpointError: another schedule, or one that stood elsewhere for some layers of this stage.
+    """
+    here = type(engine.lr_scheduler).__name__ if engine.lr_scheduler is not None else None
+    first = next(iter(layers))
+    for index, layer in layers.items():
+        there = layer["schedule"]["class"] if layer["schedule"] else None
+        if there != here:
+            raise ALCheckpointError(
+                f"the checkpoint has the LR schedule {there}, this job has {here}: use the same, or start a new one by "
+                "load_lr_scheduler_states=False"
+            )
+        if layer["schedule"] != layers[first]["schedule"]:
+            raise ALCheckpointError(
+                f"AL layers {first} and {index} are on one stage here, and had different LR schedules in the "
+                "checkpoint: start a new one by load_lr_scheduler_states=False"
+            )
+    if here is not None:
+        list(_schedules(engine, layers))
+
+
+def give_schedule(engine: ALPipelineEngine, layers: Mapping[int, Record], tensors: Mapping[Place, Tensors]) -> None:
+    """Sets the LR schedule to a checkpoint that :func:`check_schedule` has let pass.
+
+    Args:
+        layers: records of this stage's layers, from the index.
+        tensors: of each layer's files of optimizers and of training states.
+    """
+    if engine.lr_scheduler is None:
+        return
+    groups = [unpack(saved, tensors.get(place, {})) for place, saved in _schedules(engine, layers)]
+    index, layer = next(iter(layers.items()))
+    state = unpack(layer["schedule"]["state"], tensors[index, TRAINING])
+    engine.lr_scheduler.load_state_dict(_with_lists(state, groups))
+
+
+def _schedules(engine: ALPipelineEngine, layers: Mapping[int, Record]) -> Iterator[tuple[Place, Record]]:
+    """What the schedule kept for each group of this stage, and where its tensors are; DeepSpeed's keep nothing."""
+    saved = [group for layer in layers.values() for part in layer["optimizers"].values() for group in part["groups"]]
+    if not any(group["schedule"] for group in saved):
+        return
+    called = names(engine)
+    for role, part in parts(engine).items():
+        for group in part.param_groups:
+            index, values = _saved_group(group, role, called, layers)
+            yield (index, role), values["schedule"]
+
+
+def _with_lists(value: Any, groups: list[Record], path: str = "") -> Any:
+    if isinstance(value, list):
+        return [_with_lists(item, groups, f"{path}/{number}") for number, item in enumerate(value)]
+    if type(value) is not dict:
+        return value
+    return {
+        key: [group[f"{path}/{key}"] for group in groups]
+        if isinstance(item, str) and item == _GROUP
+        else _with_lists(item, groups, f"{path}/{key}")
+        for key, item in value.items()
+    }

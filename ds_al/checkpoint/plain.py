@@ -1,0 +1,63 @@
+"""Nested values as JSON and tensors, so that a checkpoint holds nothing that runs when it is read.
+
+``None``, booleans, numbers, strings, lists and dicts with string keys stay as they are. Other values become a dict
+with one key that starts with ``$``: a tensor the name under which it lies in a table of tensors.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ds_al.errors import ALCheckpointError
+
+Tensors = dict[str, Tensor]
+
+_TENSOR, _TUPLE, _DICT, _COUNTER = "$tensor", "$tuple", "$dict", "$counter"
+
+
+def pack(value: Any, tensors: Tensors, *, at: str) -> Any:
+    """A value as JSON; its tensors go into ``tensors``, under names that start with ``at``.
+
+    Raises:
+        ALCheckpointError: a value of another type.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Tensor):
+        tensors[at] = value
+        return {_TENSOR: at}
+    if isinstance(value, (list, tuple)):
+        items = [pack(item, tensors, at=f"{at}/{number}") for number, item in enumerate(value)]
+        return items if isinstance(value, list) else {_TUPLE: items}
+    if isinstance(value, Mapping):
+        if type(value) is not Counter and all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return {key: pack(item, tensors, at=f"{at}/{key}") for key, item in value.items()}
+        pairs = [[key, pack(item, tensors, at=f"{at}/{key}")] for key, item in value.items()]
+        return {_COUNTER if type(value) is Counter else _DICT: pairs}
+    raise ALCheckpointError(
+        f"{at}: a value of {type(value).__name__} cannot be saved: expected numbers, strings, tensors, or lists, "
+        "tuples and dicts of them"
+    )
+
+
+def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of :func:`pack`."""
+    if isinstance(value, list):
+        return [unpack(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if _TENSOR in value:
+        return tensors[value[_TENSOR]]
+    if _TUPLE in value:
+        return tuple(unpack(item, tensors) for item in value[_TUPLE])
+    for tag, kind in ((_DICT, dict), (_COUNTER, Counter)):
+        if tag in value:
+            return kind({key: unpack(item, tensors) for key, item in value[tag]})
+    return {key: unpack(item, tensors) for key, item in value.items()}

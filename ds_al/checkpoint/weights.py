@@ -1,0 +1,259 @@
+"""Weights alone, from a checkpoint of another kind into the layers of a pipeline."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from deepspeed import comm as dist
+from deepspeed.pipe import PipelineModule
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ds_al.checkpoint.folder import INDEX, LATEST, read_index, verify
+from ds_al.errors import ALCheckpointError
+from ds_al.module import ALPipelineModule
+
+Names = Mapping[str, str] | Callable[[str], str | None]
+
+_LAYER_FILE = re.compile(r"layer_(\d+)-(.*-)?model_states\.pt")
+_SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
+
+
+class LoadedWeights(NamedTuple):
+    """What :func:`load_weights` did on this rank, by names."""
+
+    loaded: list[str]
+    """Names in the pipeline, ``"<layer>.<name>"``."""
+    missing: list[str]
+    """Names in the pipeline that the source has not; they are as they were."""
+    unused: list[str]
+    """Names in the source that no layer of this network has a place for."""
+
+
+def load_weights(target: Any, path: str | Path, *, names: Names | None = None, strict: bool = True) -> LoadedWeights:
+    """Loads weights, and nothing else, from a checkpoint of another kind. Every rank of the pipeline calls it.
+
+    ``path`` is one of
+
+    * a pipeline checkpoint of DeepSpeed, ``layer_XX-model_states.pt``: the folder that was saved to, or that of a tag.
+      Entry i of its layer list becomes f of AL layer i, so a backprop twin's weights go into the AL form;
+    * a checkpoint of ds_al. Into a plain ``PipelineModule`` goes the chain of its f;
+    * a Hugging Face folder, ``model.safetensors`` or ``pytorch_model.bin``, whole or in parts; or a single file of one
+      of these kinds, such as ``python -m ds_al consolidate`` writes.
+
+    In the pipeline a weight is called ``"<layer>.<name>"``: ``"2.f.0.weight"`` in an AL network, ``"2.0.weight"`` in a
+    plain one. Values are cast to the dtype that the pipeline has. Nothing is changed unless all ranks find all well.
+    Call it before training: momenta and decoder copies are left as they are.
+
+    Args:
+        target: an engine, or its module: :class:`~ds_al.module.ALPipelineModule` or ``PipelineModule``.
+        names: from names in the source to names in the pipeline: a callable, which returns ``None`` for what is to
+            be left out; or a mapping of prefixes, of which the longest that fits is replaced, and where none fits
+            the weight is left out: ``{"bert.encoder.layer.0.": "1.f.0."}``. By default names are taken as they are.
+        strict: whether every weight of f, or of a plain pipeline, has to be in the source.
+
+    Returns:
+        What was loaded, what not.
+
+    Raises:
+        ALCheckpointError: on every rank: nothing of these kinds at ``path``, a file that cannot be read, a shape that
+            differs, a name without a place, or with ``strict`` a weight of f that is missing.
+    """
+    module = getattr(target, "module", target)
+    if not isinstance(module, PipelineModule):
+        raise ALCheckpointError(
+            f"load_weights: got a {type(target).__name__}: expected an engine, an ALPipelineModule or a PipelineModule"
+        )
+    places = _places(module)
+    problem: str | None = None
+    values: dict[str, Tensor] = {}
+    rest: list[str] = []
+    try:
+        values, rest = _matching(module, places, Path(path), names, strict)
+    except ALCheckpointError as error:
+        problem = str(error)
+    except Exception as error:  # a damaged file may raise anything
+        problem = f"{str(path)!r} cannot be read: {type(error).__name__}: {error}"
+    problems: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    if found := [text for text in problems if text is not None]:
+        raise ALCheckpointError(found[0])
+    with torch.no_grad():
+        for name, value in values.items():
+            places[name].copy_(value)
+    refresh = getattr(getattr(target, "optimizer", None), "refresh_fp32_params", None)
+    if refresh is not None:  # DeepSpeed's own copies in full precision
+        refresh()
+    return LoadedWeights(sorted(values), sorted(places.keys() - values.keys()), rest)
+
+
+def _places(module: PipelineModule) -> dict[str, Tensor]:
+    """The tensors of this stage's layers."""
+    return {
+        f"{index}.{name}": value
+        for index, layer in enumerate(module.forward_funcs, start=module._local_start)
+        if isinstance(layer, nn.Module)
+        for name, value in layer.state_dict().items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _matching(
+    module: PipelineModule, places: Mapping[str, Tensor], path: Path, names: Names | None, strict: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Values by their name in this stage, and the names of the source that go nowhere."""
+    rename = _renamer(names)
+    values: dict[str, Tensor] = {}
+    rest: list[str] = []
+    for source, file, read in _source(path, into_al=isinstance(module, ALPipelineModule), layers=module._num_layers):
+        name = rename(source)
+        if name is None or not _has_place(name, module):
+            if name is not None and names is not None:
+                raise ALCheckpointError(
+                    f"{source!r} in {str(file)!r} is to become {name!r}: expected '<layer>.<name>' with a layer of "
+                    f"0..{module._num_layers - 1}; let names leave it out"
+                )
+            rest.append(source)
+            continue
+        if int(name.split(".")[0]) not in range(module._local_start, module._local_stop):
+            continue
+        if name not in places:
+            if names is None and not strict:
+                rest.append(source)
+                continue
+            raise ALCheckpointError(
+                f"{source!r} in {str(file)!r} is to become {name!r}, which this network has not: is it of another "
+                "model? Give names=, or strict=False"
+            )
+        value = read()
+        if value.shape != places[name].shape:
+            raise ALCheckpointError(
+                f"layer {name.split('.')[0]}: {source!r} in {str(file)!r} has shape {list(value.shape)}, {name!r} here "
+                f"{list(places[name].shape)}"
+            )
+        values[name] = value
+    if strict:
+        wanted = [name for name in places if not isinstance(module, ALPipelineModule) or name.split(".")[1] == "f"]
+        for name in wanted:
+            if name not in values:
+                raise ALCheckpointError(
+                    f"layer {name.split('.')[0]}: {str(path)!r} has nothing for {name!r}. Give names=, or strict=False "
+                    "to leave it as it is"
+                )
+    return values, rest
+
+
+def _has_place(name: str, module: PipelineModule) -> bool:
+    layer, dot, rest = name.partition(".")
+    return bool(dot and rest) and layer.isdigit() and int(layer) < module._num_layers
+
+
+def _renamer(names: Names | None) -> Callable[[str], str | None]:
+    if names is None:
+        return lambda name: name
+    if not isinstance(names, Mapping):
+        return names
+    prefixes = sorted(names.items(), key=lambda item: -len(item[0]))
+
+    def rename(name: str) -> str | None:
+        return next((new + name.removeprefix(old) for old, new in prefixes if name.startswith(old)), None)
+
+    return rename
+
+
+# ---- sources ---------------------------------------------------------------------------------------
+
+Source = Iterator[tuple[str, Path, Callable[[], Tensor]]]
+"""Name, file, and what reads the tensor."""
+
+
+def _source(path: Path, *, into_al: bool, layers: int) -> Source:
+    if path.is_file():
+        return _file(path)
+    if (path / LATEST).is_file() and not (path / INDEX).is_file():
+        path = path / (path / LATEST).read_text().strip()
+    if (path / INDEX).is_file():
+        return _of_ds_al(path, into_al=into_al)
+    if any(path.glob("layer_*-model_states.pt")):
+        return _of_deepspeed(path, into_al=into_al, layers=layers)
+    for name in _SHARDED:
+        if (path / name).is_file():
+            weight_map = json.loads((path / name).read_text())["weight_map"]
+            return _files(path / file for file in sorted(set(weight_map.values())))
+    for name in _WHOLE:
+        if (path / name).is_file():
+            return _file(path / name)
+    raise ALCheckpointError(
+        f"no weights in {str(path)!r}: expected layer_XX-model_states.pt of a DeepSpeed pipeline, {INDEX} of ds_al, or "
+        f"{' or '.join(_WHOLE)} of Hugging Face"
+    )
+
+
+def _files(paths: Iterable[Path]) -> Source:
+    for path in paths:
+        yield from _file(path)
+
+
+def _file(path: Path) -> Source:
+    if not path.is_file():
+        raise ALCheckpointError(f"file {path.name!r} is missing from {str(path.parent)!r}, whose index names it")
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  # it is no dict
+                yield name, path, partial(file.get_tensor, name)
+    else:
+        for name, value in _unpickled(path).items():
+            yield name, path, partial(_same, value)
+
+
+def _same(value: Tensor) -> Tensor:
+    return value
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:
+        raise ALCheckpointError(
+            f"file {path.name!r} in {str(path.parent)!r} is cut, altered, or holds more than tensors: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _of_deepspeed(folder: Path, *, into_al: bool, layers: int) -> Source:
+    found: dict[int, Path] = {}
+    for path in sorted(folder.glob("layer_*-model_states.pt")):
+        match = _LAYER_FILE.fullmatch(path.name)
+        if match is None:
+            continue
+        number = int(match[1])
+        if number in found:
+            raise ALCheckpointError(
+                f"layer {number} lies in {found[number].name!r} and in {path.name!r}: it is cut for tensor "
+                "parallelism, which is not read. Merge it first"
+            )
+        found[number] = path
+    for number, path in found.items():
+        for name, value in _unpickled(path).items():
+            # A twin has its head after the last f: it is named, and has no place.
+            inside = "f." if into_al and number < layers else ""
+            yield f"{number}.{inside}{name}", path, partial(_same, value)
+
+
+def _of_ds_al(folder: Path, *, into_al: bool) -> Source:
+    for layer in read_index(folder)["layers"]:
+        record = layer["files"]["model_states"]
+        verify(folder, [record], of=f"AL layer {layer['layer']}")
+        for name, path, read in _file(folder / record["file"]):
+            if into_al:
+                yield f"{layer['layer']}.{name}", path, read
+            elif name.startswith("f."):
+                yield f"{layer['layer']}.{name.removeprefix('f.')}", path, read

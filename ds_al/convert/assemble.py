@@ -1,0 +1,78 @@
+"""Blocks and a head become AL layers: f taken as they are, b by what leaves each f, g and h made new."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deepspeed.pipe import LayerSpec
+from torch import nn
+
+from ds_al.convert.bridges import bridge
+from ds_al.convert.head import CodeHead, Head
+from ds_al.errors import ALConfigError
+from ds_al.layer import Activation, first
+from ds_al.models.targets import target_side
+from ds_al.models.text_bridges import whole
+from ds_al.objectives import resolve
+from ds_al.spec import ALLayerSpec, Part
+
+
+def al_layers(
+    f: Sequence[Part],
+    activations: Sequence[Activation],
+    head: Head | None,
+    *,
+    num_classes: int,
+    objective: str | Mapping[str, Any],
+    code_width: int,
+    code: str,
+    bridges: Sequence[Part | None] | None = None,
+) -> list[ALLayerSpec]:
+    """Specs of the AL layers of a network.
+
+    The last layer has the network's own head: with ``greedy`` and ``next_token`` as it is, linear layer and all,
+    since h is a classifier there; otherwise with a new linear layer onto codes in the place of its scores.
+
+    Args:
+        f: of each layer, in order.
+        activations: what leaves each of them, see :func:`ds_al.convert.bridges.bridge`.
+        head: of the network; without one the last bridge is made as all others.
+        num_classes: V.
+        objective, code_width, code: see :func:`ds_al.models.targets.target_side`.
+        bridges: b of each layer, ``None`` where it is to be chosen by the activation. Such a bridge gets the first
+            tensor of a tuple.
+
+    Raises:
+        ALConfigError: no bridge is known for an activation, or ``bridges`` has another length.
+    """
+    if bridges is not None and len(bridges) != len(f):
+        raise ALConfigError(
+            f"got {len(bridges)} bridges for {len(f)} AL layers: expected one for each, None by default"
+        )
+    kind = resolve(objective)
+    side = target_side(
+        len(f), num_classes=num_classes, code_width=code_width, code=code, objective=objective
+    )  # fmt: skip
+    if head is not None and not head.bias and code != "sigmoid":
+        for i, part in enumerate(side):  # decoders that fold into a linear layer without bias
+            width = num_classes if i == 0 or kind.trains_decoder else code_width
+            part["h"] = LayerSpec(nn.Linear, code_width, width, bias=False)
+    layers = []
+    for i, (each, s) in enumerate(zip(f, activations, strict=True)):
+        own = bridges[i] if bridges is not None else None
+        if own is not None:
+            layers.append(ALLayerSpec(f=each, b=own, reduce=first, **side[i]))
+        elif head is not None and i == len(f) - 1:
+            layers.append(ALLayerSpec(f=each, **_last(head, side[i], kind.trains_decoder, code_width, code)))
+        else:
+            b = bridge(s, activations[i + 1 :], code_width=code_width, code=code, per_token=kind.per_token)
+            layers.append(ALLayerSpec(f=each, **b, **side[i]))
+    return layers
+
+
+def _last(head: Head, side: dict[str, Any], trains_decoder: bool, code_width: int, code: str) -> dict[str, Any]:
+    if trains_decoder:
+        return {**side, "b": head.body, "h": head.scores, "reduce": whole}
+    b = LayerSpec(CodeHead, head.body, head.width, code_width, code=code, bias=head.bias)
+    return {**side, "b": b, "reduce": whole}

@@ -1,0 +1,185 @@
+"""``ds_al.export``: back to a plain model.
+
+Where the way to the scores folds into the model's own classifier (:mod:`ds_al.convert.fold`), the folder is what
+``save_pretrained`` of the model writes: ``AutoModelFor...from_pretrained(folder)`` gives the scores of
+``engine.predict``. Where it does not, the folder holds the model's trunk for ``AutoModel.from_pretrained``, and beside
+it ``inference.pt2``, the whole way from ``x`` to the scores as a ``torch.export`` program. Neither needs ds_al.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ds_al.convert.fold import Folded, Same, fold
+from ds_al.convert.program import Format, InferencePath, write
+from ds_al.convert.source import Source
+from ds_al.engine import ALPipelineEngine
+from ds_al.errors import ALCheckpointError, ALConfigError, ALError
+from ds_al.layer import Activation, ALLayer
+from ds_al.module import ALPipelineModule
+
+TEXT_EXAMPLE = (2, 8)
+
+
+def export(
+    model: ALPipelineEngine | ALPipelineModule,
+    path: str | Path,
+    *,
+    weights: str | Path | None = None,
+    same: Same = "scores",
+    program: Format | None = None,
+    example: Activation | None = None,
+) -> str:
+    """Writes what was trained as a plain model. Every rank calls it; the first one writes.
+
+    Args:
+        model: an engine, or its module.
+        path: of the folder.
+        weights: a safetensors file whose weights are written instead of the model's, with the names of the module's
+            ``state_dict`` on one stage, ``"<layer>.f.<name>"``: how a checkpoint is exported without training on.
+        same: ``"labels"`` lets ``contrast`` fold, too: the plain model then names the same labels, and its scores are
+            those of the engine times the length of the code.
+        program: also writes the inference path, as ``"torch.export"``, ``"torchscript"`` or ``"onnx"``.
+        example: a micro-batch ``x`` to trace programs with; needed where the network was not made by
+            :func:`ds_al.from_pretrained`, of which only a program can be written.
+
+    Returns:
+        What was written: ``"classifier"`` for a plain model with the same scores, ``"program"`` where the scores are in
+        the program alone. The same on every rank.
+
+    Raises:
+        ALConfigError: an option is unknown, an example is missing, or a format needs a package.
+        ALCheckpointError: ``weights`` are those of another network.
+    """
+    if same not in ("scores", "labels"):
+        raise ALConfigError(f"got same={same!r}: expected 'scores' or 'labels'")
+    module = model.module if isinstance(model, ALPipelineEngine) else model
+    source: Source | None = module.source
+    if source is None and (program is None or example is None):
+        raise ALConfigError(
+            "this network was not made by ds_al.from_pretrained, so there is no plain model to write: give "
+            'program="torch.export" and example=x'
+        )
+    written: list[Any] = [None]
+    try:
+        layers = gathered(module, None if weights is None else Path(weights))
+        if layers is not None:
+            written[0] = _write(layers, module.num_classes, source, Path(path), same, program, example)
+    except ALError as error:  # what goes wrong on the first rank is raised on all
+        written[0] = error
+    except Exception as error:
+        written[0] = ALError(f"export to {path} failed: {type(error).__name__}: {error}")
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(written, src=0)
+    if isinstance(written[0], Exception):
+        raise written[0]
+    return cast(str, written[0])
+
+
+def _write(
+    layers: list[ALLayer],
+    num_classes: int,
+    source: Source | None,
+    folder: Path,
+    same: Same,
+    program: Format | None,
+    example: Activation | None,
+) -> str:
+    folded: Folded | str = "there is no plain model"
+    if source is not None:
+        folded = plain(layers, source, folder, num_classes=num_classes, same=same)
+        example = _example(source) if example is None else example
+        if program is None and isinstance(folded, str):
+            program = "torch.export"
+    if program is not None:
+        assert example is not None
+        write(InferencePath(layers, num_classes=num_classes), example, folder, format=program)
+    return "program" if isinstance(folded, str) else "classifier"
+
+
+def plain(
+    layers: list[ALLayer], source: Source, folder: Path, *, num_classes: int, same: Same = "scores"
+) -> Folded | str:
+    """Writes a folder for ``from_pretrained`` of ``transformers``: the model, or its trunk alone.
+
+    Returns:
+        The classifier that stands in the model; or why only the trunk could be written.
+    """
+    folded = fold(layers, num_classes=num_classes, same=same)
+    weights: dict[str, Tensor] = {}
+    for layer, names in zip(layers, source.names, strict=True):
+        own = layer.state_dict()
+        weights |= {there: own[name].cpu() for name, there in names.items()}
+    model = source.model_class(copy.deepcopy(source.config))
+    if isinstance(folded, Folded):
+        weights[f"{source.classifier}.weight"] = folded.weight.cpu()
+        if folded.bias is not None:
+            weights[f"{source.classifier}.bias"] = folded.bias.cpu()
+    result = model.load_state_dict(weights, strict=False)
+    missing = [name for name in result.missing_keys if not name.startswith(f"{source.classifier}.")]
+    assert not result.unexpected_keys and not missing, (result, "names of a source cover its model")
+    model.to(next(iter(weights.values())).dtype)
+    if source.generation is not None and hasattr(model, "generation_config"):
+        model.generation_config = source.generation
+    (model if isinstance(folded, Folded) else model.base_model).save_pretrained(folder)
+    return folded
+
+
+def gathered(module: ALPipelineModule, weights: Path | None = None) -> list[ALLayer] | None:
+    """All AL layers, in evaluation mode on the CPU, on the first rank; ``None`` on others. Every rank calls it."""
+    states = _read(weights, module.num_layers) if weights is not None else _states(module)
+    if states is None:
+        return None
+    layers = []
+    for index, spec in enumerate(module._layer_specs):
+        with torch.random.fork_rng():
+            layer = copy.deepcopy(spec if isinstance(spec, ALLayer) else spec.build())
+        try:
+            layer.load_state_dict(states[index], assign=True)
+        except RuntimeError as error:
+            raise ALCheckpointError(f"{weights}, AL layer {index}: {error}") from None
+        layers.append(layer.cpu().eval())
+    return layers
+
+
+def _states(module: ALPipelineModule) -> dict[int, dict[str, Tensor]] | None:
+    """Weights by layer, on the first rank."""
+    own = {i: {n: v.detach().cpu() for n, v in layer.state_dict().items()} for i, layer in module.local_layers}
+    found: list[dict[int, dict[str, Tensor]]] = [own]
+    if module.world_size > 1:
+        rank = torch.distributed.get_rank()
+        found = [{}] * module.world_size
+        torch.distributed.gather_object(own, found if rank == 0 else None, dst=0)
+        if rank:
+            return None
+    return {index: state for each in found for index, state in each.items()}
+
+
+def _read(file: Path, layers: int) -> dict[int, dict[str, Tensor]] | None:
+    """The same from a file."""
+    if torch.distributed.is_initialized() and torch.distributed.get_rank():
+        return None
+    states: dict[int, dict[str, Tensor]] = {index: {} for index in range(layers)}
+    for name, value in load_file(file).items():
+        index, _, own = name.partition(".")
+        if not index.isdigit() or int(index) >= layers:
+            raise ALCheckpointError(f"{file} has {name!r}: expected names '<layer>.<name>' of {layers} AL layers")
+        states[int(index)][own] = value
+    return states
+
+
+def _example(source: Source) -> Activation:
+    config = source.config
+    if source.task == "image-classification":
+        size = getattr(config, "image_size", 64)
+        height, width = (size, size) if isinstance(size, int) else size
+        return torch.zeros(TEXT_EXAMPLE[0], config.num_channels, height, width)
+    ids = torch.ones(TEXT_EXAMPLE, dtype=torch.int64)
+    return ids, torch.ones_like(ids)

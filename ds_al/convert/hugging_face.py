@@ -1,0 +1,226 @@
+"""``ds_al.from_pretrained``: AL layers of a model of ``transformers``, with its blocks, weights and head.
+
+task                        x                                             labels
+"sequence-classification"   ids (B, T), (ids, mask), (ids, mask, types)   (B,)
+"causal-lm"                 ids (B, T), (ids, mask)                       (B, T): the ids, -100 where none is learned
+"image-classification"      pixels (B, C, H, W)                           (B,)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.pipe import LayerSpec
+from deepspeed.runtime import utils as ds_utils
+from torch import nn
+
+from ds_al.convert.architectures import CLASSIFY, FAMILIES, GENERATE, LOOK, Anatomy
+from ds_al.convert.assemble import al_layers
+from ds_al.convert.head import Head
+from ds_al.convert.source import Source, modules_of, names_of
+from ds_al.errors import ALConfigError
+from ds_al.models.grouping import even_groups
+from ds_al.module import ALPipelineModule
+from ds_al.spec import ALLayerSpec, Part
+
+AUTO_CLASSES = {
+    CLASSIFY: "AutoModelForSequenceClassification",
+    GENERATE: "AutoModelForCausalLM",
+    LOOK: "AutoModelForImageClassification",
+}
+"""What loads a model for a task."""
+
+
+def from_pretrained(
+    model: str | Path | nn.Module,
+    *,
+    task: str,
+    num_al_layers: int = 4,
+    groups: Sequence[int] | None = None,
+    objective: str | Mapping[str, Any] | None = None,
+    code_width: int = 64,
+    code: str = "linear",
+    bridges: Sequence[Part | None] | None = None,
+    base_seed: int = 1234,
+    model_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> ALPipelineModule:
+    """Makes an AL network of a model of ``transformers``. Every rank calls it, with the same arguments.
+
+    Each AL layer has a run of the model's own blocks; the first has the embeddings, too, the last one the final norm
+    and the head. Weights are the model's, bit for bit. Embeddings and head that share weights get a copy each.
+
+    Args:
+        model: name or folder, which is read in float32; or a model, which is taken over and trained in place.
+        task: ``"sequence-classification"``, ``"causal-lm"`` or ``"image-classification"``.
+        num_al_layers: K; blocks are spread evenly.
+        groups: how many blocks each AL layer has, instead.
+        objective: what trains f and b, see :mod:`ds_al.objectives`. By default ``"mse"``; a language model learns by
+            ``"next_token"`` alone, for which ``"greedy"`` is another name here.
+        code_width, code: of the codes, see :mod:`ds_al.models.targets`. With ``"linear"`` the way from the last code to
+            the scores folds into the model's classifier, so that :func:`ds_al.export` gives a plain model.
+        bridges: b of each AL layer, ``None`` where it is to be chosen, see :mod:`ds_al.convert.bridges`.
+        base_seed: of new weights, of random numbers and of the order of the data.
+        model_options: for ``from_pretrained`` of ``transformers``, such as ``{"num_labels": 4}``; for a name or folder.
+        options: all other arguments of :class:`~ds_al.module.ALPipelineModule`, such as ``dynamic_shape``.
+
+    Raises:
+        ALConfigError: the task, the kind of model or the objective is not known here, or the blocks do not fit K.
+    """
+    source = load(model, task=task, base_seed=base_seed, model_options=model_options)
+    specs, origin = layer_specs(
+        source,
+        task=task,
+        num_al_layers=num_al_layers,
+        groups=groups,
+        objective=objective,
+        code_width=code_width,
+        code=code,
+        bridges=bridges,
+    )
+    module = ALPipelineModule(specs, num_classes=classes(source, task), base_seed=base_seed, **options)
+    module.source = origin
+    if source is not model:
+        _release(module)
+    return module
+
+
+def load(
+    model: str | Path | nn.Module, *, task: str, base_seed: int = 1234, model_options: Mapping[str, Any] | None = None
+) -> Any:
+    """The model itself; a new head starts from the same weights on every rank."""
+    if task not in AUTO_CLASSES:
+        raise ALConfigError(f"got task={task!r}: expected one of {', '.join(AUTO_CLASSES)}")
+    if isinstance(model, nn.Module):
+        if model_options:
+            raise ALConfigError("got model_options with a model: they are for a name or folder; set its config instead")
+        return model
+    import transformers  # late: its model classes take seconds to import
+
+    with torch.random.fork_rng():
+        ds_utils.set_random_seed(base_seed)
+        auto = getattr(transformers, AUTO_CLASSES[task])
+        return auto.from_pretrained(str(model), **{"dtype": torch.float32, **(model_options or {})})
+
+
+def layer_specs(
+    model: Any,
+    *,
+    task: str,
+    num_al_layers: int = 4,
+    groups: Sequence[int] | None = None,
+    objective: str | Mapping[str, Any] | None = None,
+    code_width: int = 64,
+    code: str = "linear",
+    bridges: Sequence[Part | None] | None = None,
+) -> tuple[list[ALLayerSpec], Source]:
+    """AL layers of a model, and what they are made of; arguments and errors as :func:`from_pretrained`."""
+    anatomy = dissect(model, task)
+    objective = _objective(objective, task)
+    ranges = _ranges(anatomy.blocks, num_al_layers, groups)
+    head = _head(model, anatomy)
+    specs = al_layers(
+        [anatomy.group(which) for which in ranges],
+        [anatomy.activations[which.stop - 1] for which in ranges],
+        head,
+        num_classes=classes(model, task),
+        objective=objective,
+        code_width=code_width,
+        code=code,
+        bridges=bridges,
+    )
+    config = copy.deepcopy(model.config)
+    config.tie_word_embeddings = False
+    assert isinstance(head.scores, nn.Linear)
+    names = names_of(specs, model, head.scores, anatomy.scores)
+    generation = copy.deepcopy(getattr(model, "generation_config", None))
+    return specs, Source(type(model), config, generation, names, anatomy.scores, task)
+
+
+def twin_layers(
+    model: Any, *, task: str, num_al_layers: int = 4, groups: Sequence[int] | None = None
+) -> list[Part | LayerSpec]:
+    """The same blocks and head for a plain ``PipelineModule``, which gives the model's own scores."""
+    anatomy = dissect(model, task)
+    ranges = _ranges(anatomy.blocks, num_al_layers, groups)
+    return [*(anatomy.group(which) for which in ranges), _head(model, anatomy).twin()]
+
+
+def dissect(model: Any, task: str) -> Anatomy:
+    """Finds the parts of a model.
+
+    Raises:
+        ALConfigError: this kind of model is not known, or not for this task.
+    """
+    config = getattr(model, "config", None)
+    kind = getattr(config, "model_type", type(model).__name__)
+    family, tasks = FAMILIES.get(kind, (None, ()))
+    if family is None or task not in tasks:
+        known = sorted(name for name, (_, tasks) in FAMILIES.items() if task in tasks)
+        raise ALConfigError(
+            f"got a model of type {kind!r} for {task!r}: expected one of {', '.join(known)}. Others can be written as "
+            "a list of layers, for ALPipelineModule.from_layers"
+        )
+    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+        raise ALConfigError("got a model with is_decoder or add_cross_attention: its blocks read more than one stream")
+    try:
+        model.get_submodule(family(model, task).scores)
+    except AttributeError as error:
+        raise ALConfigError(
+            f"got a {type(model).__name__} for {task!r}: expected what {AUTO_CLASSES[task]} loads ({error})"
+        ) from None
+    return family(model, task)
+
+
+def classes(model: Any, task: str) -> int:
+    """V: labels, or the vocabulary."""
+    return int(model.config.vocab_size if task == GENERATE else model.config.num_labels)
+
+
+def _release(module: ALPipelineModule) -> None:
+    """Frees the weights of other stages' layers, of a model that nobody else has; their shapes stay."""
+    own = {index for index, _ in module.local_layers}
+    for index, spec in enumerate(module._layer_specs):
+        for part in (each for _, whole in modules_of(spec) for each in whole.modules() if index not in own):
+            for name, parameter in part._parameters.items():
+                if parameter is not None:
+                    part._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+
+def _objective(objective: str | Mapping[str, Any] | None, task: str) -> str | Mapping[str, Any]:
+    if task != GENERATE:
+        return "mse" if objective is None else objective
+    name = objective.get("name") if isinstance(objective, Mapping) else objective
+    if name not in (None, "greedy", "next_token"):
+        raise ALConfigError(
+            f"got objective={name!r} for {task!r}: expected 'next_token', the greedy objective per token; others give "
+            "a code to a sample, not to a token"
+        )
+    return "next_token"
+
+
+def _ranges(blocks: int, num_al_layers: int, groups: Sequence[int] | None) -> list[range]:
+    if groups is None:
+        if not 1 <= num_al_layers <= blocks:
+            raise ALConfigError(f"got num_al_layers={num_al_layers}: expected 1..{blocks}, the number of blocks")
+        return even_groups(blocks, num_al_layers)
+    if sum(groups) != blocks or any(size < 1 for size in groups):
+        raise ALConfigError(
+            f"got groups={list(groups)}: expected how many blocks each AL layer has, 1 or more, {blocks} in all"
+        )
+    return [range(a, b) for a, b in pairwise([0, *accumulate(groups)])]
+
+
+def _head(model: Any, anatomy: Anatomy) -> Head:
+    scores = model.get_submodule(anatomy.scores)
+    if not isinstance(scores, nn.Linear):
+        raise ALConfigError(f"got a model whose {anatomy.scores} is a {type(scores).__name__}: expected num_labels > 0")
+    names = [name for name, each in model.named_parameters(remove_duplicate=False) if each is scores.weight]
+    if len(names) > 1:  # tied to the embeddings, which another layer has
+        scores = copy.deepcopy(scores)
+    return Head(anatomy.body, scores, scores.in_features, scores.bias is not None)

@@ -1,0 +1,85 @@
+"""The inference path as one module, and as a program that needs no ds_al to run."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ds_al.errors import ALConfigError
+from ds_al.layer import Activation, ALLayer
+
+Format = Literal["torch.export", "torchscript", "onnx"]
+FILES: dict[str, str] = {"torch.export": "inference.pt2", "torchscript": "inference.ts", "onnx": "inference.onnx"}
+"""The file of each format."""
+
+
+class InferencePath(nn.Module):
+    """``x -> f_1 .. f_m``, then the scores of that exit: ``(B, V)``.
+
+    Args:
+        layers: all AL layers.
+        num_classes: V.
+        exit: m, by default all of them.
+    """
+
+    def __init__(self, layers: Sequence[ALLayer], *, num_classes: int, exit: int | None = None) -> None:
+        super().__init__()
+        self.path = tuple(layers[: len(layers) if exit is None else exit])
+        self.layers = nn.ModuleList(self.path)
+        last = self.path[-1]
+        self.table: Tensor | None
+        self.register_buffer("table", None)
+        if last.objective.has_code_table:
+            with torch.no_grad():
+                self.table = torch.eye(num_classes, device=next(last.parameters()).device)
+                for layer in self.path:
+                    self.table = layer.g(self.table)
+
+    def forward(self, *x: Tensor) -> Tensor:
+        """Takes the tensors of ``x`` one by one."""
+        s: Any = x if len(x) > 1 else x[0]
+        *earlier, last = self.path
+        for layer in self.path:
+            s = layer.f(s)
+        return last.objective.scores(last, s, earlier=[layer.h for layer in earlier], table=self.table)
+
+
+@torch.no_grad()
+def write(path: InferencePath, example: Activation, folder: Path, *, format: Format) -> Path:
+    """Writes a program of any batch size, and of any length of text where the model can be traced so.
+
+    Raises:
+        ALConfigError: the format is unknown, or needs a package that is not installed.
+    """
+    if format not in FILES:
+        raise ALConfigError(f"got program={format!r}: expected one of {', '.join(FILES)}")
+    parts = tuple(part.cpu() for part in (example if isinstance(example, tuple) else (example,)))
+    path = path.cpu().eval()
+    file = folder / FILES[format]
+    folder.mkdir(parents=True, exist_ok=True)
+    if format == "torchscript":
+        torch.jit.save(torch.jit.trace(path, parts, check_trace=False), str(file))
+        return file
+    if format == "onnx":
+        missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ALConfigError(f'program="onnx" needs {" and ".join(missing)}: pip install {" ".join(missing)}')
+        torch.onnx.export(path, parts, str(file), dynamo=True, dynamic_shapes=(_dynamic(parts),), external_data=False)
+        return file
+    torch.export.save(_exported(path, parts), str(file))
+    return file
+
+
+def _exported(path: nn.Module, parts: tuple[Tensor, ...]) -> Any:
+    return torch.export.export(path, parts, dynamic_shapes=(_dynamic(parts),), strict=False)
+
+
+def _dynamic(parts: tuple[Tensor, ...]) -> tuple[dict[int, Any], ...]:
+    """The first dimension is free; so is the second of token ids."""
+    batch, length = torch.export.Dim.AUTO, torch.export.Dim.AUTO
+    return tuple({0: batch} if part.is_floating_point() or part.ndim < 2 else {0: batch, 1: length} for part in parts)

@@ -1,0 +1,75 @@
+"""What a network was made of, so that its weights find their way back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deepspeed.pipe import LayerSpec
+from torch import nn
+
+from ds_al.convert.head import CodeHead
+from ds_al.errors import ALConfigError
+from ds_al.spec import ALLayerSpec
+
+
+@dataclass(frozen=True)
+class Source:
+    """Of a network that was made from a model of ``transformers``.
+
+    Attributes:
+        model_class: of the model.
+        config: of the model, with nothing tied.
+        generation: its generation config, if it has one.
+        names: for each AL layer, the name in the model of each tensor that the layer took over.
+        classifier: path of the linear layer that scores, in the model.
+        task: that it was made for.
+    """
+
+    model_class: type
+    config: Any
+    generation: Any
+    names: tuple[dict[str, str], ...]
+    classifier: str
+    task: str
+
+
+def names_of(
+    layers: Sequence[ALLayerSpec], model: nn.Module, scores: nn.Linear, classifier: str
+) -> tuple[dict[str, str], ...]:
+    """:attr:`Source.names`.
+
+    Args:
+        layers: specs of the AL layers.
+        model: whose tensors they hold.
+        scores: the linear layer that scores; not the model's own where that was tied.
+        classifier: its path in the model.
+
+    Raises:
+        ALConfigError: a tensor of the model is in no layer.
+    """
+    known = {id(tensor): name for name, tensor in reversed(list(model.state_dict(keep_vars=True).items()))}
+    own = {f"{classifier}.{name}": tensor for name, tensor in scores.state_dict(keep_vars=True).items()}
+    known |= {id(tensor): name for name, tensor in own.items()}
+    names = tuple(
+        {
+            f"{prefix}{name}": known[id(tensor)]
+            for prefix, part in modules_of(spec)
+            for name, tensor in part.state_dict(keep_vars=True).items()
+        }
+        for spec in layers
+    )
+    held = {name for each in names for name in each.values()} | own.keys()
+    if missing := sorted(set(model.state_dict()) - held):
+        raise ALConfigError(f"this {type(model).__name__} has weights that no AL layer takes, {missing[0]} among them")
+    return names
+
+
+def modules_of(spec: ALLayerSpec) -> Iterator[tuple[str, nn.Module]]:
+    """The parts of an AL layer that are the model's own, with their names in the layer."""
+    for key, part in spec.parts.items():
+        if isinstance(part, nn.Module):
+            yield f"{key}.", part
+        elif isinstance(part, LayerSpec) and part.typename is CodeHead:
+            yield f"{key}.body.", part.module_args[0]

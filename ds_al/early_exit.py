@@ -1,0 +1,69 @@
+"""Early exit: a sample leaves the network at the first exit that is confident of a class.
+
+Confidence is the largest softmax probability of an exit's scores. The last exit takes all that are left. Source:
+Teerapittayanon, McDanel & Kung, "BranchyNet", ICPR 2016, who took the entropy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ds_al.errors import ALConfigError
+
+
+@dataclass(frozen=True)
+class EarlyExit:
+    """What one threshold does to a data set.
+
+    Attributes:
+        confidence: the threshold.
+        accuracy: share of the samples that the exit they left at gets right.
+        left: share of the samples that left at each exit.
+    """
+
+    confidence: float
+    accuracy: float
+    left: list[float]
+
+
+def confidence_of(scores: Tensor) -> Tensor:
+    """Largest softmax probability ``(B,)`` of scores ``(B, V)``."""
+    return scores.softmax(dim=1).amax(dim=1)
+
+
+def leaves_at(confidence: Tensor, threshold: float) -> Tensor:
+    """Index of the exit ``(S,)`` at which each sample leaves, from its confidence at every exit ``(N, S)``."""
+    passes = confidence >= threshold
+    passes[-1] = True
+    return passes.int().argmax(dim=0)  # the first of equals
+
+
+def early_exits(confidence: Tensor, correct: Tensor, thresholds: Sequence[float]) -> list[EarlyExit]:
+    """The outcome of each threshold.
+
+    Args:
+        confidence: at every exit, of every sample ``(N, S)``.
+        correct: whether that exit gets that sample right ``(N, S)``.
+        thresholds: in (0, 1].
+    """
+    rows = []
+    for threshold in thresholds:
+        exits = leaves_at(confidence, threshold)
+        right = correct.gather(0, exits.unsqueeze(0)).double().mean()
+        left = torch.bincount(exits, minlength=len(confidence)).double() / len(exits)
+        rows.append(EarlyExit(threshold, float(right), left.tolist()))
+    return rows
+
+
+def check_threshold(threshold: float) -> None:
+    """Refuses what is no probability.
+
+    Raises:
+        ALConfigError: the threshold is not in (0, 1].
+    """
+    if not 0 < threshold <= 1:
+        raise ALConfigError(f"got an exit confidence of {threshold}: expected a probability above 0 and at most 1")

@@ -1,0 +1,60 @@
+"""Early exit in a run's summary and in its folder: accuracy and cost of inference by threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ds_al.early_exit import EarlyExit
+from ds_al.models.exit_cost import ExitCost, fixed_exit, tried_exits
+
+
+def exit_rows(accuracy: Sequence[float], costs: Sequence[ExitCost]) -> list[dict[str, Any]]:
+    """One row per exit, where all samples leave there: ``exit, accuracy, flops, cost``.
+
+    ``flops`` are those of a forward pass per sample; ``cost`` is their share of the full inference path's.
+    """
+    flops = fixed_exit(costs)
+    return [
+        {"exit": number, "accuracy": right, "flops": own, "cost": own / flops[-1]}
+        for number, (right, own) in enumerate(zip(accuracy, flops, strict=True), start=1)
+    ]
+
+
+def confidence_rows(outcomes: Sequence[EarlyExit], costs: Sequence[ExitCost]) -> list[dict[str, Any]]:
+    """One row per threshold: ``confidence, accuracy, left, flops, cost``, in the units of :func:`exit_rows`.
+
+    All exits that a sample came to are in its cost, so that a threshold of 1 costs more than the full path alone.
+    """
+    full = fixed_exit(costs)[-1]
+    rows = []
+    for outcome in outcomes:
+        flops = tried_exits(costs, outcome.left)
+        rows.append({
+            "confidence": outcome.confidence, "accuracy": outcome.accuracy, "left": outcome.left,
+            "flops": flops, "cost": flops / full,
+        })  # fmt: skip
+    return rows
+
+
+def draw_exits(exits: Sequence[Mapping[str, Any]], confidence: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws accuracy against cost: every exit by itself, and the thresholds as a curve."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for rows, key, style, label in (
+        (exits, "exit", "s--", "all samples leave at exit"),
+        (confidence, "confidence", "o-", "leave when this confident"),
+    ):
+        x, y = [100 * row["cost"] for row in rows], [100 * row["accuracy"] for row in rows]
+        axes.plot(x, y, style, label=label)
+        for row, place in zip(rows, zip(x, y, strict=True), strict=True):
+            axes.annotate(f"{row[key]:g}", place, xytext=(3, -10), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="operations per sample, % of the full inference path", ylabel="accuracy, %", title="early exit")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120, facecolor="white")

@@ -1,0 +1,65 @@
+"""Recipes: named settings that work well together, filled in where a config leaves them out.
+
+``"experiment": {"recipe": "ours", ...}`` gives the model's ``al_options`` and the ``"optimizer"`` their values; what
+the config says itself stays. ``ours`` was chosen by validation accuracy: docs/accuracy.md tells how, and what each part
+of it is worth. A ``bp_*`` method takes the optimizer alone, so that the twin is trained alike.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from ds_al.errors import ALConfigError
+
+# A convolution or an inner linear layer is stepped by Muon; classifiers, codes, norms and embeddings by AdamW.
+_MUON: dict[str, Any] = {"type": "MuonAdamW", "params": {"lr": 0.02, "adamw_lr": 0.003}}
+_CONTRAST: dict[str, Any] = {"name": "contrast", "temperature": 0.05}
+_VISION: dict[str, Any] = {"bridge": "mimic", "bridge_width": 0.5, "bridge_pool_first": True, "objective": _CONTRAST}
+_TEXT: dict[str, Any] = {"bridge": "linear", "objective": {"name": "mse"}}
+
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "ours": {
+        "vgg": {"optimizer": _MUON, "al_options": _VISION},
+        "resnet": {"optimizer": _MUON, "al_options": _VISION},
+        "mlp": {"optimizer": _MUON, "al_options": {"objective": _CONTRAST}},
+        "transformer": {"optimizer": _MUON, "al_options": _TEXT},
+        "lstm": {"optimizer": _MUON, "al_options": _TEXT},
+    }
+}
+"""By name of the recipe and of the model: ``optimizer`` and ``al_options``."""
+
+
+def with_recipe(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with what its recipe fills in; a copy of it where it names none.
+
+    Options of an objective are filled in only where the config names the recipe's objective, or none.
+
+    Raises:
+        ALConfigError: the recipe is unknown, or has nothing for this model.
+    """
+    full: dict[str, Any] = copy.deepcopy(dict(config))
+    experiment = full.get("experiment")
+    name = experiment.get("recipe") if isinstance(experiment, dict) else None
+    if not isinstance(experiment, dict) or name is None:
+        return full
+    if name not in RECIPES:
+        raise ALConfigError(f'"experiment.recipe": got {name!r}: expected one of {", ".join(RECIPES)}')
+    model = experiment.setdefault("model", {})
+    if model.get("name") not in RECIPES[name]:
+        raise ALConfigError(
+            f'"experiment.recipe": {name!r} is for {", ".join(RECIPES[name])}: got model {model.get("name")!r}'
+        )
+    recipe = copy.deepcopy(RECIPES[name][model["name"]])
+    if full.get("optimizer") is None:
+        full["optimizer"] = recipe["optimizer"]
+    own = model.get("al_options", {})
+    model["al_options"] = {**recipe["al_options"], **own}
+    model["al_options"]["objective"] = _objective(own.get("objective", {}), recipe["al_options"]["objective"])
+    return full
+
+
+def _objective(own: str | Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    own = {"name": own} if isinstance(own, str) else dict(own)
+    return {**recipe, **own} if own.get("name", recipe["name"]) == recipe["name"] else own

@@ -1,0 +1,81 @@
+"""What inference costs up to each exit: operations of a forward pass, per sample, counted as in :mod:`.cost`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ds_al.layer import Activation
+from ds_al.models.cost import counted, forward_flops, isolated
+from ds_al.spec import ALLayerSpec
+
+
+@dataclass(frozen=True)
+class ExitCost:
+    """Of one AL layer, at inference.
+
+    Attributes:
+        layer: operations of f, per sample.
+        exit: of scoring the exit after it, per sample: the bridge, then decoders or the codes of all classes.
+    """
+
+    layer: int
+    exit: int
+
+
+def exit_costs(
+    al: Sequence[ALLayerSpec], *, shape: Sequence[int], num_classes: int, dtype: torch.dtype = torch.float32
+) -> list[ExitCost]:
+    """Counts f and the exit of every layer. Leaves torch's random state as it is.
+
+    Args:
+        al: what :func:`~ds_al.models.build_al` returns.
+        shape, num_classes, dtype: as for :func:`~ds_al.models.cost.network_cost`.
+
+    Raises:
+        ALLayerError: the network runs neither on the meta device nor on two real samples.
+    """
+    return counted(
+        lambda shape, device: _count(al, shape=shape, num_classes=num_classes, dtype=dtype, device=device),
+        shape=shape,
+        dtype=dtype,
+    )
+
+
+def fixed_exit(costs: Sequence[ExitCost]) -> list[int]:
+    """Operations up to each exit, where all samples leave there and no other exit is looked at."""
+    return [sum(cost.layer for cost in costs[: m + 1]) + costs[m].exit for m in range(len(costs))]
+
+
+def tried_exits(costs: Sequence[ExitCost], left: Sequence[float]) -> float:
+    """Mean operations per sample where each one looks at every exit that it comes to.
+
+    Args:
+        costs: of all layers.
+        left: share of the samples that leave at each exit.
+    """
+    passed = [sum(cost.layer + cost.exit for cost in costs[: m + 1]) for m in range(len(costs))]
+    return sum(share * cost for share, cost in zip(left, passed, strict=True))
+
+
+def _count(
+    al: Sequence[ALLayerSpec], *, shape: Sequence[int], num_classes: int, dtype: torch.dtype, device: str
+) -> list[ExitCost]:
+    with isolated(device), torch.no_grad():
+        s: Activation = torch.ones(*shape, dtype=dtype)
+        table: Tensor = torch.eye(num_classes)
+        earlier: list[nn.Module] = []
+        costs = []
+        for spec in al:
+            layer = spec.build().eval()
+            f, s = forward_flops(partial(layer.f, s))
+            if layer.objective.has_code_table:
+                table = layer.g(table)  # once for any number of samples, so it is not counted
+            scores, _ = forward_flops(partial(layer.objective.scores, layer, s, earlier=earlier, table=table))
+            earlier.append(layer.h)
+            costs.append(ExitCost(f // shape[0], scores // shape[0]))
+    return costs

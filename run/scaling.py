@@ -1,0 +1,275 @@
+"""Scaling over stages, and how near two stages on two cores come to what the machine and the schedule allow.
+
+    python run/scaling.py --sleeping --study strong --json results/scaling_sleeping_strong.json
+    python run/scaling.py --model transformer --json results/scaling_transformer.json
+    python run/scaling.py --ceiling --model vgg,transformer --json results/ceiling.json
+    python run/scaling.py --against-1f1b --model vgg,transformer --json results/against_1f1b.json
+    python run/scaling.py --tables docs/performance.md results/scaling_*.json results/ceiling.json
+
+Weak: k layers on k stages. Strong: 12 layers on more and more stages. Every rank computes on one thread. Layers that
+sleep take time but no core. The Transformer does real maths: where it has more stages than this machine has cores,
+the wall clock says nothing about a schedule; then the processor time of every stage is measured, and what the schedule
+takes with it is computed, and called so. Files are written after every case: an interrupted measurement is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ds_al.bench import report, scaling_figures, scaling_report, tables
+from ds_al.bench.arguments import numbers, positive
+from ds_al.bench.ceiling import measure_ceiling
+from ds_al.bench.forms import Network, seconds_per_micro_batch
+from ds_al.bench.ratio import measure_ratio
+from ds_al.bench.scaling import METHODS, STUDIES, ScalingCases, cores, encoder_seconds, measure_scaling
+from ds_al.bench.texts import ag_news
+from ds_al.errors import ALError
+from ds_al.launch import RankFailure
+from ds_al.models import AL_MODELS
+from ds_al.planner import StageCost
+
+Rows = Sequence[report.Row]
+
+
+def choices(*known: str) -> Callable[[str], tuple[str, ...]]:
+    """A type of argument: comma-separated, of these."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        parts = tuple(part for part in text.split(",") if part)
+        if not parts or any(part not in known for part in parts):
+            raise argparse.ArgumentTypeError(f"got {text!r}: expected names of {','.join(known)}")
+        return parts
+
+    return parse
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = p.add_argument
+    add("files", nargs="*", type=Path, metavar="JSON", help="with --tables: what was measured")
+    what = p.add_mutually_exclusive_group()
+    what.add_argument("--sleeping", action="store_true", help="the studies with layers that sleep")
+    what.add_argument("--ceiling", action="store_true", help="streaming beside the same two stages with no messages")
+    what.add_argument("--against-1f1b", action="store_true", help="streaming over 1F1B beside the bound, two stages")
+    what.add_argument("--tables", metavar="DOC", type=Path, help="write the tables of the JSON files into a document")
+    add("--model", type=choices(*sorted(AL_MODELS)), help="alone: the studies with it, transformer; with --ceiling or "
+        "--against-1f1b: comma-separated (default: vgg,transformer)")  # fmt: skip
+    add("--json", metavar="PATH", type=Path, help="write header and rows to PATH, CSV and figure beside it")
+    add("--micro-batches", type=numbers, help="per batch (default: 16; 8 for networks); with --against-1f1b "
+        "comma-separated (default: 2,4,8,16)")  # fmt: skip
+    add("--micro-batch", type=positive, default=32, help="samples per micro-batch of a network (default: 32)")
+    add("--repeat", type=positive, help="runs of each case, in turn with the others (default: 2 of the sleeping weak "
+        "study, 1 of the strong; 3 of the Transformer; 7 with --ceiling, 5 with --against-1f1b)")  # fmt: skip
+    studies = p.add_argument_group("studies")
+    add = studies.add_argument
+    add("--study", type=choices(*STUDIES), default=STUDIES, help="comma-separated (default: weak,strong)")
+    add("--methods", type=choices(*METHODS), default=METHODS, help=f"comma-separated (default: {','.join(METHODS)})")
+    add("--weak", type=numbers, default=tuple(range(1, 9)), help="stages of the weak study (default: 1,2,...,8)")
+    add("--strong", type=numbers, default=(1, 2, 3, 4, 6), help="stages of the strong study (default: 1,2,3,4,6)")
+    add("--layers", type=positive, default=12, help="layers of the strong study (default: 12)")
+    add("--batches", type=positive, help="batches in a row of streaming, which keeps its pipeline full between them "
+        "(default: 4; 2 for networks)")  # fmt: skip
+    add("--drained-batches", type=positive, default=1, help="of all other methods, whose batches all take the same "
+        "time (default: 1)")  # fmt: skip
+    add("--forward-ms", type=float, default=50.0, help="sleep of a layer's forward (default: 50)")
+    add("--backward-ms", type=float, default=50.0, help="sleep of a layer's backward (default: 50)")
+    add("--data", metavar="DIR", help="folder of AG News's parquet files (default: $DS_AL_DATA/ag-news if that is "
+        "set, else cached or from the hub; where it is not to be had, generated tokens)")  # fmt: skip
+    pairs = p.add_argument_group("two cores")
+    pairs.add_argument("--total", type=positive, help="micro-batches of one timed run (default: 64 with --ceiling, "
+        "32 with --against-1f1b)")  # fmt: skip
+    return p
+
+
+def main() -> None:
+    """Runs one measurement."""
+    p = parser()
+    args = p.parse_args()
+    if args.files and not args.tables:
+        p.error(f"got {args.files[0]}: JSON files go with --tables")
+    alone = not (args.sleeping or args.ceiling or args.against_1f1b or args.tables)
+    if alone and args.model != ("transformer",):
+        p.error("give --sleeping, --ceiling, --against-1f1b, --tables, or --model transformer for the studies with it")
+    if args.sleeping and args.model:
+        p.error("--sleeping layers are no --model: give one of them")
+    if not args.against_1f1b and args.micro_batches and len(args.micro_batches) > 1:
+        p.error(f"got {len(args.micro_batches)} numbers of micro-batches: give one, or use --against-1f1b")
+    try:
+        if args.tables:
+            for name in tables.fill(args.tables, args.files):
+                print(f"{args.tables}: {name}")
+        elif args.ceiling or args.against_1f1b:
+            (ceiling if args.ceiling else against_1f1b)(args, Console())
+        else:
+            studies(args, Console())
+    except (RankFailure, ALError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; no rank is left, and what was measured is kept")
+
+
+def studies(args: argparse.Namespace, console: Console) -> None:
+    """Weak and strong scaling."""
+    micro_batches = args.micro_batches[0] if args.micro_batches else 16 if args.sleeping else 8
+    texts = None
+    layer = StageCost(args.forward_ms / 1000, args.backward_ms / 1000)
+    if not args.sleeping:
+        known = os.environ.get("DS_AL_DATA")
+        path = args.data or (os.path.join(known, "ag-news") if known else None)
+        texts = ag_news(path, count=2 * micro_batches, micro_batch=args.micro_batch)
+        layer = encoder_seconds(texts)
+        console.print(f"data: {texts.origin}", highlight=False)
+    common = {
+        "methods": args.methods,
+        "weak": args.weak,
+        "strong": args.strong,
+        "layers": args.layers,
+        "micro_batches": micro_batches,
+        "batches": args.batches or (4 if args.sleeping else 2),
+        "drained_batches": args.drained_batches,
+        "layer": layer,
+        "texts": texts,
+    }
+    usual = {"weak": 2, "strong": 1} if args.sleeping else dict.fromkeys(STUDIES, 3)
+    parts = [ScalingCases(studies=(s,), repeat=args.repeat or usual[s], **common) for s in args.study]
+    most = max(stages for cases in parts for _, stages, _ in cases.worlds())
+    if not all(cases.measured(stages) for cases in parts for _, stages, _ in cases.worlds()):
+        console.print(
+            f"up to {most} stages on {cores()} cores: above {cores()}, wall-clock times are not meaningful. The "
+            "processor time of every stage is measured beside them, and efficiency and speed-up are computed from it",
+            soft_wrap=True,
+            highlight=False,
+        )
+    settings = {
+        "forward": layer.forward if args.sleeping else None,
+        "backward": layer.backward if args.sleeping else None,
+        "micro_batch": None if args.sleeping else args.micro_batch,
+        "data": texts.origin if texts else "none",
+        "threads_per_rank": 1,
+    }
+    save = _saver(args, settings, draw=scaling_figures.draw_scaling)
+    rows: list[report.Row] = []
+    with _Bar(console, sum(cases.total_seconds() for cases in parts)) as bar:
+        for cases in parts:
+            done = list(rows)
+
+            def progress(
+                case: Any,
+                seconds: float,
+                new: Rows,
+                cases: ScalingCases = cases,
+                done: Rows = done,
+            ) -> None:
+                line = f"{case.study}, stages: {case.stages}, layers: {case.layers}, {case.method}"
+                bar.advance(cases.case_seconds(case), f"{line}: {seconds:.2f} s")
+                save([*done, *new])
+
+            rows = [*done, *measure_scaling(cases, progress=progress)]
+    console.print(scaling_report.scaling_table(rows))
+    save(rows, figure=True, console=console)
+
+
+def ceiling(args: argparse.Namespace, console: Console) -> None:
+    """Streaming beside the ceiling."""
+    micro_batches = args.micro_batches[0] if args.micro_batches else 8
+    networks, repeat = _networks(args), args.repeat or 7
+    batches = -(-(args.total or 64) // micro_batches)
+    save = _saver(args, {"micro_batch": args.micro_batch, "threads_per_rank": 1, "optimizer": "AdamW"})
+    each = 2 * micro_batches * batches
+    with _Bar(console, _estimate(networks, repeat * each)) as bar:
+        share = bar.total / (len(networks) * repeat)
+
+        def progress(model: str, rows: list[report.Row]) -> None:
+            own = next(r for r in rows if (r["model"], r["method"]) == (model, "streaming"))
+            bar.advance(share, f"{model}, run {own['repeats']}: {own['share_of_ceiling']:.3f} of the ceiling")
+            save(rows)
+
+        rows = measure_ceiling(networks, micro_batches=micro_batches, batches=batches, repeat=repeat, progress=progress)
+    console.print(scaling_report.ceiling_table(rows))
+    save(rows, console=console)
+
+
+def against_1f1b(args: argparse.Namespace, console: Console) -> None:
+    """Streaming over 1F1B beside the bound."""
+    numbers_of = args.micro_batches or (2, 4, 8, 16)
+    networks, repeat, total = _networks(args), args.repeat or 5, args.total or 32
+    settings = {"micro_batch": args.micro_batch, "threads_per_rank": 1, "optimizer": "AdamW", "total": total}
+    save = _saver(args, settings, draw=scaling_figures.draw_ratios)
+    with _Bar(console, _estimate(networks, repeat * 2 * total * len(numbers_of))) as bar:
+        share = bar.total / (len(networks) * repeat)
+
+        def progress(model: str, rows: list[report.Row]) -> None:
+            own = [row for row in rows if row["model"] == model]
+            ratios = ", ".join(f"M = {row['micro_batches']}: {row['ratio']:.3f}" for row in own)
+            bar.advance(share, f"{model}, run {own[0]['repeats']}: {ratios}")
+            save(rows)
+
+        rows = measure_ratio(networks, micro_batches=numbers_of, total=total, repeat=repeat, progress=progress)
+    console.print(scaling_report.ratio_table(rows))
+    save(rows, figure=True, console=console)
+
+
+def _networks(args: argparse.Namespace) -> list[Network]:
+    if cores() < 2:
+        raise ValueError(f"got {cores()} core: two stages of real maths need one each")
+    return [Network(name, stages=2, micro_batch=args.micro_batch) for name in args.model or ("vgg", "transformer")]
+
+
+def _estimate(networks: Sequence[Network], micro_batches: int) -> float:
+    """Seconds for so many micro-batches of each network through two stages, and for starting the ranks."""
+    return sum(30 + micro_batches * seconds_per_micro_batch(network) / 2 for network in networks)
+
+
+def _saver(
+    args: argparse.Namespace, settings: dict[str, Any], draw: Callable[[Rows, Path], list[Path]] | None = None
+) -> Callable[..., None]:
+    """What writes rows as they come."""
+    header = report.header(**settings)
+
+    def save(rows: Rows, *, figure: bool = False, console: Console | None = None) -> None:
+        if not args.json:
+            return
+        report.write(args.json, header=header, rows=rows)
+        drawn = draw(rows, args.json) if draw is not None and figure else []
+        for path in [args.json, args.json.with_suffix(".csv"), *drawn] if console else []:
+            console.print(f"{path}", highlight=False)
+
+    return save
+
+
+class _Bar:
+    """A progress bar that starts with an estimate, and prints lines where there is no terminal."""
+
+    def __init__(self, console: Console, total: float) -> None:
+        self.console, self.total = console, total
+        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("left"), TimeRemainingColumn()
+        self._progress = Progress(*columns, console=console, transient=True)
+
+    def __enter__(self) -> _Bar:
+        minutes, seconds = divmod(round(self.total), 60)
+        self.console.print(f"about {minutes} min {seconds:02d} s", highlight=False)
+        self._progress.start()
+        self._task = self._progress.add_task("starting", total=self.total)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def advance(self, seconds: float, line: str) -> None:
+        """So much of the estimate is done, as the line says."""
+        self._progress.update(self._task, advance=seconds, description=line)
+        if not self.console.is_terminal:
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Measures how much throughput a slow link costs: streaming, with each message_dtype, against 1F1B. Needs root.
+
+    python run/slow_link.py --json results/slow_link.json --figure results/slow_link.png
+
+Two stages run in two network namespaces of this machine, joined by a virtual interface whose rate `tc` limits; no
+other traffic is touched. Namespaces and interfaces are removed at the end, also after an error or ctrl-C. Takes
+about 6 minutes. Exits with 3 where the machine does not allow it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ds_al.bench import report
+from ds_al.bench.arguments import numbers, positive
+from ds_al.bench.link_figure import draw
+from ds_al.bench.link_tables import slow_link_table
+from ds_al.bench.namespaces import NotAllowed
+from ds_al.bench.slow_link import LinkCases, measure_slow_link
+from ds_al.launch import RankFailure
+
+NOT_ALLOWED = 3
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = p.add_argument
+    add("--rates", type=numbers, default=(10, 100, 1000), help="Mbit/s, comma-separated (default: 10,100,1000)")
+    add(
+        "--model",
+        default="vgg",
+        choices=("vgg", "transformer", "mlp"),
+        help="a small network, on random data (default: vgg)",
+    )
+    add("--cut", type=positive, default=2, help="layer at which the second stage begins, from 0 (default: 2)")
+    add("--micro-batch", type=positive, default=64, help="samples per micro-batch (default: 64)")
+    add("--micro-batches", type=positive, default=8, help="micro-batches per batch (default: 8)")
+    add("--seconds", type=float, default=6.0, help="how long a case may take; one batch at least (default: 6)")
+    add("--repeat", type=positive, default=3, help="times that each case is timed, in turn (default: 3)")
+    add("--timeout", type=float, default=480.0, help="seconds after which all is given up (default: 480)")
+    add("--json", metavar="PATH", type=Path, help="write header and rows to PATH, CSV beside it")
+    add("--figure", metavar="PATH", type=Path, help="draw to PATH (PNG, and SVG beside it)")
+    return p
+
+
+def main() -> None:
+    """Measures, and shows."""
+    args = parser().parse_args()
+    signal.signal(signal.SIGTERM, _end)  # so that what was made is removed
+    console = Console()
+    cases = LinkCases(
+        rates=[float(rate) for rate in args.rates],
+        model=args.model,
+        cut=args.cut,
+        micro_batch=args.micro_batch,
+        micro_batches=args.micro_batches,
+        seconds=args.seconds,
+        repeat=args.repeat,
+    )
+    try:
+        with console.status("starting two stages") as status:
+
+            def progress(line: str) -> None:
+                status.update(line)
+                if not console.is_terminal:
+                    print(line, flush=True)
+
+            rows = measure_slow_link(cases, timeout=args.timeout, progress=progress)
+    except NotAllowed as error:
+        print(f"not measured: {error}", file=sys.stderr)
+        sys.exit(NOT_ALLOWED)
+    except RankFailure as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; no rank and no namespace is left")
+    print(slow_link_table(rows))
+    if args.json:
+        settings = {name: getattr(cases, name) for name in ("model", "cut", "micro_batch", "micro_batches", "seconds")}
+        report.write(args.json, header=report.header(**settings), rows=rows)
+    if args.figure:
+        for path in draw(rows, args.figure):
+            console.print(f"{path}", highlight=False)
+
+
+def _end(signum: int, frame: Any) -> None:
+    sys.exit(128 + signum)
+
+
+if __name__ == "__main__":
+    main()

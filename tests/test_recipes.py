@@ -1,0 +1,68 @@
+"""Recipes fill in what a config leaves out, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ds_al.errors import ALConfigError
+from ds_al.experiment.recipes import RECIPES, with_recipe
+from ds_al.models.cost import model_cost
+
+IMAGES: dict[str, Any] = {"shape": (8, 3, 32, 32), "in_shape": (3, 32, 32), "num_classes": 10}
+
+
+def config(model: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"experiment": {"name": "x", "recipe": "ours", "model": model}, **more}
+
+
+def test_a_config_without_recipe_stays_as_it_is() -> None:
+    plain = {"optimizer": {"type": "AdamW"}, "experiment": {"model": {"name": "vgg"}}}
+    assert with_recipe(plain) == plain and with_recipe({}) == {}
+
+
+def test_what_is_left_out_is_filled_in_once() -> None:
+    given = config({"name": "vgg"})
+    full = with_recipe(given)
+    assert full["optimizer"] == RECIPES["ours"]["vgg"]["optimizer"]
+    assert full["experiment"]["model"]["al_options"] == RECIPES["ours"]["vgg"]["al_options"]
+    assert with_recipe(full) == full
+    assert given == config({"name": "vgg"})
+
+
+def test_what_the_config_says_itself_stays() -> None:
+    own = {"bridge_width": 0.1, "num_layers": 2, "objective": {"temperature": 0.7}}
+    full = with_recipe(config({"name": "vgg", "al_options": own}, optimizer={"type": "SGD"}))
+    options = full["experiment"]["model"]["al_options"]
+    assert full["optimizer"] == {"type": "SGD"}
+    assert (options["bridge_width"], options["num_layers"], options["bridge"]) == (0.1, 2, "mimic")
+    assert options["objective"] == {"name": "contrast", "temperature": 0.7}
+
+
+@pytest.mark.parametrize("objective", ["greedy", {"name": "greedy"}])
+def test_another_objective_takes_none_of_its_options(objective: Any) -> None:
+    full = with_recipe(config({"name": "vgg", "al_options": {"objective": objective}}))
+    assert full["experiment"]["model"]["al_options"]["objective"] == {"name": "greedy"}
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ALConfigError, match="'theirs': expected one of ours"):
+        with_recipe({"experiment": {"recipe": "theirs", "model": {"name": "vgg"}}})
+    with pytest.raises(ALConfigError, match="got model 'unet'"):
+        with_recipe(config({"name": "unet"}))
+
+
+@pytest.mark.parametrize("model", ["vgg", "resnet"])
+@pytest.mark.parametrize("layers", [2, 4])
+def test_ours_costs_at_most_a_tenth_more_than_the_twin(model: str, layers: int) -> None:
+    options = with_recipe(config({"name": model}))["experiment"]["model"]["al_options"]
+    assert model_cost(model, preset="small", num_layers=layers, **options, **IMAGES).rho <= 1.10
+
+
+def test_ours_costs_at_most_a_tenth_more_on_texts() -> None:
+    options = with_recipe(config({"name": "transformer"}))["experiment"]["model"]["al_options"]
+    from torch import int64
+
+    texts: dict[str, Any] = {"shape": (8, 64), "dtype": int64, "vocab_size": 100, "num_classes": 4}
+    assert model_cost("transformer", preset="small", num_layers=4, **options, **texts).rho <= 1.10
