@@ -4,10 +4,10 @@
 
     (s ..., t ..., report)  --- encode --->  tensors that travel  --- decode --->  (s ..., t ..., report)
 
-Encoded are the activations and what is float32 of the target message: codes, one-hot labels, code tables. Integers,
-masks of booleans, other floats and the report (losses and vitals) travel as they are. A stage's neighbour trains on
-what arrives, so the result depends on where the network is cut; it depends on nothing else, neither on the schedule
-nor on the queue depth. Nothing is drawn at random, and no device is waited for.
+Encoded are the activations and what is float32 of the target message: codes and code tables. Labels and other
+integers, masks of booleans, other floats and the report (losses and vitals) travel as they are. A stage's neighbour
+trains on what arrives, so the result depends on where the network is cut; it depends on nothing else, neither on the
+schedule nor on the queue depth. Nothing is drawn at random, and no device is waited for.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ class BFloat16Wire(Wire):
 class Int8Wire(Wire):
     """``"int8"``: a scale per block of :data:`BLOCK` numbers, the largest magnitude in it, in float32.
 
-    Numbers arrive to within half a step, ``scale / 254``; zeros and the largest of a block are exact, so one-hot
-    labels are, too. A block that holds NaN or infinity arrives as NaN throughout, and the losses show it: pass masks
-    as booleans, not as minus infinities.
+    Numbers arrive to within half a step, ``scale / 254``; zeros and the largest of a block are exact. A block that
+    holds NaN or infinity arrives as NaN throughout, and the losses show it: pass masks as booleans, not as minus
+    infinities.
     """
 
     def encode(self, message: Message) -> Message:

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds_al.planner import StageCost, batch_ends, rounds, simulate
+from ds_al.planner.rounds import stage_ends
 from ds_al.schedule import AL_SCHEDULES, BACKPROP_SCHEDULES
-from ds_al.trace.analysis import span
+from ds_al.trace.analysis import computing
 
 times = st.integers(0, 5)
 cost = st.builds(StageCost, st.integers(1, 5), st.integers(1, 5), times)
@@ -34,10 +35,13 @@ def test_both_simulators_agree(
         "micro_batches": micro_batches, "queue_depth": queue_depth,
         "latency": float(latency), "transfer": float(transfer),
     }  # fmt: skip
-    ends = batch_ends(method, costs, batches=batches, **options)
-    assert ends.shape == (batches, 1)
+    ends = stage_ends(method, costs, batches=batches, **options)
+    assert ends.shape == (len(costs), batches, 1)
     for count in range(1, batches + 1):
-        assert ends[count - 1, 0] == pytest.approx(span(simulate(method, costs, batches=count, **options))[1])
+        events = computing(simulate(method, costs, batches=count, **options))
+        for stage in range(len(costs)):
+            last = max(event.end for event in events if event.stage == stage)
+            assert ends[stage, count - 1, 0] == pytest.approx(last)
 
 
 def test_repetitions_are_runs_of_their_own() -> None:

@@ -124,9 +124,8 @@ class Checkpoints(PipelineEngine):
             strict=load_module_strict,
         )
 
-        _on_all(
-            engine, self.checkpoint_writer.flush
-        )  # on all: the first one writes `latest`, after the others are done
+        # The first stage writes `latest` when the others are through already, so they wait for it.
+        _on_all(engine, self.checkpoint_writer.flush)
 
         def look() -> tuple[Path, Record]:
             folder = find(load_dir, tag)

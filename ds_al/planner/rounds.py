@@ -45,6 +45,35 @@ def batch_ends(
 ) -> Times:
     """When the computations of each batch were done on all stages, ``(batches, R)`` seconds after the start.
 
+    Arguments and errors: as of :func:`stage_ends`.
+    """
+    return stage_ends(
+        method,
+        costs,
+        micro_batches=micro_batches,
+        batches=batches,
+        steps_per_batch=steps_per_batch,
+        queue_depth=queue_depth,
+        latency=latency,
+        transfer=transfer,
+        factors=factors,
+    ).max(axis=0)
+
+
+def stage_ends(
+    method: str,
+    costs: Sequence[StageCost],
+    *,
+    micro_batches: int,
+    batches: int,
+    steps_per_batch: int | None = None,
+    queue_depth: int = 2,
+    latency: ArrayLike = 0.0,
+    transfer: ArrayLike = 0.0,
+    factors: Times | None = None,
+) -> Times:
+    """When the computations of each batch were done on each stage, ``(P, batches, R)`` seconds after the start.
+
     Args:
         method, costs, micro_batches, batches, steps_per_batch, queue_depth: as of
             :func:`~ds_al.planner.simulator.simulate`.
@@ -70,7 +99,7 @@ def batch_ends(
     while not run.done():
         if not run.advance():
             raise RuntimeError(f"the stages of {method!r} wait for each other")
-    return run.marks.max(axis=0)
+    return run.marks
 
 
 def _per_link(value: ArrayLike, links: Times) -> Times:

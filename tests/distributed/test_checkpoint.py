@@ -228,6 +228,13 @@ def damaged_loads(folder: str) -> dict[str, str]:
     scheduled = make_engine("mlp", scheduler=SCHEDULER)
     messages["schedule"] = refused(lambda: scheduled.load_checkpoint(folder))
     messages["no schedule"] = refused(lambda: scheduled.load_checkpoint(folder, load_lr_scheduler_states=False))
+    module = ds_al.ALPipelineModule(mlp_layers(), num_classes=4, base_seed=7)
+    module.forward_funcs[0].f.requires_grad_(False)
+    frozen, *_ = ds_al.initialize(model=module, config=engine_config())
+    messages["frozen"] = refused(lambda: frozen.load_checkpoint(folder))
+    frozen.save_checkpoint(f"{folder}-frozen", exclude_frozen_parameters=True)
+    messages["left out"] = refused(lambda: frozen.load_checkpoint(f"{folder}-frozen"))
+    messages["left out, missing"] = refused(lambda: engine.load_checkpoint(f"{folder}-frozen"))
     messages["client"] = refused(lambda: engine.save_checkpoint(folder, tag="next", client_state={"f": relu_like}))
     messages["tags"] = refused(lambda: engine.save_checkpoint(folder, tag=f"tag{engine.stage_id}"))
     messages["latest"] = (Path(folder) / "latest").read_text()
@@ -250,6 +257,9 @@ def test_a_damaged_checkpoint_is_named_on_all_ranks_and_changes_nothing(tmp_path
         assert "float16 of shape [6] here" in messages["other dtype"]
         assert "LR schedule None, this job has WarmupLR" in messages["schedule"]
         assert messages["no schedule"] == "loaded"
+        assert "AL layer 0, f.0.bias: the optimizer 'associated' trained it, not here" in messages["frozen"]
+        assert messages["left out"] == "loaded"
+        assert "AL layer 0, f.0.bias: the optimizer 'associated' trains it here" in messages["left out, missing"]
         assert "client_state holds what" in messages["client"]
         assert "stage 1 has tag tag1, stage 0 has tag0" in messages["tags"]
         assert messages["latest"] == "good"

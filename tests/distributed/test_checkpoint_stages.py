@@ -25,12 +25,21 @@ MUON = {"optimizer": "MuonAdamW", "params": {"lr": 0.02, "adamw_lr": 3e-3}}
 
 CASES: dict[str, dict[str, Any]] = {
     "mse": {"scheduler": SCHEDULER},
-    # Two optimizers of different classes, and a schedule with an entry per parameter group.
+    # Two optimizers of different classes, and schedules in schedules with an entry per parameter group.
     "sgd": {
         "autoencoder_optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}},
-        "scheduler": STEPS,
         "steps_per_batch": 2,
+        "lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.SequentialLR(
+            optimizer,
+            [
+                torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=6),
+                torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[2, 9]),
+            ],
+            milestones=[6],
+        ),
     },
+    # An optimizer of the user's, whose one group goes over all layers of a stage.
+    "own": {"own": True},
     # 40 micro-batches are no multiple of the refresh: the copies that are saved are older than the decoders.
     "decoded": {"objective": {"name": "decoded", "refresh_every": 12}, "scheduler": SCHEDULER},
     "muon": {**MUON, "scheduler": STEPS},
@@ -42,12 +51,20 @@ if not hasattr(torch.optim, "Muon"):
 def engine_of(case: str) -> ds_al.ALPipelineEngine:
     """The engine of a case, on a data set that is shuffled anew every epoch."""
     config = dict(CASES[case])
-    objective = config.pop("objective", None)
+    objective, scheduler = config.pop("objective", None), config.pop("lr_scheduler", None)
+    own = config.pop("own", False)
     layers = mlp_layers()
     if objective is not None:
         layers = [ds_al.ALLayerSpec(**spec.parts, **{**spec.module_kwargs, "objective": objective}) for spec in layers]
     module = ds_al.ALPipelineModule(layers, num_classes=4, base_seed=SEED)
-    return ds_al.initialize(model=module, config=engine_config(**config), training_data=dataset("mlp"))[0]
+    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3) if own else None
+    return ds_al.initialize(
+        model=module,
+        config=engine_config(**config),
+        training_data=dataset("mlp"),
+        optimizer=optimizer,
+        lr_scheduler=scheduler,
+    )[0]
 
 
 def observe(engine: ds_al.ALPipelineEngine) -> dict[str, Any]:
@@ -126,7 +143,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
 @pytest.mark.parametrize(("saves", "loads"), [([2], 1), ([2], 3), ([1, 2], 4)])
 def test_other_stages_go_on(saved: tuple[Path, dict[str, Any]], saves: list[int], loads: int) -> None:
     root, whole = saved
-    check(root, whole, ["decoded", "sgd"] if loads == 4 else list(CASES), saves, loads)
+    check(root, whole, ["decoded", "sgd", "own"] if loads == 4 else list(CASES), saves, loads)
 
 
 @pytest.mark.slow
@@ -143,12 +160,9 @@ def test_the_files_are_by_layer_and_the_same_whoever_saved(saved: tuple[Path, di
         one, two = root / f"{case}-1" / "global_step10", root / f"{case}-2" / "global_step10"
         names = [sorted(path.name for path in folder.glob("layer_*")) for folder in (one, two)]
         assert names[0] == names[1]
-        assert names[0][:4] == [
-            "layer_00-associated_optim_states.safetensors",
-            "layer_00-autoencoder_optim_states.safetensors",
-            "layer_00-model_states.safetensors",
-            "layer_00-training_states.safetensors",
-        ]
+        roles = ["optimizer"] if case == "own" else ["associated", "autoencoder"]
+        kinds = ["model", "training", *(f"{role}_optim" for role in roles)]
+        assert {n for n in names[0] if n.startswith("layer_00")} == {f"layer_00-{k}_states.safetensors" for k in kinds}
         for name in names[0]:
             assert (one / name).read_bytes() == (two / name).read_bytes(), (case, name)
     index = json.loads((two / "index.json").read_text())

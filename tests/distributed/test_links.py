@@ -16,6 +16,7 @@ from deepspeed.pipe import PipelineModule
 from torch import Tensor, nn
 
 import ds_al
+from ds_al import backprop, link
 from ds_al.bench.traffic import measure_traffic
 from ds_al.config import LinkConfig
 from ds_al.launch import run_ranks
@@ -45,7 +46,7 @@ CASES: list[dict[str, Any]] = [
 EXACT = {"method": "streaming"}
 SLOW = {"method": "streaming", "link": {"delay_ms": 5, "mbit": 10}}
 TWIN = {"method": "bp_1f1b"}
-SLOW_TWIN = {**TWIN, "link": {"delay_ms": 60}}
+SLOW_TWIN = {**TWIN, "link": {"delay_ms": 20}}
 
 
 def worker() -> dict[str, Any]:
@@ -69,8 +70,15 @@ def al_state(case: dict[str, Any]) -> tuple[State, Tensor, float]:
     return engine_state(engine), scores, engine.stats().wait_input
 
 
-def twin_state(case: dict[str, Any]) -> tuple[State, float]:
-    """Weights of the backprop twin after two batches, and the seconds that these took."""
+def twin_state(case: dict[str, Any]) -> tuple[State, float, list[float]]:
+    """Weights of the backprop twin after two batches, the seconds they took, and how late messages were taken in."""
+    late: list[float] = []
+
+    def wait_until(arrival: Tensor) -> None:
+        link.wait_until(arrival)
+        late.append(time.monotonic() - arrival.item())
+
+    backprop.wait_until = wait_until
     module = PipelineModule(
         build_twin("transformer", **TEXT),
         num_stages=STAGES,
@@ -86,17 +94,17 @@ def twin_state(case: dict[str, Any]) -> tuple[State, float]:
     torch.distributed.barrier()
     for _ in range(2):
         engine.train_batch(batches)
-    return {name: value.clone() for name, value in engine.module.state_dict().items()}, engine.stats().wall
+    return {name: value.clone() for name, value in engine.module.state_dict().items()}, engine.stats().wall, late
 
 
-def channel(link: LinkConfig) -> list[tuple[float, int, int]]:
+def channel(config: LinkConfig) -> list[tuple[float, int, int]]:
     """Three messages from rank 0 to rank 1: moments of sending or arriving, number, and what the channel counted."""
     rank, device = int(os.environ["RANK"]), torch.device("cpu")
     options: dict[str, Any] = {"device": device, "dynamic": False}
     torch.distributed.barrier()
     seen = []
     if rank == 0:
-        sender = SlowSender(1, link=link, queue_depth=4, stages=(0, 1), **options)
+        sender = SlowSender(1, link=config, queue_depth=4, stages=(0, 1), **options)
         for number in range(3):
             seen.append((time.monotonic(), number, 0))
             sender.send((torch.tensor([number]), torch.zeros(50)))
@@ -160,13 +168,17 @@ def test_evaluation_is_that_of_the_weights_alone(ranks: list[dict[str, Any]]) ->
 
 def test_a_slow_link_changes_no_bit(ranks: list[dict[str, Any]]) -> None:
     assert different(trained(ranks, SLOW)[0], trained(ranks, EXACT)[0]) == []
-    for rank in ranks:
-        (fast, _), (slow, _) = rank["twins"]
-        assert different(fast, slow) == []
     for rank in ranks[1:]:
         assert rank["trained"][-1][2] > 0.005  # the first message, at least, was waited for
+
+
+def test_the_twin_waits_for_both_directions_and_keeps_its_bits(ranks: list[dict[str, Any]]) -> None:
+    for rank, directions in zip(ranks, (1, 2, 1), strict=True):
+        (fast, _, untouched), (slow, _, late) = rank["twins"]
+        assert different(fast, slow) == []
+        assert untouched == [] and len(late) == directions * 2 * MICRO_BATCHES and min(late) >= 0
     # In each batch the first stage gets its gradient when a message has gone down all boundaries, and up again.
-    assert ranks[0]["twins"][1][1] >= 2 * 2 * (STAGES - 1) * 0.060
+    assert ranks[0]["twins"][1][1] >= 2 * 2 * (STAGES - 1) * 0.020
 
 
 def test_a_message_is_there_when_the_delay_is_over_and_its_sender_has_gone_on(ranks: list[dict[str, Any]]) -> None:
