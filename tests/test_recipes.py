@@ -58,11 +58,3 @@ def test_mistakes_are_named() -> None:
 def test_ours_costs_at_most_a_tenth_more_than_the_twin(model: str, layers: int) -> None:
     options = with_recipe(config({"name": model}))["experiment"]["model"]["al_options"]
     assert model_cost(model, preset="small", num_layers=layers, **options, **IMAGES).rho <= 1.10
-
-
-def test_ours_costs_at_most_a_tenth_more_on_texts() -> None:
-    options = with_recipe(config({"name": "transformer"}))["experiment"]["model"]["al_options"]
-    from torch import int64
-
-    texts: dict[str, Any] = {"shape": (8, 64), "dtype": int64, "vocab_size": 100, "num_classes": 4}
-    assert model_cost("transformer", preset="small", num_layers=4, **options, **texts).rho <= 1.10

@@ -108,7 +108,7 @@ class ExperimentConfig(StrictModel):
     recipe: str | None = Field(
         default=None,
         description="`ours` fills in the optimizer and the model's `al_options`, where the config leaves them out, "
-        "with the settings that did best (docs/accuracy.md).",
+        "by the recipe for vision (docs/accuracy.md).",
     )
     epochs: int = Field(ge=1, description="Passes over the training samples.")
     seed: int = Field(default=0, ge=0, description="Of weights, dropout, data order and validation split.")

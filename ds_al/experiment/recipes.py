@@ -1,8 +1,8 @@
 """Recipes: named settings that work well together, filled in where a config leaves them out.
 
 ``"experiment": {"recipe": "ours", ...}`` gives the model's ``al_options`` and the ``"optimizer"`` their values; what
-the config says itself stays. ``ours`` was chosen by validation accuracy: docs/accuracy.md tells how, and what each part
-of it is worth. A ``bp_*`` method takes the optimizer alone, so that the twin is trained alike.
+the config says itself stays. ``ours`` is for vision; docs/accuracy.md tells what it is made of, and which runs judge
+it. A ``bp_*`` method takes the optimizer alone, so that the twin is trained alike.
 """
 
 from __future__ import annotations
@@ -17,15 +17,12 @@ from ds_al.errors import ALConfigError
 _MUON: dict[str, Any] = {"type": "MuonAdamW", "params": {"lr": 0.02, "adamw_lr": 0.003}}
 _CONTRAST: dict[str, Any] = {"name": "contrast", "temperature": 0.05}
 _VISION: dict[str, Any] = {"bridge": "mimic", "bridge_width": 0.5, "bridge_pool_first": True, "objective": _CONTRAST}
-_TEXT: dict[str, Any] = {"bridge": "linear", "objective": {"name": "mse"}}
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "ours": {
         "vgg": {"optimizer": _MUON, "al_options": _VISION},
         "resnet": {"optimizer": _MUON, "al_options": _VISION},
         "mlp": {"optimizer": _MUON, "al_options": {"objective": _CONTRAST}},
-        "transformer": {"optimizer": _MUON, "al_options": _TEXT},
-        "lstm": {"optimizer": _MUON, "al_options": _TEXT},
     }
 }
 """By name of the recipe and of the model: ``optimizer`` and ``al_options``."""
