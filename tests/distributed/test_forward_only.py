@@ -14,6 +14,7 @@ from tests.networks import NETWORKS
 pytestmark = pytest.mark.distributed
 
 TO_PEER = {"send": "dst", "isend": "dst", "recv": "src", "irecv": "src"}
+TRANSFERS = {"send": "group.send", "recv": "group.recv"}
 COLLECTIVES = (
     "barrier", "monitored_barrier", "broadcast", "broadcast_object_list", "all_reduce", "reduce", "all_gather",
     "all_gather_into_tensor", "all_gather_object", "gather", "gather_object", "scatter", "reduce_scatter",
@@ -37,8 +38,17 @@ def probed(method: str, options: dict[str, Any]) -> list[tuple[str, int | None]]
 
         return watched
 
+    def watch_transfer(name: str, original: Any) -> Any:
+        def watched(group: Any, tensors: Any, peer: int, tag: int) -> Any:
+            calls.append((name, peer))
+            return original(group, tensors, peer, tag)
+
+        return watched
+
     for name in (*TO_PEER, *COLLECTIVES):
         setattr(torch_dist, name, watch(name, getattr(torch_dist, name)))
+    for name, kept in TRANSFERS.items():  # what the functions above would end in
+        setattr(torch_dist.ProcessGroup, name, watch_transfer(kept, getattr(torch_dist.ProcessGroup, name)))
     for _ in range(BATCHES):
         engine.train_batch(batches)
     found = list(calls)
@@ -52,7 +62,7 @@ def backward_or_collective(ranks: list[list[tuple[str, int | None]]]) -> list[tu
         (rank, name, peer)
         for rank, calls in enumerate(ranks)
         for name, peer in calls
-        if (name, peer) not in {("isend", rank + 1), ("irecv", rank - 1)}
+        if (name, peer) not in {("group.send", rank + 1), ("group.recv", rank - 1)}
     ]
 
 
@@ -69,8 +79,8 @@ def test_streaming_only_ever_sends_forward(options: dict[str, Any]) -> None:
     assert not backward_or_collective(ranks)
     headers = BATCHES * MICRO_BATCHES if "module_options" in options else 1
     sends = BATCHES * MICRO_BATCHES + headers
-    assert [sum(name == "isend" for name, _ in calls) for calls in ranks] == [sends, sends, 0]
-    assert [sum(name == "irecv" for name, _ in calls) for calls in ranks] == [0, sends, sends]
+    assert [sum(name == "group.send" for name, _ in calls) for calls in ranks] == [sends, sends, 0]
+    assert [sum(name == "group.recv" for name, _ in calls) for calls in ranks] == [0, sends, sends]
 
 
 def test_the_probe_sees_the_barrier_of_forward_first() -> None:
