@@ -40,7 +40,10 @@ class AssembledStage(NamedOptimizers):
             )
         if not self.is_first_stage():
             receiver = make_receiver(
-                self.grid.stage_to_global(self.prev_stage), stages=(self.stage_id, self.prev_stage), **common
+                self.grid.stage_to_global(self.prev_stage),
+                slots=self.al.receive_slots,
+                stages=(self.stage_id, self.prev_stage),
+                **common,
             )
         return sender, receiver
 

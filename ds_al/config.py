@@ -172,7 +172,13 @@ class ALConfig(StrictModel):
         default=2,
         ge=1,
         description="Messages that a stage may have on their way to its successor before it waits. The "
-        "successor holds two more: the one it works on and the one it receives ahead.",
+        "successor holds `receive_slots` more.",
+    )
+    receive_slots: int = Field(
+        default=2,
+        ge=2,
+        description="Messages that a stage holds of its predecessor: the one it works on, and those it receives ahead. "
+        "More cost memory, and take less processor time per message.",
     )
     message_dtype: Literal["fp32", "bf16", "int8"] = Field(
         default="fp32",

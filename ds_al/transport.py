@@ -1,7 +1,7 @@
 """The forward channel between two neighbouring stages.
 
     stage i                                             stage i + 1
-    Sender: queue_depth slots      --- messages --->    Receiver: 2 slots
+    Sender: queue_depth slots      --- messages --->    Receiver: slots
       copy, isend, go on                                  one in use, one received ahead
 
 A message is a tuple of tensors in one flat buffer. A slot is used again when its last message has left
@@ -266,15 +266,22 @@ class Receiver(_Channel):
 
     Args:
         peer: global rank of the previous stage.
+        slots: messages that it holds: the one in use, and those received ahead.
         device, dynamic, stages, group: as for :class:`Sender`.
     """
 
-    _SLOTS = 2
-
     def __init__(
-        self, peer: int, *, device: torch.device, dynamic: bool, stages: tuple[int, int], group: Any = None
+        self,
+        peer: int,
+        *,
+        device: torch.device,
+        dynamic: bool,
+        stages: tuple[int, int],
+        group: Any = None,
+        slots: int = 2,
     ) -> None:
         super().__init__(peer, device=device, dynamic=dynamic, stages=stages, group=group)
+        self.slots = slots
         self._ring: list[_Slot] = []
         self._posted = 0
         self._expected = 0
@@ -294,7 +301,7 @@ class Receiver(_Channel):
         before = self.waited
         if self.layout is None or self.dynamic:
             self._open(self._receive_header())
-        slot = self._ring[self.messages % self._SLOTS]
+        slot = self._ring[self.messages % self.slots]
         self._wait(slot.work, "for its input")
         slot.work = None
         self.messages += 1
@@ -329,7 +336,7 @@ class Receiver(_Channel):
     def _open(self, layout: Layout) -> None:
         """Takes the shapes of a header, and receives the message that follows it."""
         if self.layout != layout or not self._ring:
-            self._ring = [_Slot(layout, self.device) for _ in range(self._SLOTS)]
+            self._ring = [_Slot(layout, self.device) for _ in range(self.slots)]
         self.layout = layout
         self._post(self.messages + 1)
         self._post_ahead()
@@ -337,11 +344,11 @@ class Receiver(_Channel):
     def _post_ahead(self) -> None:
         """Receives into all free slots, unless the next header has to say first what comes."""
         if self.layout is not None and not self.dynamic:
-            self._post(min(self._expected, self._released + self._SLOTS))
+            self._post(min(self._expected, self._released + self.slots))
 
     def _post(self, limit: int) -> None:
         while self._posted < limit:
-            slot = self._ring[self._posted % self._SLOTS]
+            slot = self._ring[self._posted % self.slots]
             try:
                 slot.work = self._group.recv([slot.buffer], self._peer, 0)
             except RuntimeError as error:

@@ -100,7 +100,7 @@ class Sleeping(nn.Module):
 
 
 def test_layers_that_sleep_are_cut_by_how_long_they_sleep() -> None:
-    seconds = [0.03, 0.01, 0.01, 0.01]
+    seconds = [0.12, 0.03, 0.03, 0.03]
 
     def build(index: int) -> ALLayer:
         return ALLayer(Sleeping(seconds[index]), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))

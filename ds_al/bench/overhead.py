@@ -27,7 +27,9 @@ from ds_al.schedule import AL_SCHEDULES
 from ds_al.world import join_world
 
 STOCK = "deepspeed_1f1b"
-METHODS = ("streaming", "forward_first", STOCK)
+DEEP = "_deep_queue"
+"""After a method's name: eight messages on their way and eight received ahead, where the default is two and two."""
+METHODS = ("streaming", f"streaming{DEEP}", "forward_first", STOCK)
 WIDTH = 16
 BATCH = 2
 
@@ -170,9 +172,11 @@ def _engine(method: str, micro_batches: int) -> Any:
         model = PipelineModule(layers, num_stages=stages, loss_fn=nn.CrossEntropyLoss(), partition_method="uniform")
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])  # it demands one, and steps it once a batch
         return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
-    if method not in AL_SCHEDULES:
-        raise ValueError(f"method {method!r}: expected one of {', '.join((*AL_SCHEDULES, STOCK))}")
+    name = method.removesuffix(DEEP)
+    if name not in AL_SCHEDULES:
+        raise ValueError(f"method {method!r}: expected one of {', '.join((*AL_SCHEDULES, STOCK))}, or one with {DEEP}")
     passing = LayerSpec(Passing)
     specs = [ds_al.ALLayerSpec(f=passing, b=passing, g=passing, h=passing) for _ in range(stages)]
+    queues = {"queue_depth": 8, "receive_slots": 8} if name != method else {}
     module = ds_al.ALPipelineModule(specs, num_classes=WIDTH)
-    return ds_al.initialize(model=module, config={**config, BLOCK: {"method": method}})[0]
+    return ds_al.initialize(model=module, config={**config, BLOCK: {"method": name, **queues}})[0]

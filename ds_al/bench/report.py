@@ -66,7 +66,10 @@ def sleeping_table(rows: Sequence[Row]) -> Table:
 def overhead_table(rows: Sequence[Row]) -> Table:
     """Microseconds per micro-batch, for the terminal."""
     table = Table(
-        title="microseconds of a stage per micro-batch that computes nothing", title_justify="left", box=box.SIMPLE_HEAD
+        title="microseconds of a stage per micro-batch that computes nothing",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     columns = {"stage": "stage", "cpu_us": "cpu", "wall_us": "clock", "maths_us": "maths", "engine_us": "engine"}
     for column in ("method", *columns.values(), "cpu/stock", "engine/stock"):
@@ -133,7 +136,8 @@ def memory_markdown(header: Row, rows: Sequence[Row]) -> str:
         "fullest during one batch: bytes of distinct storages, without parameters. Each stage holds one layer,",
         f"Linear-ReLU-Linear-ReLU of width {settings['width']}; a micro-batch has {settings['micro_batch']} samples.",
         "For `streaming` this includes the bridge, the target side and both local losses. Message buffers outside",
-        "the graph are not part of it; there are at most `queue_depth` of them for sending and two for receiving.",
+        "the graph are not part of it; there are at most `queue_depth` of them for sending and `receive_slots` for",
+        "receiving.",
         "",
         "`streaming` holds one micro-batch, `bp_1f1b` min(stages - stage, micro-batches), `bp_gpipe` all of them.",
         "",

@@ -36,7 +36,7 @@ def draw_scaling(rows: Sequence[Row], path: Path) -> list[Path]:
     studies = [s for s in _TITLES if any(r["study"] == s and r["speedup"] is not None for r in rows)]
     if not studies:
         return []
-    figure = _figure(width=6.2 * len(studies))
+    figure = _figure(width=6.2 * len(studies), height=5.2)
     for axes, study in zip(figure.subplots(1, len(studies), squeeze=False).flat, studies, strict=True):
         own = [r for r in rows if r["study"] == study and r["speedup"] is not None]
         column = "parallel_efficiency" if study == "weak" else "speedup"
@@ -64,7 +64,10 @@ def draw_scaling(rows: Sequence[Row], path: Path) -> list[Path]:
     computed = any(r["basis"] == "computed" for r in rows)
     note = "hollow: computed from busy times. " if computed else ""
     figure.supxlabel(f"{note}Published: {published.SOURCE}", fontsize=8, color="#555555")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False, fontsize=10)
+    columns = 3 if len(studies) == 1 else 5
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper center", ncols=columns, frameon=False, fontsize=10
+    )
     return _save(figure, path)
 
 
@@ -102,11 +105,11 @@ _RATIOS = {
 }
 
 
-def _figure(*, width: float) -> Any:
+def _figure(*, width: float, height: float = 4.6) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, 4.6), facecolor="white", layout="constrained")
+    figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

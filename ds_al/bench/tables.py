@@ -94,6 +94,8 @@ def _table(rows: Sequence[Row]) -> str:
         "ratio": tracing_table,
         "u": layer_tables,
         "rho": network_tables,
+        "peak_bytes": memory_table,
+        "ideal": sleeping_tables,
     }
     return next((make for column, make in kinds.items() if column in rows[0]), bubble_tables)(rows)
 
@@ -121,6 +123,38 @@ def network_tables(rows: Sequence[Row]) -> str:
             lines.append(f"| {name} | {bridge} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def sleeping_tables(rows: Sequence[Row]) -> str:
+    """Seconds of layers that sleep, in brackets the share of the ideal; a table for each number of stages."""
+    parts = []
+    for stages in sorted({row["stages"] for row in rows}):
+        own = [row for row in rows if row["stages"] == stages]
+        counts = sorted({row["micro_batches"] for row in own})
+        lines = [
+            f"| {stages} stages | {' | '.join(f'M = {m}' for m in counts)} |",
+            "|---|" + "---:|" * len(counts),
+        ]
+        for method in dict.fromkeys(row["method"] for row in own):
+            cells = [f"{row['seconds']:.2f} s ({row['efficiency']:.3f})" for m in counts for row in _of(own, method, m)]
+            lines.append(f"| `{method}` | {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def memory_table(rows: Sequence[Row]) -> str:
+    """KiB held for backward on each stage, of the most stages and micro-batches that were counted, of dense layers."""
+    rows = [row for row in rows if row["workload"] == "dense"]
+    stages, most = max(row["stages"] for row in rows), max(row["micro_batches"] for row in rows)
+    own = [row for row in rows if (row["stages"], row["micro_batches"]) == (stages, most)]
+    lines = [
+        f"| KiB, M = {most} | {' | '.join(f'stage {stage}' for stage in range(stages))} |",
+        "|---|" + "---:|" * stages,
+    ]
+    for method in dict.fromkeys(row["method"] for row in own):
+        cells = [f"{row['peak_bytes'] / 1024:.1f}" for row in own if row["method"] == method]
+        lines.append(f"| `{method}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def overhead_table(rows: Sequence[Row]) -> str:

@@ -109,6 +109,7 @@ def test_what_cannot_be_compiled_is_refused() -> None:
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_compiled_layers_leave_the_same_bits_on_every_partition(tmp_path: Path) -> None:
     on: dict[str, Any] = {"network": "mlp", "layers": 2, "compile": {}}
     two_stages = [on, {**on, "method": "forward_first", "queue_depth": 1}]

@@ -30,7 +30,7 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 COVERING: list[dict[str, Any]] = [
     *({"method": method, "queue_depth": depth} for method, depth in zip(METHODS, (1, 2, 4, 1), strict=True)),
-    {"method": "streaming", "queue_depth": 4},
+    {"method": "streaming", "queue_depth": 4, "receive_slots": 5},
     {"method": "streaming", "queue_depth": 2, "optimizer": "momentum"},
     *({"method": method, "steps_per_batch": steps} for method, steps in zip(METHODS, (1, 2, 2, 1), strict=True)),
     {"method": "streaming", "layer_gradient_clipping": 0.05},
