@@ -64,7 +64,8 @@ class DecoderCopies:
             _load(self._copies[: self._first], flat)
             self._receiver.release()
         for copy, own in zip(self._copies[self._first :], self._own, strict=True):
-            _load([copy], _flat([own]))
+            for kept, present in zip(copy.parameters(), own.parameters(), strict=True):
+                kept.copy_(present)
         if self._sender is not None:
             self._sender.send((_flat(self._copies),))
 

@@ -67,12 +67,11 @@ def measure(
         repeat: times that are measured.
     """
     s: Any = tuple(part.to(device) for part in example) if isinstance(example, tuple) else example.to(device)
-    labels = torch.zeros(len(first(s)), dtype=torch.int64, device=device)
     t: Any = None
     for index in range(layers):
         layer = build(index).to(device).train()
         if t is None:
-            t = layer.objective.first_target(labels, F.one_hot(labels, num_classes).to(torch.get_default_dtype()))
+            t = _first_target(layer, s, num_classes)
         optimizer = make_optimizer(layer)
         with ActivationMeter(exclude=layer.parameters()) as meter:
             _once(layer, s, t, optimizer, device)
@@ -83,6 +82,15 @@ def measure(
             s_out, t_out = layer(s, t)
         s, t = stop_gradient(s_out), stop_gradient(t_out)
         del layer, optimizer
+
+
+def _first_target(layer: ALLayer, x: Any, num_classes: int) -> Any:
+    """``t_0`` of a micro-batch whose labels are all 0."""
+    shape = first(x).shape[: 2 if layer.objective.per_token else 1]
+    labels = torch.zeros(shape, dtype=torch.int64, device=first(x).device)
+    if layer.objective.per_token:
+        return layer.objective.first_target(labels, labels)
+    return layer.objective.first_target(labels, F.one_hot(labels, num_classes).to(torch.get_default_dtype()))
 
 
 def _once(
