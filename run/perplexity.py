@@ -2,8 +2,8 @@
 
     python run/perplexity.py --seeds 3 --json results/perplexity.json --page docs/language-models.md
 
-Trials first, which choose learning rate and bridge blocks on validation text; then every method with every seed. May be
-stopped and started again: each cell is kept in results/perplexity.cells. --table-only writes the tables of what is there.
+Trials first, which choose learning rate and bridge blocks on validation text; then every method with every seed. May
+be stopped and started again: each cell is kept, in results/perplexity.cells. --table-only runs nothing.
 """
 
 from __future__ import annotations

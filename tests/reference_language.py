@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import torch
@@ -73,5 +72,5 @@ def candidates(following: Tensor, *, count: int, vocabulary: int) -> tuple[Tenso
     others = sorted((token for token in range(vocabulary) if token not in own), key=lambda token: -float(draw[token]))
     drawn = others[: min(vocabulary, count) - len(own)]
     ids = sorted([*own, *drawn])
-    stand_for = math.log(len(others) / len(drawn)) if drawn else 0.0
-    return torch.tensor(ids), torch.tensor([0.0 if token in own else stand_for for token in ids])
+    stand_for = torch.log(torch.tensor(len(others)) / torch.tensor(max(1, len(drawn))))
+    return torch.tensor(ids), torch.stack([torch.tensor(0.0) if token in own else stand_for for token in ids])

@@ -1,4 +1,4 @@
-"""One run of the study: a small GPT-2, trained by one method on so many steps; its loss on held-out text at each exit."""
+"""One run of the study: a small GPT-2, trained by one method on so many steps, and its loss at each exit."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Sizes:
     blocks: int = 4
     width: int = 64
     heads: int = 4
-    length: int = 128
+    length: int = 64
     batch: int = 8
-    held_out: int = 400
+    held_out: int = 600
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ def make_engine(cell: Cell, sizes: Sizes, corpus: Corpus, *, attention: str = "s
 
     join_world()
     torch.manual_seed(cell.seed)
+    options: dict[str, Any] = {"attn_implementation": attention}
     config = transformers.GPT2Config(
         vocab_size=corpus.vocabulary,
         n_positions=sizes.length,
@@ -130,7 +131,7 @@ def make_engine(cell: Cell, sizes: Sizes, corpus: Corpus, *, attention: str = "s
         tie_word_embeddings=False,
         bos_token_id=0,
         eos_token_id=0,
-        attn_implementation=attention,
+        **options,
     )
     model = transformers.GPT2LMHeadModel(config)
     settings: dict[str, Any] = {

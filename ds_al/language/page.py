@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def markdown(results: Sequence[Result], table: Sequence[Row], plan: Plan) -> str
 
 def _table(own: Sequence[Row]) -> list[str]:
     lines = [
-        "| method | K | H | lr | seeds | tokens | operations per token | perplexity | gap to the twin | ratio | exits |",
+        "| method | K | H | lr | seeds | tokens | operations per token | perplexity | gap | ratio | at each exit |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in own:
@@ -163,31 +164,35 @@ def whole_page(
     """The page: what was run, tables, published figures, what is missing."""
     sizes = next((r["sizes"] for r in results if "sizes" in r), None)
     vocabulary = next((r["vocabulary"] for r in results if "vocabulary" in r), None)
+    made = "python run/perplexity.py --seeds 3 --json results/perplexity.json --page docs/language-models.md"
     lines = [
         "# Language models: perplexity beside the backprop twin",
         "",
-        "Made by `python run/perplexity.py --seeds 3 --json results/perplexity.json --page docs/language-models.md`; the "
-        "objectives are in [objectives.md](objectives.md).",
+        *_wrapped(f"Made by `{made}`. The page [objectives.md](objectives.md) says what the methods are.", mark=""),
         "",
     ]
     if sizes is not None:
-        lines += [
-            f"* A GPT-2 of {sizes['blocks']} blocks of width {sizes['width']} with {sizes['heads']} heads, T = "
-            f"{sizes['length']}, no dropout, embedding and head not tied, on reviews of IMDB, in a byte-level BPE of "
-            f"{vocabulary:,} tokens trained on the training texts. Perplexity is per token of that BPE.",
-            f"* A step is {sizes['batch']} pieces of {sizes['length']} tokens. AdamW, warm-up over a tenth of the steps, "
-            "cosine to a tenth of the learning rate. The twin is the same network from the same weights, on the same "
-            "pieces in the same order.",
-        ]
+        lines += _wrapped(
+            f"A GPT-2 of {sizes['blocks']} blocks of width {sizes['width']} with {sizes['heads']} heads, T = "
+            f"{sizes['length']}, no dropout, embedding and head not tied; reviews of IMDB, in a byte-level BPE of "
+            f"{vocabulary:,} tokens that is trained on the training texts. Perplexity is per token of that BPE.",
+            f"A step is {sizes['batch']} pieces of {sizes['length']} tokens. AdamW, warm-up over a tenth of the steps, "
+            "then a cosine to a tenth of the learning rate. The twin is the same network, from the same weights, on "
+            "the same pieces in the same order.",
+        )
     lines += [
-        f"* Learning rate and bridge blocks (H) were chosen on validation texts by trials of {plan.trial_steps} steps, "
-        "four for each method and K, four for the twin. Test texts were scored by the runs of the tables alone.",
-        "* Perplexities are means over seeds ± one standard deviation; gap and ratio are those of the last exit to the twin "
-        "of the same seed.",
-        "* *Equal operations*: as many steps as the twin's operations pay for. Operations are the matrix products of a "
-        "training step, forward and backward, as torch counts them; on one process, so without what a pipeline gains.",
-        f"* {plan.steps:,} steps are few: these networks are far from their best, and a gap at the end of a long training "
-        "may be another one.",
+        *_wrapped(
+            f"Learning rate and bridge blocks (H) were chosen on validation texts by trials of {plan.trial_steps} "
+            "steps: four for each method and K, four for the twin. Test texts were scored by the runs of the tables "
+            "alone.",
+            "Perplexities are means over seeds, with one standard deviation. Gap and ratio compare the last exit with "
+            "the twin of the same seed.",
+            "*Equal operations*: as many steps as the twin's operations pay for. Operations are the matrix products of "
+            "a training step, forward and backward, as torch counts them. So it is time on one process, without what a "
+            "pipeline gains.",
+            f"{plan.steps:,} steps are few. These networks are far from their best, and the gap after a long training "
+            "may be another one.",
+        ),
         "",
         "## Results",
         "",
@@ -215,9 +220,12 @@ def _missing(table: Sequence[Row], plan: Plan) -> list[str]:
 
 def _anchors() -> list[str]:
     return [
-        "WikiText perplexity of pretrained models by local learning with K parts (SOLO: Yin et al., arXiv 2609.35440, 2026, "
-        "15 billion tokens; the figures come by way of notes on the paper). They are of other sizes, data and tokens than "
-        "the tables above: what can be compared is the ratio.",
+        *_wrapped(
+            "WikiText perplexity of models pretrained by local learning in K parts, on 15 billion tokens: Yin et al., "
+            "SOLO, arXiv 2609.35440, 2026; the figures come by way of notes on that paper. Sizes, data and tokens are "
+            "others than above: what can be compared is the ratio.",
+            mark="",
+        ),
         "",
         "| parameters | K | local | backprop | gap | ratio |",
         "|---|---|---|---|---|---|",
@@ -225,6 +233,15 @@ def _anchors() -> list[str]:
             f"| {size} | {layers} | {local:.2f} | {backprop:.2f} | {local - backprop:+.2f} | {local / backprop:.3f} |"
             for layers, size, local, backprop in ANCHORS
         ),
+    ]
+
+
+def _wrapped(*texts: str, mark: str = "* ") -> list[str]:
+    """Points of a list, in lines of a page."""
+    return [
+        line
+        for text in texts
+        for line in textwrap.wrap(text, 118, initial_indent=mark, subsequent_indent=" " * len(mark))
     ]
 
 

@@ -40,8 +40,8 @@ class Plan:
     )
     layers: tuple[int, ...] = (2, 4)
     seeds: int = 3
-    steps: int = 500
-    trial_steps: int = 100
+    steps: int = 1000
+    trial_steps: int = 250
     twin_rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3, 16e-3)
     rates: tuple[float, ...] = (4e-3, 8e-3)
     blocks: tuple[int, ...] = (0, 1)
