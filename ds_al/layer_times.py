@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ds_al.layer import Activation, ALLayer, first, stop_gradient
@@ -68,8 +69,12 @@ def measure(
     """
     s: Any = tuple(part.to(device) for part in example) if isinstance(example, tuple) else example.to(device)
     t: Any = None
+    decoders: list[nn.Module] = []
     for index in range(layers):
         layer = build(index).to(device).train()
+        if layer.objective.needs_earlier_decoders:
+            layer.objective.take_earlier(list(decoders))
+            decoders.append(copy.deepcopy(layer.h).requires_grad_(False))
         if t is None:
             t = _first_target(layer, s, num_classes)
         optimizer = make_optimizer(layer)

@@ -15,6 +15,7 @@ from ds_al.convert.layers import layer_specs as list_specs
 from ds_al.convert.text import TextBlocks
 from ds_al.errors import ALConfigError
 from ds_al.layer import ALLayer, predict, stop_gradient
+from ds_al.layer_times import measure
 from ds_al.objectives import TokenCodes
 from ds_al.optimizer import LocalOptimizer
 from tests.hugging_face_models import CASES, LM, WORDS
@@ -97,6 +98,16 @@ def test_a_layer_between_reads_with_the_copy_that_it_was_given() -> None:
     assert loss.item() == pytest.approx(want.item(), abs=1e-6)
     loss.backward()
     assert layers[0].h.weight.grad is None and layers[1].b.code[1].weight.grad is not None
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_layers_of_language_models_can_be_timed(objective: str) -> None:
+    """Labels of a token each were missing, so that the partition "measured" failed for every language model."""
+    layers = network("gpt2 lm", objective)
+    example = CASES["gpt2 lm"].x()
+    device = torch.device("cpu")
+    times = list(measure(layers.__getitem__, layers=3, example=example, num_classes=WORDS, device=device, repeat=1))
+    assert len(times) == 3 and all(each.forward > 0 and each.step > 0 for each in times)
 
 
 # ---- codes of tokens -----------------------------------------------------------------------------------
