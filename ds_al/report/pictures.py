@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ds_al import palette
 from ds_al.report.charts import GREY, KIND_COLOURS, look, wide
 from ds_al.report.parts import Chart, Series, Timeline
 from ds_al.report.timelines import BUSY, KINDS
@@ -94,7 +95,7 @@ def _bars(axes: Any, series: Series, *, offset: float, width: float) -> None:
 def _timeline(axes: Any, chart: Timeline) -> None:
     for kind in KINDS:
         own = [piece for piece in chart.slices if piece.kind == kind and not piece.nested and piece.start < chart.zoom]
-        colour = "#000000" if kind == "step" else KIND_COLOURS.get(kind, GREY)
+        colour = palette.STEP if kind == "step" else KIND_COLOURS.get(kind, GREY)
         for stage in range(chart.stages):
             pieces = [(piece.start, piece.end - piece.start) for piece in own if piece.stage == stage]
             axes.broken_barh(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ds_al.report import texts
-from ds_al.report.cells import Cell, Statistic, statistic
+from ds_al.report.cells import Cell, Statistic, statistic, styled
 from ds_al.report.parts import NOT_RECORDED, Chart, Section, Series, Table, charts_or
 from ds_al.report.read import RunRecord, number, numbers
 
@@ -169,7 +169,7 @@ def _exits_chart(cells: Sequence[Cell]) -> list[Chart]:
     found, tables = _exits(cells), _exits_table(cells)
     if not found:
         return []
-    styles = {cell.label: style for style, cell in enumerate(cells)}
+    styles = {cell.label: style for style, cell in styled(cells)}
     series = [
         Series(
             name=label,
@@ -195,7 +195,7 @@ def _exits_chart(cells: Sequence[Cell]) -> list[Chart]:
 
 def _validation(cells: Sequence[Cell], *, over: str) -> Chart | None:
     series, rows = [], []
-    for style, cell in enumerate(cells):
+    for style, cell in styled(cells):
         by_epoch: dict[int, list[tuple[float, float]]] = {}
         for run in cell.shown:
             for epoch, seconds, value in run.validation():
