@@ -37,7 +37,7 @@ class Look(NamedTuple):
 METHODS: dict[str, Look] = {
     "streaming": Look(BLUE, "-", "o"),
     "forward_first": Look(SKY, "--", "s"),
-    "parallel_backward": Look(GREY, "--", "s"),
+    "parallel_backward": Look(GREY, "--", "d"),
     "sequential": Look(GREY, "-.", "o"),
     "bp_1f1b": Look(VERMILION, "-", "^"),
     "bp_gpipe": Look(ORANGE, "--", "v"),

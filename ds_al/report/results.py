@@ -34,7 +34,7 @@ def methods(cells: Sequence[Cell], *, comparable: bool = True) -> Section:
         "samples/s": [texts.with_sd(cell.over_seeds(_fact("samples_per_second")), 0) for cell in cells],
         "parameters": [texts.fixed(cell.over_seeds(_total("parameters")).mean, 0) for cell in cells],
         "rho": [texts.plain(cell.first.value("rho")) for cell in cells],
-        "FLOPs": [texts.si(cell.first.value("flops")) for cell in cells],
+        "FLOPs": [texts.si(_flops(cell)) for cell in cells],
     }
     without = [name for name, values in columns.items() if set(values) == {NOT_RECORDED}]
     shown = {name: values for name, values in columns.items() if name not in without}
@@ -48,12 +48,24 @@ def methods(cells: Sequence[Cell], *, comparable: bool = True) -> Section:
     if "rho" in shown:
         paragraphs.append("rho is the cost of a layer of associated learning over that of its plain block.")
     twins = [cell.first for cell in cells if cell.first.method.startswith("bp_")]
+    if "FLOPs" in shown:
+        paragraphs.append("FLOPs are those of training on one sample, forward and backward.")
     if any(run.value("layers") is None and run.layers is not None for run in twins):
         paragraphs.append("The layers of a backprop twin include its classifier.")
     if without:
         paragraphs.append(f"Not recorded by these runs: {', '.join(without)}.")
     tables = [table, *_time_to(cells), *_exits_table(cells)]
     return Section("methods", "Methods", paragraphs=paragraphs, tables=tables, charts=_exits_chart(cells))
+
+
+def _flops(cell: Cell) -> Any:
+    """Per sample: of the network's parts by name, those that the cell's method runs."""
+    found = cell.first.value("flops")
+    if not isinstance(found, dict):
+        return found
+    parts = {name: known for name, value in found.items() if (known := number(value)) is not None}
+    twin = parts.pop("twin", None)
+    return twin if cell.first.method.startswith("bp_") else sum(parts.values()) if parts else None
 
 
 def curves(cells: Sequence[Cell]) -> Section:
