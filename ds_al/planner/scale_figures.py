@@ -47,7 +47,7 @@ _LOOKS = {
     **palette.METHODS,
     OVERLAPPED: palette.Look(palette.VERMILION, ":", "v"),
     "streaming, one step per batch": palette.Look(palette.BLUE, ":", "s"),
-    "bound (M + P - 1) / (M rho)": palette.Look(palette.LIGHT_GREY, "-", ""),
+    "bound (M + P - 1) / (M rho)": palette.Look(palette.GREY, "-", ""),
 }
 
 
