@@ -39,6 +39,8 @@ def draw(chart: Chart | Timeline, path: Path) -> Path:
 
 
 def _chart(axes: Any, chart: Chart) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     bars = [series for series in chart.series if series.look == "bar"]
     for number, series in enumerate(bars):
         _bars(axes, series, offset=(number - (len(bars) - 1) / 2) * 0.8 / len(bars), width=0.8 / len(bars))
@@ -48,6 +50,8 @@ def _chart(axes: Any, chart: Chart) -> None:
     for series in chart.series:
         if series.look != "bar":
             _line(axes, series)
+    if not bars and chart.x_label.startswith(("epoch", "exit")):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if chart.log_y and wide(chart):
         axes.set_yscale("log")
     axes.set_xlabel(chart.x_label)

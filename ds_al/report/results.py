@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ds_al.report import texts
@@ -54,7 +54,7 @@ def methods(cells: Sequence[Cell], *, comparable: bool = True) -> Section:
         paragraphs.append("The layers of a backprop twin include its classifier.")
     if without:
         paragraphs.append(f"Not recorded by these runs: {', '.join(without)}.")
-    tables = [table, *_time_to(cells), *_exits_table(cells)]
+    tables = [table, *_time_to(cells)]
     return Section("methods", "Methods", paragraphs=paragraphs, tables=tables, charts=_exits_chart(cells))
 
 
@@ -164,21 +164,18 @@ def _exits(cells: Sequence[Cell]) -> dict[str, list[Statistic]]:
     return found
 
 
-def _exits_table(cells: Sequence[Cell]) -> list[Table]:
-    found = _exits(cells)
-    most = max(map(len, found.values()), default=0)
-    if not most:
-        return []
+def _exits_table(found: Mapping[str, Sequence[Statistic]]) -> Table:
+    most = max(map(len, found.values()))
     rows = [
         [label, *(texts.with_sd(one, 4) for one in exits), *[""] * (most - len(exits))]
         for label, exits in found.items()
     ]
     columns = ["method", *(f"exit {number}" for number in range(1, most + 1))]
-    return [Table("Test accuracy at each exit, last epoch", columns, rows, frozenset(range(1, most + 1)))]
+    return Table("Test accuracy at each exit, last epoch", columns, rows, frozenset(range(1, most + 1)))
 
 
 def _exits_chart(cells: Sequence[Cell]) -> list[Chart]:
-    found, tables = _exits(cells), _exits_table(cells)
+    found = _exits(cells)
     if not found:
         return []
     styles = {cell.label: style for style, cell in styled(cells)}
@@ -200,7 +197,7 @@ def _exits_chart(cells: Sequence[Cell]) -> list[Chart]:
             x_label="exit after layer",
             y_label="test accuracy",
             series=series,
-            table=tables[0],
+            table=_exits_table(found),
         )
     ]
 
