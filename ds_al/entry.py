@@ -20,6 +20,7 @@ from ds_al.backprop import BackpropPipelineEngine
 from ds_al.engine import ALPipelineEngine
 from ds_al.errors import ALConfigError
 from ds_al.module import ALPipelineModule
+from ds_al.precision import FULL, Precision
 from ds_al.trace import StallWatch
 from ds_al.world import join_world
 
@@ -81,6 +82,8 @@ def initialize(
     if not is_al and al.checkpoint != configs.CheckpointConfig():
         raise ALConfigError(f'"{configs.BLOCK}.checkpoint": {al.method!r} saves as DeepSpeed does: remove the block')
     optimizer_names.check(config, al)
+    precision = Precision.of(config) if is_al else FULL
+    precision.check_device()
     ds_dict = deepspeed_keys.honour(config, al) if is_al else {k: v for k, v in config.items() if k != configs.BLOCK}
     ds_config = DeepSpeedConfig(ds_dict, model.mpu())
     deepspeed.set_optimizer_flags(ds_config, model)
@@ -99,7 +102,9 @@ def initialize(
     }
     engine: ALPipelineEngine | BackpropPipelineEngine
     if is_al:
-        engine = ALPipelineEngine(al_config=al, **common)
+        engine = ALPipelineEngine(
+            al_config=al, precision=precision, zero_stage=deepspeed_keys.zero_stage(config), **common
+        )
     else:
         engine = BackpropPipelineEngine(al_config=al, **common)
     model.parts = [int(bound) for bound in model.parts]  # numpy's where DeepSpeed balanced them: no JSON takes those
