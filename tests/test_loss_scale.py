@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.fp16 import loss_scaler
 from torch import nn
 
 from ds_al.errors import ALLayerError
@@ -15,6 +16,12 @@ from ds_al.optimizer import LocalOptimizer
 from ds_al.precision import BF16Config, FP16Config, Precision, full_state, lower, stepped
 
 FINITE, OVERFLOW = 1.0, float("inf")
+
+
+@pytest.fixture(autouse=True)
+def _first_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's scaler asks for the rank, to print on the first one alone."""
+    monkeypatch.setattr(loss_scaler.dist, "get_rank", lambda: 0)
 
 
 def scale_of(**options: Any) -> LayerScale:
