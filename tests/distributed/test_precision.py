@@ -18,6 +18,7 @@ from ds_al.layer import first
 from ds_al.muon import MuonAdamW, tag_embeddings
 from ds_al.precision import stepped
 from tests import reference
+from tests.distributed.collectives import collectives
 from tests.distributed.engines import (
     MICRO_BATCHES,
     SEED,
@@ -60,8 +61,11 @@ def trained(network: str, cases: list[dict[str, Any]]) -> list[State]:
         assert (engine.fp16_enabled(), engine.bfloat16_enabled()) == (low is torch.float16, low is torch.bfloat16)
         batches = NETWORKS[network].batches(BATCHES * MICRO_BATCHES)
         mine = iter(batches)
-        for _ in range(BATCHES):
-            engine.train_batch(mine)
+        with collectives() as groups:
+            for _ in range(BATCHES):
+                engine.train_batch(mine)
+        if case["method"] == "streaming":
+            assert not groups, "no stage waits for an overflow, a norm or a scale of another one"
         for _, layer in engine.layers:
             for p in layer.parameters():
                 assert stepped(p).dtype is torch.float32 and torch.equal(p, stepped(p).to(low))

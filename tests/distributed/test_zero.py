@@ -13,6 +13,7 @@ import ds_al
 from ds_al.errors import ALConfigError
 from ds_al.optimizer import trained_parameters
 from ds_al.precision import stepped
+from tests.distributed.collectives import collectives
 from tests.distributed.engines import MICRO_BATCHES, SEED, State, different, engine_config, engine_state, merge
 from tests.distributed.ranks import run_ranks
 from tests.networks import NETWORKS
@@ -64,12 +65,18 @@ def trained(folder: str) -> dict[str, Any]:
             for number in range(BATCHES):
                 if number == 1 and name in ("adamw", "bf16"):
                     engine.save_checkpoint(f"{folder}/{name}-{zero}")
-                engine.train_batch(micro_batches(engine, range(number, number + 1)))
+                with collectives() as groups:
+                    engine.train_batch(micro_batches(engine, range(number, number + 1)))
+            found[name, zero, "groups"] = groups
             found[name, zero] = engine_state(engine)
             found[name, zero, "held"] = held(engine)
             scores = engine.predict(NETWORKS["mlp"].batches(1)[0][0])
             found[name, zero, "scores"] = scores
     found["place"] = engine.replicas.index, engine.stage_id
+    engine = make_engine(True, method="forward_first")
+    with collectives() as groups:
+        engine.train_batch(micro_batches(engine, range(1)))
+    found["with a barrier"] = groups
     for name in ("adamw", "bf16"):
         for zero in (False, True):  # each from the checkpoint of the other
             engine = make_engine(zero, **CASES[name])
@@ -125,6 +132,13 @@ def test_zero_1_leaves_the_bits_of_plain_copies_in_half_the_memory(tmp_path: Pat
         for rank in ranks:
             assert torch.equal(rank[name, True, "scores"], ranks[0][name, False, "scores"]), name
             assert 0.4 < rank[name, True, "held"] / rank[name, False, "held"] < 0.6, name
+
+    for number, rank in enumerate(ranks):  # no collective of training spans stages, whatever is on
+        stage = tuple(other for other, each in enumerate(ranks) if each["place"][1] == rank["place"][1])
+        assert len(stage) == COPIES and number in stage
+        for name in CASES:
+            assert rank[name, False, "groups"] == rank[name, True, "groups"] == {stage}, name
+        assert rank["with a barrier"] - {stage}, "a collective of all stages is seen"
 
     (alone,) = run_ranks(f"{__name__}:resumed_alone", 1, folder=str(tmp_path))
     two = run_ranks(f"{__name__}:loaded_by_two", 2, folder=str(tmp_path))
