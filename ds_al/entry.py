@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ from ds_al.errors import ALConfigError
 from ds_al.module import ALPipelineModule
 from ds_al.precision import FULL, Precision
 from ds_al.trace import StallWatch
+from ds_al.versions import check_deepspeed
 from ds_al.world import join_world
-
-_HOOKS = ("_train_schedule", "_inference_schedule")
 
 
 def initialize(
@@ -57,9 +55,10 @@ def initialize(
         ``(engine, optimizer, training_dataloader, lr_scheduler)``.
 
     Raises:
+        ALVersionError: DeepSpeed is too old.
         ALConfigError: the config is missing, malformed, or asks for something that is not honoured.
     """
-    _check_deepspeed()
+    check_deepspeed()
     if not isinstance(model, PipelineModule):
         raise ALConfigError(
             f"got a model of {type(model).__name__}: expected an ALPipelineModule, or a PipelineModule for a "
@@ -125,11 +124,3 @@ def _load(args: Any, config: str | Path | Mapping[str, Any] | None) -> dict[str,
     if isinstance(config, Mapping):
         return json.loads(json.dumps(config))  # a deep copy, of exactly what a file could hold
     return configs.read(config)
-
-
-def _check_deepspeed() -> None:
-    if not all(hasattr(deepspeed.PipelineEngine, hook) for hook in _HOOKS):
-        raise ALConfigError(
-            f"deepspeed {metadata.version('deepspeed')} is too old: its PipelineEngine lacks {', '.join(_HOOKS)}. "
-            "Install deepspeed>=0.19.8"
-        )
