@@ -6,8 +6,6 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-import tomllib
-from packaging.requirements import Requirement
 
 import ds_al
 from ds_al import versions
@@ -41,6 +39,5 @@ def test_the_oldest_and_later_ones_pass(found: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_range_is_that_of_the_package() -> None:
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    (deepspeed,) = [r for r in map(Requirement, project["dependencies"]) if r.name == "deepspeed"]
-    assert deepspeed.specifier == Requirement(f"deepspeed>={versions.OLDEST},<{versions.BELOW}").specifier
+    lines = (Path(__file__).parents[1] / "pyproject.toml").read_text().splitlines()
+    assert f'    "deepspeed>={versions.OLDEST},<{versions.BELOW}",' in lines
