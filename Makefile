@@ -6,6 +6,7 @@ RANKS       ?= 2
 CONFIG      ?= ds_configs/fashion_mnist_vgg_al.json
 ARGS        ?=
 TORCH_INDEX ?=
+MATRIX_TESTS ?=
 
 VENV  := .venv
 BIN   := $(CURDIR)/$(VENV)/bin
@@ -18,7 +19,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test test-all lint format doctor bench sample-report clean distclean
+.PHONY: help install train test test-all test-matrix lint format doctor bench sample-report clean distclean
 
 help: ## show this list
 	@echo "Targets:"
@@ -29,6 +30,7 @@ help: ## show this list
 	@echo "  RANKS=$(RANKS)	how many processes train, one stage each"
 	@echo "  CONFIG=$(CONFIG)	what is trained"
 	@echo "  ARGS=$(ARGS)	further arguments, for train, test, doctor and bench"
+	@echo "  MATRIX_TESTS=$(MATRIX_TESTS)	what test-matrix runs, instead of its own choice"
 	@echo "  TORCH_INDEX=$(TORCH_INDEX)	a package index to take torch from, such as one of CPU builds"
 
 install: $(STAMP) ## make .venv and install the package with its tools
@@ -45,6 +47,10 @@ test: $(STAMP) ## run the tests, without the slow ones
 test-all: $(STAMP) ## run all tests
 	@echo "==> Running all tests, with the slow ones"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" $(ARGS)
+
+test-matrix: ## run tests with the oldest and the newest DeepSpeed, each in an environment of its own
+	@echo "==> Testing with the ends of the range of DeepSpeed"
+	OMP_NUM_THREADS=1 PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) MATRIX_TESTS="$(MATRIX_TESTS)" .ci/test-matrix $(ARGS)
 
 lint: $(STAMP) ## check style, format and types
 	@echo "==> Checking the style"
@@ -96,7 +102,7 @@ clean: ## remove caches and build output
 
 distclean: clean ## also remove .venv
 	@echo "==> Removing $(VENV)"
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-matrix
 
 $(BIN)/python:
 	@echo "==> Making $(VENV) with $(PYTHON)"

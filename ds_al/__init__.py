@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ALLayerError,
         ALReportError,
         ALTransportError,
+        ALVersionError,
     )
     from ds_al.layer import ALLayer, predict
     from ds_al.module import ALPipelineModule
@@ -39,6 +40,7 @@ __all__ = [
     "ALPipelineModule",
     "ALReportError",
     "ALTransportError",
+    "ALVersionError",
     "StageStats",
     "export",
     "from_pretrained",
@@ -65,6 +67,8 @@ def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used, so that ``import ds_al`` is quick and cannot fail."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _HOMES:
+        importlib.import_module(f"{__name__}.versions").check_deepspeed()
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
     globals()[name] = value
     return value

@@ -22,6 +22,7 @@ from deepspeed.runtime.pipe.schedule import (
     ReduceGrads,
     SendActivation,
     SendGrad,
+    TrainSchedule,
 )
 
 from ds_al import data_parallel
@@ -88,10 +89,11 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
             self.stall_watch.stop()
         super().destroy()
 
-    def _train_schedule(self) -> PipeSchedule:
-        if self.method == data_parallel.METHOD:
-            return super()._train_schedule()
-        return BACKPROP_SCHEDULES[self.method](self.micro_batches, self.num_stages, self.stage_id)
+    def _exec_schedule(self, pipe_schedule: PipeSchedule) -> None:
+        """DeepSpeed's ``train_batch`` makes its 1F1B itself: the method's own schedule takes its place."""
+        if type(pipe_schedule) is TrainSchedule and self.method != data_parallel.METHOD:
+            pipe_schedule = BACKPROP_SCHEDULES[self.method](self.micro_batches, self.num_stages, self.stage_id)
+        super()._exec_schedule(pipe_schedule)
 
     def _exec_forward_pass(self, buffer_id: int) -> None:
         super()._exec_forward_pass(buffer_id)
@@ -179,7 +181,8 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
                 correct = (logits.argmax(dim=1) == labels.to(self.device)).sum()
                 sums += torch.stack([correct.double(), loss.double().sum() * len(labels), sums.new_tensor(len(labels))])
         self.reset_activation_shape()
-        dist.broadcast(sums, self._loss_stage_global_rank(), group=self.grid.get_pipe_parallel_group())
+        last = self.grid.stage_to_global(self.num_stages - 1)
+        dist.broadcast(sums, last, group=self.grid.get_pipe_parallel_group())
         correct, loss, samples = sums.tolist()
         return {"accuracy": [correct / samples], "loss": [loss / samples], "samples": int(samples)}
 

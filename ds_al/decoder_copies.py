@@ -38,7 +38,9 @@ class DecoderCopies:
         self._own = [layer.h for _, layer in engine.layers]
         self._first = engine.layers[0][0]
         # Only those of earlier layers are decoded with here; this stage's own are sent on.
-        self._copies = [h.to(engine.device) for h in engine.module.build_decoders(self._first + len(self._own))]
+        self._copies = [
+            h.to(engine.device, engine.intake.dtype) for h in engine.module.build_decoders(self._first + len(self._own))
+        ]
         for index, layer in engine.layers:
             layer.objective.take_earlier(self._copies[:index])
         ranks = [engine.grid.stage_to_global(stage) for stage in range(engine.num_stages)]

@@ -47,6 +47,8 @@ from ds_al.measured import MeasuredStage
 from ds_al.message import pack, unpack
 from ds_al.module import ALPipelineModule
 from ds_al.objectives import Target
+from ds_al.optimizer import LocalOptimizer
+from ds_al.precision import FULL, Precision
 from ds_al.replicas import Replicas
 from ds_al.schedule import AL_SCHEDULES, Barrier, RefreshDecoders, Repeated, SendDecoders
 from ds_al.stage import LocalStage
@@ -73,16 +75,20 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
     module: ALPipelineModule
     stall_watch: StallWatch | None = None
 
-    def __init__(self, *args: Any, al_config: ALConfig, training_data: Any = None, **kwargs: Any) -> None:
-        self.al = al_config
+    def __init__(
+        self,
+        *args: Any,
+        al_config: ALConfig,
+        precision: Precision = FULL,
+        zero_stage: int = 0,
+        training_data: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self.al, self.precision, self.zero_stage = al_config, precision, zero_stage
         self.training_step = False
         super().__init__(*args, training_data=None, **kwargs)
+        self._is_made = True
         self.layers = self.module.local_layers
-        self.replicas = Replicas(
-            self.grid.get_data_parallel_rank(),
-            self.grid.get_data_parallel_world_size(),
-            group=self.grid.get_data_parallel_group(),
-        )
         self._prepare_layers()
         self.stage = LocalStage(
             self.layers,
@@ -90,12 +96,14 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
             base_seed=self.module.base_seed,
             device=self.device,
             number=self.replicas.number,
+            loss_scales=getattr(self.optimizer, "scales", {}),
         )
         self.intake = BatchIntake(
             objective=self.module.objective,
             num_classes=self.module.num_classes,
             micro_batch_size=self.micro_batch_size,
             device=self.device,
+            dtype=precision.dtype if precision.is_low else None,
             check=al_config.check_inputs,
             dynamic_shape=self.dynamic_shape,
         )
@@ -257,7 +265,8 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
             self.receiver.release()
 
     def _exec_reduce_grads(self) -> None:
-        self.replicas.average_gradients(self.module.parameters())
+        own = isinstance(self.optimizer, LocalOptimizer)
+        self.replicas.average_gradients(self.optimizer.gradients_of() if own else self.module.parameters())
 
     def _exec_optimizer_step(self, lr_kwargs: Any = None) -> None:
         if self.optimizer is not None:

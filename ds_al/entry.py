@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from ds_al.backprop import BackpropPipelineEngine
 from ds_al.engine import ALPipelineEngine
 from ds_al.errors import ALConfigError
 from ds_al.module import ALPipelineModule
+from ds_al.precision import FULL, Precision
 from ds_al.trace import StallWatch
+from ds_al.versions import check_deepspeed
 from ds_al.world import join_world
-
-_HOOKS = ("_train_schedule", "_inference_schedule")
 
 
 def initialize(
@@ -56,9 +55,10 @@ def initialize(
         ``(engine, optimizer, training_dataloader, lr_scheduler)``.
 
     Raises:
+        ALVersionError: DeepSpeed is too old.
         ALConfigError: the config is missing, malformed, or asks for something that is not honoured.
     """
-    _check_deepspeed()
+    check_deepspeed()
     if not isinstance(model, PipelineModule):
         raise ALConfigError(
             f"got a model of {type(model).__name__}: expected an ALPipelineModule, or a PipelineModule for a "
@@ -81,6 +81,8 @@ def initialize(
     if not is_al and al.checkpoint != configs.CheckpointConfig():
         raise ALConfigError(f'"{configs.BLOCK}.checkpoint": {al.method!r} saves as DeepSpeed does: remove the block')
     optimizer_names.check(config, al)
+    precision = Precision.of(config) if is_al else FULL
+    precision.check_device()
     ds_dict = deepspeed_keys.honour(config, al) if is_al else {k: v for k, v in config.items() if k != configs.BLOCK}
     ds_config = DeepSpeedConfig(ds_dict, model.mpu())
     deepspeed.set_optimizer_flags(ds_config, model)
@@ -99,7 +101,9 @@ def initialize(
     }
     engine: ALPipelineEngine | BackpropPipelineEngine
     if is_al:
-        engine = ALPipelineEngine(al_config=al, **common)
+        engine = ALPipelineEngine(
+            al_config=al, precision=precision, zero_stage=deepspeed_keys.zero_stage(config), **common
+        )
     else:
         engine = BackpropPipelineEngine(al_config=al, **common)
     model.parts = [int(bound) for bound in model.parts]  # numpy's where DeepSpeed balanced them: no JSON takes those
@@ -120,11 +124,3 @@ def _load(args: Any, config: str | Path | Mapping[str, Any] | None) -> dict[str,
     if isinstance(config, Mapping):
         return json.loads(json.dumps(config))  # a deep copy, of exactly what a file could hold
     return configs.read(config)
-
-
-def _check_deepspeed() -> None:
-    if not all(hasattr(deepspeed.PipelineEngine, hook) for hook in _HOOKS):
-        raise ALConfigError(
-            f"deepspeed {metadata.version('deepspeed')} is too old: its PipelineEngine lacks {', '.join(_HOOKS)}. "
-            "Install deepspeed>=0.19.8"
-        )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ds_al.early_exit import check_threshold, confidence_of, early_exits
 from ds_al.errors import ALDataError
 from ds_al.layer import Activation
+from ds_al.losses import widened
 from ds_al.transport import Receiver, Sender
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ class Inference:
         except StopIteration:
             raise ALDataError("the data to evaluate ran out: pass as many micro-batches as are asked for") from None
         x, labels = engine.intake.split(batch)
-        parts = tuple(part.to(engine.device) for part in (x if isinstance(x, tuple) else (x,)))
+        parts = tuple(engine.intake.cast(part.to(engine.device)) for part in (x if isinstance(x, tuple) else (x,)))
         return (parts if isinstance(x, tuple) else parts[0]), labels.to(engine.device)
 
     def _exits(self, outputs: list[Activation]) -> Iterator[tuple[int, Tensor]]:
@@ -223,7 +224,7 @@ class Inference:
         assert self._earlier is not None
         earlier = [*self._earlier, *(layer.h for _, layer in self.engine.layers[:k])]
         layer, table = self.engine.layers[k][1], self._tables[k] if self._tables else None
-        return layer.objective.scores(layer, s, earlier=earlier, table=table)
+        return widened(layer.objective.scores(layer, s, earlier=earlier, table=table))
 
     def _exchange_decoders(self) -> None:
         """Brings the weights of all earlier ``h`` here, and sends them on with this stage's own.
@@ -233,7 +234,7 @@ class Inference:
         engine = self.engine
         if self._earlier is None:
             earlier = engine.module.build_decoders(engine.layers[0][0])
-            self._earlier = [decoder.to(engine.device) for decoder in earlier]
+            self._earlier = [decoder.to(engine.device, engine.intake.dtype) for decoder in earlier]
         for weight in _weights(self._earlier):
             weight.copy_(self._receive_one())
         if self._sender is not None:
@@ -247,7 +248,7 @@ class Inference:
         if not engine.module.objective.has_code_table:
             return
         if self._receiver is None:
-            table = torch.eye(engine.module.num_classes, device=engine.device)
+            table = engine.intake.cast(torch.eye(engine.module.num_classes, device=engine.device))
         else:
             table = self._receive_one()
         for _, layer in engine.layers:

@@ -110,7 +110,10 @@ class ALLayer(nn.Module):
         """Computes ``A_i`` and ``E_i`` of one micro-batch from what :meth:`forward` returned and ``t_{i-1}``."""
         associated = self.objective.associated_loss(self, s_out, t_out)
         autoencoder = self.objective.autoencoder_loss(self, t_out, t_in)
-        return LocalLosses(associated, torch.zeros_like(associated) if autoencoder is None else autoencoder)
+        associated = losses.widened(associated)  # a loss of the user's may keep the precision of the layer
+        return LocalLosses(
+            associated, torch.zeros_like(associated) if autoencoder is None else losses.widened(autoencoder)
+        )
 
     def bridge(self, s: Activation) -> Tensor:
         """``b_i(reduce(s_i))``: the code ``(B, K)`` that the input side predicts for the target side."""

@@ -47,7 +47,11 @@ class MeasuredStage(RecordedSchedule):
     layers: list[tuple[int, ALLayer]]
     stage_id: int
     device: torch.device
-    replicas: Replicas
+    if TYPE_CHECKING:
+
+        @property
+        def replicas(self) -> Replicas: ...
+
     _report: Report
     _loss_history: list[Tensor]
     _counters: Counters

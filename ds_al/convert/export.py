@@ -9,13 +9,14 @@ it ``inference.pt2``, the whole way from ``x`` to the scores as a ``torch.export
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ds_al.convert.fold import Folded, Same, fold
 from ds_al.convert.program import Format, InferencePath, write
@@ -24,6 +25,8 @@ from ds_al.engine import ALPipelineEngine
 from ds_al.errors import ALCheckpointError, ALConfigError, ALError
 from ds_al.layer import Activation, ALLayer
 from ds_al.module import ALPipelineModule
+from ds_al.optimizer import LocalOptimizer
+from ds_al.precision import full_state
 
 TEXT_EXAMPLE = (2, 8)
 
@@ -69,7 +72,9 @@ def export(
         )
     written: list[Any] = [None]
     try:
-        layers = gathered(module, None if weights is None else Path(weights))
+        optimizer = getattr(model, "optimizer", None)
+        masters = optimizer.gather()[1] if isinstance(optimizer, LocalOptimizer) else None
+        layers = gathered(module, None if weights is None else Path(weights), masters=masters)
         if layers is not None:
             written[0] = _write(layers, module.num_classes, source, Path(path), same, program, example)
     except ALError as error:  # what goes wrong on the first rank is raised on all
@@ -132,9 +137,15 @@ def plain(
     return folded
 
 
-def gathered(module: ALPipelineModule, weights: Path | None = None) -> list[ALLayer] | None:
-    """All AL layers, in evaluation mode on the CPU, on the first rank; ``None`` on others. Every rank calls it."""
-    states = _read(weights, module.num_layers) if weights is not None else _states(module)
+def gathered(
+    module: ALPipelineModule, weights: Path | None = None, *, masters: Mapping[nn.Parameter, Tensor] | None = None
+) -> list[ALLayer] | None:
+    """All AL layers, in evaluation mode on the CPU, on the first rank; ``None`` on others. Every rank calls it.
+
+    Args:
+        masters: of this stage's weights, see :func:`~ds_al.precision.full_state`.
+    """
+    states = _read(weights, module.num_layers) if weights is not None else _states(module, masters)
     if states is None:
         return None
     layers = []
@@ -149,9 +160,11 @@ def gathered(module: ALPipelineModule, weights: Path | None = None) -> list[ALLa
     return layers
 
 
-def _states(module: ALPipelineModule) -> dict[int, dict[str, Tensor]] | None:
+def _states(
+    module: ALPipelineModule, masters: Mapping[nn.Parameter, Tensor] | None
+) -> dict[int, dict[str, Tensor]] | None:
     """Weights by layer, on the first rank."""
-    own = {i: {n: v.detach().cpu() for n, v in layer.state_dict().items()} for i, layer in module.local_layers}
+    own = {i: {n: v.detach().cpu() for n, v in full_state(layer, masters).items()} for i, layer in module.local_layers}
     found: list[dict[int, dict[str, Tensor]]] = [own]
     if module.world_size > 1:
         rank = torch.distributed.get_rank()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ds_al.losses import widened
 from ds_al.objectives.base import Target
 from ds_al.objectives.greedy import Greedy
 
@@ -50,5 +51,5 @@ class NextToken(Greedy):
 
 def _loss(scores: Tensor, labels: Tensor) -> Tensor:
     following = labels[:, 1:].flatten()
-    total = F.cross_entropy(scores[:, :-1].flatten(0, 1), following, ignore_index=IGNORED, reduction="sum")
+    total = F.cross_entropy(widened(scores[:, :-1]).flatten(0, 1), following, ignore_index=IGNORED, reduction="sum")
     return total / torch.clamp((following != IGNORED).sum(), min=1)
