@@ -11,7 +11,7 @@ from torch import Tensor
 from ds_al.errors import ALDataError
 from ds_al.layer import Activation
 from ds_al.objectives import Objective, Target
-from ds_al.objectives.next_token import IGNORED
+from ds_al.objectives.per_token import IGNORED
 
 
 class BatchIntake:

@@ -69,7 +69,8 @@ class DecoderCopies:
             _load(self._copies[: self._first], flat)
             self.receiver.release()
         for copy, own in zip(self._copies[self._first :], self._own, strict=True):
-            _load([copy], _flat([own]))
+            for kept, present in zip(copy.parameters(), own.parameters(), strict=True):
+                kept.copy_(present)
 
     @torch.no_grad()
     def send(self) -> None:

@@ -49,7 +49,6 @@ from ds_al.module import ALPipelineModule
 from ds_al.objectives import Target
 from ds_al.optimizer import LocalOptimizer
 from ds_al.precision import FULL, Precision
-from ds_al.replicas import Replicas
 from ds_al.schedule import AL_SCHEDULES, Barrier, RefreshDecoders, Repeated, SendDecoders
 from ds_al.stage import LocalStage
 from ds_al.trace import Report, StallWatch, Tracing, VitalsMeter

@@ -245,10 +245,11 @@ class Inference:
         """Carries the codes of all classes ``(V, K)`` through the layers, where exits are scored with them."""
         engine = self.engine
         self._tables: list[Tensor] = []
-        if not engine.module.objective.has_code_table:
+        objective = engine.module.objective
+        if not objective.has_code_table:
             return
         if self._receiver is None:
-            table = engine.intake.cast(torch.eye(engine.module.num_classes, device=engine.device))
+            table = engine.intake.cast(objective.all_classes(engine.module.num_classes, device=engine.device))
         else:
             table = self._receive_one()
         for _, layer in engine.layers:

@@ -175,7 +175,7 @@ def predict(
     if last.objective.has_code_table:
         if num_classes is None:
             raise ValueError("this objective scores with the codes of all classes: give predict(num_classes=V)")
-        table = torch.eye(num_classes, device=first(s).device)
+        table = last.objective.all_classes(num_classes, device=first(s).device)
         for layer in layers[:depth]:
             table = layer.g(table)
     return last.objective.scores(last, s, earlier=[layer.h for layer in layers[: depth - 1]], table=table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ds_al.layer import Activation, ALLayer, first, stop_gradient
@@ -67,12 +68,15 @@ def measure(
         repeat: times that are measured.
     """
     s: Any = tuple(part.to(device) for part in example) if isinstance(example, tuple) else example.to(device)
-    labels = torch.zeros(len(first(s)), dtype=torch.int64, device=device)
     t: Any = None
+    decoders: list[nn.Module] = []
     for index in range(layers):
         layer = build(index).to(device).train()
+        if layer.objective.needs_earlier_decoders:
+            layer.objective.take_earlier(list(decoders))
+            decoders.append(copy.deepcopy(layer.h).requires_grad_(False))
         if t is None:
-            t = layer.objective.first_target(labels, F.one_hot(labels, num_classes).to(torch.get_default_dtype()))
+            t = _first_target(layer, s, num_classes)
         optimizer = make_optimizer(layer)
         with ActivationMeter(exclude=layer.parameters()) as meter:
             _once(layer, s, t, optimizer, device)
@@ -83,6 +87,15 @@ def measure(
             s_out, t_out = layer(s, t)
         s, t = stop_gradient(s_out), stop_gradient(t_out)
         del layer, optimizer
+
+
+def _first_target(layer: ALLayer, x: Any, num_classes: int) -> Any:
+    """``t_0`` of a micro-batch whose labels are all 0."""
+    shape = first(x).shape[: 2 if layer.objective.per_token else 1]
+    labels = torch.zeros(shape, dtype=torch.int64, device=first(x).device)
+    if layer.objective.per_token:
+        return layer.objective.first_target(labels, labels)
+    return layer.objective.first_target(labels, F.one_hot(labels, num_classes).to(torch.get_default_dtype()))
 
 
 def _once(

@@ -229,6 +229,9 @@ class ALPipelineModule(PipelineModule):
         """Builds ``[h_1, ..., h_stop]``, frozen, for weights that arrive from the stages that own them."""
         with torch.random.fork_rng():
             decoders = [copy.deepcopy(_decoder_of(spec)) for spec in self._layer_specs[:stop]]
+        for decoder in decoders:
+            if any(parameter.is_meta for parameter in decoder.parameters()):  # of a model whose weights were freed
+                decoder.to_empty(device="cpu")
         return [decoder.requires_grad_(False).eval() for decoder in decoders]
 
     def label_loss(self, scores: Tensor, target: Tensor) -> Tensor:

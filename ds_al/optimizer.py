@@ -188,7 +188,7 @@ def _groups(
     return [
         {"params": [stepped(parameter) for parameter in trained], "name": f"layer_{index:02d}/{role}"}
         for index, layer in layers
-        if (trained := [p for p in parameters(layer) if p.requires_grad])
+        if (trained := [p for p in dict.fromkeys(parameters(layer)) if p.requires_grad])  # tied ones once
     ]
 
 

@@ -1,6 +1,6 @@
-"""Trains a small causal language model, each AL layer with a private head for the next token, and lets it write.
+"""Trains a small causal language model, each AL layer on the next token by itself, and lets it write.
 
-    deepspeed --num_accelerators 2 examples/language_model.py
+    deepspeed --num_accelerators 2 examples/language_model.py --objective readout
 
 The text is the source of the package itself, character by character.
 """
@@ -17,6 +17,8 @@ import ds_al
 
 arguments = argparse.ArgumentParser()
 arguments.add_argument("--batches", type=int, default=100)
+arguments.add_argument("--objective", choices=["next_token", "readout", "token_codes"], default="next_token")
+arguments.add_argument("--bridge_blocks", type=int, default=0)
 arguments.add_argument("--local_rank", type=int)
 options = arguments.parse_args()
 text = "".join(path.read_text() for path in sorted(Path(ds_al.__file__).parent.glob("*.py")))
@@ -37,7 +39,8 @@ deepspeed.init_distributed()
 torch.manual_seed(0)
 sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
 model = LlamaForCausalLM(LlamaConfig(vocab_size=len(characters), pad_token_id=None, **sizes))
-network = ds_al.from_pretrained(model, task="causal-lm", num_al_layers=2)
+how = {"objective": options.objective, "bridge_blocks": options.bridge_blocks}
+network = ds_al.from_pretrained(model, task="causal-lm", num_al_layers=2, **how)
 config = {"train_micro_batch_size_per_gpu": 16, "gradient_accumulation_steps": 4, "steps_per_print": None}
 config["optimizer"] = {"type": "AdamW", "params": {"lr": 3e-3, "torch_adam": True}}
 engine, *_ = ds_al.initialize(model=network, config=config)

@@ -11,7 +11,18 @@ from torch.nn import functional as F
 
 from ds_al.errors import ALConfigError
 from ds_al.layer import ALLayer, predict
-from ds_al.objectives import OBJECTIVES, Contrast, Decoded, Greedy, Mse, NextToken, Objective, resolve
+from ds_al.objectives import (
+    OBJECTIVES,
+    Contrast,
+    Decoded,
+    Greedy,
+    Mse,
+    NextToken,
+    Objective,
+    Readout,
+    TokenCodes,
+    resolve,
+)
 
 B, V, K = 5, 3, 4
 
@@ -124,6 +135,9 @@ def test_greedy_has_no_target_side() -> None:
         ({"name": "contrast", "exit": "far"}, ["exit='far'"]),
         ({"name": "decoded", "own_decoder": "cold"}, ["own_decoder='cold'"]),
         ({"name": "decoded", "refresh_every": 0}, ["refresh_every=0"]),
+        ({"name": "readout", "refresh_every": 0}, ["readout", "refresh_every=0"]),
+        ({"name": "token_codes", "codes": "all"}, ["codes='all'", "'both'"]),
+        ({"name": "token_codes", "negatives": -1}, ["negatives=-1"]),
     ],
 )
 def test_wrong_objectives_are_refused_by_name(objective: Any, words: list[str]) -> None:
@@ -139,4 +153,5 @@ def test_an_objective_of_ones_own_is_taken_as_it_is() -> None:
     mine = Mine()
     assert resolve(mine) is mine and layer(mine).objective is mine
     assert isinstance(mine, Objective)
-    assert [type(resolve(name)) for name in OBJECTIVES] == [Mse, Contrast, Decoded, Greedy, NextToken]
+    kinds = [Mse, Contrast, Decoded, Greedy, NextToken, Readout, TokenCodes]
+    assert [type(resolve(name)) for name in OBJECTIVES] == kinds

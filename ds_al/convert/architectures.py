@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_al.convert.bodies import ClassTokenBody, DenseBody, EveryTokenBody, LastTokenBody, PooledBody
+from ds_al.convert.private_blocks import PrivateBlocks
 from ds_al.convert.text import GPT2Embeddings, PlainEmbeddings, TextBlocks, TextInput, TypedEmbeddings
 from ds_al.layer import Activation
 
@@ -31,6 +32,8 @@ class Anatomy:
         activations: what leaves each block, on the meta device.
         body: of the head.
         scores: of the head; a path in the model.
+        private: makes a bridge's private blocks, of how many there are to be and the block that they are like; of
+            causal language models.
     """
 
     blocks: int
@@ -38,6 +41,7 @@ class Anatomy:
     activations: Sequence[Activation]
     body: nn.Module
     scores: str
+    private: Callable[[int, int], PrivateBlocks] | None = None
 
 
 def _text(
@@ -65,7 +69,11 @@ def _text(
     hidden = torch.empty(2, 4, config.hidden_size, device="meta")
     mask = torch.empty(2, 4, dtype=torch.bool, device="meta")
     s: tuple[Tensor, ...] = (hidden, torch.empty(2, dtype=torch.int64, device="meta"), mask) if last else (hidden, mask)
-    return Anatomy(len(blocks), group, [s] * len(blocks), body, scores)
+
+    def private(count: int, like: int) -> PrivateBlocks:
+        return PrivateBlocks(count, model=model, block=blocks[like], at=like, mask=masks[like], rotary=rotary)
+
+    return Anatomy(len(blocks), group, [s] * len(blocks), body, scores, private)
 
 
 def bert(model: Any, task: str) -> Anatomy:

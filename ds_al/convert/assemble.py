@@ -14,7 +14,7 @@ from ds_al.errors import ALConfigError
 from ds_al.layer import Activation, first
 from ds_al.models.targets import default_code_width, target_side
 from ds_al.models.text_bridges import whole
-from ds_al.objectives import resolve
+from ds_al.objectives import Readout, TokenCodes, resolve
 from ds_al.spec import ALLayerSpec, Part
 
 
@@ -52,6 +52,11 @@ def al_layers(
             f"got {len(bridges)} bridges for {len(f)} AL layers: expected one for each, None by default"
         )
     kind = resolve(objective)
+    if isinstance(kind, (Readout, TokenCodes)):
+        raise ALConfigError(
+            f"objective {objective!r} needs the embeddings of a language model of transformers: use "
+            'ds_al.from_pretrained(model, task="causal-lm"), or "next_token" for a list of layers'
+        )
     code_width = code_width or (64 if kind.per_token else default_code_width(num_classes))
     side = target_side(
         len(f), num_classes=num_classes, code_width=code_width, code=code, objective=objective

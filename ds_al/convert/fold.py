@@ -1,6 +1,8 @@
 """The way from the last activation to the scores, folded into the linear layer of the network's own head.
 
     greedy, next_token   the head is the model's own: nothing to fold
+    readout              the same
+    token_codes          scores are the products with the codes of all tokens: one matrix
     mse, decoded         code . body, then h_N .. h_1, all of them linear: one matrix, exact up to float rounding
     contrast, decode     the same
     contrast, nearest    cosines: the code's length divides the scores, which no linear layer can do. The label that
@@ -21,7 +23,7 @@ from torch.nn import functional as F
 
 from ds_al.convert.head import CodeHead
 from ds_al.layer import ALLayer
-from ds_al.objectives import Contrast
+from ds_al.objectives import Contrast, TokenCodes
 
 Same = Literal["scores", "labels"]
 
@@ -52,12 +54,14 @@ def fold(layers: Sequence[ALLayer], *, num_classes: int, same: Same) -> Folded |
         return f"its last bridge is a {type(last.b).__name__}, not the model's head"
     if not isinstance(last.b.end, nn.Identity):
         return f"its codes end on {type(last.b.end).__name__}"
+    if isinstance(objective, TokenCodes):
+        codes = nn.Linear(last.b.code.out_features, num_classes, bias=False)
+        codes.weight = nn.Parameter(_table(layers, num_classes))
+        return _folded([last.b.code, codes])
     if isinstance(objective, Contrast) and objective.has_code_table:
         if same == "scores":
             return "its scores are cosines, which no linear layer gives"
-        table = torch.eye(num_classes, device=last.b.code.weight.device)
-        for layer in layers:
-            table = layer.g(table)
+        table = _table(layers, num_classes)
         nearest = nn.Linear(table.shape[1], num_classes, bias=False)
         nearest.weight = nn.Parameter(F.normalize(table, dim=1) / objective.log_temperature.exp())
         return _folded([last.b.code, nearest])
@@ -69,6 +73,14 @@ def fold(layers: Sequence[ALLayer], *, num_classes: int, same: Same) -> Folded |
             elif not isinstance(part, nn.Identity):
                 return f"a decoder has a {type(part).__name__}"
     return _folded(chain)
+
+
+def _table(layers: Sequence[ALLayer], num_classes: int) -> Tensor:
+    """Codes of all classes at the last layer."""
+    table = layers[-1].objective.all_classes(num_classes, device=next(layers[0].g.parameters()).device)
+    for layer in layers:
+        table = layer.g(table)
+    return table
 
 
 def _folded(chain: Sequence[nn.Linear]) -> Folded:

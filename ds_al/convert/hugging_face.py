@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from deepspeed.pipe import LayerSpec
 from deepspeed.runtime import utils as ds_utils
-from torch import nn
+from torch import Tensor, nn
 
 from ds_al.convert.architectures import CLASSIFY, FAMILIES, GENERATE, LOOK, Anatomy
 from ds_al.convert.assemble import al_layers
 from ds_al.convert.head import Head
+from ds_al.convert.language import language_layers, language_objective
 from ds_al.convert.source import Source, modules_of, names_of
 from ds_al.errors import ALConfigError
 from ds_al.models.grouping import even_groups
@@ -46,6 +47,7 @@ def from_pretrained(
     code_width: int | None = None,
     code: str = "linear",
     bridges: Sequence[Part | None] | None = None,
+    bridge_blocks: int = 0,
     base_seed: int = 1234,
     model_options: Mapping[str, Any] | None = None,
     **options: Any,
@@ -60,11 +62,14 @@ def from_pretrained(
         task: ``"sequence-classification"``, ``"causal-lm"`` or ``"image-classification"``.
         num_al_layers: K; blocks are spread evenly.
         groups: how many blocks each AL layer has, instead.
-        objective: what trains f and b, see :mod:`ds_al.objectives`. By default ``"mse"``; a language model learns by
-            ``"next_token"`` alone, for which ``"greedy"`` is another name here.
+        objective: what trains f and b, see :mod:`ds_al.objectives`. By default ``"mse"``; of a language model
+            ``"next_token"``, for which ``"greedy"`` is another name here, ``"readout"`` or ``"token_codes"``.
         code_width, code: of the codes, see :mod:`ds_al.models.targets`. With ``"linear"`` the way from the last code to
-            the scores folds into the model's classifier, so that :func:`ds_al.export` gives a plain model.
+            the scores folds into the model's classifier, so that :func:`ds_al.export` gives a plain model. Codes of
+            tokens are always ``"linear"``.
         bridges: b of each AL layer, ``None`` where it is to be chosen, see :mod:`ds_al.convert.bridges`.
+        bridge_blocks: how many new blocks of the model's own kind each bridge before the last has for itself; of
+            language models.
         base_seed: of new weights, of random numbers and of the order of the data.
         model_options: for ``from_pretrained`` of ``transformers``, such as ``{"num_labels": 4}``; for a name or folder.
         options: all other arguments of :class:`~ds_al.module.ALPipelineModule`, such as ``dynamic_shape``.
@@ -82,6 +87,7 @@ def from_pretrained(
         code_width=code_width,
         code=code,
         bridges=bridges,
+        bridge_blocks=bridge_blocks,
     )
     module = ALPipelineModule(specs, num_classes=classes(source, task), base_seed=base_seed, **options)
     module.source = origin
@@ -118,22 +124,37 @@ def layer_specs(
     code_width: int | None = None,
     code: str = "linear",
     bridges: Sequence[Part | None] | None = None,
+    bridge_blocks: int = 0,
 ) -> tuple[list[ALLayerSpec], Source]:
     """AL layers of a model, and what they are made of; arguments and errors as :func:`from_pretrained`."""
     anatomy = dissect(model, task)
-    objective = _objective(objective, task)
     ranges = _ranges(anatomy.blocks, num_al_layers, groups)
-    head = _head(model, anatomy)
-    specs = al_layers(
-        [anatomy.group(which) for which in ranges],
-        [anatomy.activations[which.stop - 1] for which in ranges],
-        head,
-        num_classes=classes(model, task),
-        objective=objective,
-        code_width=code_width,
-        code=code,
-        bridges=bridges,
-    )
+    head, embedding = _head(model, anatomy)
+    f = [anatomy.group(which) for which in ranges]
+    if task == GENERATE:
+        specs = language_layers(
+            f,
+            head,
+            vocabulary=classes(model, task),
+            objective=language_objective(objective),
+            code_width=code_width,
+            private=_private(anatomy, ranges, bridge_blocks),
+            bridges=bridges,
+            embedding=embedding,
+        )
+    else:
+        if bridge_blocks:
+            raise ALConfigError(f"got bridge_blocks={bridge_blocks} for {task!r}: they are for {GENERATE!r}")
+        specs = al_layers(
+            f,
+            [anatomy.activations[which.stop - 1] for which in ranges],
+            head,
+            num_classes=classes(model, task),
+            objective="mse" if objective is None else objective,
+            code_width=code_width,
+            code=code,
+            bridges=bridges,
+        )
     config = copy.deepcopy(model.config)
     config.tie_word_embeddings = False
     assert isinstance(head.scores, nn.Linear)
@@ -148,7 +169,7 @@ def twin_layers(
     """The same blocks and head for a plain ``PipelineModule``, which gives the model's own scores."""
     anatomy = dissect(model, task)
     ranges = _ranges(anatomy.blocks, num_al_layers, groups)
-    return [*(anatomy.group(which) for which in ranges), _head(model, anatomy).twin()]
+    return [*(anatomy.group(which) for which in ranges), _head(model, anatomy)[0].twin()]
 
 
 def dissect(model: Any, task: str) -> Anatomy:
@@ -192,16 +213,12 @@ def _release(module: ALPipelineModule) -> None:
                     part._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
 
-def _objective(objective: str | Mapping[str, Any] | None, task: str) -> str | Mapping[str, Any]:
-    if task != GENERATE:
-        return "mse" if objective is None else objective
-    name = objective.get("name") if isinstance(objective, Mapping) else objective
-    if name not in (None, "greedy", "next_token"):
-        raise ALConfigError(
-            f"got objective={name!r} for {task!r}: expected 'next_token', the greedy objective per token; others give "
-            "a code to a sample, not to a token"
-        )
-    return "next_token"
+def _private(anatomy: Anatomy, ranges: Sequence[range], count: int) -> list[Part | None]:
+    """Private blocks of each bridge, like the block that follows the layer; the last layer has none."""
+    if not isinstance(count, int) or count < 0:
+        raise ALConfigError(f"got bridge_blocks={count!r}: expected how many blocks, 0 or more")
+    assert anatomy.private is not None
+    return [None if not count or each is ranges[-1] else anatomy.private(count, each.stop) for each in ranges]
 
 
 def _ranges(blocks: int, num_al_layers: int, groups: Sequence[int] | None) -> list[range]:
@@ -216,11 +233,13 @@ def _ranges(blocks: int, num_al_layers: int, groups: Sequence[int] | None) -> li
     return [range(a, b) for a, b in pairwise([0, *accumulate(groups)])]
 
 
-def _head(model: Any, anatomy: Anatomy) -> Head:
+def _head(model: Any, anatomy: Anatomy) -> tuple[Head, Tensor | None]:
+    """The head, and the input embedding where the model ties it to the head, which then is a copy of it."""
     scores = model.get_submodule(anatomy.scores)
     if not isinstance(scores, nn.Linear):
         raise ALConfigError(f"got a model whose {anatomy.scores} is a {type(scores).__name__}: expected num_labels > 0")
     names = [name for name, each in model.named_parameters(remove_duplicate=False) if each is scores.weight]
-    if len(names) > 1:  # tied to the embeddings, which another layer has
+    embedding = scores.weight if len(names) > 1 else None
+    if embedding is not None:
         scores = copy.deepcopy(scores)
-    return Head(anatomy.body, scores, scores.in_features, scores.bias is not None)
+    return Head(anatomy.body, scores, scores.in_features, scores.bias is not None), embedding

@@ -36,7 +36,7 @@ class InferencePath(nn.Module):
         self.register_buffer("table", None)
         if last.objective.has_code_table:
             with torch.no_grad():
-                self.table = torch.eye(num_classes, device=next(last.parameters()).device)
+                self.table = last.objective.all_classes(num_classes, device=next(last.parameters()).device)
                 for layer in self.path:
                     self.table = layer.g(self.table)
 

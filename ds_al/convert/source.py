@@ -71,5 +71,5 @@ def modules_of(spec: ALLayerSpec) -> Iterator[tuple[str, nn.Module]]:
     for key, part in spec.parts.items():
         if isinstance(part, nn.Module):
             yield f"{key}.", part
-        elif isinstance(part, LayerSpec) and part.typename is CodeHead:
+        elif isinstance(part, LayerSpec) and issubclass(part.typename, CodeHead):
             yield f"{key}.body.", part.module_args[0]

@@ -67,13 +67,14 @@ def _count(
 ) -> list[ExitCost]:
     with isolated(device), torch.no_grad():
         s: Activation = torch.ones(*shape, dtype=dtype)
-        table: Tensor = torch.eye(num_classes)
+        table: Tensor | None = None
         earlier: list[nn.Module] = []
         costs = []
         for spec in al:
             layer = spec.build().eval()
             f, s = forward_flops(partial(layer.f, s))
             if layer.objective.has_code_table:
+                table = layer.objective.all_classes(num_classes, device=device) if table is None else table
                 table = layer.g(table)  # once for any number of samples, so it is not counted
             scores, _ = forward_flops(partial(layer.objective.scores, layer, s, earlier=earlier, table=table))
             earlier.append(layer.h)

@@ -13,8 +13,22 @@ from ds_al.objectives.decoded import Decoded
 from ds_al.objectives.greedy import Greedy
 from ds_al.objectives.mse import Mse
 from ds_al.objectives.next_token import NextToken
+from ds_al.objectives.readout import Readout
+from ds_al.objectives.token_codes import TokenCodes
 
-__all__ = ["OBJECTIVES", "Contrast", "Decoded", "Greedy", "Mse", "NextToken", "Objective", "Target", "resolve"]
+__all__ = [
+    "OBJECTIVES",
+    "Contrast",
+    "Decoded",
+    "Greedy",
+    "Mse",
+    "NextToken",
+    "Objective",
+    "Readout",
+    "Target",
+    "TokenCodes",
+    "resolve",
+]
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "mse": Mse,
@@ -22,6 +36,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "decoded": Decoded,
     "greedy": Greedy,
     "next_token": NextToken,
+    "readout": Readout,
+    "token_codes": TokenCodes,
 }
 """Objectives by name."""
 

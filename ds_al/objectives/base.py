@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -66,6 +67,10 @@ class Objective(nn.Module):
     def autoencoder_loss(self, layer: ALLayer, t_out: Target, t_in: Target) -> Tensor | None:
         """``E_i``, which trains g and h: a scalar; ``None`` where there is no target side."""
         raise NotImplementedError
+
+    def all_classes(self, num_classes: int, *, device: torch.device | str) -> Tensor:
+        """What the chain of g makes the codes of all classes of: the identity ``(V, V)``."""
+        return torch.eye(num_classes, device=device)
 
     def scores(self, layer: ALLayer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
         """Label scores ``(B, V)`` of the exit after this layer.

@@ -1,0 +1,46 @@
+"""``readout``: layers between the first and the last read the next token with the first layer's output embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from ds_al.errors import ALConfigError
+from ds_al.objectives.next_token import NextToken
+
+if TYPE_CHECKING:
+    from ds_al.layer import Activation, ALLayer
+
+
+class Readout(NextToken):
+    """``A_i`` is the cross-entropy of ``h_1(b(s_i))`` at every token against the token that follows it.
+
+    ``h_1``, ``(B, T, D) -> (B, T, V)``, is the first layer's, trained by ``A_1`` alone; where the model ties its
+    embeddings it is the input embedding itself. Later layers read with a frozen copy of it, which travels downstream
+    and is refreshed at fixed micro-batch numbers, as the decoders of ``decoded`` are: before micro-batch 0, R, 2R, ...
+    So a layer between costs no weights of the vocabulary's size and no gradient of them, and the result depends
+    neither on the partition nor on the schedule. The last layer has the model's own head.
+
+    A layer whose h is ``nn.Identity`` reads with ``h_1``; any other reads with its own h.
+
+    Args:
+        refresh_every: R, in micro-batches. A refresh is a message of ``V D`` numbers from stage to stage.
+
+    Raises:
+        ALConfigError: ``refresh_every`` is out of range.
+    """
+
+    needs_earlier_decoders = True
+
+    def __init__(self, *, refresh_every: int = 20) -> None:
+        super().__init__()
+        if not isinstance(refresh_every, int) or refresh_every < 1:
+            raise ALConfigError(f"objective readout: got refresh_every={refresh_every!r}: expected 1 or more")
+        self.refresh_every = refresh_every
+
+    def read(self, layer: ALLayer, s: Activation, earlier: Sequence[nn.Module]) -> Tensor:
+        """``h_1(b(s))``, in the last layer ``h(b(s))``."""
+        h = earlier[0] if isinstance(layer.h, nn.Identity) else layer.h
+        return h(layer.bridge(s))

@@ -1,0 +1,118 @@
+"""``token_codes``: associated learning of language models. Codes of next tokens, told apart within a micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ds_al.errors import ALConfigError
+from ds_al.losses import widened
+from ds_al.objectives.base import Target
+from ds_al.objectives.per_token import IGNORED, PerToken, mean_loss
+
+if TYPE_CHECKING:
+    from ds_al.layer import Activation, ALLayer
+
+
+class TokenCodes(PerToken):
+    """``A_i`` is the cross-entropy of ``b(s_i) . t_i`` over M candidate tokens, against the token that follows.
+
+    ``g_1`` is an embedding, ``(M,) -> (M, K)``, and ``g_i`` maps codes to codes, so that the code of token v at layer i
+    is ``g_i(.. g_1(v))``. The first layer takes as candidates every token that a micro-batch has to learn, once however
+    often it occurs, and fills up with other tokens drawn at random, to M rows in all. What travels is
+    ``(labels (B, T), candidates (M,), weights (M,), codes (M, K))``: a size that the micro-batch fixes, never ``V K``.
+
+    A drawn token stands for ``(V - U) / (M - U)`` others, U being the distinct tokens of the micro-batch. ``weights``
+    is the logarithm of that, 0 for tokens of the micro-batch, and is added to the scores: the sum under the softmax is
+    so an unbiased estimate of the sum over all V tokens, and exact where M = V.
+
+    ``E_1`` is the cross-entropy of ``h_1(t_1) . t_1`` over the candidates, each of which has to find itself; ``E_i``
+    the ``D_E(h_i(t_i), t_{i-1})`` of the layer. An exit scores all V tokens, ``b(s_i) . C_i``: their codes ``C_i`` are
+    made by the chain of g, and travel, once per evaluation. Scores are linear in the bridge, so they fold into a head.
+
+    Args:
+        codes: what trains g: ``"associated"``, which is ``A_i`` and leaves ``E_i`` out, so that h is not trained;
+            ``"autoencoder"``, which is ``E_i`` alone, as published; or ``"both"``.
+        negatives: candidates beside as many as a micro-batch has tokens: M is ``B T + negatives``, V at most.
+
+    Raises:
+        ALConfigError: an option is out of range.
+    """
+
+    target_tensors = 4
+    has_code_table = True
+
+    def __init__(self, *, codes: Literal["associated", "autoencoder", "both"] = "both", negatives: int = 0) -> None:
+        super().__init__()
+        if codes not in ("associated", "autoencoder", "both"):
+            raise ALConfigError(
+                f"objective token_codes: got codes={codes!r}: expected 'associated', 'autoencoder' or 'both'"
+            )
+        if not isinstance(negatives, int) or negatives < 0:
+            raise ALConfigError(f"objective token_codes: got negatives={negatives!r}: expected 0 or more")
+        self.codes = codes
+        self.negatives = negatives
+
+    def encode(self, layer: ALLayer, t: Target) -> tuple[Tensor, ...]:
+        """In the first layer, candidates of labels ``(B, T)`` and their codes; in others ``g(codes)``."""
+        if isinstance(t, Tensor):
+            ids, weights = self.candidates(t, vocabulary=_rows(layer.g))
+            return t, ids, weights, layer.g(ids)
+        labels, ids, weights, codes = t
+        return labels, ids, weights, layer.g(codes)
+
+    @torch.no_grad()
+    def candidates(self, labels: Tensor, *, vocabulary: int) -> tuple[Tensor, Tensor]:
+        """Ids in ascending order, and the logarithm of what each stands for: ``(M,)`` both."""
+        present = torch.zeros(vocabulary + 1, dtype=torch.bool, device=labels.device)
+        following = labels[:, 1:].flatten()
+        present[torch.where(following == IGNORED, vocabulary, following)] = True
+        present = present[:vocabulary]
+        rows = min(vocabulary, labels.numel() + self.negatives)
+        # In a random order, those of the micro-batch first.
+        order = torch.rand(vocabulary, device=labels.device).masked_fill_(present, 2.0)
+        ids = order.topk(rows, sorted=False).indices.sort().values
+        own = present.sum()
+        others = torch.log((vocabulary - own) / (rows - own).clamp(min=1))
+        return ids, torch.where(present[ids], 0.0, others)
+
+    def associated_loss(self, layer: ALLayer, s_out: Activation, t_out: Target) -> Tensor:
+        """Mean over the tokens that have a successor to learn; its gradient stops at codes of ``"autoencoder"``."""
+        labels, ids, weights, codes = t_out
+        if self.codes == "autoencoder" and not layer.target_gradient:
+            codes = codes.detach()
+        scores = layer.bridge(s_out)[:, :-1].flatten(0, 1) @ codes.t() + weights
+        following = labels[:, 1:].flatten()
+        rows = torch.searchsorted(ids, following)
+        return mean_loss(scores, torch.where(following == IGNORED, IGNORED, rows))
+
+    def autoencoder_loss(self, layer: ALLayer, t_out: Target, t_in: Target) -> Tensor | None:
+        """In the first layer, whether each candidate's code names it; in others ``D_E(h(t_i), t_{i-1})``."""
+        if self.codes == "associated":
+            return None
+        codes = t_out[3]
+        if isinstance(t_in, Tensor):
+            return F.cross_entropy(widened(layer.h(codes) @ codes.t()), torch.arange(len(codes), device=codes.device))
+        return layer.autoencoder_loss(layer.h(codes), t_in[3])
+
+    def all_classes(self, num_classes: int, *, device: torch.device | str) -> Tensor:
+        """All token ids ``(V,)``."""
+        return torch.arange(num_classes, device=device)
+
+    def scores(self, layer: ALLayer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
+        """``b(s) . C``: ``(B, T, V)``."""
+        assert table is not None
+        return layer.bridge(s) @ table.t()
+
+
+def _rows(g: nn.Module) -> int:
+    """V, of the first layer's embedding."""
+    if not isinstance(g, nn.Embedding):
+        raise ALConfigError(
+            f"objective token_codes: the first layer's g is a {type(g).__name__}: expected an nn.Embedding of V rows"
+        )
+    return g.num_embeddings

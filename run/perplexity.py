@@ -1,0 +1,98 @@
+"""Perplexity of a small language model: every objective at every exit, beside the backprop twin.
+
+    python run/perplexity.py --seeds 3 --json results/perplexity.json --page docs/language-models.md
+
+Trials first, which choose learning rate and bridge blocks on validation text; then every method with every seed. May
+be stopped and started again: each cell is kept, in results/perplexity.cells. --table-only runs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from ds_al.errors import ALError
+from ds_al.language.page import write_tables
+from ds_al.language.plan import Plan, choose, measured_cells, read, run_all
+from ds_al.launch import free_port, rank_environment
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on (default: 3)")
+    p.add_argument("--steps", type=int, default=Plan.steps, help=f"steps at equal tokens ({Plan.steps})")
+    p.add_argument("--trial-steps", type=int, default=Plan.trial_steps, help=f"of a trial ({Plan.trial_steps})")
+    p.add_argument("--json", metavar="PATH", type=Path, required=True, help="where the results go; cells beside it")
+    p.add_argument("--page", metavar="PATH", type=Path, help="also writes a page: tables and picture")
+    p.add_argument("--data", default="imdb-small", help="data set of texts; a folder of this name in $DS_AL_DATA")
+    p.add_argument("--vocabulary", type=int, default=2048, help="tokens of the BPE, at most (2048)")
+    p.add_argument("--cache", metavar="DIR", help="where tokenizer and tokens are kept")
+    p.add_argument("--table-only", action="store_true", help="run nothing; write the tables of what is there")
+    return p
+
+
+def main() -> None:
+    """Runs the study."""
+    args = parser().parse_args()
+    console = Console()
+    plan = replace(Plan(), seeds=args.seeds, steps=args.steps, trial_steps=args.trial_steps)
+    folder = args.json.with_suffix(".cells")
+    if not args.table_only:
+        try:
+            _run(plan, folder, args, console)
+        except KeyboardInterrupt:
+            console.print("stopped; the same command goes on from here")
+        except ALError as error:
+            sys.exit(f"error: {error}")
+    results = read(folder)
+    if not results:
+        sys.exit("error: there is no result yet")
+    console.print(write_tables(results, plan, json_path=args.json, page=args.page), highlight=False, soft_wrap=True)
+    sys.exit(1 if any("failure" in result for result in results) else 0)
+
+
+def _run(plan: Plan, folder: Path, args: argparse.Namespace, console: Console) -> None:
+    os.environ.update({name: value for name, value in rank_environment(0, 1, free_port()).items() if value})
+    from ds_al.language.cell import Cell, Sizes, run
+    from ds_al.language.corpus import load_corpus
+
+    sizes = Sizes()
+    path = Path(os.environ["DS_AL_DATA"], args.data) if "DS_AL_DATA" in os.environ else None
+    corpus = load_corpus(
+        args.data,
+        path=None if path is None else str(path),
+        vocabulary=args.vocabulary,
+        length=sizes.length,
+        validation_fraction=0.05,
+        cache_folder=args.cache,
+    )
+
+    def tell(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    def part(name: str, cells: list[Cell]) -> None:
+        count = iter(range(1, len(cells) + 1))
+
+        def done(cell: Cell, result: dict[str, object], known: bool) -> None:
+            text = result.get("failure") or [round(loss, 4) for loss in result["validation_loss"]]  # type: ignore[attr-defined]
+            tell(f"{name} {next(count)} of {len(cells)}{', was there' if known else ''}: {cell.key}: {text}")
+
+        run_all(
+            cells,
+            folder,
+            lambda cell: run(cell, sizes, corpus, test=cell.budget != "trial", tell=tell),
+            done=done,
+        )
+
+    part("trial", list(plan.trials()))
+    part("cell", measured_cells(choose(read(folder), plan), plan))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Objectives of language models from their formulas, in a plain loop: the oracle of the pipeline's exactness."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ds_al.layer import ALLayer, seed_layer, stop_gradient
+
+
+def train(
+    name: str,
+    layers: list[ALLayer],
+    batches: list[tuple[Any, Tensor]],
+    *,
+    vocabulary: int,
+    base_seed: int,
+    lr: float,
+    refresh_every: int = 20,
+    codes: str = "both",
+    negatives: int = 0,
+) -> None:
+    """Trains ``layers`` in place by AdamW, a step per micro-batch."""
+    optimizers = [torch.optim.AdamW(layer.train().parameters(), lr=lr, fused=True) for layer in layers]
+    readout: Any = None
+    for step, (x, labels) in enumerate(batches):
+        if step % refresh_every == 0:
+            readout = copy.deepcopy(layers[0].h).requires_grad_(False)
+        following = labels[:, 1:].flatten()
+        s, ids, weights, rows = x, Tensor(), Tensor(), Tensor()
+        for index, layer in enumerate(layers):
+            seed_layer(base_seed, layer=index, step=step, part=0)
+            s_out = layer.f(s)
+            if name == "token_codes":
+                if index == 0:
+                    ids, weights = candidates(following, count=labels.numel() + negatives, vocabulary=vocabulary)
+                rows_out = layer.g(rows if index else ids)
+            seed_layer(base_seed, layer=index, step=step, part=1)
+            bridge = layer.b(layer.reduce(s_out))
+            if name == "token_codes":
+                known = rows_out.detach() if codes == "autoencoder" else rows_out
+                places = torch.tensor([(ids == token).nonzero().item() if token >= 0 else -100 for token in following])
+                losses = [loss_of(bridge[:, :-1].flatten(0, 1) @ known.t() + weights, places)]
+                if codes != "associated" and index:
+                    losses.append(F.mse_loss(layer.h(rows_out), rows))
+                elif codes != "associated":
+                    losses.append(F.cross_entropy(layer.h(rows_out) @ rows_out.t(), torch.arange(len(ids))))
+                rows = rows_out.detach()
+            elif name == "readout" and 0 < index < len(layers) - 1:
+                losses = [loss_of(readout(bridge)[:, :-1].flatten(0, 1), following)]
+            else:
+                losses = [loss_of(layer.h(bridge)[:, :-1].flatten(0, 1), following)]
+            torch.autograd.backward(losses)
+            optimizers[index].step()
+            optimizers[index].zero_grad()
+            s = stop_gradient(s_out)
+
+
+def loss_of(scores: Tensor, classes: Tensor) -> Tensor:
+    """Mean over the tokens that are to be learned."""
+    return F.cross_entropy(scores, classes, reduction="sum") / torch.tensor(int((classes != -100).sum()))
+
+
+def candidates(following: Tensor, *, count: int, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """Tokens to learn, once each, and others in a random order; with the logarithm of what each stands for."""
+    own = {int(token) for token in following if token >= 0}
+    draw = torch.rand(vocabulary)
+    others = sorted((token for token in range(vocabulary) if token not in own), key=lambda token: -float(draw[token]))
+    drawn = others[: min(vocabulary, count) - len(own)]
+    ids = sorted([*own, *drawn])
+    stand_for = torch.log(torch.tensor(len(others)) / torch.tensor(max(1, len(drawn))))
+    return torch.tensor(ids), torch.stack([torch.tensor(0.0) if token in own else stand_for for token in ids])
