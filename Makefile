@@ -18,7 +18,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test test-all lint format doctor bench clean distclean
+.PHONY: help install train test test-all lint format doctor bench wheel test-wheel clean distclean
 
 help: ## show this list
 	@echo "Targets:"
@@ -75,6 +75,15 @@ bench: $(STAMP) ## measure in short, into results/bench*.json, and compare with 
 		echo "==> Comparing ratios with $$baseline"; \
 		OMP_NUM_THREADS=1 $(BIN)/python run/bench.py --check $$baseline || exit 1; \
 	done
+
+wheel: $(STAMP) ## build the wheel into dist/
+	@echo "==> Building the wheel"
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
+	rm -rf build
+
+test-wheel: $(STAMP) ## install the wheel alone into a clean environment and run all examples there
+	PYTHON=$(BIN)/python TORCH_INDEX=$(TORCH_INDEX) .ci/test-wheel
 
 clean: ## remove caches and build output
 	@echo "==> Removing caches and build output"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,10 @@ from ds_al.convert.fold import Folded, fold
 from ds_al.convert.hugging_face import AUTO_CLASSES, layer_specs
 from ds_al.convert.layers import layer_specs as list_specs
 from ds_al.convert.program import InferencePath, write
-from ds_al.errors import ALConfigError
+from ds_al.convert.recipe import made_again
+from ds_al.errors import ALCheckpointError, ALConfigError
 from ds_al.layer import ALLayer, predict
+from ds_al.objectives import Contrast
 from tests.hugging_face_models import CASES, LM, V
 from tests.test_convert_hugging_face import built
 
@@ -93,6 +96,33 @@ def test_a_language_model_comes_back_and_generates(tmp_path: Path, name: str) ->
             scores = predict(layers, (by_hand, torch.ones_like(by_hand)))
             by_hand = torch.cat([by_hand, scores[:, -1:].argmax(dim=2)], dim=1)
     assert torch.equal(made, by_hand)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_architecture_is_made_again_from_its_recipe_alone(name: str) -> None:
+    layers, source = network(name)
+    specs, again = made_again(json.loads(json.dumps(source.recipe)))
+    assert (again.names, again.model_class, again.classifier) == (source.names, source.model_class, source.classifier)
+    new = built(specs)
+    for one, two in zip(layers, new, strict=True):
+        two.load_state_dict(one.state_dict())
+    options: Any = {} if CASES[name].task == LM else {"num_classes": V}
+    assert torch.equal(predict(layers, CASES[name].x(), **options), predict(new, CASES[name].x(), **options))
+
+
+def test_what_a_recipe_cannot_say_is_refused_where_it_is_needed() -> None:
+    """A bridge that was a module once ended from_pretrained with a KeyError: its weights are not the model's."""
+    own: Any = nn.Linear(8, 6)
+    _, source = network("resnet", bridges=[own, None, None])
+    assert source.recipe["own_bridges"] == [0] and made_again(source.recipe), "exits before the last are not exported"
+    _, source = network("resnet", bridges=[None, None, own])
+    with pytest.raises(ALCheckpointError, match=r"last AL layer is one of your own.*weights=checkpoint"):
+        made_again(source.recipe)
+    _, source = network("vit", objective=Contrast())
+    with pytest.raises(ALCheckpointError, match=r"objective is one of your own"):
+        made_again(source.recipe)
+    with pytest.raises(ALCheckpointError, match=r"made of a NewModel, which transformers .* has not"):
+        made_again({**source.recipe, "objective": "mse", "model_class": "NewModel"})
 
 
 def test_without_folding_the_trunk_is_written(tmp_path: Path) -> None:

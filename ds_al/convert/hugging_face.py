@@ -22,6 +22,7 @@ from torch import nn
 from ds_al.convert.architectures import CLASSIFY, FAMILIES, GENERATE, LOOK, Anatomy
 from ds_al.convert.assemble import al_layers
 from ds_al.convert.head import Head
+from ds_al.convert.recipe import describe
 from ds_al.convert.source import Source, modules_of, names_of
 from ds_al.errors import ALConfigError
 from ds_al.models.grouping import even_groups
@@ -139,7 +140,18 @@ def layer_specs(
     assert isinstance(head.scores, nn.Linear)
     names = names_of(specs, model, head.scores, anatomy.scores)
     generation = copy.deepcopy(getattr(model, "generation_config", None))
-    return specs, Source(type(model), config, generation, names, anatomy.scores, task)
+    again = describe(
+        type(model),
+        config,
+        generation,
+        task=task,
+        groups=[len(which) for which in ranges],
+        objective=objective,
+        code_width=code_width,
+        code=code,
+        own_bridges=[index for index, own in enumerate(bridges or ()) if own is not None],
+    )
+    return specs, Source(type(model), config, generation, names, anatomy.scores, task, again)
 
 
 def twin_layers(
