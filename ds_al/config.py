@@ -165,8 +165,8 @@ class ALConfig(StrictModel):
         "barrier after every batch. `parallel_backward`: all stages run backward at once, after the forward "
         "of the last. `sequential`: one stage at a time. These four end on identical weights. `bp_1f1b`, "
         "`bp_gpipe`, `bp_naive`: back-propagation through DeepSpeed's own engine, for a plain "
-        "`PipelineModule`. `bp_dp`: the same, data parallel, for one of a single stage, a replica on every rank; in "
-        "Python alone (`ds_al.data_parallel`), since `run/train.py` cuts a network into a stage per rank.",
+        "`PipelineModule`. `bp_dp`: the same, data parallel, for one of a single stage, a replica on every rank "
+        "(`ds_al.data_parallel`).",
     )
     queue_depth: int = Field(
         default=2,

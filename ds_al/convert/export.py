@@ -184,8 +184,8 @@ def of_checkpoint(path: Path, *, tag: str | None = None) -> Network | None:
     recipe = index.get("network")
     if recipe is None:
         raise ALCheckpointError(
-            f"the checkpoint {str(folder)!r} does not say how its network was made: those of "
-            "ds_al.from_pretrained alone do. Make the module as the job did, and give it: ds_al.export(module, path, weights=checkpoint, "
+            f"the checkpoint {str(folder)!r} does not say how its network was made, as those of ds_al.from_pretrained "
+            "do. Make the module as the job did, and give it: ds_al.export(module, path, weights=checkpoint, "
             'program="torch.export", example=x)'
         )
     try:
