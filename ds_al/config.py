@@ -285,6 +285,14 @@ def read(path: str | Path) -> dict[str, Any]:
     return config
 
 
+def with_scheduler_steps(config: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """A config in which ``"total_num_steps": "auto"`` of the LR schedule is the number of steps of a run."""
+    params = config.get("scheduler", {}).get("params", {})
+    if params.get("total_num_steps") != "auto":
+        return dict(config)
+    return {**config, "scheduler": {**config["scheduler"], "params": {**params, "total_num_steps": steps}}}
+
+
 def validate(model: type[BaseModel], block: Any, *, where: str) -> Any:
     """Validates one block, and turns pydantic's errors into one :class:`ALConfigError`."""
     if not isinstance(block, Mapping):

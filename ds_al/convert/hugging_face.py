@@ -70,6 +70,14 @@ def from_pretrained(
         model_options: for ``from_pretrained`` of ``transformers``, such as ``{"num_labels": 4}``; for a name or folder.
         options: all other arguments of :class:`~ds_al.module.ALPipelineModule`, such as ``dynamic_shape``.
 
+    Example:
+        >>> from transformers import ViTConfig, ViTForImageClassification
+        >>> sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 16}
+        >>> model = ViTForImageClassification(ViTConfig(num_hidden_layers=4, patch_size=8, num_labels=3, **sizes))
+        >>> network = ds_al.from_pretrained(model, task="image-classification", num_al_layers=2)
+        >>> network.num_layers, network.num_classes
+        (2, 3)
+
     Raises:
         ALConfigError: the task, the kind of model or the objective is not known here, or the blocks do not fit K.
     """

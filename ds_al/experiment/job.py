@@ -192,7 +192,7 @@ class Job:
                     )
         ds_config = {key: value for key, value in self.config.items() if key != BLOCK}
         ds_config["gradient_accumulation_steps"] = self.own_micro_batches
-        _fill_auto(ds_config, steps=self._scheduler_steps())
+        ds_config = configs.with_scheduler_steps(ds_config, self._scheduler_steps())
         if self.al.method in configs.AL_METHODS:
             module: PipelineModule = ds_al.ALPipelineModule(
                 build_al(model.name, **self.model_options, **model.al_options),
@@ -362,14 +362,6 @@ def quiet() -> Iterator[None]:
     except BaseException:
         print(text.getvalue(), end="")
         raise
-
-
-def _fill_auto(config: dict[str, Any], *, steps: int) -> None:
-    """Replaces ``"auto"`` in the LR schedule's number of steps by that of this run."""
-    params = config.get("scheduler", {}).get("params", {})
-    if params.get("total_num_steps") == "auto":
-        config["scheduler"] = json.loads(json.dumps(config["scheduler"]))
-        config["scheduler"]["params"]["total_num_steps"] = steps
 
 
 def write_json(path: str | Path, value: Any) -> None:

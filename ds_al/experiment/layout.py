@@ -58,7 +58,7 @@ class Layout:
 
     @property
     def recorder(self) -> int:
-        """The process that shows progress and writes files: the first copy of the last stage, which knows all losses."""
+        """The process that shows progress and writes files: the first copy's last stage, which knows all losses."""
         return (self.stages - 1) * self.copies
 
     def micro_batches_of_a_copy(self, micro_batches: int, *, method: str) -> int:
