@@ -74,8 +74,8 @@ class Inference:
                     right = scores.argmax(dim=1) == labels
                     seen[index - engine.layers[0][0]].append(torch.stack([confidence_of(scores), right.float()]))
                 if keep_scores and index == engine.module.num_layers - 1:
-                    kept[0].append(scores.cpu())
-                    kept[1].append(labels.cpu())
+                    kept[0].append(scores.to("cpu", copy=True))
+                    kept[1].append(labels.to("cpu", copy=True))  # they lie in a buffer that the next message takes
                 loss = engine.module.label_loss(scores, target) * labelled
                 sums[index] += torch.stack([correct.double(), loss.double(), labelled.double()])
         sums = torch.stack(engine.gather(sums.cpu())).sum(dim=0)
@@ -146,7 +146,7 @@ class Inference:
         count = self._announce(_length(xs) if engine.is_first_stage() else 0)
         kept: list[Tensor] = []
         for s, _ in self._forward(map(self._without_labels, xs or ()), count):
-            kept += [scores.cpu() for index, scores in self._exits(s) if index == depth - 1]
+            kept += [scores.to("cpu", copy=True) for index, scores in self._exits(s) if index == depth - 1]
         return next((each for each in engine.gather(kept) if each), [])
 
     def _without_labels(self, x: Activation | None) -> tuple[Activation | None, Tensor]:

@@ -48,7 +48,8 @@ class Batches:
                 f"got a batch of {', '.join(batch)}: expected input_ids or pixel_values. Rename columns, or give "
                 "batch_fn=, which makes (x, labels) of a batch"
             )
-        return of_transformers({**batch, "labels": batch.get("labels")})
+        labelled: dict[str, Any] = {**batch, "labels": batch.get("labels")}
+        return of_transformers(labelled)
 
     def used(self, dataset: Any) -> Any:
         """A data set without columns that are not used."""

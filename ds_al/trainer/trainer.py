@@ -343,10 +343,11 @@ class ALTrainer:
         if CLIENT_STATE not in client:
             raise ALCheckpointError(f"{found!r} was not saved by an ALTrainer: use engine.load_checkpoint")
         here = asdict(self.state)
-        own = ("max_steps", "num_train_epochs", "logging_steps", "eval_steps", "save_steps")
-        own += ("is_local_process_zero", "is_world_process_zero")
+        counts = ("max_steps", "num_train_epochs", "logging_steps", "eval_steps", "save_steps")
+        own = (*counts, "is_local_process_zero", "is_world_process_zero")
         self.state = TrainerState(**{**client[CLIENT_STATE], **{name: here[name] for name in own}})
-        restore_states(self.callback_handler.callbacks, self.state.stateful_callbacks)
+        states: Any = self.state.stateful_callbacks  # a list where it is made, a dict from then on
+        restore_states(self.callback_handler.callbacks, states)
 
     # ---- parts -------------------------------------------------------------------------------------
 
@@ -360,7 +361,9 @@ class ALTrainer:
         self._steps_per_epoch = 0
         data = None
         if self.train_dataset is not None:
-            sizes = [content.get(key) for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")]
+            sizes: list[Any] = [
+                content.get(key) for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+            ]
             if not all(isinstance(size, int) and size > 0 for size in sizes):
                 raise ALConfigError(
                     f'got "train_micro_batch_size_per_gpu" and "gradient_accumulation_steps" {sizes}: expected whole '
