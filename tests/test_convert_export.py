@@ -174,6 +174,23 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
         write(path, CASES["bert"].x(), tmp_path, format="coreml")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["bert", "resnet"])
+def test_an_onnx_program_gives_the_same_scores(tmp_path: Path, name: str) -> None:
+    """Runs where both packages are there; they are no dependencies."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    from onnx.reference import ReferenceEvaluator
+
+    case = CASES[name]
+    layers, _ = network(name, objective="contrast", code="tanh")
+    x, want = parts(case.x()), predict(layers, case.x(), num_classes=V)
+    example = tuple(part[:2] for part in x)
+    program = ReferenceEvaluator(str(write(InferencePath(layers, num_classes=V), example, tmp_path, format="onnx")))
+    names = [each.name for each in program.proto_.graph.input]
+    (scores,) = program.run(None, {key: part.numpy() for key, part in zip(names, x, strict=True)})
+    torch.testing.assert_close(torch.from_numpy(scores), want, rtol=1e-3, atol=1e-4)
+
+
 def test_onnx_names_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     layers, _ = network("bert")
