@@ -45,6 +45,21 @@ def check_callback(callback: TrainerCallback | type[TrainerCallback]) -> None:
             raise ALConfigError(f"callback {kind.__name__} listens to {event}, which ALTrainer has not: {why}")
 
 
+def one_folder(path: str) -> None:
+    """Looks whether all ranks write into the same folder: each would wait for the others' part of a checkpoint.
+
+    Raises:
+        ALConfigError: on every rank: two of them have different ones.
+    """
+    paths: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(paths, path)
+    if len(set(paths)) > 1:
+        raise ALConfigError(
+            f'"args.output_dir": got {", ".join(map(repr, paths))} on ranks 0, 1, ...: expected the same on all. A '
+            "temporary folder has another name in each process"
+        )
+
+
 class Agreement:
     """Lets the first rank's switches hold on all ranks. Every rank makes one, and calls it equally often."""
 

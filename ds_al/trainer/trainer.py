@@ -44,7 +44,7 @@ from ds_al.errors import ALCheckpointError, ALConfigError
 from ds_al.module import ALPipelineModule
 from ds_al.trainer.arguments import ALTrainingArguments
 from ds_al.trainer.batches import Batches, Inputs, joined
-from ds_al.trainer.callbacks import Agreement, check_callback, restore_states, saved_states
+from ds_al.trainer.callbacks import Agreement, check_callback, one_folder, restore_states, saved_states
 
 CLIENT_STATE = "trainer_state"
 """Key of the :class:`transformers.TrainerState` in a checkpoint's ``client_state``."""
@@ -109,6 +109,7 @@ class ALTrainer:
         self.processing_class, self.compute_metrics = processing_class, compute_metrics
         for callback in callbacks:
             check_callback(callback)
+        one_folder(self.args.output_dir)
         self.engine = self._engine(model, config)
         shown = PrinterCallback if self.args.disable_tqdm else ProgressCallback
         self.callback_handler = CallbackHandler(

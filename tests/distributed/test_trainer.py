@@ -141,6 +141,10 @@ def work(folder: str) -> dict[str, Any]:
     best.engine.save_checkpoint(f"{folder}/foreign")
     with pytest.raises(ALCheckpointError, match="was not saved by an ALTrainer"):
         best.train(resume_from_checkpoint=f"{folder}/foreign")
+    # A temporary folder has another name on each rank: each once waited for the others' part of the checkpoint.
+    if torch.distributed.get_world_size() > 1:
+        with pytest.raises(ALConfigError, match="expected the same on all"):
+            trainer(f"{folder}/{torch.distributed.get_rank()}")
     return found
 
 
