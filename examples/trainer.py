@@ -44,9 +44,8 @@ sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "i
 model = BertForSequenceClassification(BertConfig(vocab_size=len(VOCABULARY), num_labels=len(TOPICS), **sizes))
 config = {"train_micro_batch_size_per_gpu": 16, "gradient_accumulation_steps": 4, "steps_per_print": None}
 config["optimizer"] = {"type": "AdamW", "params": {"lr": 2e-3, "torch_adam": True}}
-args = {"output_dir": f"{tempfile.gettempdir()}/ds_al-trainer", "max_steps": options.batches}
-args |= {"logging_steps": 20, "disable_tqdm": True, "eval_strategy": "steps", "save_strategy": "best"}
-args["metric_for_best_model"] = "right"
+args = {"output_dir": f"{tempfile.gettempdir()}/ds_al-trainer", "max_steps": options.batches, "disable_tqdm": True}
+args |= {"logging_steps": 20, "eval_strategy": "steps", "save_strategy": "best", "metric_for_best_model": "right"}
 trainer = ds_al.ALTrainer(
     ds_al.from_pretrained(model, task="sequence-classification", num_al_layers=4),
     args,
