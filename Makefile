@@ -18,7 +18,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test test-all lint format doctor bench wheel test-wheel clean distclean
+.PHONY: help install train test test-all lint format doctor bench sample-report wheel test-wheel clean distclean
 
 help: ## show this list
 	@echo "Targets:"
@@ -84,6 +84,19 @@ wheel: $(STAMP) ## build the wheel into dist/
 
 test-wheel: $(STAMP) ## install the wheel alone into a clean environment and run all examples there
 	PYTHON=$(BIN)/python TORCH_INDEX=$(TORCH_INDEX) .ci/test-wheel
+
+sample-report: $(STAMP) ## train four short runs, and write docs/sample-report from them
+	rm -rf runs/sample
+	@for seed in 0 1; do for method in streaming bp_1f1b; do \
+		echo "==> Training by $$method, seed $$seed"; \
+		OMP_NUM_THREADS=1 WANDB_MODE=disabled $(BIN)/deepspeed --num_accelerators 2 --master_port $(PORT) run/train.py \
+			--deepspeed_config ds_configs/fashion_mnist_vgg_al.json --epochs 4 --method $$method --seed $$seed \
+			--trace --output runs/sample $(ARGS) || exit 1; \
+	done; done
+	@echo "==> Writing docs/sample-report"
+	$(BIN)/python run/report.py runs/sample --out docs/sample-report/report.html --markdown docs/sample-report/report.md \
+		--title "Sample: a small VGG on Fashion-MNIST, four epochs" \
+		--question "Which method trains this network fastest to which accuracy?"
 
 clean: ## remove caches and build output
 	@echo "==> Removing caches and build output"

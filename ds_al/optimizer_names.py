@@ -85,14 +85,13 @@ def check(config: Mapping[str, Any], al: ALConfig) -> None:
     """Checks the options of our own optimizers: on every rank, also one with nothing for them to train.
 
     Raises:
-        ALConfigError: an option is unknown (the nearest is named) or out of range, or this torch lacks Muon.
+        ALConfigError: an option is unknown (the nearest is named) or out of range.
     """
     blocks: dict[str, Any] = {"optimizer": config.get("optimizer")}
     if al.autoencoder_optimizer is not None:
         blocks[f"{BLOCK}.autoencoder_optimizer"] = al.autoencoder_optimizer.model_dump()
     for where, block in blocks.items():
         if isinstance(block, Mapping) and _is_ours(block.get("type")):
-            muon.check_torch()
             validate(MuonAdamWConfig, block.get("params", {}), where=f"{where}.params")
 
 
