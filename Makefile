@@ -19,7 +19,8 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test test-all test-matrix lint format doctor bench sample-report clean distclean
+.PHONY: help install train test test-all test-matrix lint format doctor bench sample-report wheel test-wheel clean \
+        distclean
 
 help: ## show this list
 	@echo "Targets:"
@@ -81,6 +82,15 @@ bench: $(STAMP) ## measure in short, into results/bench*.json, and compare with 
 		echo "==> Comparing ratios with $$baseline"; \
 		OMP_NUM_THREADS=1 $(BIN)/python run/bench.py --check $$baseline || exit 1; \
 	done
+
+wheel: $(STAMP) ## build the wheel into dist/
+	@echo "==> Building the wheel"
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
+	rm -rf build
+
+test-wheel: $(STAMP) ## install the wheel alone into a clean environment and run all examples there
+	PYTHON=$(BIN)/python TORCH_INDEX=$(TORCH_INDEX) .ci/test-wheel
 
 sample-report: $(STAMP) ## train four short runs, and write docs/sample-report from them
 	rm -rf runs/sample

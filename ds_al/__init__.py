@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ds_al.module import ALPipelineModule
     from ds_al.spec import ALLayerSpec
     from ds_al.trace import StageStats
+    from ds_al.trainer.arguments import ALTrainingArguments
+    from ds_al.trainer.trainer import ALTrainer
 
 __version__ = "0.1.0"
 
@@ -39,6 +41,8 @@ __all__ = [
     "ALPipelineEngine",
     "ALPipelineModule",
     "ALReportError",
+    "ALTrainer",
+    "ALTrainingArguments",
     "ALTransportError",
     "ALVersionError",
     "StageStats",
@@ -54,6 +58,8 @@ _HOMES = {
     "ALPipelineModule": "module",
     "ALLayer": "layer",
     "ALLayerSpec": "spec",
+    "ALTrainer": "trainer.trainer",
+    "ALTrainingArguments": "trainer.arguments",
     "StageStats": "trace",
     "export": "convert.export",
     "from_pretrained": "convert.hugging_face",

@@ -54,6 +54,17 @@ def initialize(
     Returns:
         ``(engine, optimizer, training_dataloader, lr_scheduler)``.
 
+    Example:
+        >>> layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)]
+        >>> x, labels = torch.randn(4, 8), torch.tensor([0, 1, 2, 0])
+        >>> network = ds_al.ALPipelineModule.from_layers(layers, num_al_layers=1, num_classes=3, example=x)
+        >>> config = {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 2, "steps_per_print": None}
+        >>> config["optimizer"] = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
+        >>> engine, *_ = ds_al.initialize(model=network, config=config)
+        >>> loss = engine.train_batch(iter([(x, labels)] * 2))
+        >>> engine.global_samples, engine.predict(x).shape
+        (8, torch.Size([4, 3]))
+
     Raises:
         ALVersionError: DeepSpeed is too old.
         ALConfigError: the config is missing, malformed, or asks for something that is not honoured.
@@ -68,7 +79,7 @@ def initialize(
         raise ALConfigError("mpu must be None: a pipeline brings its own")
     zero.partition_parameters.shutdown_init_context()
     join_world(distributed_port=distributed_port, dist_init_required=dist_init_required)
-    config = _load(args, config)
+    config = read_config(args, config)
     al = configs.al_config(config)
     is_al = isinstance(model, ALPipelineModule)
     if is_al != (al.method in configs.AL_METHODS):
@@ -114,7 +125,12 @@ def initialize(
     return engine, engine.optimizer, engine.training_dataloader, engine.lr_scheduler
 
 
-def _load(args: Any, config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+def read_config(args: Any, config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The config that is given either way, as a dict of its own.
+
+    Raises:
+        ALConfigError: none is given, or two, or a file that is missing or malformed.
+    """
     from_args = getattr(args, "deepspeed_config", None)
     if config is not None and from_args is not None:
         raise ALConfigError("got a config both in args.deepspeed_config and as an argument: give one")

@@ -97,6 +97,9 @@ def _common(engine: ALPipelineEngine) -> Record:
         "format": FORMAT,
         "versions": {"ds_al": _version("ds_al"), "deepspeed": _version("deepspeed"), "torch": torch.__version__},
         "num_layers": engine.module.num_layers,
+        "num_classes": engine.module.num_classes,
+        # None where the network was not made of a model of transformers, and so cannot be exported from the folder.
+        "network": engine.module.source.recipe if engine.module.source is not None else None,
         "num_stages": engine.num_stages,
         "partition": [int(bound) for bound in engine.module.parts],
         "base_seed": engine.module.base_seed,

@@ -114,6 +114,13 @@ class ExperimentConfig(StrictModel):
     )
     epochs: int = Field(ge=1, description="Passes over the training samples.")
     seed: int = Field(default=0, ge=0, description="Of weights, dropout, data order and validation split.")
+    num_stages: int | None = Field(
+        default=None,
+        ge=1,
+        description="Stages of the pipeline; by default the number of processes, which must be a multiple of it. With "
+        "fewer there are data parallel copies, each of which takes `gradient_accumulation_steps` micro-batches of a "
+        "batch. With `bp_dp` every process is a replica, and they share those micro-batches.",
+    )
     partition_method: str = Field(
         default="uniform",
         description="How layers are dealt out to stages: `uniform`, `parameters`, `type:<regex>`; for AL methods also "
