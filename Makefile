@@ -6,6 +6,7 @@ RANKS       ?= 2
 CONFIG      ?= ds_configs/fashion_mnist_vgg_al.json
 ARGS        ?=
 TORCH_INDEX ?=
+MATRIX_TESTS ?=
 
 VENV  := .venv
 BIN   := $(CURDIR)/$(VENV)/bin
@@ -18,7 +19,8 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test test-all lint format doctor bench clean distclean
+.PHONY: help install train test test-all test-matrix lint format doctor bench sample-report wheel test-wheel clean \
+        distclean
 
 help: ## show this list
 	@echo "Targets:"
@@ -29,6 +31,7 @@ help: ## show this list
 	@echo "  RANKS=$(RANKS)	how many processes train, one stage each"
 	@echo "  CONFIG=$(CONFIG)	what is trained"
 	@echo "  ARGS=$(ARGS)	further arguments, for train, test, doctor and bench"
+	@echo "  MATRIX_TESTS=$(MATRIX_TESTS)	what test-matrix runs, instead of its own choice"
 	@echo "  TORCH_INDEX=$(TORCH_INDEX)	a package index to take torch from, such as one of CPU builds"
 
 install: $(STAMP) ## make .venv and install the package with its tools
@@ -45,6 +48,10 @@ test: $(STAMP) ## run the tests, without the slow ones
 test-all: $(STAMP) ## run all tests
 	@echo "==> Running all tests, with the slow ones"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" $(ARGS)
+
+test-matrix: ## run tests with the oldest and the newest DeepSpeed, each in an environment of its own
+	@echo "==> Testing with the ends of the range of DeepSpeed"
+	OMP_NUM_THREADS=1 PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) MATRIX_TESTS="$(MATRIX_TESTS)" .ci/test-matrix $(ARGS)
 
 lint: $(STAMP) ## check style, format and types
 	@echo "==> Checking the style"
@@ -76,6 +83,28 @@ bench: $(STAMP) ## measure in short, into results/bench*.json, and compare with 
 		OMP_NUM_THREADS=1 $(BIN)/python run/bench.py --check $$baseline || exit 1; \
 	done
 
+wheel: $(STAMP) ## build the wheel into dist/
+	@echo "==> Building the wheel"
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
+	rm -rf build
+
+test-wheel: $(STAMP) ## install the wheel alone into a clean environment and run all examples there
+	PYTHON=$(BIN)/python TORCH_INDEX=$(TORCH_INDEX) .ci/test-wheel
+
+sample-report: $(STAMP) ## train four short runs, and write docs/sample-report from them
+	rm -rf runs/sample
+	@for seed in 0 1; do for method in streaming bp_1f1b; do \
+		echo "==> Training by $$method, seed $$seed"; \
+		OMP_NUM_THREADS=1 WANDB_MODE=disabled $(BIN)/deepspeed --num_accelerators 2 --master_port $(PORT) run/train.py \
+			--deepspeed_config ds_configs/fashion_mnist_vgg_al.json --epochs 4 --method $$method --seed $$seed \
+			--trace --output runs/sample $(ARGS) || exit 1; \
+	done; done
+	@echo "==> Writing docs/sample-report"
+	$(BIN)/python run/report.py runs/sample --out docs/sample-report/report.html --markdown docs/sample-report/report.md \
+		--title "Sample: a small VGG on Fashion-MNIST, four epochs" \
+		--question "Which method trains this network fastest to which accuracy?"
+
 clean: ## remove caches and build output
 	@echo "==> Removing caches and build output"
 	rm -rf build dist ds_al.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -83,7 +112,7 @@ clean: ## remove caches and build output
 
 distclean: clean ## also remove .venv
 	@echo "==> Removing $(VENV)"
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-matrix
 
 $(BIN)/python:
 	@echo "==> Making $(VENV) with $(PYTHON)"

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
         ALLayerError,
         ALReportError,
         ALTransportError,
+        ALVersionError,
     )
     from ds_al.layer import ALLayer, predict
     from ds_al.module import ALPipelineModule
     from ds_al.spec import ALLayerSpec
     from ds_al.trace import StageStats
+    from ds_al.trainer.arguments import ALTrainingArguments
+    from ds_al.trainer.trainer import ALTrainer
 
 __version__ = "0.1.0"
 
@@ -38,7 +41,10 @@ __all__ = [
     "ALPipelineEngine",
     "ALPipelineModule",
     "ALReportError",
+    "ALTrainer",
+    "ALTrainingArguments",
     "ALTransportError",
+    "ALVersionError",
     "StageStats",
     "export",
     "from_pretrained",
@@ -52,6 +58,8 @@ _HOMES = {
     "ALPipelineModule": "module",
     "ALLayer": "layer",
     "ALLayerSpec": "spec",
+    "ALTrainer": "trainer.trainer",
+    "ALTrainingArguments": "trainer.arguments",
     "StageStats": "trace",
     "export": "convert.export",
     "from_pretrained": "convert.hugging_face",
@@ -65,6 +73,8 @@ def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used, so that ``import ds_al`` is quick and cannot fail."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _HOMES:
+        importlib.import_module(f"{__name__}.versions").check_deepspeed()
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
     globals()[name] = value
     return value

@@ -6,10 +6,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ds_al import config_docs, doctor
+from ds_al import api_docs, config_docs, doctor
 from ds_al.checkpoint import consolidate
+from ds_al.convert import export_command
 
-_COMMANDS = (doctor.add_command, config_docs.add_command, consolidate.add_command)
+_COMMANDS = (
+    doctor.add_command,
+    config_docs.add_command,
+    api_docs.add_command,
+    consolidate.add_command,
+    export_command.add_command,
+)
 """Each adds one sub-parser, whose default ``run`` takes the parsed arguments and returns the exit code."""
 
 

@@ -19,8 +19,10 @@ from deepspeed.runtime.pipe.schedule import (
     PipeSchedule,
     RecvActivation,
     RecvGrad,
+    ReduceGrads,
     SendActivation,
     SendGrad,
+    TrainSchedule,
 )
 
 from ds_al import data_parallel
@@ -87,10 +89,11 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
             self.stall_watch.stop()
         super().destroy()
 
-    def _train_schedule(self) -> PipeSchedule:
-        if self.method == data_parallel.METHOD:
-            return super()._train_schedule()
-        return BACKPROP_SCHEDULES[self.method](self.micro_batches, self.num_stages, self.stage_id)
+    def _exec_schedule(self, pipe_schedule: PipeSchedule) -> None:
+        """DeepSpeed's ``train_batch`` makes its 1F1B itself: the method's own schedule takes its place."""
+        if type(pipe_schedule) is TrainSchedule and self.method != data_parallel.METHOD:
+            pipe_schedule = BACKPROP_SCHEDULES[self.method](self.micro_batches, self.num_stages, self.stage_id)
+        super()._exec_schedule(pipe_schedule)
 
     def _exec_forward_pass(self, buffer_id: int) -> None:
         super()._exec_forward_pass(buffer_id)
@@ -113,6 +116,7 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
 
     def _exec_recv_activations(self, buffer_id: int) -> None:
         super()._exec_recv_activations(buffer_id)
+        self._latest_bytes = _nbytes(self.pipe_buffers["inputs"][buffer_id])
         self._wait_for_link(self.prev_stage)
 
     def _exec_send_grads(self, buffer_id: int) -> None:
@@ -126,11 +130,11 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
 
     def _exec_recv_grads(self, buffer_id: int) -> None:
         super()._exec_recv_grads(buffer_id)
+        self._latest_bytes = _nbytes(self.grad_layer)
         self._wait_for_link(self.next_stage)
 
     def _count(self, what: str, message: Any) -> None:
-        tensors = message if isinstance(message, tuple) else (message,)
-        self._latest_bytes = sum(tensor.nbytes for tensor in tensors)
+        self._latest_bytes = _nbytes(message)
         self.sent[what] += self._latest_bytes
         self._messages_sent += 1
 
@@ -147,9 +151,9 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
 
     def _observe(self, instruction: PipeInstruction, seconds: float) -> Observation:
         """DeepSpeed's transfers block until they are through: all of their time is waiting."""
-        if isinstance(instruction, (SendActivation, SendGrad)):
+        if isinstance(instruction, (SendActivation, SendGrad, RecvActivation, RecvGrad)):
             return Observation(wait=seconds, nbytes=self._latest_bytes)
-        if isinstance(instruction, (RecvActivation, RecvGrad, LoadMicroBatch)):
+        if isinstance(instruction, (LoadMicroBatch, ReduceGrads)):
             return Observation(wait=seconds)
         return Observation()
 
@@ -177,7 +181,8 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
                 correct = (logits.argmax(dim=1) == labels.to(self.device)).sum()
                 sums += torch.stack([correct.double(), loss.double().sum() * len(labels), sums.new_tensor(len(labels))])
         self.reset_activation_shape()
-        dist.broadcast(sums, self._loss_stage_global_rank(), group=self.grid.get_pipe_parallel_group())
+        last = self.grid.stage_to_global(self.num_stages - 1)
+        dist.broadcast(sums, last, group=self.grid.get_pipe_parallel_group())
         correct, loss, samples = sums.tolist()
         return {"accuracy": [correct / samples], "loss": [loss / samples], "samples": int(samples)}
 
@@ -201,3 +206,8 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
             messages_sent=self._messages_sent,
             samples=self._samples,
         )
+
+
+def _nbytes(message: Any) -> int:
+    """Bytes of a tensor, or of all in a tuple or list."""
+    return sum(tensor.nbytes for tensor in (message if isinstance(message, (tuple, list)) else (message,)))

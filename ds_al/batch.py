@@ -24,6 +24,7 @@ class BatchIntake:
         device: where the stage computes.
         check: look at values; off, only structure and shapes are checked.
         dynamic_shape: shapes may change from one micro-batch to the next.
+        dtype: what floats enter the first layer as; ``None`` is as they are.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class BatchIntake:
         device: torch.device,
         check: bool,
         dynamic_shape: bool,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.objective = objective
         self.num_classes = num_classes
@@ -42,6 +44,7 @@ class BatchIntake:
         self.device = device
         self.check = check
         self.dynamic_shape = dynamic_shape
+        self.dtype = dtype
         self._shapes: list[torch.Size] | None = None
 
     def reset_shape(self) -> None:
@@ -58,9 +61,14 @@ class BatchIntake:
         parts = x if isinstance(x, tuple) else (x,)
         if not self.dynamic_shape:
             self._check_shape([part.shape for part in parts])
-        s = tuple(self.to_device(part) for part in parts) if isinstance(x, tuple) else self.to_device(x)
+        arrived = tuple(self.cast(self.to_device(part)) for part in parts)
         labels = self.to_device(labels.to(torch.int64))
-        return s, self.objective.first_target(labels, self.compared(labels))
+        one_hot = self.cast(self.compared(labels))
+        return (arrived if isinstance(x, tuple) else arrived[0]), self.objective.first_target(labels, one_hot)
+
+    def cast(self, tensor: Tensor) -> Tensor:
+        """A tensor as layers take it: floats in what they compute in."""
+        return tensor if self.dtype is None or not tensor.is_floating_point() else tensor.to(self.dtype)
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """Brings a tensor to the device; on a GPU through pinned memory, so that the host need not wait."""

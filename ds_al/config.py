@@ -58,6 +58,11 @@ class MuonAdamWConfig(StrictModel):
         "`match_rms_adamw` times `0.2 * sqrt(max(out, rest))`, so that rates and decays of AdamW fit.",
     )
     ns_steps: int = Field(default=5, ge=1, lt=100, description="Newton-Schulz iterations of Muon.")
+    ns_dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto",
+        description="What they are done in; `auto` is bfloat16 on an accelerator and float32 on a CPU, most of which "
+        "compute bfloat16 many times slower.",
+    )
     adamw_lr: float = Field(
         default=1e-3, ge=0, allow_inf_nan=False, description="Learning rate of AdamW where Muon's is `lr`."
     )
@@ -165,8 +170,8 @@ class ALConfig(StrictModel):
         "barrier after every batch. `parallel_backward`: all stages run backward at once, after the forward "
         "of the last. `sequential`: one stage at a time. These four end on identical weights. `bp_1f1b`, "
         "`bp_gpipe`, `bp_naive`: back-propagation through DeepSpeed's own engine, for a plain "
-        "`PipelineModule`. `bp_dp`: the same, data parallel, for one of a single stage, a replica on every rank; in "
-        "Python alone (`ds_al.data_parallel`), since `run/train.py` cuts a network into a stage per rank.",
+        "`PipelineModule`. `bp_dp`: the same, data parallel, for one of a single stage, a replica on every rank "
+        "(`ds_al.data_parallel`).",
     )
     queue_depth: int = Field(
         default=2,
@@ -283,6 +288,14 @@ def read(path: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ALConfigError(f"config {str(path)!r} holds a {type(config).__name__}: expected an object {{...}}")
     return config
+
+
+def with_scheduler_steps(config: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """A config in which ``"total_num_steps": "auto"`` of the LR schedule is the number of steps of a run."""
+    params = config.get("scheduler", {}).get("params", {})
+    if params.get("total_num_steps") != "auto":
+        return dict(config)
+    return {**config, "scheduler": {**config["scheduler"], "params": {**params, "total_num_steps": steps}}}
 
 
 def validate(model: type[BaseModel], block: Any, *, where: str) -> Any:

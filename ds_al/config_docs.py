@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from ds_al import config, deepspeed_keys
+from ds_al import config, deepspeed_keys, precision
 from ds_al.experiment import config as experiment
 
 _INTRODUCTION = """# Config
@@ -39,14 +39,18 @@ def document() -> str:
         'For `"optimizer"`, of the AL and the `bp_*` methods alike, and for `autoencoder_optimizer`. Muon steps '
         "parameters of two or more dimensions, a convolution's kernel as `out x rest`; AdamW steps all others, the "
         "weights of `nn.Embedding`, and any parameter whose attribute `use_muon` is `False`. A `scheduler` sets the "
-        "rate of Muon (`WarmupLR` its `warmup_max_lr`), and so do the logs. Needs torch 2.9.\n",
+        "rate of Muon (`WarmupLR` its `warmup_max_lr`), and so do the logs.\n",
         "## DeepSpeed's keys that an AL engine honours\n\n| key | how |\n|---|---|\n"
         + "".join(f"| `{key}` | {how} |\n" for key, how in deepspeed_keys.DEEPSPEED_KEYS.items()),
-        "All other keys are refused, unless their value turns them off: mixed precision, ZeRO above stage 0, "
-        "DeepCompile, compression, curriculum learning and the like are not supported yet. The "
+        "All other keys are refused, unless their value turns them off: `torch_autocast`, `amp`, ZeRO above stage 1, "
+        "DeepCompile, compression, curriculum learning and the like are not supported. The "
         "`bp_*` methods run on DeepSpeed's own engine and take whatever it takes; give them "
         '`"gradient_clipping": 0.0`, since DeepSpeed clips by default and, in fp32 under a pipeline, by the norm of '
         "the first stage alone.\n",
+        _section('`"bf16"`', precision.BF16Config),
+        _section('`"fp16"`', precision.FP16Config),
+        "Each AL layer has a loss scale of its own, and leaves out its own step on overflow; the LR schedule goes on. "
+        "Checkpoints hold masters and optimizer state in float32, whatever the precision.\n",
         _section(f'`"{experiment.BLOCK}"`', experiment.ExperimentConfig),
         _section(f'`"{experiment.BLOCK}.model"`', experiment.ModelConfig),
         _section(f'`"{experiment.BLOCK}.data"`', experiment.DataConfig),

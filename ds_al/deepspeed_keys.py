@@ -8,6 +8,7 @@ from typing import Any
 
 from ds_al.config import BLOCK, ALConfig
 from ds_al.errors import ALConfigError
+from ds_al.precision import Precision
 
 DEEPSPEED_KEYS: dict[str, str] = {
     "train_batch_size": "samples per `train_batch()`",
@@ -18,6 +19,11 @@ DEEPSPEED_KEYS: dict[str, str] = {
     "scheduler": "the LR schedule, DeepSpeed's or torch's; every stage has its own copy",
     "steps_per_print": "the first stage prints its local loss every so many batches",
     "gradient_clipping": "0 or absent; see `layer_gradient_clipping`",
+    "bf16": "bfloat16 layers with float32 masters, see below; under DeepSpeed's older name `bfloat16`, too",
+    "fp16": "float16 layers with float32 masters and a loss scale per AL layer, see below; where the accelerator can",
+    "zero_optimization": "`stage` 0 or 1: at 1, data parallel copies of a stage share out its optimizer state and "
+    "masters, weight by weight, with the bits of stage 0. With one copy there is nothing to share out. All other keys "
+    "of the block are refused",
     "wandb": "DeepSpeed's monitor on rank 0: local loss and learning rate of the first stage",
     "tensorboard": "as `wandb`",
     "csv_monitor": "as `wandb`",
@@ -34,14 +40,13 @@ DEEPSPEED_KEYS: dict[str, str] = {
 }
 """DeepSpeed's keys that an AL engine honours, and how."""
 _PARTLY = ("gradient_clipping", "pipeline", "checkpoint")
+_OURS = ("bf16", "bfloat16", "fp16", "zero_optimization")
+"""What ds_al does itself, by layer: DeepSpeed's engine is to know nothing of it."""
 """Of these, the keys of which not all that they can hold is honoured."""
 
 _OFF_BY_VALUE: dict[str, str] = {
-    "fp16": 'train in fp32: remove the block or set "enabled": false',
-    "bf16": 'train in fp32: remove the block or set "enabled": false',
-    "bfloat16": 'train in fp32: remove the block or set "enabled": false',
-    "amp": 'remove the block or set "enabled": false',
-    "torch_autocast": 'remove the block or set "enabled": false',
+    "amp": 'remove the block or set "enabled": false, and use "bf16"',
+    "torch_autocast": 'remove the block or set "enabled": false, and use "bf16"',
     "flops_profiler": 'remove the block or set "enabled": false; it hooks a forward pass that a pipeline never runs',
     "curriculum_learning": "remove the block; give the engine a data iterator of your own",
     "data_efficiency": "remove the block; give the engine a data iterator of your own",
@@ -66,22 +71,29 @@ def honour(config: Mapping[str, Any], al: ALConfig) -> dict[str, Any]:
     """Checks a DeepSpeed config against what an AL engine can honour.
 
     Returns:
-        The config to give to DeepSpeed: clipping, which DeepSpeed turns on by default, is set to 0.
+        The config to give to DeepSpeed: clipping, which DeepSpeed turns on by default, is set to 0; precision and ZeRO
+        are left out, since ds_al does them by layer.
 
     Raises:
         ALConfigError: a key cannot be honoured; the message names it and what to do.
     """
     for key, value in config.items():
-        if key == BLOCK or (key in DEEPSPEED_KEYS and key not in _PARTLY):
+        if key == BLOCK or key in _OURS or (key in DEEPSPEED_KEYS and key not in _PARTLY):
             continue
         _refuse_unless_off(key, value)
+    zero_stage(config)
+    if Precision.of(config).is_low and al.message_dtype != "fp32":
+        raise ALConfigError(
+            f'"{BLOCK}.message_dtype": got {al.message_dtype!r} with "bf16" or "fp16": messages then travel in the '
+            "precision of the layers as they are. Remove it"
+        )
     micro_batches = config.get("gradient_accumulation_steps", 1)
     if al.steps_per_batch is not None and isinstance(micro_batches, int) and micro_batches % al.steps_per_batch:
         raise ALConfigError(
             f'"{BLOCK}.steps_per_batch": got {al.steps_per_batch}, which does not divide '
             f'"gradient_accumulation_steps" = {micro_batches}'
         )
-    return {**{k: v for k, v in config.items() if k != BLOCK}, "gradient_clipping": 0.0}
+    return {**{k: v for k, v in config.items() if k not in (BLOCK, *_OURS)}, "gradient_clipping": 0.0}
 
 
 def _refuse_unless_off(key: str, value: Any) -> None:
@@ -100,13 +112,6 @@ def _refuse_unless_off(key: str, value: Any) -> None:
                     f'"checkpoint.{option}": got {value[option]!r}. Checkpoints of AL engines are by layer, in a '
                     f'folder that all ranks see: remove it, and see "{BLOCK}.checkpoint"'
                 )
-    elif key == "zero_optimization":
-        stage = value.get("stage", 0) if isinstance(value, Mapping) else value
-        if stage:
-            raise ALConfigError(
-                f'"zero_optimization": got stage {stage}. AL stages step on their own, and ZeRO shares '
-                "optimizer state over data parallel ranks, which are not supported yet: set stage 0"
-            )
     elif key == "pipeline":
         _check_pipeline(value)
     elif key in _OFF_BY_VALUE:
@@ -139,3 +144,29 @@ def _check_pipeline(value: Any) -> None:
         raise ALConfigError(
             f'"pipeline.activation_checkpoint_interval": got {interval!r}: expected a number of blocks, or 0 for off'
         )
+
+
+def zero_stage(config: Mapping[str, Any]) -> int:
+    """The stage that a DeepSpeed config asks for, 0 or 1.
+
+    Raises:
+        ALConfigError: another stage, or a key of the block that is not honoured.
+    """
+    block = config.get("zero_optimization", {})
+    stage = block.get("stage", 0) if isinstance(block, Mapping) else block
+    if stage is False or stage == 0:
+        return 0
+    if not isinstance(block, Mapping) or stage not in (1, 2, 3):
+        raise ALConfigError(f'"zero_optimization": got {block!r}: expected {{"stage": 1}}, or stage 0 for off')
+    if stage != 1:
+        raise ALConfigError(
+            f'"zero_optimization": got stage {stage}. It shares out '
+            + ("gradients" if stage == 2 else "gradients and weights")
+            + " too, which a stage has of its own layers alone, and drops at every step: set stage 1, or more stages"
+        )
+    if rest := sorted(set(block) - {"stage"}):
+        raise ALConfigError(
+            f'"zero_optimization.{rest[0]}": got {block[rest[0]]!r}. It is about the vectors that DeepSpeed joins '
+            "weights to; here whole weights are shared out between the copies of a stage: remove it"
+        )
+    return 1

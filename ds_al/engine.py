@@ -3,6 +3,7 @@
 For every micro-batch a stage does, in the order of its schedule (:mod:`ds_al.schedule`):
 
     [1] LoadMicroBatch / RecvActivation   take (s, t) in; receives are posted ahead
+        RefreshDecoders, SendDecoders     now and then, where the objective decodes while it trains
     [2] ForwardPass                       s_i = f_i(s_{i-1}), t_i = g_i(t_{i-1}) for each local layer
     [3] SendActivation                    send (s, t) of the last local layer on, without waiting
     [4] BackwardPass                      A_i and E_i of each local layer, and their gradients
@@ -46,8 +47,9 @@ from ds_al.measured import MeasuredStage
 from ds_al.message import pack, unpack
 from ds_al.module import ALPipelineModule
 from ds_al.objectives import Target
-from ds_al.replicas import Replicas
-from ds_al.schedule import AL_SCHEDULES, Barrier, Repeated
+from ds_al.optimizer import LocalOptimizer
+from ds_al.precision import FULL, Precision
+from ds_al.schedule import AL_SCHEDULES, Barrier, RefreshDecoders, Repeated, SendDecoders
 from ds_al.stage import LocalStage
 from ds_al.trace import Report, StallWatch, Tracing, VitalsMeter
 from ds_al.wire import WIRES
@@ -72,16 +74,20 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
     module: ALPipelineModule
     stall_watch: StallWatch | None = None
 
-    def __init__(self, *args: Any, al_config: ALConfig, training_data: Any = None, **kwargs: Any) -> None:
-        self.al = al_config
+    def __init__(
+        self,
+        *args: Any,
+        al_config: ALConfig,
+        precision: Precision = FULL,
+        zero_stage: int = 0,
+        training_data: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self.al, self.precision, self.zero_stage = al_config, precision, zero_stage
         self.training_step = False
         super().__init__(*args, training_data=None, **kwargs)
+        self._is_made = True
         self.layers = self.module.local_layers
-        self.replicas = Replicas(
-            self.grid.get_data_parallel_rank(),
-            self.grid.get_data_parallel_world_size(),
-            group=self.grid.get_data_parallel_group(),
-        )
         self._prepare_layers()
         self.stage = LocalStage(
             self.layers,
@@ -89,12 +95,14 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
             base_seed=self.module.base_seed,
             device=self.device,
             number=self.replicas.number,
+            loss_scales=getattr(self.optimizer, "scales", {}),
         )
         self.intake = BatchIntake(
             objective=self.module.objective,
             num_classes=self.module.num_classes,
             micro_batch_size=self.micro_batch_size,
             device=self.device,
+            dtype=precision.dtype if precision.is_low else None,
             check=al_config.check_inputs,
             dynamic_shape=self.dynamic_shape,
         )
@@ -169,7 +177,11 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
         key = self.micro_batches, self.num_stages, self.stage_id, self.al.steps_per_batch
         if key not in self._schedules:
             schedule = AL_SCHEDULES[self.al.method](*key)
-            self._schedules[key] = Repeated(schedule, reduce_gradients=self.replicas.count > 1)
+            self._schedules[key] = Repeated(
+                schedule,
+                reduce_gradients=self.replicas.count > 1,
+                refresh_decoders=self.decoder_copies is not None,
+            )
         return self._schedules[key]
 
     def _end_batch(self) -> Tensor:
@@ -230,9 +242,17 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
     def _exec_forward_pass(self, buffer_id: int) -> None:
         now = self._now
         self._counters.samples += first(now.s).shape[0]
-        if self.decoder_copies is not None:
-            self.decoder_copies.before(self.stage.trained_micro_batches)
         now.s, now.t = self.stage.forward(now.s, now.t)
+
+    def _exec_refresh_decoders(self) -> None:
+        assert self.decoder_copies is not None
+        if self.decoder_copies.due(self.stage.trained_micro_batches):
+            self.decoder_copies.refresh()
+
+    def _exec_send_decoders(self) -> None:
+        assert self.decoder_copies is not None
+        if self.decoder_copies.due(self.stage.trained_micro_batches):
+            self.decoder_copies.send()
 
     def _exec_send_activations(self, buffer_id: int) -> None:
         assert self.sender is not None
@@ -244,7 +264,8 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
             self.receiver.release()
 
     def _exec_reduce_grads(self) -> None:
-        self.replicas.average_gradients(self.module.parameters())
+        own = isinstance(self.optimizer, LocalOptimizer)
+        self.replicas.average_gradients(self.optimizer.gradients_of() if own else self.module.parameters())
 
     def _exec_optimizer_step(self, lr_kwargs: Any = None) -> None:
         if self.optimizer is not None:
@@ -259,6 +280,8 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
     _INSTRUCTION_MAP: ClassVar[dict[Any, Callable[..., None]]] = {
         LoadMicroBatch: _exec_load_micro_batch,
         RecvActivation: _exec_recv_activations,
+        RefreshDecoders: _exec_refresh_decoders,
+        SendDecoders: _exec_send_decoders,
         ForwardPass: _exec_forward_pass,
         SendActivation: _exec_send_activations,
         BackwardPass: _exec_backward_pass,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from ds_al.backprop import BackpropPipelineEngine
 from ds_al.engine import ALPipelineEngine
 from ds_al.errors import ALConfigError
 from ds_al.module import ALPipelineModule
+from ds_al.precision import FULL, Precision
 from ds_al.trace import StallWatch
+from ds_al.versions import check_deepspeed
 from ds_al.world import join_world
-
-_HOOKS = ("_train_schedule", "_inference_schedule")
 
 
 def initialize(
@@ -55,10 +54,22 @@ def initialize(
     Returns:
         ``(engine, optimizer, training_dataloader, lr_scheduler)``.
 
+    Example:
+        >>> layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)]
+        >>> x, labels = torch.randn(4, 8), torch.tensor([0, 1, 2, 0])
+        >>> network = ds_al.ALPipelineModule.from_layers(layers, num_al_layers=1, num_classes=3, example=x)
+        >>> config = {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 2, "steps_per_print": None}
+        >>> config["optimizer"] = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
+        >>> engine, *_ = ds_al.initialize(model=network, config=config)
+        >>> loss = engine.train_batch(iter([(x, labels)] * 2))
+        >>> engine.global_samples, engine.predict(x).shape
+        (8, torch.Size([4, 3]))
+
     Raises:
+        ALVersionError: DeepSpeed is too old.
         ALConfigError: the config is missing, malformed, or asks for something that is not honoured.
     """
-    _check_deepspeed()
+    check_deepspeed()
     if not isinstance(model, PipelineModule):
         raise ALConfigError(
             f"got a model of {type(model).__name__}: expected an ALPipelineModule, or a PipelineModule for a "
@@ -68,7 +79,7 @@ def initialize(
         raise ALConfigError("mpu must be None: a pipeline brings its own")
     zero.partition_parameters.shutdown_init_context()
     join_world(distributed_port=distributed_port, dist_init_required=dist_init_required)
-    config = _load(args, config)
+    config = read_config(args, config)
     al = configs.al_config(config)
     is_al = isinstance(model, ALPipelineModule)
     if is_al != (al.method in configs.AL_METHODS):
@@ -81,6 +92,8 @@ def initialize(
     if not is_al and al.checkpoint != configs.CheckpointConfig():
         raise ALConfigError(f'"{configs.BLOCK}.checkpoint": {al.method!r} saves as DeepSpeed does: remove the block')
     optimizer_names.check(config, al)
+    precision = Precision.of(config) if is_al else FULL
+    precision.check_device()
     ds_dict = deepspeed_keys.honour(config, al) if is_al else {k: v for k, v in config.items() if k != configs.BLOCK}
     ds_config = DeepSpeedConfig(ds_dict, model.mpu())
     deepspeed.set_optimizer_flags(ds_config, model)
@@ -99,7 +112,9 @@ def initialize(
     }
     engine: ALPipelineEngine | BackpropPipelineEngine
     if is_al:
-        engine = ALPipelineEngine(al_config=al, **common)
+        engine = ALPipelineEngine(
+            al_config=al, precision=precision, zero_stage=deepspeed_keys.zero_stage(config), **common
+        )
     else:
         engine = BackpropPipelineEngine(al_config=al, **common)
     model.parts = [int(bound) for bound in model.parts]  # numpy's where DeepSpeed balanced them: no JSON takes those
@@ -110,7 +125,12 @@ def initialize(
     return engine, engine.optimizer, engine.training_dataloader, engine.lr_scheduler
 
 
-def _load(args: Any, config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+def read_config(args: Any, config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The config that is given either way, as a dict of its own.
+
+    Raises:
+        ALConfigError: none is given, or two, or a file that is missing or malformed.
+    """
     from_args = getattr(args, "deepspeed_config", None)
     if config is not None and from_args is not None:
         raise ALConfigError("got a config both in args.deepspeed_config and as an argument: give one")
@@ -120,11 +140,3 @@ def _load(args: Any, config: str | Path | Mapping[str, Any] | None) -> dict[str,
     if isinstance(config, Mapping):
         return json.loads(json.dumps(config))  # a deep copy, of exactly what a file could hold
     return configs.read(config)
-
-
-def _check_deepspeed() -> None:
-    if not all(hasattr(deepspeed.PipelineEngine, hook) for hook in _HOOKS):
-        raise ALConfigError(
-            f"deepspeed {metadata.version('deepspeed')} is too old: its PipelineEngine lacks {', '.join(_HOOKS)}. "
-            "Install deepspeed>=0.19.8"
-        )

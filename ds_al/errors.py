@@ -32,3 +32,7 @@ class ALCheckpointError(ALError, RuntimeError):
 
 class ALReportError(ALError, RuntimeError):
     """A report cannot be made of these runs, or not where it should go."""
+
+
+class ALVersionError(ALError, RuntimeError):
+    """A package is missing, or of a release that ds_al does not work with."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ds_al.early_exit import check_threshold, confidence_of, early_exits
 from ds_al.errors import ALDataError
 from ds_al.layer import Activation
+from ds_al.losses import widened
 from ds_al.transport import Receiver, Sender
 
 if TYPE_CHECKING:
@@ -44,13 +45,17 @@ class Inference:
         )
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Any] | None, *, exit_confidence: Sequence[float] = ()) -> dict[str, Any]:
+    def evaluate(
+        self, batches: Iterable[Any] | None, *, exit_confidence: Sequence[float] = (), keep_scores: bool = False
+    ) -> dict[str, Any]:
         """Accuracy, loss and number of samples at every exit; see ``engine.evaluate``.
 
         Args:
             batches: see there.
             exit_confidence: thresholds; for each of them ``"early_exit"`` gets the
                 :class:`~ds_al.early_exit.EarlyExit` of the data set.
+            keep_scores: ``"scores"`` and ``"labels"`` get those of each batch at the last exit, on the host of every
+                rank.
 
         Raises:
             ALConfigError: a threshold is not in (0, 1].
@@ -59,6 +64,7 @@ class Inference:
         for threshold in exit_confidence:
             check_threshold(threshold)
         seen: list[list[Tensor]] = [[] for _ in engine.layers]
+        kept: tuple[list[Tensor], list[Tensor]] = [], []
         count = self._announce(_length(batches) if engine.is_first_stage() else 0)
         sums = torch.zeros(engine.module.num_layers, 3, dtype=torch.float64, device=engine.device)
         for s, labels in self._forward(self._mapped(iter(batches or ())), count):
@@ -68,6 +74,9 @@ class Inference:
                 if exit_confidence:
                     right = scores.argmax(dim=1) == labels
                     seen[index - engine.layers[0][0]].append(torch.stack([confidence_of(scores), right.float()]))
+                if keep_scores and index == engine.module.num_layers - 1:
+                    kept[0].append(scores.to("cpu", copy=True))
+                    kept[1].append(labels.to("cpu", copy=True))  # they lie in a buffer that the next message takes
                 loss = engine.module.label_loss(scores, target) * labelled
                 sums[index] += torch.stack([correct.double(), loss.double(), labelled.double()])
         sums = torch.stack(engine.gather(sums.cpu())).sum(dim=0)
@@ -78,6 +87,8 @@ class Inference:
             "loss": (sums[:, 1] / sums[:, 2]).tolist(),
             "samples": int(sums[-1, 2]),
         }
+        if keep_scores:
+            found["scores"], found["labels"] = engine.gather(kept)[-1]
         if exit_confidence:
             stages = engine.gather(torch.stack([torch.cat(batches, dim=1).cpu() for batches in seen]))
             confidence, right = torch.cat(stages).unbind(dim=1)
@@ -110,20 +121,38 @@ class Inference:
         loss = loss if compute_loss else None
         return (loss, all_scores.to(engine.device)) if return_logits else loss
 
-    @torch.no_grad()
     def predict(self, x: Activation | None, *, exit: int | None) -> Tensor:
         """See ``engine.predict``."""
+        return self.scores([x], exit=exit)[0].to(self.engine.device)
+
+    @torch.no_grad()
+    def scores(self, xs: Iterable[Activation | None] | None, *, exit: int | None = None) -> list[Tensor]:
+        """Scores of many batches, which follow one another through the stages.
+
+        Args:
+            xs: a sized iterable of inputs of the first layer, of any size; read on the first stage, ``None`` elsewhere
+                is fine.
+            exit: see ``engine.predict``.
+
+        Returns:
+            Of each batch ``(B, V)``, on the host of every rank.
+
+        Raises:
+            ValueError: there is no such exit.
+        """
         engine = self.engine
         depth = engine.module.num_layers if exit is None else exit
         if not 1 <= depth <= engine.module.num_layers:
             raise ValueError(f"exit={exit}: expected 1..{engine.module.num_layers}, the number of layers that x passes")
+        count = self._announce(_length(xs) if engine.is_first_stage() else 0)
+        kept: list[Tensor] = []
+        for s, _ in self._forward(map(self._without_labels, xs or ()), count):
+            kept += [scores.to("cpu", copy=True) for index, scores in self._exits(s) if index == depth - 1]
+        return next((each for each in engine.gather(kept) if each), [])
+
+    def _without_labels(self, x: Activation | None) -> tuple[Activation | None, Tensor]:
         head = x[0] if isinstance(x, tuple) else x
-        batch = iter([(x, engine.intake.no_labels(0 if head is None else len(head)))])
-        scores = None
-        for s, _ in self._forward(batch, 1):
-            scores = next((scores for index, scores in self._exits(s) if index == depth - 1), None)
-        found = engine.gather(None if scores is None else scores.cpu())
-        return next(scores for scores in found if scores is not None).to(engine.device)
+        return x, self.engine.intake.no_labels(0 if head is None else len(head))
 
     @torch.no_grad()
     def predict_early(self, x: Activation | None, *, confidence: float) -> tuple[Tensor, Tensor]:
@@ -210,7 +239,7 @@ class Inference:
         except StopIteration:
             raise ALDataError("the data to evaluate ran out: pass as many micro-batches as are asked for") from None
         x, labels = engine.intake.split(batch)
-        parts = tuple(part.to(engine.device) for part in (x if isinstance(x, tuple) else (x,)))
+        parts = tuple(engine.intake.cast(part.to(engine.device)) for part in (x if isinstance(x, tuple) else (x,)))
         return (parts if isinstance(x, tuple) else parts[0]), labels.to(engine.device)
 
     def _exits(self, outputs: list[Activation]) -> Iterator[tuple[int, Tensor]]:
@@ -223,7 +252,7 @@ class Inference:
         assert self._earlier is not None
         earlier = [*self._earlier, *(layer.h for _, layer in self.engine.layers[:k])]
         layer, table = self.engine.layers[k][1], self._tables[k] if self._tables else None
-        return layer.objective.scores(layer, s, earlier=earlier, table=table)
+        return widened(layer.objective.scores(layer, s, earlier=earlier, table=table))
 
     def _exchange_decoders(self) -> None:
         """Brings the weights of all earlier ``h`` here, and sends them on with this stage's own.
@@ -233,7 +262,7 @@ class Inference:
         engine = self.engine
         if self._earlier is None:
             earlier = engine.module.build_decoders(engine.layers[0][0])
-            self._earlier = [decoder.to(engine.device) for decoder in earlier]
+            self._earlier = [decoder.to(engine.device, engine.intake.dtype) for decoder in earlier]
         for weight in _weights(self._earlier):
             weight.copy_(self._receive_one())
         if self._sender is not None:
@@ -248,7 +277,7 @@ class Inference:
         if not objective.has_code_table:
             return
         if self._receiver is None:
-            table = objective.all_classes(engine.module.num_classes, device=engine.device)
+            table = engine.intake.cast(objective.all_classes(engine.module.num_classes, device=engine.device))
         else:
             table = self._receive_one()
         for _, layer in engine.layers:

@@ -70,6 +70,13 @@ class ALLayer(nn.Module):
         reduce: turns ``s_i`` into what the bridge reads, a tensor or a tuple; by default the first tensor of a tuple.
         target_gradient: lets the associated loss train ``g`` as well. Off in the published code.
         name: shown in errors, logs and reports.
+
+    Example:
+        >>> layer = ds_al.ALLayer(f=nn.Linear(8, 16), b=nn.Linear(16, 4), g=nn.Linear(3, 4), h=nn.Linear(4, 3))
+        >>> labels = nn.functional.one_hot(torch.tensor([0, 2]), 3).float()
+        >>> s, t = layer(torch.randn(2, 8), labels)  # (B, D), (B, K)
+        >>> losses = layer.local_losses(s, t, labels)
+        >>> sum(losses).backward()
     """
 
     recomputed: Recomputed | None = None
@@ -110,7 +117,10 @@ class ALLayer(nn.Module):
         """Computes ``A_i`` and ``E_i`` of one micro-batch from what :meth:`forward` returned and ``t_{i-1}``."""
         associated = self.objective.associated_loss(self, s_out, t_out)
         autoencoder = self.objective.autoencoder_loss(self, t_out, t_in)
-        return LocalLosses(associated, torch.zeros_like(associated) if autoencoder is None else autoencoder)
+        associated = losses.widened(associated)  # a loss of the user's may keep the precision of the layer
+        return LocalLosses(
+            associated, torch.zeros_like(associated) if autoencoder is None else losses.widened(autoencoder)
+        )
 
     def bridge(self, s: Activation) -> Tensor:
         """``b_i(reduce(s_i))``: the code ``(B, K)`` that the input side predicts for the target side."""
@@ -156,6 +166,11 @@ def predict(
     layers: Sequence[ALLayer], x: Activation, *, exit: int | None = None, num_classes: int | None = None
 ) -> Tensor:
     """Label scores ``(B, V)`` of the inference path, or of an early exit after ``exit`` layers (1-based).
+
+    Example:
+        >>> layer = ds_al.ALLayer(f=nn.Linear(8, 16), b=nn.Linear(16, 4), g=nn.Linear(3, 4), h=nn.Linear(4, 3))
+        >>> ds_al.predict([layer], torch.randn(2, 8)).shape
+        torch.Size([2, 3])
 
     Args:
         num_classes: V; needed where the objective scores with a table of codes (``contrast``).

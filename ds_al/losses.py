@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,9 +16,14 @@ from ds_al.errors import ALConfigError
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+def widened(x: Tensor) -> Tensor:
+    """bfloat16 and float16 as float32, all others as they are: losses are computed with the digits of float32."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def mse(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error over all elements; both ``(B, K)``. The published default of both losses."""
-    return F.mse_loss(prediction, target)
+    return F.mse_loss(widened(prediction), widened(target))
 
 
 def cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
@@ -26,7 +32,7 @@ def cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
     Against one-hot labels this is the cross-entropy against the class index, which the published
     method uses for the autoencoder of the first layer in text models.
     """
-    return F.cross_entropy(prediction, target)
+    return F.cross_entropy(widened(prediction), widened(target))
 
 
 LOSSES: dict[str, Loss] = {"mse": mse, "cross_entropy": cross_entropy}

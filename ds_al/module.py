@@ -144,6 +144,13 @@ class ALPipelineModule(PipelineModule):
             base_seed: see above.
             options: all other arguments of :class:`ALPipelineModule`.
 
+        Example:
+            >>> layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)]
+            >>> x = torch.randn(2, 8)
+            >>> network = ds_al.ALPipelineModule.from_layers(layers, num_al_layers=2, num_classes=3, example=x)
+            >>> network(x).shape
+            torch.Size([2, 3])
+
         Raises:
             ALConfigError: the list cannot be cut in such a way, the classifier is not found, tied layers fall into
                 two groups, or no bridge is known for an activation.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from deepspeed.runtime.pipe.engine import PipelineEngine
 from torch import nn
 
 from ds_al import muon
-from ds_al.config import BLOCK, ALConfig, MuonAdamWConfig, OptimizerConfig, validate
+from ds_al.config import AL_METHODS, BLOCK, ALConfig, MuonAdamWConfig, OptimizerConfig, validate
 from ds_al.errors import ALConfigError
 from ds_al.optimizer import Factory
 
@@ -19,6 +20,14 @@ _FORMS = {"fused", "foreach", "capturable", "differentiable"}
 """Options that say how to step."""
 _FUSABLE = ("adam", "adamw", "SGD")
 """Names, as DeepSpeed's config holds them, of torch's optimizers with a fused step on CPU and GPU since torch 2.4."""
+
+_REFUSED = {
+    "LBFGS": "which evaluates the loss anew in each step, while a stage steps once per gradient: use another",
+    "SparseAdam": "which takes sparse gradients alone: layers have others, too. Use another",
+    "Muon": 'which takes matrices alone: use "MuonAdamW", which steps all others by AdamW',
+    "muon": 'whose groups are those of DeepSpeed\'s ZeRO: use "MuonAdamW"',
+}
+"""Of DeepSpeed and torch, what cannot train AL layers, and why."""
 
 
 class NamedOptimizers(PipelineEngine):
@@ -36,6 +45,12 @@ class NamedOptimizers(PipelineEngine):
             self._config.optimizer_params = self._fused(self._config.optimizer_name, dict(given or {}))
             try:
                 return super()._configure_basic_optimizer(model_parameters)
+            except Exception as error:  # a kernel that this device has not, a package that is missing, an option
+                raise ALConfigError(
+                    f'"optimizer.type": {self._config.optimizer_name!r} cannot be made on {self.device.type} with '
+                    f"{given!r}: {type(error).__name__}: {error}. Correct its params, or use one of torch.optim, such "
+                    'as "AdamW" with "torch_adam": true'
+                ) from error
             finally:
                 self._config.optimizer_params = given
         if self.zero_optimization() or self.fp16_enabled() or self.bfloat16_enabled():
@@ -82,18 +97,39 @@ def without_engine(optimizer: OptimizerConfig, module: nn.Module) -> Factory:
 
 
 def check(config: Mapping[str, Any], al: ALConfig) -> None:
-    """Checks the options of our own optimizers: on every rank, also one with nothing for them to train.
+    """Checks names, and the options of our own optimizers: on every rank, also one with nothing for them to train.
 
     Raises:
-        ALConfigError: an option is unknown (the nearest is named) or out of range, or this torch lacks Muon.
+        ALConfigError: a name (of an AL engine) or an option is unknown (the nearest is named), or out of range; or the
+            name is of an optimizer that cannot step layers.
     """
     blocks: dict[str, Any] = {"optimizer": config.get("optimizer")}
     if al.autoencoder_optimizer is not None:
         blocks[f"{BLOCK}.autoencoder_optimizer"] = al.autoencoder_optimizer.model_dump()
     for where, block in blocks.items():
-        if isinstance(block, Mapping) and _is_ours(block.get("type")):
-            muon.check_torch()
+        if not isinstance(block, Mapping):
+            continue
+        if _is_ours(block.get("type")):
             validate(MuonAdamWConfig, block.get("params", {}), where=f"{where}.params")
+        elif al.method in AL_METHODS:
+            _check_name(block.get("type"), where=where)
+
+
+def _check_name(name: Any, *, where: str) -> None:
+    """Raises :class:`~ds_al.errors.ALConfigError` where no engine could train with an optimizer of that name."""
+    from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
+
+    of_torch = [
+        each
+        for each, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+    ]
+    if name in _REFUSED:
+        raise ALConfigError(f'"{where}.type": got {name!r}, {_REFUSED[name]}')
+    if not isinstance(name, str) or (name not in of_torch and name.lower() not in DEEPSPEED_OPTIMIZERS):
+        near = difflib.get_close_matches(str(name), [*of_torch, MUON_ADAMW, "Lamb", "Lion"], n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]!r}?" if near else "use one of torch.optim, of DeepSpeed, or MuonAdamW"
+        raise ALConfigError(f'"{where}.type": got {name!r}, which neither DeepSpeed nor torch.optim has: {hint}')
 
 
 def _is_ours(name: Any) -> bool:

@@ -29,7 +29,7 @@ class Replicas:
     """
 
     def __init__(self, index: int, count: int, *, group: Any) -> None:
-        self.index, self.count, self._group = index, count, group
+        self.index, self.count, self.group = index, count, group
 
     def number(self, micro_batch: int) -> int:
         """The number in the whole job of this copy's micro-batch, both from 0."""
@@ -46,15 +46,19 @@ class Replicas:
                 by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
         for gradients in by_dtype.values():
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            dist.all_reduce(flat, group=self._group)
+            dist.all_reduce(flat, group=self.group)
             parts = flat.div_(self.count).split([gradient.numel() for gradient in gradients])
             for gradient, mean in zip(gradients, parts, strict=True):
                 gradient.copy_(mean.view_as(gradient))
+
+    def broadcast(self, value: Tensor, *, source: int) -> None:
+        """Overwrites a tensor by that of one copy; on every rank of the stage."""
+        dist.broadcast(value, dist.get_global_rank(self.group, source), group=self.group)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over the copies; on every rank of the stage."""
         if self.count == 1:
             return value
         total = value.clone()
-        dist.all_reduce(total, group=self._group)
+        dist.all_reduce(total, group=self.group)
         return total / self.count

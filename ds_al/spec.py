@@ -24,15 +24,16 @@ def _build(part: Part) -> nn.Module:
 class ALLayerSpec(LayerSpec):
     """Builds an :class:`~ds_al.layer.ALLayer` on the stage that owns it, as DeepSpeed's ``LayerSpec`` does.
 
-    Example::
-
-        ALLayerSpec(
-            f=LayerSpec(ConvBlock, 1, 32),
-            b=LayerSpec(Bridge, 32, 64),
-            g=LayerSpec(nn.Linear, 10, 64),
-            h=LayerSpec(nn.Linear, 64, 10),
-            autoencoder_loss="cross_entropy",
-        )
+    Example:
+        >>> spec = ds_al.ALLayerSpec(
+        ...     f=LayerSpec(nn.Linear, 784, 128),
+        ...     b=LayerSpec(nn.Linear, 128, 32),
+        ...     g=LayerSpec(nn.Linear, 10, 32),
+        ...     h=LayerSpec(nn.Linear, 32, 10),
+        ...     autoencoder_loss="cross_entropy",
+        ... )
+        >>> type(spec.build()).__name__
+        'ALLayer'
 
     Args:
         f, b, g, h: each a ``LayerSpec``, a module, or a callable without arguments that returns a module.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ds_al.errors import ALError, ALLayerError
 from ds_al.layer import Activation, ALLayer, seed_layer, stop_gradient
+from ds_al.loss_scale import LayerScale
 from ds_al.objectives import Target
 from ds_al.trace.recorder import Recorder
 
@@ -35,6 +36,7 @@ class LocalStage:
         base_seed: with layer, micro-batch and part of it, fixes all random draws of a layer.
         device: where the losses are summed up.
         number: this stage's count of micro-batches to the number that fixes the draws of one.
+        loss_scales: by index of the layer, where its losses are multiplied before backward.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class LocalStage:
         base_seed: int,
         device: torch.device,
         number: Callable[[int], int] = int,
+        loss_scales: Mapping[int, LayerScale] | None = None,
     ) -> None:
         self.layers = layers
         self.stage_id = stage_id
@@ -56,7 +59,8 @@ class LocalStage:
         self._passes: list[_Pass] = []
         self._device = device
         self._number = number
-        self._gradient: tuple[float, Tensor] | None = None
+        self._scales = loss_scales or {}
+        self._gradient: dict[float, Tensor] = {}
         self._losses: list[Tensor] = []
 
     def forward(self, s: Activation, t: Target) -> tuple[Activation, Target]:
@@ -97,7 +101,8 @@ class LocalStage:
                 losses = kept.layer.local_losses(kept.s_out, kept.t_out, kept.t_in)
                 learning = [loss for loss in losses if loss.requires_grad]
                 if learning:
-                    torch.autograd.backward(learning, self._gradients(scale, len(learning)))
+                    own = self._scales[kept.index].value * scale if self._scales else scale
+                    torch.autograd.backward(learning, self._gradients(own, len(learning)))
             except Exception as error:
                 self._blame(error, kept.layer, "local losses and backward")
             self._losses += [loss.detach() for loss in losses]
@@ -110,9 +115,9 @@ class LocalStage:
         """The gradient of each loss: ``scale``, made once, or autograd's own 1, which is cheaper."""
         if scale == 1:
             return None
-        if self._gradient is None or self._gradient[0] != scale:
-            self._gradient = scale, torch.tensor(scale, device=self._device)
-        return [self._gradient[1]] * count
+        if scale not in self._gradient:  # few: loss scales are powers of 2
+            self._gradient[scale] = torch.tensor(scale, device=self._device)
+        return [self._gradient[scale]] * count
 
     def take_losses(self, micro_batches: int) -> Tensor:
         """Means ``(layers, 2)`` of ``(A_i, E_i)`` over the micro-batches since the last call."""

@@ -1,6 +1,7 @@
 """Measures the schedules on ranks of this machine; choose a measurement.
 
     python run/bench.py --sleeping --json results/sleeping.json
+    python run/bench.py --features --json results/features.json
     python run/bench.py --overhead --json results/overhead.json
     python run/bench.py --layers --model vgg,transformer --json results/layers.json
     python run/bench.py --bytes --json results/bytes.json
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ds_al.bench import SleepingCases, guard, measure_memory, measure_sleeping, report
 from ds_al.bench.arguments import names, numbers, positive
+from ds_al.bench.features import FeatureCases, features_table, measure_features
 from ds_al.bench.layers import measure_layers
 from ds_al.bench.link_tables import traffic_table
 from ds_al.bench.overhead import METHODS as OVERHEAD_METHODS
@@ -43,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--sleeping", action="store_true", help="time all methods on sleeping layers, beside the ideal time"
+    )
+    what.add_argument(
+        "--features", action="store_true", help="time features of DeepSpeed on sleeping layers, beside none: who waits?"
     )
     what.add_argument(
         "--layers", action="store_true", help="time forward, backward and step of every layer of preset models"
@@ -102,7 +108,9 @@ def main() -> None:
         p.error("--markdown goes with --memory")
     if args.current and not args.check:
         p.error("--current goes with --check")
-    run = next(each for each in (sleeping, overhead, layers, traffic, check, memory) if getattr(args, each.__name__))
+    run = next(
+        each for each in (sleeping, features, overhead, layers, traffic, check, memory) if getattr(args, each.__name__)
+    )
     try:
         run(args, Console())
     except (RankFailure, guard.GuardError) as error:
@@ -148,6 +156,22 @@ def _time_sleeping(cases: SleepingCases, console: Console) -> list[dict[str, Any
                 print(f"{done}: {case['seconds']:.3f} s", flush=True)
 
         return measure_sleeping(cases, progress=progress)
+
+
+def features(args: argparse.Namespace, console: Console) -> None:
+    """Times features."""
+    cases = FeatureCases(
+        micro_batches=(args.micro_batches or (8,))[0],
+        batches=args.batches,
+        forward=args.forward_ms / 1000,
+        backward=args.backward_ms / 1000,
+        repeat=args.repeat,
+    )
+    with console.status("timing features on 4 ranks"):
+        rows = measure_features(cases)
+    print(features_table(rows))
+    if args.json:
+        report.write(args.json, header=report.header(**asdict(cases)), rows=rows)
 
 
 def traffic(args: argparse.Namespace, console: Console) -> None:

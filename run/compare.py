@@ -25,7 +25,7 @@ from ds_al.compare.exits import exit_table
 from ds_al.compare.figures import draw_group
 from ds_al.compare.page import results_page
 from ds_al.compare.runner import is_done, read_result, run_cells
-from ds_al.compare.suite import Cell, Suite, cells, read_suite, waiting
+from ds_al.compare.suite import Cell, Suite, cells, read_suite, waiting, with_baselines
 from ds_al.compare.table import markdown, rows
 from ds_al.errors import ALConfigError
 
@@ -40,7 +40,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on (default: 3)")
     p.add_argument("--json", metavar="PATH", type=Path, required=True, help="where the results go; cells beside it")
     p.add_argument("--groups", help="only groups whose name contains this text")
-    p.add_argument("--methods", help="only these methods, separated by commas")
+    p.add_argument(
+        "--methods",
+        help="only these methods, separated by commas; bp_single (back-propagation in one process) and bp_dp (data "
+        "parallel, a replica in each process) also where the suite has them not",
+    )
     p.add_argument(
         "--data", metavar="DIR", type=Path, default=os.environ.get("DS_AL_DATA"),
         help="folder that the suite's data paths start from (default: $DS_AL_DATA, else the working directory)",
@@ -61,6 +65,7 @@ def main() -> None:
     console = Console()
     try:
         suite = read_suite(path)
+        with_baselines(suite, (args.methods or "").split(","))
         every = list(cells(suite, folder=path.parent, seeds=args.seeds))
         todo = [cell for cell in every if _selected(cell, args)]
         waits = waiting(suite, path.parent)

@@ -2,7 +2,8 @@
 
     deepspeed --num_accelerators 2 run/train.py --deepspeed_config ds_configs/fashion_mnist_vgg_al.json
 
-One process is one stage; with a single process all layers train in it, with the same result.
+One process is one stage; with a single process all layers train in it, with the same result. --stages 2 on four
+processes makes two data parallel copies of the pipeline.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--method",
         help="schedule, instead of the config's: streaming, forward_first, parallel_backward, sequential; bp_1f1b, "
-        "bp_gpipe, bp_naive train the backprop twin",
+        "bp_gpipe, bp_naive train the backprop twin, bp_dp trains it data parallel, a replica in every process",
     )
+    add("--stages", type=int, help="stages of the pipeline, instead of one per process (experiment.num_stages)")
     add("--epochs", type=int, help="number of epochs, instead of the config's")
     add(
         "--seed",
@@ -83,6 +85,7 @@ def main() -> None:
         *args.assignments,
         *(f"{key}={value}" for key, value in {
             "associated_learning.method": args.method,
+            "experiment.num_stages": args.stages,
             "experiment.epochs": args.epochs,
             "experiment.seed": args.seed,
             "experiment.output": args.output,
@@ -102,7 +105,7 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     job = Job(override(config.read(args.deepspeed_config), assignments), resume=args.resume)
     summary = job.run()
-    if args.json and job.is_last:
+    if args.json and job.records:
         write_json(args.json, summary)
     job.close()
 

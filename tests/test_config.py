@@ -7,21 +7,36 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ds_al.config import BLOCK, ALConfig, al_config, read
-from ds_al.deepspeed_keys import DEEPSPEED_KEYS, honour
+from ds_al.deepspeed_keys import DEEPSPEED_KEYS, honour, zero_stage
 from ds_al.errors import ALConfigError
 from ds_al.experiment.config import experiment_config, override
+from ds_al.precision import Precision
 
 BASE: dict[str, Any] = {"train_micro_batch_size_per_gpu": 8, "gradient_accumulation_steps": 4}
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"gradient_clipping": 1.0}, '"gradient_clipping": got 1.0.*layer_gradient_clipping'),
-    ({"zero_optimization": {"stage": 1}}, '"zero_optimization": got stage 1.*set stage 0'),
-    ({"zero_optimization": {"stage": 2}}, '"zero_optimization": got stage 2.*set stage 0'),
-    ({"fp16": {"enabled": True}}, '"fp16" is not supported.*train in fp32'),
-    ({"fp16": {}}, '"fp16" is not supported'),
-    ({"bf16": {"enabled": True}}, '"bf16" is not supported.*train in fp32'),
+    ({"zero_optimization": {"stage": 2}}, '"zero_optimization": got stage 2.*gradients too.*set stage 1'),
+    ({"zero_optimization": {"stage": 3}}, '"zero_optimization": got stage 3.*gradients and weights too.*set stage 1'),
+    ({"zero_optimization": {"stage": 4}}, '"zero_optimization": got .*expected {"stage": 1}'),
+    ({"zero_optimization": True}, '"zero_optimization": got True.*expected {"stage": 1}'),
+    (
+        {"zero_optimization": {"stage": 1, "overlap_comm": True}},
+        '"zero_optimization.overlap_comm": got True.*remove it',
+    ),
+    ({"zero_optimization": {"stage": 1, "offload_optimizer": {}}}, '"zero_optimization.offload_optimizer"'),
+    ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, '"bf16" and "fp16" are both enabled'),
+    ({"bf16": {"enabled": True, "bf16_optimizer_states": True}}, '"bf16.bf16_optimizer_states": got True.*float32'),
+    ({"bf16": {"enable": True}}, "\"bf16.enable\" is not a key.*did you mean 'enabled'"),
+    ({"fp16": {"enabled": True, "loss_scale_window": 0}}, "fp16.loss_scale_window.*got 0"),
+    ({"fp16": {"enabled": True, "opt_level": "O1"}}, '"fp16.opt_level" is not a key'),
+    (
+        {"bf16": {"enabled": True}, BLOCK: {"message_dtype": "int8"}},
+        'message_dtype": got .int8. with "bf16".*as they are. Remove it',
+    ),
     ({"pipeline": {"stages": 2}}, '"pipeline.stages" is not a key.*Only activation_checkpoint_interval'),
     ({"pipeline": {"activation_checkpoint_interval": -1}}, "activation_checkpoint_interval.*got -1.*0 for off"),
     ({"pipeline": 2}, '"pipeline": got 2'),
@@ -32,6 +47,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({BLOCK: {"compile": {"functions": ["r"]}}}, "compile.functions.*got 'r'"),
     ({BLOCK: {"compile": {"backend": "eager", "options": {"debug": True}}}}, "compile.*options are inductor's"),
     ({BLOCK: {"compile": {"options": {"fallback_random": False}}}}, "compile.*fallback_random must be true"),
+    ({"torch_autocast": {"enabled": True}}, '"torch_autocast" is not supported.*use "bf16"'),
     ({"flops_profiler": {"enabled": True}}, '"flops_profiler"'),
     ({"checkpoint": {"use_node_local_storage": True}}, '"checkpoint.use_node_local_storage".*that all ranks see'),
     ({"checkpoint": 3}, '"checkpoint": got 3, expected an object'),
@@ -59,12 +75,22 @@ def test_what_cannot_be_honoured_is_refused_by_name(extra: dict[str, Any], messa
         {"compile": {}},
         {"pipeline": {}},
         {"fp16": {"enabled": False}},
+        {"fp16": {}},
+        {"bf16": {"bf16_optimizer_states": False}, "fp16": {"fp16_master_weights_and_grads": False}},
         {"zero_optimization": {"stage": 0}},
         {"gradient_clipping": 0.0},
     ],
 )
 def test_what_is_turned_off_passes(off: dict[str, Any]) -> None:
     assert honour({**BASE, **off}, ALConfig())["gradient_clipping"] == 0.0
+
+
+def test_precision_and_zero_are_done_here_and_deepspeed_is_not_told() -> None:
+    config = {**BASE, "bf16": {"enabled": True}, "zero_optimization": {"stage": 1}}
+    assert set(honour(config, ALConfig())) == {*BASE, "gradient_clipping"}
+    assert zero_stage(config) == 1 and Precision.of(config).dtype is torch.bfloat16
+    assert Precision.of({"bfloat16": {"enabled": True}}).dtype is torch.bfloat16
+    assert zero_stage(BASE) == 0 and not Precision.of(BASE).is_low
 
 
 def test_clipping_is_off_where_deepspeed_would_turn_it_on() -> None:

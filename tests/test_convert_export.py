@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,10 @@ from ds_al.convert.fold import Folded, fold
 from ds_al.convert.hugging_face import AUTO_CLASSES, layer_specs
 from ds_al.convert.layers import layer_specs as list_specs
 from ds_al.convert.program import InferencePath, write
-from ds_al.errors import ALConfigError
+from ds_al.convert.recipe import made_again
+from ds_al.errors import ALCheckpointError, ALConfigError
 from ds_al.layer import ALLayer, predict
+from ds_al.objectives import Contrast
 from tests.hugging_face_models import CASES, LM, V
 from tests.test_convert_hugging_face import built
 
@@ -95,6 +98,33 @@ def test_a_language_model_comes_back_and_generates(tmp_path: Path, name: str) ->
     assert torch.equal(made, by_hand)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_every_architecture_is_made_again_from_its_recipe_alone(name: str) -> None:
+    layers, source = network(name)
+    specs, again = made_again(json.loads(json.dumps(source.recipe)))
+    assert (again.names, again.model_class, again.classifier) == (source.names, source.model_class, source.classifier)
+    new = built(specs)
+    for one, two in zip(layers, new, strict=True):
+        two.load_state_dict(one.state_dict())
+    options: Any = {} if CASES[name].task == LM else {"num_classes": V}
+    assert torch.equal(predict(layers, CASES[name].x(), **options), predict(new, CASES[name].x(), **options))
+
+
+def test_what_a_recipe_cannot_say_is_refused_where_it_is_needed() -> None:
+    """A bridge that was a module once ended from_pretrained with a KeyError: its weights are not the model's."""
+    own: Any = nn.Linear(8, 6)
+    _, source = network("resnet", bridges=[own, None, None])
+    assert source.recipe["own_bridges"] == [0] and made_again(source.recipe), "exits before the last are not exported"
+    _, source = network("resnet", bridges=[None, None, own])
+    with pytest.raises(ALCheckpointError, match=r"last AL layer is one of your own.*weights=checkpoint"):
+        made_again(source.recipe)
+    _, source = network("vit", objective=Contrast())
+    with pytest.raises(ALCheckpointError, match=r"objective is one of your own"):
+        made_again(source.recipe)
+    with pytest.raises(ALCheckpointError, match=r"made of a NewModel, which transformers .* has not"):
+        made_again({**source.recipe, "objective": "mse", "model_class": "NewModel"})
+
+
 def test_without_folding_the_trunk_is_written(tmp_path: Path) -> None:
     layers, source = network("bert", objective="mse", code="tanh")
     assert plain(layers, source, tmp_path, num_classes=V) == "its codes end on Tanh"
@@ -142,6 +172,23 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     path = InferencePath(layers, num_classes=V)
     with pytest.raises(ALConfigError, match=r"expected one of torch\.export"):
         write(path, CASES["bert"].x(), tmp_path, format="coreml")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["bert", "resnet"])
+def test_an_onnx_program_gives_the_same_scores(tmp_path: Path, name: str) -> None:
+    """Runs where both packages are there; they are no dependencies."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    from onnx.reference import ReferenceEvaluator
+
+    case = CASES[name]
+    layers, _ = network(name, objective="contrast", code="tanh")
+    x, want = parts(case.x()), predict(layers, case.x(), num_classes=V)
+    example = tuple(part[:2] for part in x)
+    program = ReferenceEvaluator(str(write(InferencePath(layers, num_classes=V), example, tmp_path, format="onnx")))
+    names = [each.name for each in program.proto_.graph.input]
+    (scores,) = program.run(None, {key: part.numpy() for key, part in zip(names, x, strict=True)})
+    torch.testing.assert_close(torch.from_numpy(scores), want, rtol=1e-3, atol=1e-4)
 
 
 def test_onnx_names_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

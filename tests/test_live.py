@@ -77,10 +77,11 @@ def shown(engine: Any, *, method: str = "streaming", terminal: bool = True) -> s
         al=SimpleNamespace(method=method),
         first_epoch=0,
         batches_per_epoch=10,
-        world=3,
+        layout=SimpleNamespace(stages=3, copies=1),
         data=SimpleNamespace(sizes={"train": 400}),
         micro_batch=10,
-        micro_batches=4,
+        own_micro_batches=4,
+        batch_samples=40,
     )
     text = io.StringIO()
     console = Console(file=text, width=100, force_terminal=terminal, color_system=None, legacy_windows=False)

@@ -84,10 +84,26 @@ class TwinModule(PipelineModule):
         self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
 
 
-def sleeping_engine(method: str, *, stages: int, forward: float, backward: float, layers: int | None = None) -> Any:
-    """An engine over sleeping layers, by default one per stage; its micro-batches are ``(1, CLASSES)``."""
+def sleeping_engine(
+    method: str,
+    *,
+    stages: int,
+    forward: float,
+    backward: float,
+    layers: int | None = None,
+    keys: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Any:
+    """An engine over sleeping layers, by default one per stage; its micro-batches are ``(1, CLASSES)``.
+
+    Args:
+        keys: more of DeepSpeed's config.
+        options: what the ``"associated_learning"`` block has beside the method.
+    """
     block = partial(LayerSpec, Sleeping, forward=forward, backward=backward)
-    return _engine(method, block, stages=stages, width=CLASSES, micro_batch=1, layers=layers)
+    return _engine(
+        method, block, stages=stages, width=CLASSES, micro_batch=1, layers=layers, keys=keys, options=options
+    )
 
 
 def dense_engine(method: str, *, stages: int, width: int, micro_batch: int) -> Any:
@@ -170,6 +186,8 @@ def _engine(
     width: int,
     micro_batch: int,
     layers: int | None = None,
+    keys: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Any:
     layers = layers or stages
     if method not in AL_SCHEDULES:
@@ -185,7 +203,7 @@ def _engine(
         )
         for i in range(layers)
     ]
-    return _initialize(method, specs=specs, twin=None, stages=stages, micro_batch=micro_batch)
+    return _initialize(method, specs=specs, twin=None, stages=stages, micro_batch=micro_batch, block=options, keys=keys)
 
 
 def _initialize(
@@ -199,10 +217,11 @@ def _initialize(
     partition: str = "uniform",
     optimizer: Mapping[str, Any] = SGD,
     block: Mapping[str, Any] | None = None,
+    keys: Mapping[str, Any] | None = None,
 ) -> Any:
     model: PipelineModule
     if specs is not None:
-        model = ds_al.ALPipelineModule(specs, num_classes=classes, partition_method=partition)
+        model = ds_al.ALPipelineModule(specs, num_stages=stages, num_classes=classes, partition_method=partition)
     elif method == data_parallel.METHOD:
         model = data_parallel.replica_module(twin or (), loss_fn=nn.CrossEntropyLoss(), partition_method="uniform")
     else:
@@ -214,6 +233,7 @@ def _initialize(
         "gradient_clipping": 0.0,  # DeepSpeed's default of 1.0 would make all stages agree on a norm
         "steps_per_print": None,
         BLOCK: {"method": method, **(block or {})},
+        **(keys or {}),
     }
     engine, *_ = ds_al.initialize(model=model, config=config)
     return engine

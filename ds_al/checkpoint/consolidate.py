@@ -29,22 +29,18 @@ def consolidate(checkpoint: str | Path, out: str | Path, *, tag: str | None = No
     Raises:
         ALCheckpointError: no checkpoint there, or a file is missing, cut or altered.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
-    from ds_al.checkpoint.folder import INDEX, find, read_index, verify
+    from ds_al.checkpoint.folder import layer_weights, opened
 
-    root = Path(checkpoint)
-    folder = root if tag is None and (root / INDEX).is_file() else find(root, tag)
-    index = read_index(folder)
+    folder, index = opened(checkpoint, tag)
     weights: dict[str, Any] = {}
-    for layer in index["layers"]:
-        record = layer["files"]["model_states"]
-        verify(folder, [record], of=f"AL layer {layer['layer']}")
-        for name, value in load_file(folder / record["file"]).items():
+    for layer, state in layer_weights(folder, index).items():
+        for name, value in state.items():
             if not backprop:
-                weights[f"{layer['layer']}.{name}"] = value
+                weights[f"{layer}.{name}"] = value
             elif name.startswith("f."):
-                weights[f"{layer['layer']}.{name.removeprefix('f.')}"] = value
+                weights[f"{layer}.{name.removeprefix('f.')}"] = value
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.part")

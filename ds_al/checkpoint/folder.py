@@ -62,6 +62,35 @@ def find(load_dir: str | Path, tag: str | None = None) -> Path:
     return folder
 
 
+def opened(path: str | Path, tag: str | None = None) -> tuple[Path, Record]:
+    """Folder and index of a checkpoint.
+
+    Args:
+        path: a folder of checkpoints, whose latest is taken, or of one checkpoint.
+        tag: of the checkpoint, instead of the latest.
+
+    Raises:
+        ALCheckpointError: there is none, or its index is cut, altered, or of another format.
+    """
+    root = Path(path)
+    folder = root if tag is None and (root / INDEX).is_file() else find(root, tag)
+    return folder, read_index(folder)
+
+
+def layer_weights(folder: Path, index: Record) -> dict[int, Tensors]:
+    """Weights and buffers by AL layer, from verified files.
+
+    Raises:
+        ALCheckpointError: a file is missing, cut or altered.
+    """
+    found: dict[int, Tensors] = {}
+    for layer in index["layers"]:
+        record = layer["files"]["model_states"]
+        verify(folder, [record], of=f"AL layer {layer['layer']}")
+        found[layer["layer"]] = load_file(folder / Path(record["file"]).name)
+    return found
+
+
 def _lacks_index(folder: Path, root: Path) -> str:
     if any(folder.glob("*model_states.pt")):
         return (

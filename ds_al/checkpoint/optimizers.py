@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ds_al.checkpoint.plain import Tensors, pack, unpack
 from ds_al.errors import ALCheckpointError
+from ds_al.precision import stepped
 
 if TYPE_CHECKING:
     from ds_al.engine import ALPipelineEngine
@@ -57,15 +58,24 @@ def parts(engine: ALPipelineEngine) -> dict[str, torch.optim.Optimizer]:
 
 
 def names(engine: ALPipelineEngine) -> dict[Tensor, Name]:
-    """What each parameter of the stage is called."""
-    return {parameter: (index, name) for index, layer in engine.layers for name, parameter in layer.named_parameters()}
+    """What each parameter of the stage is called, or the master that is stepped for it."""
+    return {
+        stepped(parameter): (index, name)
+        for index, layer in engine.layers
+        for name, parameter in layer.named_parameters()
+    }
 
 
 # ---- taking the state ------------------------------------------------------------------------------
 
 
-def take(engine: ALPipelineEngine) -> dict[int, dict[str, tuple[Record, Tensors]]]:
+def take(
+    engine: ALPipelineEngine, states: Mapping[Tensor, Mapping[str, Any]] | None = None
+) -> dict[int, dict[str, tuple[Record, Tensors]]]:
     """State of the optimizers by layer and role: a record for the index, and its tensors.
+
+    Args:
+        states: by what is stepped, see ``LocalOptimizer.gather``; by default what the instances have.
 
     Raises:
         ALCheckpointError: a parameter belongs to no layer, or a state cannot be saved.
@@ -88,7 +98,8 @@ def take(engine: ALPipelineEngine) -> dict[int, dict[str, tuple[Record, Tensors]
                     }
                 )
                 for name, parameter in members.items():
-                    record["state"][name] = pack(dict(part.state.get(parameter, {})), tensors, at=name)
+                    state = (part.state if states is None else states).get(parameter, {})
+                    record["state"][name] = pack(dict(state), tensors, at=name)
     return taken
 
 
@@ -225,7 +236,8 @@ def give(engine: ALPipelineEngine, layers: Mapping[int, Record], tensors: Mappin
         tensors: of each layer and role.
     """
     called = names(engine)
-    states = {role: _state_dict(part, role, called, layers, tensors) for role, part in parts(engine).items()}
+    elsewhere: frozenset[Tensor] = getattr(engine.optimizer, "elsewhere", frozenset())
+    states = {role: _state_dict(part, role, called, layers, tensors, elsewhere) for role, part in parts(engine).items()}
     if hasattr(engine.optimizer, "parts"):
         engine.optimizer.load_state_dict({role: states.get(role) for role in engine.optimizer.parts})
     elif states:
@@ -238,8 +250,9 @@ def _state_dict(
     called: Mapping[Tensor, Name],
     layers: Mapping[int, Record],
     tensors: Mapping[Place, Tensors],
+    elsewhere: frozenset[Tensor],
 ) -> dict[str, Any]:
-    """What the optimizer's own ``state_dict`` would have been on this stage."""
+    """What the optimizer's own ``state_dict`` would have been on this stage, without the state that is elsewhere."""
     groups: list[Record] = []
     state: dict[int, Record] = {}
     for group in part.param_groups:
@@ -249,7 +262,8 @@ def _state_dict(
         groups.append({**{k: v for k, v in group.items() if k != "params"}, **options, "params": list(numbers)})
         for number, parameter in zip(numbers, group["params"], strict=True):
             index, name = called[parameter]
-            values = unpack(layers[index]["optimizers"][role]["state"][name], tensors[index, role])
+            saved_state = {} if parameter in elsewhere else layers[index]["optimizers"][role]["state"][name]
+            values = unpack(saved_state, tensors[index, role])
             state[number] = {key: _laid_out_as(parameter, value) for key, value in values.items()}
     return {"state": {number: values for number, values in state.items() if values}, "param_groups": groups}
 

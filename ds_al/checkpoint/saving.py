@@ -18,6 +18,7 @@ from ds_al.checkpoint.folder import INDEX, Record, find, read_client_state, read
 from ds_al.checkpoint.plain import Tensors, unpack
 from ds_al.checkpoint.writer import Target, Writer
 from ds_al.errors import ALCheckpointError
+from ds_al.precision import master_here
 
 if TYPE_CHECKING:
     from ds_al.engine import ALPipelineEngine
@@ -168,6 +169,12 @@ def load(engine: ALPipelineEngine, folder: Path, index: Record, wanted: Wanted) 
         weights: dict[str, Any] = dict(read_tensors(folder, record["files"]["model_states"]))
         weights |= {name: unpack(value, weights) for name, value in record["extra"].items()}
         layer.load_state_dict(weights, strict=wanted.strict and not record["left_out"])
+        for name, parameter in layer.named_parameters():
+            if name in weights and (master := master_here(parameter)) is not None:
+                master.copy_(weights[name])
+        scale = getattr(engine.optimizer, "scales", {}).get(number)
+        if scale is not None and record.get("loss_scale") and wanted.optimizer:
+            scale.restore(record["loss_scale"])
     if not wanted.training:
         return {}
     tensors: dict[optimizers.Place, Tensors] = {}

@@ -17,6 +17,8 @@ from ds_al.checkpoint import optimizers
 from ds_al.checkpoint.folder import FORMAT, Record, layer_file
 from ds_al.checkpoint.plain import Tensors, pack, unpack
 from ds_al.layer import ALLayer
+from ds_al.optimizer import LocalOptimizer
+from ds_al.precision import full_state
 
 if TYPE_CHECKING:
     from ds_al.engine import ALPipelineEngine
@@ -63,14 +65,16 @@ def take(engine: ALPipelineEngine, client_state: Mapping[str, Any], *, leave_out
     shot = Snapshot(_common(engine), _stage(engine), [], client_state=client_state)
     shot.files.append((shot.stage, "random_states", f"stage_{engine.stage_id:02d}-random_states.safetensors", {}))
     shot.stage["random"] = pack(random_states(), shot.files[-1][3], at="random")
-    optimizer_states = optimizers.take(engine)
+    # Copies of a stage that share its optimizer state out bring it together, all of them, here.
+    states, masters = engine.optimizer.gather() if isinstance(engine.optimizer, LocalOptimizer) else (None, None)
+    optimizer_states = optimizers.take(engine, states)
     history = torch.stack(engine._loss_history) if engine._loss_history else torch.zeros(0, len(engine.layers), 2)
     for row, (index, layer) in enumerate(engine.layers):
         record: Record = {"layer": index, "stage": engine.stage_id, "modules": modules(layer), "optimizers": {}}
         shot.layers.append(record)
         weights: Tensors = {}
         frozen = {name for name, p in layer.named_parameters() if not p.requires_grad} if leave_out_frozen else set()
-        state = {name: value for name, value in layer.state_dict().items() if name not in frozen}
+        state = {name: value for name, value in full_state(layer, masters).items() if name not in frozen}
         record["left_out"] = sorted(frozen)
         record["extra"] = {n: pack(v, weights, at=n) for n, v in state.items() if not isinstance(v, Tensor)}
         weights |= {name: value for name, value in state.items() if isinstance(value, Tensor)}
@@ -81,6 +85,8 @@ def take(engine: ALPipelineEngine, client_state: Mapping[str, Any], *, leave_out
         training: Tensors = {"losses/latest": engine.report[index], "losses/history": history[:, row]}
         if engine.decoder_copies is not None:
             training |= {f"decoder/{name}": value for name, value in engine.decoder_copies.state(index).items()}
+        scale = getattr(engine.optimizer, "scales", {}).get(index)
+        record["loss_scale"] = None if scale is None else scale.state()
         record["schedule"] = optimizers.take_schedule(engine, training)
         shot.files.append((record, "training_states", layer_file(index, "training_states"), training))
     return shot
@@ -91,6 +97,9 @@ def _common(engine: ALPipelineEngine) -> Record:
         "format": FORMAT,
         "versions": {"ds_al": _version("ds_al"), "deepspeed": _version("deepspeed"), "torch": torch.__version__},
         "num_layers": engine.module.num_layers,
+        "num_classes": engine.module.num_classes,
+        # None where the network was not made of a model of transformers, and so cannot be exported from the folder.
+        "network": engine.module.source.recipe if engine.module.source is not None else None,
         "num_stages": engine.num_stages,
         "partition": [int(bound) for bound in engine.module.parts],
         "base_seed": engine.module.base_seed,
@@ -122,8 +131,8 @@ def modules(layer: ALLayer) -> dict[str, str]:
 
 
 def given_weights(layer: nn.Module) -> Tensors:
-    """All tensors of a layer's state."""
-    return {name: value for name, value in layer.state_dict().items() if isinstance(value, Tensor)}
+    """All tensors of a layer's state, in full precision."""
+    return {name: value for name, value in full_state(layer).items() if isinstance(value, Tensor)}
 
 
 # ---- the host's random numbers ---------------------------------------------------------------------

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ds_al.checkpoint.folder import INDEX, LATEST, read_index, verify
 from ds_al.errors import ALCheckpointError
 from ds_al.module import ALPipelineModule
+from ds_al.precision import master_here
 
 Names = Mapping[str, str] | Callable[[str], str | None]
 
@@ -91,6 +92,10 @@ def load_weights(target: Any, path: str | Path, *, names: Names | None = None, s
     refresh = getattr(getattr(target, "optimizer", None), "refresh_fp32_params", None)
     if refresh is not None:  # DeepSpeed's own copies in full precision
         refresh()
+    masters = _masters(module)
+    with torch.no_grad():
+        for name in values.keys() & masters.keys():  # ours take over all digits of the source
+            masters[name].copy_(values[name])
     return LoadedWeights(sorted(values), sorted(places.keys() - values.keys()), rest)
 
 
@@ -102,6 +107,17 @@ def _places(module: PipelineModule) -> dict[str, Tensor]:
         if isinstance(layer, nn.Module)
         for name, value in layer.state_dict().items()
         if isinstance(value, Tensor)
+    }
+
+
+def _masters(module: PipelineModule) -> dict[str, Tensor]:
+    """The masters of this stage's weights, where layers compute in less than float32."""
+    return {
+        f"{index}.{name}": master
+        for index, layer in enumerate(module.forward_funcs, start=module._local_start)
+        if isinstance(layer, nn.Module)
+        for name, parameter in layer.named_parameters()
+        if (master := master_here(parameter)) is not None
     }
 
 

@@ -23,19 +23,20 @@ A suite that chooses settings has ``trials``, with which every method is run, an
           contrast: {warm: {experiment.model.al_options.objective.temperature: 0.3}}
 
 What was chosen (:mod:`ds_al.compare.choice`) another suite takes over: ``chosen: [results.json]`` at its top, and in a
-group ``tuned: <name of the group that was tuned>``. Until ``bp``, every objective and every recipe of the group
-have a choice there, the group waits (:func:`waiting`): it has no cells.
+group ``tuned: <name of the group that was tuned>``. Until ``bp`` and every objective of the group have a choice there,
+the group waits (:func:`waiting`): it has no cells. A recipe brings its own settings.
 
-A method's name is that of a schedule, of an objective (which trains by ``streaming``), of a recipe, which brings its
-own optimizer, of a back-propagation schedule, or ``bp``: the twin in one process. Back-propagation has no AL layers, so
-it runs once for all K.
+A method's name is that of a schedule, of an objective (which trains by ``streaming``), of a recipe, of a
+back-propagation schedule, or ``bp`` (``bp_single`` is the same): the twin in one process. ``bp_dp`` is the twin in P
+processes, each a replica. Back-propagation has no AL layers, so it runs once for all K. ``bp_single`` and ``bp_dp``
+take over what was chosen for ``bp``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,10 @@ from ds_al.errors import ALConfigError
 from ds_al.experiment.config import experiment_config, override
 from ds_al.experiment.recipes import RECIPES, with_recipe
 from ds_al.objectives import OBJECTIVES
+
+BASELINES = ("bp_single", "bp_dp")
+"""Methods that ``run/compare.py --methods`` runs though no group has them."""
+_SINGLE = ("bp", "bp_single")
 
 
 class Group(StrictModel):
@@ -170,9 +175,11 @@ def _of_group(
     for method, keys in group.methods.items():
         name = keys.get("method", method)
         own = {key: value for key, value in keys.items() if key != "method"}
-        settings = {**_settings(name), **tuned.get(method, tuned.get(name, {})), **own}
+        own_choice = tuned.get(method, tuned.get(name, {}))
+        chosen = own_choice or (tuned.get("bp", {}) if name in BASELINES else {})
+        settings = {**_settings(name), **chosen, **own}
         is_backprop = str(settings["associated_learning.method"]).startswith("bp_")
-        processes = 1 if name == "bp" else stages
+        processes = 1 if name in _SINGLE else stages
         for trial, tried in _trials(group, method).items():
             for depth in [None] if is_backprop else group.layers:
                 layers = {} if depth is None else {"experiment.model.al_options.num_layers": depth}
@@ -196,6 +203,14 @@ def trial_keys(group: Group, method: str, trial: str) -> dict[str, Any]:
     return {**own, **_trials(group, method)[trial]}
 
 
+def with_baselines(suite: Suite, methods: Sequence[str]) -> None:
+    """Adds those of :data:`BASELINES` that are asked for to all groups that have not got them."""
+    for group in suite.groups:
+        for name in BASELINES:
+            if name in methods:
+                group.methods.setdefault(name, {})
+
+
 def waiting(suite: Suite, folder: Path) -> list[str]:
     """Groups that wait for settings to be chosen.
 
@@ -211,7 +226,7 @@ def _waits(group: Group, chosen: Mapping[str, Mapping[str, Any]]) -> bool:
     if group.tuned is None:
         return False
     names = {keys.get("method", method) for method, keys in group.methods.items()}
-    needed = names & {"bp", *OBJECTIVES, *RECIPES}
+    needed = names & {"bp", *OBJECTIVES}
     return not needed <= chosen.get(group.tuned, {}).keys()
 
 
@@ -226,7 +241,7 @@ def _read_chosen(suite: Suite, folder: Path) -> dict[str, dict[str, dict[str, An
 
 def _settings(name: str) -> dict[str, Any]:
     """What a method's name stands for, as keys of the config."""
-    if name == "bp":
+    if name in _SINGLE:
         return {"associated_learning.method": "bp_1f1b"}
     if name in (*configs.AL_METHODS, *configs.BACKPROP_METHODS):
         return {"associated_learning.method": name}
@@ -234,7 +249,7 @@ def _settings(name: str) -> dict[str, Any]:
         return {"associated_learning.method": "streaming", "experiment.model.al_options.objective.name": name}
     if name in RECIPES:
         return {"associated_learning.method": "streaming", "experiment.recipe": name, "optimizer": None}
-    known = ["bp", *RECIPES, *configs.AL_METHODS, *configs.BACKPROP_METHODS, *OBJECTIVES]
+    known = [*_SINGLE, *RECIPES, *configs.AL_METHODS, *configs.BACKPROP_METHODS, *OBJECTIVES]
     raise ALConfigError(f"unknown method {name!r}: expected one of {', '.join(known)}, or a key 'method' that is one")
 
 

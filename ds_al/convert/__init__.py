@@ -21,6 +21,12 @@ def batch_fn(batch: Mapping[str, Tensor]) -> tuple[Any, Tensor]:
     """Turns what a collator of ``transformers`` gives into ``(x, labels)``, for ``engine.set_batch_fn``.
 
     x is ``pixel_values``, or those of ``input_ids``, ``attention_mask`` and ``token_type_ids`` that are there.
+
+    Example:
+        >>> batch = {"input_ids": torch.ones(4, 7), "attention_mask": torch.ones(4, 7), "labels": torch.zeros(4)}
+        >>> (ids, mask), labels = ds_al.convert.batch_fn(batch)
+        >>> ids.shape, labels.shape
+        (torch.Size([4, 7]), torch.Size([4]))
     """
     if "pixel_values" in batch:
         return batch["pixel_values"], batch["labels"]

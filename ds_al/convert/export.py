@@ -4,46 +4,56 @@ Where the way to the scores folds into the model's own classifier (:mod:`ds_al.c
 ``save_pretrained`` of the model writes: ``AutoModelFor...from_pretrained(folder)`` gives the scores of
 ``engine.predict``. Where it does not, the folder holds the model's trunk for ``AutoModel.from_pretrained``, and beside
 it ``inference.pt2``, the whole way from ``x`` to the scores as a ``torch.export`` program. Neither needs ds_al.
+:mod:`ds_al.convert.export_command` is the same as a command.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from ds_al.checkpoint.folder import Record, layer_weights, opened
 from ds_al.convert.fold import Folded, Same, fold
-from ds_al.convert.program import Format, InferencePath, write
+from ds_al.convert.program import Format, InferencePath, check_format, write
+from ds_al.convert.recipe import made_again
 from ds_al.convert.source import Source
 from ds_al.engine import ALPipelineEngine
 from ds_al.errors import ALCheckpointError, ALConfigError, ALError
 from ds_al.layer import Activation, ALLayer
 from ds_al.module import ALPipelineModule
+from ds_al.optimizer import LocalOptimizer
+from ds_al.precision import full_state
 
 TEXT_EXAMPLE = (2, 8)
 
 
 def export(
-    model: ALPipelineEngine | ALPipelineModule,
+    model: ALPipelineEngine | ALPipelineModule | str | Path,
     path: str | Path,
     *,
     weights: str | Path | None = None,
+    tag: str | None = None,
     same: Same = "scores",
     program: Format | None = None,
     example: Activation | None = None,
 ) -> str:
-    """Writes what was trained as a plain model. Every rank calls it; the first one writes.
+    """Writes what was trained as a plain model. Where ranks were started, every rank calls it; the first one writes.
 
     Args:
-        model: an engine, or its module.
-        path: of the folder.
-        weights: a safetensors file whose weights are written instead of the model's, with the names of the module's
-            ``state_dict`` on one stage, ``"<layer>.f.<name>"``: how a checkpoint is exported without training on.
+        model: an engine or its module; or a folder that ``save_checkpoint`` wrote, on any number of stages, of a
+            network that :func:`ds_al.from_pretrained` made. A folder needs no ranks, and none of the job's code.
+        path: of the folder to write.
+        weights: written instead of a module's own: a checkpoint, or a safetensors file with the names of the module's
+            ``state_dict`` on one stage, ``"<layer>.f.<name>"``.
+        tag: of a checkpoint, instead of the latest.
         same: ``"labels"`` lets ``contrast`` fold, too: the plain model then names the same labels, and its scores are
             those of the engine times the length of the code.
         program: also writes the inference path, as ``"torch.export"``, ``"torchscript"`` or ``"onnx"``.
@@ -56,22 +66,36 @@ def export(
 
     Raises:
         ALConfigError: an option is unknown, an example is missing, or a format needs a package.
-        ALCheckpointError: ``weights`` are those of another network.
+        ALCheckpointError: a checkpoint or file is missing, cut or altered, of another network, or of one that no folder
+            can make again; the message says how to export that.
     """
     if same not in ("scores", "labels"):
         raise ALConfigError(f"got same={same!r}: expected 'scores' or 'labels'")
+    check_format(program)
+    from_folder = isinstance(model, (str, Path))
+    if from_folder and weights is not None:
+        raise ALConfigError(
+            "got weights= and the folder of a checkpoint: give the folder alone, or a module and weights="
+        )
+    if tag is not None and not from_folder and weights is None:
+        raise ALConfigError(
+            f"got tag={tag!r} with an engine or module: it names a checkpoint of a folder, or of weights="
+        )
     module = model.module if isinstance(model, ALPipelineEngine) else model
-    source: Source | None = module.source
-    if source is None and (program is None or example is None):
+    if isinstance(module, ALPipelineModule) and module.source is None and (program is None or example is None):
         raise ALConfigError(
             "this network was not made by ds_al.from_pretrained, so there is no plain model to write: give "
             'program="torch.export" and example=x'
         )
     written: list[Any] = [None]
     try:
-        layers = gathered(module, None if weights is None else Path(weights))
-        if layers is not None:
-            written[0] = _write(layers, module.num_classes, source, Path(path), same, program, example)
+        found = (
+            gathered(module, None if weights is None else Path(weights), tag=tag, masters=_masters(model))
+            if isinstance(module, ALPipelineModule)
+            else of_checkpoint(Path(module), tag=tag)
+        )
+        if found is not None:
+            written[0] = _write(found, Path(path), same, program, example)
     except ALError as error:  # what goes wrong on the first rank is raised on all
         written[0] = error
     except Exception as error:
@@ -83,16 +107,9 @@ def export(
     return cast(str, written[0])
 
 
-def _write(
-    layers: list[ALLayer],
-    num_classes: int,
-    source: Source | None,
-    folder: Path,
-    same: Same,
-    program: Format | None,
-    example: Activation | None,
-) -> str:
+def _write(network: Network, folder: Path, same: Same, program: Format | None, example: Activation | None) -> str:
     folded: Folded | str = "there is no plain model"
+    source, layers, num_classes = network.source, network.layers, network.num_classes
     if source is not None:
         folded = plain(layers, source, folder, num_classes=num_classes, same=same)
         example = _example(source) if example is None else example
@@ -132,26 +149,110 @@ def plain(
     return folded
 
 
-def gathered(module: ALPipelineModule, weights: Path | None = None) -> list[ALLayer] | None:
-    """All AL layers, in evaluation mode on the CPU, on the first rank; ``None`` on others. Every rank calls it."""
-    states = _read(weights, module.num_layers) if weights is not None else _states(module)
+@dataclass(frozen=True)
+class Network:
+    """All AL layers of a network, in evaluation mode on the CPU."""
+
+    layers: list[ALLayer]
+    num_classes: int
+    source: Source | None
+
+
+def _masters(model: Any) -> Mapping[nn.Parameter, Tensor] | None:
+    """Of an engine's weights on this stage; every rank calls it."""
+    optimizer = getattr(model, "optimizer", None)
+    return optimizer.gather()[1] if isinstance(optimizer, LocalOptimizer) else None
+
+
+def gathered(
+    module: ALPipelineModule,
+    weights: Path | None = None,
+    *,
+    tag: str | None = None,
+    masters: Mapping[nn.Parameter, Tensor] | None = None,
+) -> Network | None:
+    """The network of a module, on the first rank; ``None`` on others. Every rank calls it.
+
+    Args:
+        masters: of this stage's weights, see :func:`~ds_al.precision.full_state`.
+    """
+    if weights is None:
+        states = _states(module, masters)
+    elif torch.distributed.is_initialized() and torch.distributed.get_rank():
+        return None
+    elif weights.is_dir():
+        states = layer_weights(*_of(weights, tag, layers=module.num_layers))
+    else:
+        states = _read(weights, module.num_layers)
     if states is None:
         return None
+    layers = _loaded(module._layer_specs, states, origin=weights)
+    return Network(layers, module.num_classes, module.source)
+
+
+def of_checkpoint(path: Path, *, tag: str | None = None) -> Network | None:
+    """The network of a checkpoint that knows how it was made, on the first rank or without any.
+
+    Raises:
+        ALCheckpointError: see :func:`export`.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_rank():
+        return None
+    folder, index = opened(path, tag)
+    recipe = index.get("network")
+    if recipe is None:
+        raise ALCheckpointError(
+            f"the checkpoint {str(folder)!r} does not say how its network was made, as those of ds_al.from_pretrained "
+            "do. Make the module as the job did, and give it: ds_al.export(module, path, weights=checkpoint, "
+            'program="torch.export", example=x)'
+        )
+    try:
+        specs, source = made_again(recipe)
+    except ALCheckpointError as error:
+        raise ALCheckpointError(f"the checkpoint {str(folder)!r} cannot be exported by itself: {error}") from None
+    states: dict[int, dict[str, Tensor]] = dict(layer_weights(folder, index))
+    for number in recipe["own_bridges"]:  # no part of the way to the scores, and of another form than what was made
+        states[number] = {name: value for name, value in states[number].items() if not name.startswith("b.")}
+    layers = _loaded(specs, states, origin=folder, without_bridge=recipe["own_bridges"])
+    return Network(layers, index["num_classes"], source)
+
+
+def _of(path: Path, tag: str | None, *, layers: int) -> tuple[Path, Record]:
+    """A checkpoint of so many layers."""
+    folder, index = opened(path, tag)
+    if index["num_layers"] != layers:
+        raise ALCheckpointError(
+            f"the checkpoint {str(folder)!r} has {index['num_layers']} AL layers, this network {layers}"
+        )
+    return folder, index
+
+
+def _loaded(
+    specs: Sequence[Any],
+    states: Mapping[int, Mapping[str, Tensor]],
+    *,
+    origin: Path | None,
+    without_bridge: Sequence[int] = (),
+) -> list[ALLayer]:
     layers = []
-    for index, spec in enumerate(module._layer_specs):
+    for index, spec in enumerate(specs):
         with torch.random.fork_rng():
             layer = copy.deepcopy(spec if isinstance(spec, ALLayer) else spec.build())
+        if index in without_bridge:
+            layer.b = torch.nn.Identity()
         try:
             layer.load_state_dict(states[index], assign=True)
         except RuntimeError as error:
-            raise ALCheckpointError(f"{weights}, AL layer {index}: {error}") from None
+            raise ALCheckpointError(f"{origin}, AL layer {index}: {error}") from None
         layers.append(layer.cpu().eval())
     return layers
 
 
-def _states(module: ALPipelineModule) -> dict[int, dict[str, Tensor]] | None:
+def _states(
+    module: ALPipelineModule, masters: Mapping[nn.Parameter, Tensor] | None
+) -> dict[int, dict[str, Tensor]] | None:
     """Weights by layer, on the first rank."""
-    own = {i: {n: v.detach().cpu() for n, v in layer.state_dict().items()} for i, layer in module.local_layers}
+    own = {i: {n: v.detach().cpu() for n, v in full_state(layer, masters).items()} for i, layer in module.local_layers}
     found: list[dict[int, dict[str, Tensor]]] = [own]
     if module.world_size > 1:
         rank = torch.distributed.get_rank()
@@ -162,10 +263,8 @@ def _states(module: ALPipelineModule) -> dict[int, dict[str, Tensor]] | None:
     return {index: state for each in found for index, state in each.items()}
 
 
-def _read(file: Path, layers: int) -> dict[int, dict[str, Tensor]] | None:
+def _read(file: Path, layers: int) -> dict[int, dict[str, Tensor]]:
     """The same from a file."""
-    if torch.distributed.is_initialized() and torch.distributed.get_rank():
-        return None
     states: dict[int, dict[str, Tensor]] = {index: {} for index in range(layers)}
     for name, value in load_file(file).items():
         index, _, own = name.partition(".")

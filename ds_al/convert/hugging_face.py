@@ -23,6 +23,7 @@ from ds_al.convert.architectures import CLASSIFY, FAMILIES, GENERATE, LOOK, Anat
 from ds_al.convert.assemble import al_layers
 from ds_al.convert.head import Head
 from ds_al.convert.language import language_layers, language_objective
+from ds_al.convert.recipe import describe
 from ds_al.convert.source import Source, modules_of, names_of
 from ds_al.errors import ALConfigError
 from ds_al.models.grouping import even_groups
@@ -73,6 +74,14 @@ def from_pretrained(
         base_seed: of new weights, of random numbers and of the order of the data.
         model_options: for ``from_pretrained`` of ``transformers``, such as ``{"num_labels": 4}``; for a name or folder.
         options: all other arguments of :class:`~ds_al.module.ALPipelineModule`, such as ``dynamic_shape``.
+
+    Example:
+        >>> from transformers import ViTConfig, ViTForImageClassification
+        >>> sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 16}
+        >>> model = ViTForImageClassification(ViTConfig(num_hidden_layers=4, patch_size=8, num_labels=3, **sizes))
+        >>> network = ds_al.from_pretrained(model, task="image-classification", num_al_layers=2)
+        >>> network.num_layers, network.num_classes
+        (2, 3)
 
     Raises:
         ALConfigError: the task, the kind of model or the objective is not known here, or the blocks do not fit K.
@@ -160,7 +169,18 @@ def layer_specs(
     assert isinstance(head.scores, nn.Linear)
     names = names_of(specs, model, head.scores, anatomy.scores)
     generation = copy.deepcopy(getattr(model, "generation_config", None))
-    return specs, Source(type(model), config, generation, names, anatomy.scores, task)
+    again = describe(
+        type(model),
+        config,
+        generation,
+        task=task,
+        groups=[len(which) for which in ranges],
+        objective=objective,
+        code_width=code_width,
+        code=code,
+        own_bridges=[index for index, own in enumerate(bridges or ()) if own is not None],
+    )
+    return specs, Source(type(model), config, generation, names, anatomy.scores, task, again)
 
 
 def twin_layers(

@@ -56,8 +56,7 @@ def write(path: InferencePath, example: Activation, folder: Path, *, format: For
     Raises:
         ALConfigError: the format is unknown, or needs a package that is not installed.
     """
-    if format not in FILES:
-        raise ALConfigError(f"got program={format!r}: expected one of {', '.join(FILES)}")
+    check_format(format)
     parts = tuple(part.cpu() for part in (example if isinstance(example, tuple) else (example,)))
     path = path.cpu().eval()
     file = folder / FILES[format]
@@ -66,13 +65,24 @@ def write(path: InferencePath, example: Activation, folder: Path, *, format: For
         torch.jit.save(torch.jit.trace(path, parts, check_trace=False), str(file))
         return file
     if format == "onnx":
-        missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-        if missing:
-            raise ALConfigError(f'program="onnx" needs {" and ".join(missing)}: pip install {" ".join(missing)}')
         torch.onnx.export(path, parts, str(file), dynamo=True, dynamic_shapes=(_dynamic(parts),), external_data=False)
         return file
     torch.export.save(_exported(path, parts), str(file))
     return file
+
+
+def check_format(format: str | None) -> None:
+    """Looks at a format before anything is written.
+
+    Raises:
+        ALConfigError: it is unknown, or needs a package that is not installed.
+    """
+    if format is not None and format not in FILES:
+        raise ALConfigError(f"got program={format!r}: expected one of {', '.join(FILES)}")
+    if format == "onnx":
+        missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ALConfigError(f'program="onnx" needs {" and ".join(missing)}: pip install {" ".join(missing)}')
 
 
 def _exported(path: nn.Module, parts: tuple[Tensor, ...]) -> Any:

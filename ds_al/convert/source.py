@@ -25,6 +25,7 @@ class Source:
         names: for each AL layer, the name in the model of each tensor that the layer took over.
         classifier: path of the linear layer that scores, in the model.
         task: that it was made for.
+        recipe: how to make its AL layers again, as JSON, see :mod:`ds_al.convert.recipe`.
     """
 
     model_class: type
@@ -33,6 +34,7 @@ class Source:
     names: tuple[dict[str, str], ...]
     classifier: str
     task: str
+    recipe: dict[str, Any]
 
 
 def names_of(
@@ -57,6 +59,7 @@ def names_of(
             f"{prefix}{name}": known[id(tensor)]
             for prefix, part in modules_of(spec)
             for name, tensor in part.state_dict(keep_vars=True).items()
+            if id(tensor) in known  # all of them, but for a bridge of the user's own
         }
         for spec in layers
     )

@@ -38,6 +38,12 @@ class ShuffledLoader:
 
     The samples of an epoch that fill no micro-batch are left out of that epoch.
 
+    Example:
+        >>> samples = torch.utils.data.TensorDataset(torch.arange(10), torch.arange(10))
+        >>> loader = ds_al.data.ShuffledLoader(samples, batch_size=4, seed=0)
+        >>> loader.batches_per_epoch, len(next(loader)[0])
+        (2, 4)
+
     Args:
         dataset: map-style, of samples ``(x, y)``. A ``TensorDataset``, or one with a method ``make_batch`` as
             :class:`~ds_al.data.splits.Part` has it, is asked once per micro-batch.

@@ -93,7 +93,9 @@ class WandbConfig(StrictModel):
     project: str = Field(default="ds_al", description="W&B project.")
     entity: str | None = Field(default=None, description="W&B entity.")
     group: str | None = Field(
-        default=None, description="W&B group; by default the experiment's name, so that methods stand together."
+        default=None,
+        description="W&B group; by default the experiment's name, so that methods stand together. Cells of a suite "
+        "have the suite's name and their group's.",
     )
     tags: list[str] = Field(default_factory=list, description="W&B tags.")
     checkpoints: bool = Field(default=False, description="Log the last epoch's checkpoint as an artifact.")
@@ -112,6 +114,13 @@ class ExperimentConfig(StrictModel):
     )
     epochs: int = Field(ge=1, description="Passes over the training samples.")
     seed: int = Field(default=0, ge=0, description="Of weights, dropout, data order and validation split.")
+    num_stages: int | None = Field(
+        default=None,
+        ge=1,
+        description="Stages of the pipeline; by default the number of processes, which must be a multiple of it. With "
+        "fewer there are data parallel copies, each of which takes `gradient_accumulation_steps` micro-batches of a "
+        "batch. With `bp_dp` every process is a replica, and they share those micro-batches.",
+    )
     partition_method: str = Field(
         default="uniform",
         description="How layers are dealt out to stages: `uniform`, `parameters`, `type:<regex>`; for AL methods also "

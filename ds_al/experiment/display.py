@@ -51,10 +51,13 @@ class Display:
 
     def __enter__(self) -> Display:
         job = self.job
+        stages, copies = job.layout.stages, job.layout.copies
+        times = f", {copies} copies" if copies > 1 else ""
         self.console.print(
-            f"{job.experiment.name}: {job.al.method}, {job.world} stage{'s' * (job.world > 1)}, "
+            f"{job.experiment.name}: {job.al.method}, {stages} stage{'s' * (stages > 1)}{times}, "
             f"{job.data.sizes['train']} training samples, micro-batches of {job.micro_batch}, "
-            f"{job.micro_batches} a batch, {job.batches_per_epoch} batches an epoch, seed {job.experiment.seed}",
+            f"{job.own_micro_batches * copies} a batch, {job.batches_per_epoch} batches an epoch, "
+            f"seed {job.experiment.seed}",
             highlight=False,
             soft_wrap=True,
         )
@@ -79,7 +82,7 @@ class Display:
             return
         self._looked = now
         job = self.job
-        speed = self._done * job.micro_batch * job.micro_batches / (now - self._started)
+        speed = self._done * job.batch_samples / (now - self._started)
         self._progress.update(
             self._task,
             completed=self._done,
@@ -114,7 +117,7 @@ class Display:
         parts = [f"epoch {row['epoch']:>3}/{self.epochs}", f"{row['samples_per_second']:>7,.0f} samples/s"]
         if "associated_loss" in row:
             bounds = self.job.engine.module.parts
-            for stage in range(self.job.world):
+            for stage in range(self.job.layout.stages):
                 a, e = (
                     sum(row[key][bounds[stage] : bounds[stage + 1]]) / (bounds[stage + 1] - bounds[stage])
                     for key in ("associated_loss", "autoencoder_loss")

@@ -27,7 +27,8 @@ def facts(job: Job) -> dict[str, Any]:
     experiment = job.experiment
     return {
         "method": job.al.method,
-        "stages": job.world,
+        "stages": job.layout.stages,
+        "copies": job.layout.copies,
         "micro_batches": job.micro_batches,
         "micro_batch_size": job.micro_batch,
         "partition": list(job.engine.module.parts),

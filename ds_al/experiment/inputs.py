@@ -96,14 +96,17 @@ class DataFacts:
         return {key: value for key, value in offered.items() if key in taken}
 
 
-def training_loader(splits: Splits, config: DataConfig, *, batch_size: int, seed: int) -> ShuffledLoader:
-    """Micro-batches to train on; the same ones for AL and for its twin."""
+def training_loader(
+    splits: Splits, config: DataConfig, *, batch_size: int, seed: int, share: tuple[int, int] = (0, 1)
+) -> ShuffledLoader:
+    """Micro-batches to train on; the same ones for AL and for its twin. ``share`` is that of a copy of the pipeline."""
     return ShuffledLoader(
         cast(SizedDataset, splits.train),
         batch_size=batch_size,
         seed=seed,
         augment=AUGMENTATIONS[config.augment],
         lengths=splits.lengths,
+        share=share,
         prefetch=config.prefetch,
     )
 

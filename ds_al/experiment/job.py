@@ -27,6 +27,7 @@ from ds_al.experiment.config import BLOCK, ExperimentConfig, experiment_config
 from ds_al.experiment.display import Display
 from ds_al.experiment.exits import confidence_rows, exit_rows
 from ds_al.experiment.inputs import DataFacts, training_loader
+from ds_al.experiment.layout import Layout
 from ds_al.experiment.recipes import with_recipe
 from ds_al.experiment.record import Record
 from ds_al.models import build_al, build_twin
@@ -38,7 +39,8 @@ from ds_al.world import join_world
 class Job:
     """Trains and evaluates what a config describes. Every rank makes one and calls :meth:`run`.
 
-    The last stage's rank shows progress and writes files: local losses travel downstream, so it knows all.
+    The last stage's rank shows progress and writes files: local losses travel downstream, so it knows all. Of data
+    parallel copies it is the first one's; losses are means over copies, times, idle shares and bytes are of that copy.
 
     Args:
         config: the whole config, DeepSpeed's keys and both blocks.
@@ -53,16 +55,24 @@ class Job:
         self.resume = resume
         self.experiment: ExperimentConfig = experiment_config(config)
         self.al = configs.al_config(config)
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.is_first, self.is_last = self.rank == 0, self.rank == self.world - 1
+        self.layout = Layout.of(
+            method=self.al.method,
+            num_stages=self.experiment.num_stages,
+            world=dist.get_world_size(),
+            rank=dist.get_rank(),
+        )
+        self.records = self.layout.rank == self.layout.recorder
         self.splits, self.data = self._data()
         self.micro_batch = self._key("train_micro_batch_size_per_gpu")
         self.micro_batches = self._key("gradient_accumulation_steps")
-        self.batches_per_epoch = self.data.sizes["train"] // self.micro_batch // self.micro_batches
+        self.own_micro_batches = self.layout.micro_batches_of_a_copy(self.micro_batches, method=self.al.method)
+        self.batch_samples = self.micro_batch * self.own_micro_batches * self.layout.copies
+        self.batches_per_epoch = self.data.sizes["train"] // self.batch_samples
         if not self.batches_per_epoch:
             raise ALConfigError(
-                f"{self.data.sizes['train']} training samples make no batch of {self.micro_batches} micro-batches of "
-                f"{self.micro_batch}: lower train_micro_batch_size_per_gpu or gradient_accumulation_steps"
+                f"{self.data.sizes['train']} training samples make no batch of {self.batch_samples}, "
+                f"{self.own_micro_batches} micro-batches of {self.micro_batch} in each of {self.layout.copies} copies: "
+                "lower train_micro_batch_size_per_gpu or gradient_accumulation_steps"
             )
         self.loader = self._loader()
         with quiet():
@@ -71,10 +81,8 @@ class Job:
                 self.engine.load_checkpoint(resume)
                 if self.loader is not None and self.al.method in configs.BACKPROP_METHODS:
                     # An AL engine does this itself, DeepSpeed's does not.
-                    self.loader.seek(self.engine.global_samples // self.micro_batch)
-        self.first_epoch = self.engine.global_samples // (
-            self.batches_per_epoch * self.micro_batch * self.micro_batches
-        )
+                    self.loader.seek(self.engine.global_samples // self.micro_batch // self.layout.copies)
+        self.first_epoch = self.engine.global_samples // (self.batches_per_epoch * self.batch_samples)
         self.parameters: list[int] = self.engine.gather(sum(p.numel() for p in self.engine.module.parameters()))
         self.peak_activations = 0
 
@@ -86,14 +94,14 @@ class Job:
 
     def run(self) -> dict[str, Any]:
         """Trains all epochs, then looks at the test samples once. Returns the summary, on every rank."""
-        record = Record(self) if self.is_last else None
-        display = Display(self) if self.is_last else None
+        record = Record(self) if self.records else None
+        display = Display(self) if self.records else None
         tracing = self.engine.tracing
         if tracing is not None:
             tracing.folder = self._folder(record) / "trace"
         if self.data.builds_vocabulary:
             folder = self._folder(record)
-            if self.is_first and self.splits is not None and self.splits.save_vocabulary is not None:
+            if self.layout.rank == 0 and self.splits is not None and self.splits.save_vocabulary is not None:
                 self.splits.save_vocabulary(folder / "vocabulary.json")
         dist.barrier()  # what the record needs to start is no time that a stage idles
         start = time.perf_counter()
@@ -136,16 +144,19 @@ class Job:
 
     def _folder(self, record: Record | None) -> Path:
         """The run's folder, on every rank."""
-        return Path(self.engine.gather(str(record.folder) if record else None)[-1])
+        folder: list[Any] = [str(record.folder) if record else None]
+        dist.broadcast_object_list(folder, src=self.layout.recorder)
+        return Path(folder[0])
 
     def _data(self) -> tuple[Splits | None, DataFacts]:
         """The first stage's data; the others learn only what the model needs to know of them.
 
         Back-propagation reads labels on the last stage, so there it needs the data, too.
         """
-        reads = self.is_first or (self.is_last and self.al.method in configs.BACKPROP_METHODS)
+        first, last = self.layout.stage == 0, self.layout.stage == self.layout.stages - 1
+        reads = first or (last and self.al.method in configs.BACKPROP_METHODS)
         splits = load_data(self.experiment.data, seed=self.experiment.seed) if reads else None
-        facts: list[Any] = [DataFacts.of(splits) if self.is_first and splits is not None else None]
+        facts: list[Any] = [DataFacts.of(splits) if self.layout.rank == 0 and splits is not None else None]
         dist.broadcast_object_list(facts, src=0)
         return splits, facts[0]
 
@@ -158,8 +169,13 @@ class Job:
     def _loader(self) -> ShuffledLoader | None:
         if self.splits is None:
             return None
-        data, seed = self.experiment.data, self.experiment.seed
-        return training_loader(self.splits, data, batch_size=self.micro_batch, seed=seed)
+        return training_loader(
+            self.splits,
+            self.experiment.data,
+            batch_size=self.micro_batch,
+            seed=self.experiment.seed,
+            share=(self.layout.copy, self.layout.copies),
+        )
 
     def _engine(self) -> Any:
         model, seed, method = self.experiment.model, self.experiment.seed, self.experiment.partition_method
@@ -175,10 +191,12 @@ class Job:
                         f'"{BLOCK}.{key}" with partition_method {method!r}: it is for "measured", leave it out'
                     )
         ds_config = {key: value for key, value in self.config.items() if key != BLOCK}
-        _fill_auto(ds_config, steps=self._scheduler_steps())
+        ds_config["gradient_accumulation_steps"] = self.own_micro_batches
+        ds_config = configs.with_scheduler_steps(ds_config, self._scheduler_steps())
         if self.al.method in configs.AL_METHODS:
             module: PipelineModule = ds_al.ALPipelineModule(
                 build_al(model.name, **self.model_options, **model.al_options),
+                num_stages=self.layout.stages,
                 num_classes=len(self.data.classes),
                 base_seed=seed,
                 partition_method=method,
@@ -191,7 +209,7 @@ class Job:
             return ds_al.initialize(model=module, config=ds_config, training_data=self.loader)[0]
         module = PipelineModule(
             build_twin(model.name, **self.model_options, **model.twin_options),
-            num_stages=self.world,
+            num_stages=self.layout.stages,
             loss_fn=nn.CrossEntropyLoss(),
             seed_layers=True,
             seed_fn=lambda number: set_random_seed(int(number)),  # DeepSpeed's own chokes on its numpy bounds
@@ -208,7 +226,7 @@ class Job:
         """What the LR schedule counts, over the whole run."""
         batches = self.experiment.epochs * self.batches_per_epoch
         if self.al.count == "step" and self.al.method in configs.AL_METHODS:
-            return batches * (self.al.steps_per_batch or self.micro_batches)
+            return batches * (self.al.steps_per_batch or self.own_micro_batches)
         return batches
 
     def _epoch(self, epoch: int, display: Display | None, record: Record | None) -> dict[str, Any]:
@@ -227,7 +245,7 @@ class Job:
         row: dict[str, Any] = {
             "epoch": epoch + 1,
             "seconds": max(s.wall for s in stats),
-            "samples_per_second": engine.stats().samples / max(s.wall for s in stats),
+            "samples_per_second": self.batches_per_epoch * self.batch_samples / max(s.wall for s in stats),
             "learning_rate": engine.get_lr()[0],
             "idle": [s.idle for s in stats],
             "wait_data": stats[0].wait_data,
@@ -268,7 +286,8 @@ class Job:
         return {
             "name": self.experiment.name,
             "method": self.al.method,
-            "stages": self.world,
+            "stages": self.layout.stages,
+            "copies": self.layout.copies,
             "micro_batches": self.micro_batches,
             "micro_batch_size": self.micro_batch,
             "partition": list(self.engine.module.parts),
@@ -289,7 +308,7 @@ class Job:
             else 0,
             "idle": [
                 sum(r["idle"][stage] * r["seconds"] for r in history) / trained if trained else 0
-                for stage in range(self.world)
+                for stage in range(self.layout.stages)
             ],
             "wait_data_seconds": sum(row["wait_data"] for row in history),
             "peak_activation_bytes": self.engine.gather(self.peak_activations),
@@ -297,7 +316,7 @@ class Job:
                 sum(row["bytes_sent"][s] for row in history)
                 if history and history[0]["bytes_sent"][s] is not None
                 else None
-                for s in range(self.world)
+                for s in range(self.layout.stages)
             ],
             "parameters": self.parameters,
         }
@@ -343,14 +362,6 @@ def quiet() -> Iterator[None]:
     except BaseException:
         print(text.getvalue(), end="")
         raise
-
-
-def _fill_auto(config: dict[str, Any], *, steps: int) -> None:
-    """Replaces ``"auto"`` in the LR schedule's number of steps by that of this run."""
-    params = config.get("scheduler", {}).get("params", {})
-    if params.get("total_num_steps") == "auto":
-        config["scheduler"] = json.loads(json.dumps(config["scheduler"]))
-        config["scheduler"]["params"]["total_num_steps"] = steps
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ds_al.errors import ALConfigError
+from ds_al.losses import widened
 from ds_al.objectives.base import Objective, Target
 from ds_al.objectives.mse import decode
 
@@ -87,5 +88,5 @@ class Contrast(Objective):
 
     def similarity(self, layer: ALLayer, s: Activation, table: Tensor) -> Tensor:
         """``cos(b(s), C) / temperature``: ``(B, V)``."""
-        code = F.normalize(layer.bridge(s), dim=1)
-        return code @ F.normalize(table, dim=1).t() / self.log_temperature.exp()
+        code = F.normalize(widened(layer.bridge(s)), dim=1)
+        return code @ F.normalize(widened(table), dim=1).t() / widened(self.log_temperature).exp()

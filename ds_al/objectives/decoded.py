@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ds_al.errors import ALConfigError
+from ds_al.losses import widened
 from ds_al.objectives.base import Objective, Target
 from ds_al.objectives.mse import decode
 
@@ -61,7 +62,7 @@ class Decoded(Objective):
         else:
             frozen = {name: value.detach() for name, value in layer.h.named_parameters()}
             code = functional_call(layer.h, frozen, (code,))
-        return F.cross_entropy(decode(self.earlier, code), t_out[0])
+        return F.cross_entropy(widened(decode(self.earlier, code)), t_out[0])
 
     def autoencoder_loss(self, layer: ALLayer, t_out: Target, t_in: Target) -> Tensor:
         """``D_E(h(t_i), t_{i-1})``."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ds_al.losses import widened
 from ds_al.objectives.base import Objective, Target
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Greedy(Objective):
     def associated_loss(self, layer: ALLayer, s_out: Activation, t_out: Target) -> Tensor:
         """Cross-entropy of the classifier's scores."""
         assert isinstance(t_out, Tensor)
-        return F.cross_entropy(layer.h(layer.bridge(s_out)), t_out)
+        return F.cross_entropy(widened(layer.h(layer.bridge(s_out))), t_out)
 
     def autoencoder_loss(self, layer: ALLayer, t_out: Target, t_in: Target) -> None:
         """None."""

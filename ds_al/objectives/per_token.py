@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ds_al.losses import widened
 from ds_al.objectives.base import Objective
 
 if TYPE_CHECKING:
@@ -51,5 +52,5 @@ def next_token_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
 def mean_loss(scores: Tensor, classes: Tensor) -> Tensor:
     """Mean cross-entropy of scores ``(N, M)`` against classes ``(N,)`` that are not :data:`IGNORED`; 0 without any."""
-    total = F.cross_entropy(scores, classes, ignore_index=IGNORED, reduction="sum")
+    total = F.cross_entropy(widened(scores), classes, ignore_index=IGNORED, reduction="sum")
     return total / torch.clamp((classes != IGNORED).sum(), min=1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ds_al.errors import ALConfigError
+from ds_al.losses import widened
 from ds_al.objectives.base import Target
 from ds_al.objectives.per_token import IGNORED, PerToken, mean_loss
 
@@ -95,7 +96,7 @@ class TokenCodes(PerToken):
             return None
         codes = t_out[3]
         if isinstance(t_in, Tensor):
-            return F.cross_entropy(layer.h(codes) @ codes.t(), torch.arange(len(codes), device=codes.device))
+            return F.cross_entropy(widened(layer.h(codes) @ codes.t()), torch.arange(len(codes), device=codes.device))
         return layer.autoencoder_loss(layer.h(codes), t_in[3])
 
     def all_classes(self, num_classes: int, *, device: torch.device | str) -> Tensor:

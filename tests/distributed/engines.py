@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import ds_al
+from ds_al.precision import full_state, stepped
 from tests.networks import NETWORKS
 
 SEED = 7
@@ -22,15 +23,21 @@ def engine_config(
     params: dict[str, Any] | None = None,
     micro_batches: int = MICRO_BATCHES,
     scheduler: dict[str, Any] | None = None,
+    keys: dict[str, Any] | None = None,
     **al: Any,
 ) -> dict[str, Any]:
-    """A config in which a stage steps after every micro-batch of 8 samples unless ``al`` says otherwise."""
+    """A config in which a stage steps after every micro-batch of 8 samples unless ``al`` says otherwise.
+
+    Args:
+        keys: more of DeepSpeed's own.
+    """
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 8,
         "gradient_accumulation_steps": micro_batches,
         "optimizer": {"type": optimizer, "params": params or {"lr": 3e-3, "torch_adam": True}},
         "steps_per_print": None,
         "associated_learning": al,
+        **(keys or {}),
     }
     if scheduler is not None:
         config["scheduler"] = scheduler
@@ -48,12 +55,15 @@ def make_engine(
 
 
 def engine_state(engine: ds_al.ALPipelineEngine) -> State:
-    """Weights, buffers and optimizer state of this stage's layers, as ``layer.name[/key]``."""
+    """Weights (masters, where there are any), buffers and optimizer state of this stage's layers, as
+    ``layer.name[/key]``. With ZeRO all copies of the stage call it."""
     state = {}
+    optimizer = engine.optimizer
+    states, masters = optimizer.gather() if hasattr(optimizer, "gather") else (optimizer.state, None)
     for index, layer in engine.layers:
-        state |= {f"{index}.{name}": value.clone() for name, value in layer.state_dict().items()}
+        state |= {f"{index}.{name}": value.clone() for name, value in full_state(layer, masters).items()}
         for name, parameter in layer.named_parameters():
-            for key, value in engine.optimizer.state[parameter].items():
+            for key, value in states.get(stepped(parameter), {}).items():
                 if value is not None:
                     state[f"{index}.{name}/{key}"] = torch.as_tensor(value).clone()
     return state

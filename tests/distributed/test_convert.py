@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from deepspeed.runtime import utils as ds_utils
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import ds_al
+from ds_al.__main__ import main
 from ds_al.convert.hugging_face import layer_specs
 from ds_al.convert.layers import layer_specs as list_specs
 from ds_al.launch import run_ranks
@@ -88,6 +90,7 @@ def megatron_loop(engine: ds_al.ALPipelineEngine, folder: str) -> tuple[State, A
     evaluated = float(engine.eval_batch(iter(stream), bcast_loss=True, reduce_output="avg"))
     rest = engine.evaluate(stream[:2])
     assert ds_al.export(engine, folder) == "classifier"
+    engine.save_checkpoint(f"{folder} saved")
     return weights(engine), (evaluated, rest)
 
 
@@ -114,6 +117,7 @@ def trained(folder: str) -> dict[str, Any]:
     results["bert"] = weights(engine)
     results["bert scores"] = engine.predict(texts(1)[0][0])
     results["bert written"] = ds_al.export(engine, f"{folder}/bert back")
+    engine.save_checkpoint(f"{folder}/bert saved", tag="end")
     results["bert again"] = weights(engine)
 
     module = ds_al.from_pretrained(
@@ -133,6 +137,7 @@ def trained(folder: str) -> dict[str, Any]:
     results["cnn"] = weights(engine)
     results["cnn written"] = ds_al.export(engine, f"{folder}/cnn back", program="torch.export", example=images()[0][0])
     results["cnn scores"] = engine.predict(images()[0][0])
+    engine.save_checkpoint(f"{folder}/cnn saved")
     try:
         ds_al.export(engine, f"{folder}/nowhere")
     except ds_al.ALConfigError as error:
@@ -203,6 +208,7 @@ def test_converted_models_train_exactly_and_come_back(tmp_path: Path) -> None:
     CASES["bert"].build().save_pretrained(tmp_path / "bert")
     ranks = run_ranks(f"{__name__}:trained", 2, folder=str(tmp_path))
     one = ranks[0]
+    checkpoints_export_by_themselves(tmp_path, one)
     for name, alone in (("bert", bert_alone), ("llama", llama_alone), ("cnn", cnn_alone)):
         assert different(merge([rank[name] for rank in ranks]), alone()) == [], name
     assert all(different(rank["bert"], rank["bert again"]) == [] for rank in ranks), "export changes nothing"
@@ -231,6 +237,30 @@ def test_converted_models_train_exactly_and_come_back(tmp_path: Path) -> None:
     assert evaluated["samples"] == 2 * 8 * 6, "tokens that have a successor"
 
 
+def checkpoints_export_by_themselves(folder: Path, one: dict[str, Any]) -> None:
+    """Two stages saved them; this process has no ranks, no engine and no module, and writes the same bits."""
+    assert not torch.distributed.is_initialized()
+    assert ds_al.export(folder / "bert saved", folder / "bert from folder") == "classifier"
+    assert main(["export", str(folder / "llama back saved"), str(folder / "llama from folder")]) == 0
+    assert not torch.distributed.is_initialized()
+    for name in ("bert", "llama"):
+        want, got = (load_file(folder / f"{name} {how}" / "model.safetensors") for how in ("back", "from folder"))
+        assert different(want, got) == [], name
+        configs = [json.loads((folder / f"{name} {how}/config.json").read_text()) for how in ("back", "from folder")]
+        assert configs[0] == configs[1], name
+    # A network of from_layers is made of functions, which no folder holds: its module has to be given.
+    with pytest.raises(ds_al.ALCheckpointError, match=r"does not say how its network was made.*weights=checkpoint"):
+        ds_al.export(folder / "cnn saved", folder / "nowhere", program="torch.export")
+    assert main(["export", str(folder / "cnn saved"), str(folder / "nowhere")]) == 1
+    with pytest.raises(ds_al.ALCheckpointError, match="Complete checkpoints there: end"):
+        ds_al.export(folder / "bert saved", folder / "nowhere", tag="epoch_9")
+    cut = folder / "bert saved/end/layer_01-model_states.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-8])
+    with pytest.raises(ds_al.ALCheckpointError, match=r"of AL layer 1 .* it was cut"):
+        ds_al.export(folder / "bert saved", folder / "nowhere")
+    assert not (folder / "nowhere").exists()
+
+
 def test_a_language_model_on_one_stage(tmp_path: Path) -> None:
     import transformers
 
@@ -240,6 +270,8 @@ def test_a_language_model_on_one_stage(tmp_path: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
     with torch.no_grad():
         assert torch.equal(model(*texts(1)[0][0][:1]).logits, scores), "weights of the file, not those of memory"
+    saved = load_file(tmp_path / "of checkpoint/model.safetensors")
+    assert not saved["transformer.wte.weight"].any(), "of the checkpoint, which was saved with zeroed words"
     assert "AL layer 1" in foreign and "missing" in foreign.lower()
 
 
@@ -263,6 +295,12 @@ def language_model(folder: str) -> list[Any]:
     with torch.no_grad():
         layers[0].f[0].embed.words.weight.zero_()
     assert ds_al.export(engine, f"{folder}/back", weights=f"{folder}/weights.safetensors") == "classifier"
+    engine.save_checkpoint(f"{folder}/saved")
+    module = ds_al.from_pretrained(CASES["gpt2 lm"].build(), task="causal-lm", num_al_layers=2, code_width=6)
+    assert ds_al.export(module, f"{folder}/of checkpoint", weights=f"{folder}/saved") == "classifier"
+    module = ds_al.from_pretrained(CASES["gpt2 lm"].build(), task="causal-lm", num_al_layers=4, code_width=6)
+    with pytest.raises(ds_al.ALCheckpointError, match="has 2 AL layers, this network 4"):
+        ds_al.export(module, f"{folder}/no", weights=f"{folder}/saved")
     save_file({name: value for name, value in weights.items() if name != "1.h.weight"}, f"{folder}/cut.safetensors")
     with pytest.raises(ds_al.ALCheckpointError) as error:
         ds_al.export(engine, f"{folder}/no", weights=f"{folder}/cut.safetensors")

@@ -47,7 +47,7 @@ def test_readme_example(tmp_path: Path) -> None:
 def run_examples() -> dict[str, str]:
     """Worker: what each example prints, in short."""
     printed = {}
-    for name, batches in {"text_classifier": 25, "vision_from_layers": 6, "language_model": 3}.items():
+    for name, batches in {"text_classifier": 25, "vision_from_layers": 6, "language_model": 3, "trainer": 25}.items():
         sys.argv = [name, "--batches", str(batches)]
         with redirect_stdout(io.StringIO()) as output:
             runpy.run_path(str(ROOT / f"examples/{name}.py"), run_name="__main__")
@@ -87,6 +87,9 @@ def test_examples_of_conversion(tmp_path: Path) -> None:
     assert len(text) == 5 and text[3] == pytest.approx(text[4]) and text[3] > 0.8, "last exit and plain model agree"
     assert len(vision) == 5 and vision[3] == pytest.approx(vision[4], abs=0.002) and max(vision) > 0.2
     assert len(language) == 2 and max(language) < 90 and "def " in first["language_model"]
+    right = [re.search(r"accuracy (\S+) as classifier", each["trainer"]) for each in (first, second)]
+    assert right[0] and right[1] and float(right[0][1]) == float(right[1][1]) > 0.6
+    assert "'eval_right'" in first["trainer"] and "'eval_right'" not in second["trainer"], "logs are printed once"
     assert "plain model" not in second["text_classifier"]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.distributed.engines import SEED
-from tests.distributed.ranks import RankFailure, run_ranks
+from tests.distributed.ranks import ROOT, RankFailure, run_ranks
 from tests.networks import NETWORKS
 
 pytestmark = [
@@ -36,6 +38,28 @@ def test_buffers_lose_their_names_when_all_ranks_have_them_open() -> None:
     for names, opened in run_ranks(f"{__name__}:joined", 2, env=ONE_MACHINE):
         assert names == []
         assert opened == 2
+
+
+ALONE = """
+import os
+import torch.distributed as dist
+import ds_al
+from ds_al.world import join_world
+join_world()
+print(dist.get_rank(), dist.get_world_size())
+"""
+
+
+def test_a_process_that_nothing_launched_is_a_world_of_its_own(tmp_path: Path) -> None:
+    """DeepSpeed looked for MPI there, and failed without it."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    result = subprocess.run(
+        [sys.executable, "-c", ALONE], env=environment, cwd=tmp_path, text=True, capture_output=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "0 1"
 
 
 def fails_early() -> None:

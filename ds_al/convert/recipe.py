@@ -1,0 +1,90 @@
+"""How an AL network was made of a model of ``transformers``, as JSON: a checkpoint keeps it, so that it can be exported
+by one process that has nothing but the folder.
+
+Only what the way to the scores needs is made again: a bridge of the user's own before the last layer has no part in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ds_al.errors import ALCheckpointError
+
+if TYPE_CHECKING:
+    from ds_al.convert.source import Source
+    from ds_al.spec import ALLayerSpec
+
+
+def describe(
+    model_class: type,
+    config: Any,
+    generation: Any,
+    *,
+    task: str,
+    groups: Sequence[int],
+    objective: Any,
+    code_width: int | None,
+    code: str,
+    own_bridges: Sequence[int],
+) -> dict[str, Any]:
+    """The recipe of a network.
+
+    Args:
+        model_class, config, generation: of the model.
+        groups: how many blocks each AL layer has.
+        own_bridges: AL layers whose b is the user's own.
+        task, objective, code_width, code: as :func:`ds_al.from_pretrained` takes them.
+    """
+    return {
+        "model_class": model_class.__name__,
+        "config": _as_json(config),
+        "generation": None if generation is None else _as_json(generation),
+        "task": task,
+        "groups": list(groups),
+        "objective": dict(objective) if isinstance(objective, Mapping) else _name_of(objective),
+        "code_width": code_width,
+        "code": code,
+        "own_bridges": list(own_bridges),
+    }
+
+
+def made_again(recipe: Mapping[str, Any]) -> tuple[list[ALLayerSpec], Source]:
+    """Specs of the AL layers of a recipe, with new weights, and their source.
+
+    Raises:
+        ALCheckpointError: the installed ``transformers`` does not know the model, or the last bridge or the objective
+            is the user's own.
+    """
+    import transformers
+
+    from ds_al.convert.hugging_face import layer_specs
+
+    if recipe["objective"] is None:
+        raise ALCheckpointError(f"its objective is one of your own. {_REMEDY}")
+    if len(recipe["groups"]) - 1 in recipe["own_bridges"]:
+        raise ALCheckpointError(f"the bridge of its last AL layer is one of your own. {_REMEDY}")
+    model_class = getattr(transformers, recipe["model_class"], None)
+    if model_class is None:
+        raise ALCheckpointError(
+            f"it was made of a {recipe['model_class']}, which transformers {transformers.__version__} has not. "
+            f"{_REMEDY}"
+        )
+    config = model_class.config_class.from_dict(dict(recipe["config"]))
+    model = model_class(config)
+    if recipe["generation"] is not None:
+        model.generation_config = transformers.GenerationConfig.from_dict(dict(recipe["generation"]))
+    options = {key: recipe[key] for key in ("task", "groups", "objective", "code_width", "code")}
+    return layer_specs(model, **options)
+
+
+_REMEDY = "Make the module as the job did, and give it: ds_al.export(module, path, weights=checkpoint)"
+
+
+def _as_json(config: Any) -> dict[str, Any]:
+    return json.loads(config.to_json_string(use_diff=False))
+
+
+def _name_of(objective: Any) -> str | None:
+    return objective if isinstance(objective, str) else None

@@ -1,0 +1,98 @@
+"""Which callbacks of transformers fit, and how all ranks come to decide the same.
+
+Callbacks run on every rank. What those of the first rank decide holds on all: after each batch its five switches
+travel to the others, which are downstream of it and get there later anyway. The first rank does not wait for them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers.trainer_callback import TrainerCallback, TrainerControl
+
+from ds_al.errors import ALConfigError
+
+ABSENT = {
+    "on_pre_optimizer_step": "each stage steps by itself after every micro-batch: use on_step_begin",
+    "on_optimizer_step": "each stage steps by itself after every micro-batch: use on_step_end",
+    "on_substep_end": "each stage steps by itself after every micro-batch: use on_step_end",
+    "on_prediction_step": "batches of an evaluation follow one another through the stages: use on_evaluate",
+    "on_push_begin": "nothing is pushed to a hub: use on_save",
+}
+"""Events that never come, and why."""
+
+_SWITCHES = ("should_training_stop", "should_epoch_stop", "should_save", "should_evaluate", "should_log")
+
+
+def check_callback(callback: TrainerCallback | type[TrainerCallback]) -> None:
+    """Looks at what a callback listens to.
+
+    Raises:
+        ALConfigError: it is no ``TrainerCallback``, or it waits for an event that never comes. The callbacks that come
+            with transformers may: they draw a bar by it.
+    """
+    kind = callback if isinstance(callback, type) else type(callback)
+    if not issubclass(kind, TrainerCallback):
+        raise ALConfigError(f"got a callback of {kind.__name__}: expected a transformers.TrainerCallback")
+    for event, why in ABSENT.items():
+        own = getattr(kind, event)
+        if own is not getattr(TrainerCallback, event) and not own.__module__.startswith("transformers."):
+            raise ALConfigError(f"callback {kind.__name__} listens to {event}, which ALTrainer has not: {why}")
+
+
+def one_folder(path: str) -> None:
+    """Looks whether all ranks write into the same folder: each would wait for the others' part of a checkpoint.
+
+    Raises:
+        ALConfigError: on every rank: two of them have different ones.
+    """
+    paths: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(paths, path)
+    if len(set(paths)) > 1:
+        raise ALConfigError(
+            f'"args.output_dir": got {", ".join(map(repr, paths))} on ranks 0, 1, ...: expected the same on all. A '
+            "temporary folder has another name in each process"
+        )
+
+
+class Agreement:
+    """Lets the first rank's switches hold on all ranks. Every rank makes one, and calls it equally often."""
+
+    def __init__(self) -> None:
+        self._group: Any = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
+        self._under_way: deque[tuple[Any, Tensor]] = deque()
+
+    def __call__(self, control: TrainerControl) -> None:
+        """Changes ``control`` to what it is on the first rank."""
+        if self._group is None:
+            return
+        switches = torch.tensor([int(getattr(control, name)) for name in _SWITCHES], dtype=torch.uint8)
+        work = dist.broadcast(switches, src=0, group=self._group, async_op=True)
+        if dist.get_rank() == 0:
+            self._under_way.append((work, switches))
+            while self._under_way and self._under_way[0][0].is_completed():
+                self._under_way.popleft()
+            return
+        work.wait()
+        for name, value in zip(_SWITCHES, switches.tolist(), strict=True):
+            setattr(control, name, bool(value))
+
+
+def saved_states(callbacks: Sequence[TrainerCallback]) -> list[Any]:
+    """Those callbacks whose state belongs into a checkpoint."""
+    from transformers.trainer_callback import ExportableState
+
+    return [callback for callback in callbacks if isinstance(callback, ExportableState)]
+
+
+def restore_states(callbacks: list[TrainerCallback], states: dict[str, Any]) -> None:
+    """Gives callbacks, in place, the state that :class:`transformers.TrainerState` has kept by the names of classes."""
+    by_name = {name: list(found) if isinstance(found, list) else [found] for name, found in states.items()}
+    for place, callback in enumerate(callbacks):
+        if found := by_name.get(type(callback).__name__):
+            callbacks[place] = type(callback).from_state(found.pop(0))  # type: ignore[attr-defined]
