@@ -19,7 +19,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test test-all test-matrix lint format doctor bench clean distclean
+.PHONY: help install train test test-all test-matrix lint format doctor bench sample-report clean distclean
 
 help: ## show this list
 	@echo "Targets:"
@@ -81,6 +81,19 @@ bench: $(STAMP) ## measure in short, into results/bench*.json, and compare with 
 		echo "==> Comparing ratios with $$baseline"; \
 		OMP_NUM_THREADS=1 $(BIN)/python run/bench.py --check $$baseline || exit 1; \
 	done
+
+sample-report: $(STAMP) ## train four short runs, and write docs/sample-report from them
+	rm -rf runs/sample
+	@for seed in 0 1; do for method in streaming bp_1f1b; do \
+		echo "==> Training by $$method, seed $$seed"; \
+		OMP_NUM_THREADS=1 WANDB_MODE=disabled $(BIN)/deepspeed --num_accelerators 2 --master_port $(PORT) run/train.py \
+			--deepspeed_config ds_configs/fashion_mnist_vgg_al.json --epochs 4 --method $$method --seed $$seed \
+			--trace --output runs/sample $(ARGS) || exit 1; \
+	done; done
+	@echo "==> Writing docs/sample-report"
+	$(BIN)/python run/report.py runs/sample --out docs/sample-report/report.html --markdown docs/sample-report/report.md \
+		--title "Sample: a small VGG on Fashion-MNIST, four epochs" \
+		--question "Which method trains this network fastest to which accuracy?"
 
 clean: ## remove caches and build output
 	@echo "==> Removing caches and build output"

@@ -19,6 +19,7 @@ from deepspeed.runtime.pipe.schedule import (
     PipeSchedule,
     RecvActivation,
     RecvGrad,
+    ReduceGrads,
     SendActivation,
     SendGrad,
     TrainSchedule,
@@ -115,6 +116,7 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
 
     def _exec_recv_activations(self, buffer_id: int) -> None:
         super()._exec_recv_activations(buffer_id)
+        self._latest_bytes = _nbytes(self.pipe_buffers["inputs"][buffer_id])
         self._wait_for_link(self.prev_stage)
 
     def _exec_send_grads(self, buffer_id: int) -> None:
@@ -128,11 +130,11 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
 
     def _exec_recv_grads(self, buffer_id: int) -> None:
         super()._exec_recv_grads(buffer_id)
+        self._latest_bytes = _nbytes(self.grad_layer)
         self._wait_for_link(self.next_stage)
 
     def _count(self, what: str, message: Any) -> None:
-        tensors = message if isinstance(message, tuple) else (message,)
-        self._latest_bytes = sum(tensor.nbytes for tensor in tensors)
+        self._latest_bytes = _nbytes(message)
         self.sent[what] += self._latest_bytes
         self._messages_sent += 1
 
@@ -149,9 +151,9 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
 
     def _observe(self, instruction: PipeInstruction, seconds: float) -> Observation:
         """DeepSpeed's transfers block until they are through: all of their time is waiting."""
-        if isinstance(instruction, (SendActivation, SendGrad)):
+        if isinstance(instruction, (SendActivation, SendGrad, RecvActivation, RecvGrad)):
             return Observation(wait=seconds, nbytes=self._latest_bytes)
-        if isinstance(instruction, (RecvActivation, RecvGrad, LoadMicroBatch)):
+        if isinstance(instruction, (LoadMicroBatch, ReduceGrads)):
             return Observation(wait=seconds)
         return Observation()
 
@@ -204,3 +206,8 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
             messages_sent=self._messages_sent,
             samples=self._samples,
         )
+
+
+def _nbytes(message: Any) -> int:
+    """Bytes of a tensor, or of all in a tuple or list."""
+    return sum(tensor.nbytes for tensor in (message if isinstance(message, (tuple, list)) else (message,)))

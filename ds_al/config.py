@@ -58,6 +58,11 @@ class MuonAdamWConfig(StrictModel):
         "`match_rms_adamw` times `0.2 * sqrt(max(out, rest))`, so that rates and decays of AdamW fit.",
     )
     ns_steps: int = Field(default=5, ge=1, lt=100, description="Newton-Schulz iterations of Muon.")
+    ns_dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto",
+        description="What they are done in; `auto` is bfloat16 on an accelerator and float32 on a CPU, most of which "
+        "compute bfloat16 many times slower.",
+    )
     adamw_lr: float = Field(
         default=1e-3, ge=0, allow_inf_nan=False, description="Learning rate of AdamW where Muon's is `lr`."
     )

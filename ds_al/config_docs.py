@@ -39,7 +39,7 @@ def document() -> str:
         'For `"optimizer"`, of the AL and the `bp_*` methods alike, and for `autoencoder_optimizer`. Muon steps '
         "parameters of two or more dimensions, a convolution's kernel as `out x rest`; AdamW steps all others, the "
         "weights of `nn.Embedding`, and any parameter whose attribute `use_muon` is `False`. A `scheduler` sets the "
-        "rate of Muon (`WarmupLR` its `warmup_max_lr`), and so do the logs. Needs torch 2.9.\n",
+        "rate of Muon (`WarmupLR` its `warmup_max_lr`), and so do the logs.\n",
         "## DeepSpeed's keys that an AL engine honours\n\n| key | how |\n|---|---|\n"
         + "".join(f"| `{key}` | {how} |\n" for key, how in deepspeed_keys.DEEPSPEED_KEYS.items()),
         "All other keys are refused, unless their value turns them off: `torch_autocast`, `amp`, ZeRO above stage 1, "

@@ -5,7 +5,8 @@ adds its own decoders as they are before it, and sends all of them on. A layer s
 ``h_1 .. h_{i-1}`` had before the last such micro-batch, wherever it lives: the bits depend on R alone.
 
 The copies travel in messages of their own, on a process group of their own, so that those of activations keep
-their shape and their order.
+their shape and their order. Taking over and sending on are instructions before the forward pass, ``RefreshDecoders``
+and ``SendDecoders``: a stage that waits for them does not compute.
 """
 
 from __future__ import annotations
@@ -48,27 +49,33 @@ class DecoderCopies:
         group = groups.get(tuple(ranks))
         stage = engine.stage_id
         common: dict[str, Any] = {"device": engine.device, "dynamic": False, "group": group}
-        self._sender = None if engine.is_last_stage() else Sender(
+        self.sender = None if engine.is_last_stage() else Sender(
             ranks[stage + 1], queue_depth=2, stages=(stage, stage + 1), **common
         )  # fmt: skip
-        self._receiver = None if engine.is_first_stage() else Receiver(
+        self.receiver = None if engine.is_first_stage() else Receiver(
             ranks[stage - 1], stages=(stage, stage - 1), **common
         )  # fmt: skip
 
+    def due(self, micro_batch: int) -> bool:
+        """Whether copies are refreshed before the forward of this micro-batch, counted from 0."""
+        return micro_batch % self.refresh_every == 0
+
     @torch.no_grad()
-    def before(self, micro_batch: int) -> None:
-        """Called before the forward of each micro-batch, counted from 0; refreshes where it is due."""
-        if micro_batch % self.refresh_every:
-            return
-        if self._receiver is not None:
-            self._receiver.expect(1)
-            (flat,) = self._receiver.receive()
+    def refresh(self) -> None:
+        """Takes over the predecessor's copies, and adds this stage's own decoders."""
+        if self.receiver is not None:
+            self.receiver.expect(1)
+            (flat,) = self.receiver.receive()
             _load(self._copies[: self._first], flat)
-            self._receiver.release()
+            self.receiver.release()
         for copy, own in zip(self._copies[self._first :], self._own, strict=True):
             _load([copy], _flat([own]))
-        if self._sender is not None:
-            self._sender.send((_flat(self._copies),))
+
+    @torch.no_grad()
+    def send(self) -> None:
+        """Sends the copies on, as they are now; not called on the last stage."""
+        assert self.sender is not None
+        self.sender.send((_flat(self._copies),))
 
     def state(self, layer: int) -> dict[str, Tensor]:
         """The weights of one layer's copy, by name: they are older than the decoder itself."""

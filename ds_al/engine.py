@@ -3,6 +3,7 @@
 For every micro-batch a stage does, in the order of its schedule (:mod:`ds_al.schedule`):
 
     [1] LoadMicroBatch / RecvActivation   take (s, t) in; receives are posted ahead
+        RefreshDecoders, SendDecoders     now and then, where the objective decodes while it trains
     [2] ForwardPass                       s_i = f_i(s_{i-1}), t_i = g_i(t_{i-1}) for each local layer
     [3] SendActivation                    send (s, t) of the last local layer on, without waiting
     [4] BackwardPass                      A_i and E_i of each local layer, and their gradients
@@ -48,7 +49,7 @@ from ds_al.module import ALPipelineModule
 from ds_al.objectives import Target
 from ds_al.optimizer import LocalOptimizer
 from ds_al.precision import FULL, Precision
-from ds_al.schedule import AL_SCHEDULES, Barrier, Repeated
+from ds_al.schedule import AL_SCHEDULES, Barrier, RefreshDecoders, Repeated, SendDecoders
 from ds_al.stage import LocalStage
 from ds_al.trace import Report, StallWatch, Tracing, VitalsMeter
 from ds_al.wire import WIRES
@@ -176,7 +177,11 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
         key = self.micro_batches, self.num_stages, self.stage_id, self.al.steps_per_batch
         if key not in self._schedules:
             schedule = AL_SCHEDULES[self.al.method](*key)
-            self._schedules[key] = Repeated(schedule, reduce_gradients=self.replicas.count > 1)
+            self._schedules[key] = Repeated(
+                schedule,
+                reduce_gradients=self.replicas.count > 1,
+                refresh_decoders=self.decoder_copies is not None,
+            )
         return self._schedules[key]
 
     def _end_batch(self) -> Tensor:
@@ -237,9 +242,17 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
     def _exec_forward_pass(self, buffer_id: int) -> None:
         now = self._now
         self._counters.samples += first(now.s).shape[0]
-        if self.decoder_copies is not None:
-            self.decoder_copies.before(self.stage.trained_micro_batches)
         now.s, now.t = self.stage.forward(now.s, now.t)
+
+    def _exec_refresh_decoders(self) -> None:
+        assert self.decoder_copies is not None
+        if self.decoder_copies.due(self.stage.trained_micro_batches):
+            self.decoder_copies.refresh()
+
+    def _exec_send_decoders(self) -> None:
+        assert self.decoder_copies is not None
+        if self.decoder_copies.due(self.stage.trained_micro_batches):
+            self.decoder_copies.send()
 
     def _exec_send_activations(self, buffer_id: int) -> None:
         assert self.sender is not None
@@ -267,6 +280,8 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
     _INSTRUCTION_MAP: ClassVar[dict[Any, Callable[..., None]]] = {
         LoadMicroBatch: _exec_load_micro_batch,
         RecvActivation: _exec_recv_activations,
+        RefreshDecoders: _exec_refresh_decoders,
+        SendDecoders: _exec_send_decoders,
         ForwardPass: _exec_forward_pass,
         SendActivation: _exec_send_activations,
         BackwardPass: _exec_backward_pass,

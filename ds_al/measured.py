@@ -6,15 +6,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from deepspeed.runtime.pipe.schedule import LoadMicroBatch, PipeInstruction, RecvActivation, SendActivation
+from deepspeed.runtime.pipe.schedule import (
+    LoadMicroBatch,
+    PipeInstruction,
+    RecvActivation,
+    ReduceGrads,
+    SendActivation,
+)
 from torch import Tensor
 
-from ds_al.schedule import Barrier
+from ds_al.schedule import Barrier, RefreshDecoders, SendDecoders
 from ds_al.trace import Observation, RecordedSchedule, Report, StageStats, Vitals
 
 if TYPE_CHECKING:
+    from ds_al.decoder_copies import DecoderCopies
     from ds_al.layer import ALLayer
     from ds_al.replicas import Replicas
+    from ds_al.stage import LocalStage
     from ds_al.transport import Receiver, Sender
 
 
@@ -34,6 +42,8 @@ class MeasuredStage(RecordedSchedule):
 
     sender: Sender | None
     receiver: Receiver | None
+    decoder_copies: DecoderCopies | None
+    stage: LocalStage
     layers: list[tuple[int, ALLayer]]
     stage_id: int
     device: torch.device
@@ -49,24 +59,32 @@ class MeasuredStage(RecordedSchedule):
     def reset_stats(self) -> None:
         """Starts :meth:`stats` anew."""
         self._counters = Counters()
-        for channel in (self.sender, self.receiver):
-            if channel is not None:
-                channel.waited = 0.0
-        self._bytes_before = self.sender.nbytes if self.sender else 0
-        self._messages_before = self.sender.messages if self.sender else 0
+        for channel in (*self._senders(), *self._receivers()):
+            channel.waited = 0.0
+        self._bytes_before = sum(sender.nbytes for sender in self._senders())
+        self._messages_before = sum(sender.messages for sender in self._senders())
 
     def stats(self) -> StageStats:
         """This stage's times and bytes since the last :meth:`reset_stats`."""
         return StageStats(
             stage=self.stage_id,
             wall=self._counters.wall,
-            wait_input=self.receiver.waited if self.receiver else 0.0,
-            wait_queue=self.sender.waited if self.sender else 0.0,
+            wait_input=sum(receiver.waited for receiver in self._receivers()),
+            wait_queue=sum(sender.waited for sender in self._senders()),
             wait_data=self._counters.wait_data,
-            bytes_sent=self.sender.nbytes - self._bytes_before if self.sender else 0,
-            messages_sent=self.sender.messages - self._messages_before if self.sender else 0,
+            bytes_sent=sum(sender.nbytes for sender in self._senders()) - self._bytes_before,
+            messages_sent=sum(sender.messages for sender in self._senders()) - self._messages_before,
             samples=self._counters.samples,
         )
+
+    def _senders(self) -> list[Sender]:
+        """Of micro-batches, and where the objective asks for them, of copies of decoders."""
+        both = self.sender, None if self.decoder_copies is None else self.decoder_copies.sender
+        return [sender for sender in both if sender is not None]
+
+    def _receivers(self) -> list[Receiver]:
+        both = self.receiver, None if self.decoder_copies is None else self.decoder_copies.receiver
+        return [receiver for receiver in both if receiver is not None]
 
     def vitals(self) -> dict[int, Vitals]:
         """Latest known vitals by stage, of this stage and those before it; waits for the device, not for a stage."""
@@ -89,10 +107,18 @@ class MeasuredStage(RecordedSchedule):
         self._loss_history = []
         return torch.cat(self.gather(self.replicas.mean(history.to(self.device)).cpu()), dim=1)
 
-    def _observe(self, instruction: PipeInstruction, seconds: float) -> Observation:
-        if isinstance(instruction, Barrier):
+    def _observe(self, instruction: PipeInstruction, seconds: float) -> Observation | None:
+        if isinstance(instruction, (Barrier, ReduceGrads)):
             return Observation(wait=seconds)
         if isinstance(instruction, LoadMicroBatch):
             return Observation(wait=self._counters.waited_for_data)
-        channel = {RecvActivation: self.receiver, SendActivation: self.sender}.get(type(instruction))
+        channel: Sender | Receiver | None = None
+        if isinstance(instruction, (RefreshDecoders, SendDecoders)):
+            assert self.decoder_copies is not None
+            if not self.decoder_copies.due(self.stage.trained_micro_batches):
+                return None
+            sends = isinstance(instruction, SendDecoders)
+            channel = self.decoder_copies.sender if sends else self.decoder_copies.receiver
+        elif isinstance(instruction, (RecvActivation, SendActivation)):
+            channel = self.sender if isinstance(instruction, SendActivation) else self.receiver
         return Observation(*channel.latest) if channel is not None else Observation()

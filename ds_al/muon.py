@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ds_al.errors import ALConfigError
-
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 
 _MUON, _ADAMW = "muon", "adamw"
-_MUON_OPTIONS = ("lr", "momentum", "nesterov", "weight_decay", "adjust_lr_fn", "ns_steps")
+_NS_DTYPES = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
+# Of the quintic iteration: the largest slope at 0 for which singular values still end near 1.
+_A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Steps matrices by ``torch.optim.Muon`` and all other parameters by ``torch.optim.AdamW``.
+    """Steps matrices by Muon, as ``torch.optim.Muon`` does, and all other parameters by ``torch.optim.AdamW``.
 
     A matrix is a parameter of two or more dimensions, unless its attribute ``use_muon`` is ``False`` (DeepSpeed's
     own tag): see :func:`tag_embeddings`, and tag a classifier's weight likewise to leave it to AdamW.
@@ -48,14 +48,15 @@ class MuonAdamW(torch.optim.Optimizer):
         weight_decay: of matrices; a step shrinks them by the factor ``1 - lr * weight_decay``.
         adjust_lr_fn: ``"original"`` scales the rate of a matrix by ``sqrt(max(1, out / rest))``;
             ``"match_rms_adamw"`` by ``0.2 * sqrt(max(out, rest))``, so that AdamW's rates and decays fit.
-        ns_steps: Newton-Schulz iterations, done in bfloat16.
+        ns_steps: Newton-Schulz iterations.
+        ns_dtype: ``"bfloat16"`` or ``"float32"``, what they are done in; ``"auto"`` is bfloat16 on an accelerator, as
+            in ``torch.optim.Muon``, and float32 on a CPU, most of which compute bfloat16 many times slower.
         adamw_lr: learning rate of AdamW where Muon's is ``lr``.
         adamw_betas: decays of AdamW's two running means.
         adamw_eps: added to AdamW's denominator.
         adamw_weight_decay: as ``weight_decay``, of all that AdamW steps.
 
     Raises:
-        ALConfigError: this torch has no Muon.
         ValueError: an option is out of range.
     """
 
@@ -69,13 +70,13 @@ class MuonAdamW(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         adjust_lr_fn: str = "original",
         ns_steps: int = 5,
+        ns_dtype: str = "auto",
         adamw_lr: float = 1e-3,
         adamw_betas: tuple[float, float] = (0.9, 0.999),
         adamw_eps: float = 1e-8,
         adamw_weight_decay: float = 0.01,
     ) -> None:
-        check_torch()
-        self._make_parts()
+        self._make_adamw()
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -83,6 +84,7 @@ class MuonAdamW(torch.optim.Optimizer):
             "weight_decay": weight_decay,
             "adjust_lr_fn": adjust_lr_fn,
             "ns_steps": ns_steps,
+            "ns_dtype": ns_dtype,
             "adamw_lr": adamw_lr,
             "adamw_betas": tuple(adamw_betas),
             "adamw_eps": adamw_eps,
@@ -90,16 +92,15 @@ class MuonAdamW(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
 
-    def _make_parts(self) -> None:
-        # The two keep nothing between steps: groups, state and gradients are lent to them for each. Neither can be
-        # made without a parameter.
-        self._muon = torch.optim.Muon([torch.zeros(1, 1)])
+    def _make_adamw(self) -> None:
+        # It keeps nothing between steps: groups, state and gradients are lent to it for each. It cannot be made
+        # without a parameter.
         self._adamw = torch.optim.AdamW([torch.zeros(1)])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores a pickled or copied optimizer."""
         super().__setstate__(state)
-        self._make_parts()
+        self._make_adamw()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, split into what Muon steps and what AdamW steps; a group without parameters is left out."""
@@ -125,33 +126,30 @@ class MuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for group in self.param_groups:
+            if group["method"] == _MUON:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._step_matrix(parameter, group)
         try:
-            self._step_muon([group for group in self.param_groups if group["method"] == _MUON])
             self._step_adamw([group for group in self.param_groups if group["method"] == _ADAMW])
-        finally:
-            for part in (self._muon, self._adamw):  # or they would keep gradients alive
-                part.param_groups, part.state = [], defaultdict(dict)
+        finally:  # or it would keep gradients alive
+            self._adamw.param_groups, self._adamw.state = [], defaultdict(dict)
         return loss
 
-    def _step_muon(self, groups: list[dict[str, Any]]) -> None:
-        self._muon.param_groups, self._muon.state = [], defaultdict(dict)
-        copies: list[tuple[Tensor, Tensor]] = []
-        for group in groups:
-            matrices = []
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                matrix = parameter.detach().flatten(1)
-                if matrix.data_ptr() != parameter.data_ptr():  # no view: channels last, for one
-                    copies.append((parameter, matrix))
-                matrix.grad = parameter.grad.detach().flatten(1)
-                self._muon.state[matrix] = self.state[parameter]
-                matrices.append(matrix)
-            own = {key: group[key] for key in _MUON_OPTIONS}
-            self._muon.param_groups.append({**self._muon.defaults, **own, "params": matrices})
-        self._muon.step()
-        for parameter, matrix in copies:
-            parameter.copy_(matrix.view(parameter.shape))
+    def _step_matrix(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        grad, beta = parameter.grad.flatten(1), group["momentum"]  # type: ignore[union-attr]  # there is one
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(grad, memory_format=torch.contiguous_format)
+        mean = state["momentum_buffer"].lerp_(grad, 1 - beta)
+        along = grad.lerp(mean, beta) if group["nesterov"] else mean
+        dtype = _NS_DTYPES[group["ns_dtype"]] or (torch.float32 if grad.device.type == "cpu" else torch.bfloat16)
+        direction = orthogonalized(along, steps=group["ns_steps"], dtype=dtype)
+        out, rest = grad.shape
+        scale = max(1, out / rest) ** 0.5 if group["adjust_lr_fn"] == "original" else 0.2 * max(out, rest) ** 0.5
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(direction.reshape(parameter.shape), alpha=-group["lr"] * scale)
 
     def _step_adamw(self, groups: list[dict[str, Any]]) -> None:
         self._adamw.state = self.state
@@ -180,13 +178,24 @@ def tag_embeddings(module: nn.Module) -> None:
             part.weight.use_muon = False  # type: ignore[attr-defined]  # DeepSpeed tags in this way, too
 
 
-def check_torch() -> None:
-    """Raises :class:`~ds_al.errors.ALConfigError` where ``torch.optim`` has no Muon."""
-    if not hasattr(torch.optim, "Muon"):
-        raise ALConfigError(
-            f"MuonAdamW needs torch.optim.Muon, which came with torch 2.9: this is torch {torch.__version__}. Install "
-            'torch>=2.9, or use an optimizer of type "AdamW"'
-        )
+def orthogonalized(matrix: Tensor, *, steps: int, dtype: torch.dtype) -> Tensor:
+    """The matrix with its singular values brought near 1, by Newton-Schulz iterations.
+
+    Source: K. Jordan et al. (2024). In bfloat16 these are the bits of ``torch.optim.Muon``.
+
+    Args:
+        matrix: ``(out, rest)``, floating point.
+        steps: of the iteration.
+        dtype: what it is computed in, and the dtype of the result ``(out, rest)``.
+    """
+    x = matrix.to(dtype, copy=True)
+    if x.size(0) > x.size(1):
+        x = x.T
+    x.div_(x.norm().clamp(min=1e-7))  # no singular value above 1
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
+    return x.T if matrix.size(0) > matrix.size(1) else x
 
 
 def _is_matrix(parameter: Any) -> bool:
@@ -209,5 +218,7 @@ def _check(options: dict[str, Any]) -> None:
             raise ValueError(f"{name}: got {value}, expected at least 0 and below 1")
     if options["adjust_lr_fn"] not in ("original", "match_rms_adamw"):
         raise ValueError(f"adjust_lr_fn: got {options['adjust_lr_fn']!r}, expected 'original' or 'match_rms_adamw'")
+    if options["ns_dtype"] not in _NS_DTYPES:
+        raise ValueError(f"ns_dtype: got {options['ns_dtype']!r}, expected one of {', '.join(_NS_DTYPES)}")
     if not 1 <= options["ns_steps"] < 100:
         raise ValueError(f"ns_steps: got {options['ns_steps']}, expected 1 to 99")

@@ -100,8 +100,8 @@ def check(config: Mapping[str, Any], al: ALConfig) -> None:
     """Checks names, and the options of our own optimizers: on every rank, also one with nothing for them to train.
 
     Raises:
-        ALConfigError: a name (of an AL engine) or an option is unknown (the nearest is named), or out of range; it is
-            of an optimizer that cannot step layers; or this torch lacks Muon.
+        ALConfigError: a name (of an AL engine) or an option is unknown (the nearest is named) or out of range, or the
+            optimizer cannot step layers.
     """
     blocks: dict[str, Any] = {"optimizer": config.get("optimizer")}
     if al.autoencoder_optimizer is not None:
@@ -110,7 +110,6 @@ def check(config: Mapping[str, Any], al: ALConfig) -> None:
         if not isinstance(block, Mapping):
             continue
         if _is_ours(block.get("type")):
-            muon.check_torch()
             validate(MuonAdamWConfig, block.get("params", {}), where=f"{where}.params")
         elif al.method in AL_METHODS:
             _check_name(block.get("type"), where=where)

@@ -34,18 +34,36 @@ class Barrier(PipeInstruction):
     """All stages of the pipeline wait for each other. Never part of ``streaming``."""
 
 
+class RefreshDecoders(PipeInstruction):
+    """The stage takes over its predecessor's copies of earlier decoders and adds its own, where that is due."""
+
+
+class SendDecoders(PipeInstruction):
+    """The stage sends these copies on, where that is due."""
+
+
 class Repeated(PipeSchedule):
     """A schedule whose instructions are made once, for every batch that it runs again.
 
     Args:
         reduce_gradients: put a ``ReduceGrads`` before each ``OptimizerStep``, for data parallel copies.
+        refresh_decoders: put ``RefreshDecoders`` and, but for the last stage, ``SendDecoders`` before each
+            ``ForwardPass``, for objectives that decode while they train.
     """
 
-    def __init__(self, schedule: PipeSchedule, *, reduce_gradients: bool = False) -> None:
+    def __init__(
+        self, schedule: PipeSchedule, *, reduce_gradients: bool = False, refresh_decoders: bool = False
+    ) -> None:
         super().__init__(schedule.micro_batches, schedule.stages, schedule.stage_id)
-        self._buffers, self._steps = schedule.num_pipe_buffers(), list(schedule.steps())
+        before: dict[type[PipeInstruction], Step] = {}
         if reduce_gradients:
-            self._steps = [[each for one in step for each in _reduced(one)] for step in self._steps]
+            before[OptimizerStep] = [ReduceGrads()]
+        if refresh_decoders:
+            before[ForwardPass] = [RefreshDecoders(), *([] if self.is_last_stage else [SendDecoders()])]
+        self._buffers = schedule.num_pipe_buffers()
+        self._steps = [
+            [each for one in step for each in (*before.get(type(one), ()), one)] for step in schedule.steps()
+        ]
 
     def num_pipe_buffers(self) -> int:
         """Those of the schedule."""
@@ -54,10 +72,6 @@ class Repeated(PipeSchedule):
     def steps(self) -> Iterator[Step]:
         """The same instructions, from the first."""
         return iter(self._steps)
-
-
-def _reduced(instruction: PipeInstruction) -> Step:
-    return [ReduceGrads(), instruction] if isinstance(instruction, OptimizerStep) else [instruction]
 
 
 class ALSchedule(PipeSchedule):

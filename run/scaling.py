@@ -5,6 +5,7 @@
     python run/scaling.py --ceiling --model vgg,transformer --json results/ceiling.json
     python run/scaling.py --against-1f1b --model vgg,transformer --json results/against_1f1b.json
     python run/scaling.py --tables docs/performance.md results/scaling_*.json results/ceiling.json
+    python run/scaling.py --draw results/scaling_*.json results/against_1f1b.json
 
 Weak: k layers on k stages. Strong: 12 layers on more and more stages. Every rank computes on one thread. Layers that
 sleep take time but no core. The Transformer does real maths: where it has more stages than this machine has cores,
@@ -15,6 +16,7 @@ takes with it is computed, and called so. Files are written after every case: an
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -55,12 +57,15 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = p.add_argument
-    add("files", nargs="*", type=Path, metavar="JSON", help="with --tables: what was measured")
+    add("files", nargs="*", type=Path, metavar="JSON", help="with --tables and --draw: what was measured")
     what = p.add_mutually_exclusive_group()
     what.add_argument("--sleeping", action="store_true", help="the studies with layers that sleep")
     what.add_argument("--ceiling", action="store_true", help="streaming beside the same two stages with no messages")
     what.add_argument("--against-1f1b", action="store_true", help="streaming over 1F1B beside the bound, two stages")
     what.add_argument("--tables", metavar="DOC", type=Path, help="write the tables of the JSON files into a document")
+    what.add_argument(
+        "--draw", action="store_true", help="draw the figures beside the JSON files anew, from their rows"
+    )
     add("--model", type=choices(*sorted(AL_MODELS)), help="alone: the studies with it, transformer; with --ceiling or "
         "--against-1f1b: comma-separated (default: vgg,transformer)")  # fmt: skip
     add("--json", metavar="PATH", type=Path, help="write header and rows to PATH, CSV and figure beside it")
@@ -94,11 +99,11 @@ def main() -> None:
     """Runs one measurement."""
     p = parser()
     args = p.parse_args()
-    if args.files and not args.tables:
-        p.error(f"got {args.files[0]}: JSON files go with --tables")
-    alone = not (args.sleeping or args.ceiling or args.against_1f1b or args.tables)
+    if args.files and not (args.tables or args.draw):
+        p.error(f"got {args.files[0]}: JSON files go with --tables or --draw")
+    alone = not (args.sleeping or args.ceiling or args.against_1f1b or args.tables or args.draw)
     if alone and args.model != ("transformer",):
-        p.error("give --sleeping, --ceiling, --against-1f1b, --tables, or --model transformer for the studies with it")
+        p.error("give --sleeping, --ceiling, --against-1f1b, --tables, --draw, or --model transformer for the studies")
     if args.sleeping and args.model:
         p.error("--sleeping layers are no --model: give one of them")
     if not args.against_1f1b and args.micro_batches and len(args.micro_batches) > 1:
@@ -107,6 +112,8 @@ def main() -> None:
         if args.tables:
             for name in tables.fill(args.tables, args.files):
                 print(f"{args.tables}: {name}")
+        elif args.draw:
+            draw_anew(args.files)
         elif args.ceiling or args.against_1f1b:
             (ceiling if args.ceiling else against_1f1b)(args, Console())
         else:
@@ -115,6 +122,15 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; no rank is left, and what was measured is kept")
+
+
+def draw_anew(files: Sequence[Path]) -> None:
+    """Figures of the files that have one."""
+    for path in files:
+        rows = json.loads(path.read_text())["rows"]
+        draw = scaling_figures.draw_scaling if "study" in rows[0] else scaling_figures.draw_ratios
+        for figure in draw(rows, path):
+            print(figure)
 
 
 def studies(args: argparse.Namespace, console: Console) -> None:

@@ -102,13 +102,13 @@ CASES: dict[str, Case] = {
     "resnet": Case(
         "ResNetForImageClassification",
         "ResNetConfig",
-        {"embedding_size": 4, "hidden_sizes": [8, 12], "depths": [2, 2], "layer_type": "basic", "num_labels": V},
+        {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [2, 2], "layer_type": "basic", "num_labels": V},
         "image-classification",
     ),
     "resnet bottleneck": Case(
         "ResNetForImageClassification",
         "ResNetConfig",
-        {"embedding_size": 4, "hidden_sizes": [8, 16], "depths": [1, 3], "num_labels": V},
+        {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 3], "num_labels": V},
         "image-classification",
     ),
 }

@@ -19,6 +19,7 @@ from packaging.specifiers import SpecifierSet
 
 from ds_al import __main__ as command_line
 from ds_al import doctor
+from ds_al.doctor import abilities, machine, software
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "0123456789abcdef" * 2 + "dummykey"
@@ -46,7 +47,7 @@ def test_the_rows_hold_the_versions_and_the_exit_code_follows_from_them(tmp_path
     rows = [doctor.Row(**row) for row in json.loads((tmp_path / "new" / "rows.json").read_text())]
     items = by_item(rows)
     assert items["python"].value == platform.python_version()
-    for package in doctor.PACKAGES:
+    for package in software.PACKAGES:
         assert items[package].value == metadata.version(package)
         assert metadata.version(package) in done.stdout
     assert {"accelerator", "communication", "cores", "NCCL", "fp16", "ZeRO", "port 29500"} <= items.keys()
@@ -59,7 +60,7 @@ def test_the_rows_hold_the_versions_and_the_exit_code_follows_from_them(tmp_path
 def test_an_essential_version_out_of_range_fails(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "supported_ranges", lambda: {name: SpecifierSet(">=99")})
+    monkeypatch.setattr(software, "supported_ranges", lambda: {name: SpecifierSet(">=99")})
     assert doctor.run() == 1
     out = capsys.readouterr().out
     assert f"install {name}>=99" in " ".join(out.split())
@@ -70,16 +71,16 @@ def test_an_essential_version_out_of_range_fails(
 def test_another_package_that_is_missing_or_out_of_range_only_limits(
     installed: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = doctor.installed_version
-    monkeypatch.setattr(doctor, "supported_ranges", lambda: {"datasets": SpecifierSet(">=3,<6")})
-    monkeypatch.setattr(doctor, "installed_version", lambda name: installed if name == "datasets" else original(name))
-    rows = doctor.software()
+    original = software.installed_version
+    monkeypatch.setattr(software, "supported_ranges", lambda: {"datasets": SpecifierSet(">=3,<6")})
+    monkeypatch.setattr(software, "installed_version", lambda name: installed if name == "datasets" else original(name))
+    rows = software.software()
     assert by_item(rows)["datasets"].status == "limited"
     assert "install datasets" in by_item(rows)["datasets"].remark
     assert doctor.exit_code(rows) == 0
 
 
-@pytest.mark.parametrize("name", doctor.ESSENTIAL)
+@pytest.mark.parametrize("name", software.ESSENTIAL)
 def test_an_essential_package_that_does_not_import_fails_with_a_table(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,8 +96,8 @@ def test_ranges_come_from_the_metadata_without_extras(monkeypatch: pytest.Monkey
     info["Requires-Python"] = ">=3.10"
     info["Requires-Dist"] = "deepspeed<0.20,>=0.18.0"
     info["Requires-Dist"] = 'pytest>=8; extra == "dev"'
-    monkeypatch.setattr(doctor.metadata, "metadata", lambda name: info)
-    assert doctor.supported_ranges() == {
+    monkeypatch.setattr(software.metadata, "metadata", lambda name: info)
+    assert software.supported_ranges() == {
         "python": SpecifierSet(">=3.10"),
         "deepspeed": SpecifierSet(">=0.18.0,<0.20"),
     }
@@ -118,7 +119,7 @@ def test_an_account_in_netrc_is_found_and_not_told(
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    rows = doctor.software()
+    rows = software.software()
     assert by_item(rows)["wandb account"].status == status
     assert KEY not in repr(rows)
 
@@ -159,13 +160,13 @@ class TestSharedMemoryOp:
         if compiled:
             (tools.parent / "deepspeed_shm_comm").mkdir()
             (tools.parent / "deepspeed_shm_comm" / "deepspeed_shm_comm.so").touch()
-        (row,) = doctor.compilation(CPU)
+        (row,) = machine.compilation(CPU)
         assert row.status == status
         assert says in row.remark
         assert doctor.exit_code([row]) == int(status == "no")
 
     def test_a_gpu_does_not_need_it(self, tools: Path) -> None:
-        assert doctor.compilation(SimpleNamespace(device_name=lambda: "cuda")) == []
+        assert machine.compilation(SimpleNamespace(device_name=lambda: "cuda")) == []
 
 
 @pytest.mark.parametrize(
@@ -179,14 +180,14 @@ class TestSharedMemoryOp:
     ],
 )
 def test_streaming_on_cores(cores: int, threads: int, status: str, says: str) -> None:
-    row = doctor.streaming_on_cores(cores, threads)
+    row = abilities.streaming_on_cores(cores, threads)
     assert row.status == status
     assert says in row.remark
 
 
 @pytest.mark.parametrize(("devices", "status"), [(1, "limited"), (2, "ok")])
 def test_streaming_on_devices(devices: int, status: str) -> None:
-    assert doctor.streaming_on_devices("cuda", devices).status == status
+    assert abilities.streaming_on_devices("cuda", devices).status == status
 
 
 def test_a_port_in_use_is_seen() -> None:
@@ -194,9 +195,9 @@ def test_a_port_in_use_is_seen() -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        assert doctor.port_row(port).value == "in use"
-        assert "--master_port" in doctor.port_row(port).remark
-    assert doctor.port_row(port).value == "free"
+        assert abilities.port_row(port).value == "in use"
+        assert "--master_port" in abilities.port_row(port).remark
+    assert abilities.port_row(port).value == "free"
 
 
 def test_the_command_line_names_its_commands(capsys: pytest.CaptureFixture[str]) -> None:

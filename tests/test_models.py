@@ -15,6 +15,7 @@ from ds_al.errors import ALConfigError
 from ds_al.layer import predict, stop_gradient
 from ds_al.models import AL_MODELS, TWINS, build_al, build_twin
 from ds_al.models.grouping import even_groups
+from ds_al.models.vision import Subsampled
 from tests.model_cases import BATCH, CASES, CLASSES, CODE, Case, al_layers, one_hot, parts, twin_layers
 
 
@@ -199,3 +200,16 @@ def test_scores_and_codes_are_left_to_adamw_in_both_forms(build: Any) -> None:
     assert linear and not any(getattr(weight, "use_muon", True) for weight in linear)
     convolutions = [module.weight for module in modules if isinstance(module, torch.nn.Conv2d)]
     assert convolutions and all(getattr(weight, "use_muon", True) for weight in convolutions)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_shortcut_is_the_strided_convolution_and_leaves_memory_whole(layout: torch.memory_format) -> None:
+    """oneDNN's strided 1x1 convolution corrupted the heap in its backward pass: `free(): invalid size`, or worse."""
+    x = torch.randn(4, 4, 9, 10).to(memory_format=layout).requires_grad_()
+    for _ in range(50):
+        ours = Subsampled(4, 6, stride=2)
+        y = ours(x)
+        torch.testing.assert_close(y, nn.functional.conv2d(x, ours.weight, stride=2))
+        y.backward(torch.ones_like(y).to(memory_format=layout))
+        _ = [torch.randn(size) for size in range(1, 50)]  # walks the heap
+    assert y.shape == (4, 6, 5, 5)

@@ -21,6 +21,8 @@ def told(instruction: str | None, *, queue: bool = True) -> str:
         ("LoadMicroBatch", True, "waits for the data iterator"),
         ("RecvActivation", True, "waits for the activations of micro-batch 7 from stage 1 (rank 10)"),
         ("SendActivation", True, "waits for a free slot in its queue to stage 3 (rank 30)"),
+        ("RefreshDecoders", True, "waits for copies of decoders for micro-batch 7 from stage 1 (rank 10)"),
+        ("SendDecoders", True, "waits for a free slot in its queue of copies of decoders to stage 3 (rank 30)"),
         ("SendActivation", False, "waits for its activations of micro-batch 7 to be taken by stage 3 (rank 30)"),
         ("RecvGrad", False, "waits for the gradients of micro-batch 7 from stage 3 (rank 30)"),
         ("SendGrad", False, "waits for its gradients of micro-batch 7 to be taken by stage 1 (rank 10)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,13 @@ def test_draws_png_and_svg(tmp_path: Path) -> None:
 def test_the_expected_bubble_stands_beside_the_measured_one(tmp_path: Path) -> None:
     _, svg = draw({"streaming": RUN}, tmp_path / "run.png", micro_batches=1, expected={"streaming": 0.25})
     assert "streaming: 4.00 s, idle 38%, formula 25%" in svg.read_text()
+
+
+def test_each_copy_of_a_stage_has_a_row(tmp_path: Path) -> None:
+    other = [replace(event, copy=1) for event in RUN]
+    _, svg = draw({"streaming": [*RUN, *other]}, tmp_path / "run.png", micro_batches=1)
+    text = svg.read_text()
+    assert all(f"copy {copy}, stage {stage}" in text for copy in (0, 1) for stage in (0, 1))
 
 
 def test_a_run_without_computation_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def test_busy_and_idle_time_add_up_and_are_told_by_cause() -> None:
 @pytest.mark.parametrize(
     ("instruction", "cause"),
     [("SendGrad", "wait_queue"), ("RecvGrad", "wait_input"), ("Barrier", "wait_barrier"),
-     ("LossBroadcast", "wait_barrier"), ("LoadMicroBatch", "wait_data")],
+     ("LossBroadcast", "wait_barrier"), ("LoadMicroBatch", "wait_data"), ("ReduceGrads", "wait_copies"),
+     ("RefreshDecoders", "wait_input"), ("SendDecoders", "wait_queue")],
 )  # fmt: skip
 def test_each_wait_has_its_cause(instruction: str, cause: str) -> None:
     events = [
@@ -113,6 +115,39 @@ def test_critical_path_leads_from_a_send_that_waited_to_its_receiver() -> None:
     ]
     path = [(event.stage, event.instruction) for event in critical_path(events)]
     assert path == [(1, "ForwardPass"), (0, "BackwardPass")]
+
+
+def test_critical_path_leads_through_an_average_of_gradients_to_the_copy_that_came_last() -> None:
+    events = [
+        Event(1, "BackwardPass", 0, 0.0, 1.0),
+        Event(1, "ReduceGrads", 0, 1.0, 3.0, wait=2.0),
+        Event(1, "OptimizerStep", 0, 3.0, 4.0),
+        Event(1, "BackwardPass", 0, 0.0, 3.0, copy=1),
+        Event(1, "ReduceGrads", 0, 3.0, 3.0, copy=1),
+        Event(1, "OptimizerStep", 0, 3.0, 3.5, copy=1),
+    ]
+    path = [(event.copy, event.instruction) for event in critical_path(events)]
+    assert path == [(1, "BackwardPass"), (0, "OptimizerStep")]
+    first, second = stage_times(events)
+    assert (first.copy, second.copy) == (0, 1)
+    assert first.wait_copies == pytest.approx(0.5) and second.wait_copies == 0.0
+
+
+def test_messages_of_two_copies_are_not_mixed_up() -> None:
+    """Both copies have a stage 0 and a stage 1, and their messages the same numbers."""
+    other = [replace(event, copy=1, start=event.start + 1, end=event.end + 1) for event in (*STAGE_0, *STAGE_1)]
+    both = merge([STAGE_0, STAGE_1, other], [*SAME_CLOCK, SAME_CLOCK[0]])
+    assert {(e.copy, e.queue) for e in both if e.instruction == "SendActivation"} == {(0, 1), (1, 1)}
+    assert [(e.copy, e.stage) for e in critical_path(both)] == [(1, 0), (1, 1), (1, 1), (1, 1)]
+    assert bytes_sent(both) == {0: 128, 1: 0}
+
+
+def test_tables_from_before_there_were_copies_are_read(tmp_path: Path) -> None:
+    _, table = write_trace(tmp_path, RUN, micro_batches=1)
+    lines = [line.rsplit(",", 1)[0] for line in table.read_text().splitlines()]
+    assert COLUMNS[-1] == "copy"
+    table.write_text("\n".join(lines) + "\n")
+    assert read_trace(table) == RUN
 
 
 def test_bytes_are_summed_by_the_stage_that_sent_them() -> None:
@@ -179,6 +214,8 @@ def test_recorder_numbers_instructions_of_a_kind_and_their_layers_alike() -> Non
         recorder.add_layer("ForwardPass", 5, recorder.mark(), recorder.mark())
         recorder.add("ForwardPass", start, recorder.mark(), Observation(wait=0.25, nbytes=7))
     recorder.add("BackwardPass", recorder.mark(), recorder.mark())
+    recorder.skip("RefreshDecoders")  # had nothing to do at micro-batch 0
+    recorder.add("RefreshDecoders", recorder.mark(), recorder.mark())
     events = recorder.events
     assert [(e.instruction, e.micro_batch, e.layer) for e in events] == [
         ("ForwardPass", 0, None),
@@ -186,6 +223,7 @@ def test_recorder_numbers_instructions_of_a_kind_and_their_layers_alike() -> Non
         ("ForwardPass", 1, None),
         ("ForwardPass", 1, 5),
         ("BackwardPass", 0, None),
+        ("RefreshDecoders", 1, None),
     ]
     assert all(event.stage == 2 for event in events)
     assert (events[0].wait, events[0].nbytes, events[0].memory) == (0.25, 7, None)

@@ -8,20 +8,16 @@ layers and the same number of micro-batches.
 from __future__ import annotations
 
 import itertools
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from deepspeed import comm as dist
 
 from ds_al.bench.cases import START_UP, Row, train, world_size
 from ds_al.bench.forms import ALForm, Network
-from ds_al.bench.interleaved import Span, decide_cuts, quartiles, tell_all, together, turns
-from ds_al.launch import run_ranks
-
-Told = Mapping[str, Any]
-"""One repetition: ``{"cuts": [...], "ranks": [{"streaming": span, "ceiling": span}, ...]}``."""
+from ds_al.bench.interleaved import Span, Told, decide_cuts, measure, quartiles, tell_all, together, turns
 
 
 def measure_ceiling(
@@ -46,38 +42,20 @@ def measure_ceiling(
     Raises:
         RankFailure: a rank failed.
     """
-    told: dict[Network, list[Told]] = {network: [] for network in networks}
-
-    def rows() -> list[Row]:
-        return [
-            row
-            for network, repetitions in told.items()
-            if repetitions
-            for row in ceiling_rows(network, repetitions, micro_batches=micro_batches, batches=batches)
-        ]
-
-    for network in networks:
-
-        def news(line: str, network: Network = network) -> None:
-            told[network].append(json.loads(line))
-            if progress is not None:
-                progress(network.model, rows())
-
-        run_ranks(
-            f"{__name__}:time_on_rank",
-            network.stages,
-            timeout=10 * START_UP,
-            news=news,
-            network=network,
-            micro_batches=micro_batches,
-            batches=batches,
-            repeat=repeat,
-        )
-    return rows()
+    return measure(
+        networks,
+        target=f"{__name__}:time_on_rank",
+        timeout=10 * START_UP,
+        rows_of=partial(ceiling_rows, micro_batches=micro_batches, batches=batches),
+        progress=progress,
+        micro_batches=micro_batches,
+        batches=batches,
+        repeat=repeat,
+    )
 
 
 def ceiling_rows(network: Network, repetitions: Sequence[Told], *, micro_batches: int, batches: int) -> list[Row]:
-    """Two rows of a network, ``streaming`` and ``ceiling``.
+    """Two rows of a network, ``streaming`` and ``ceiling``; each rank tells the span of both in every repetition.
 
     Columns: ``model, method, stages, cuts, micro_batch, micro_batches, batches, repeats``; ``samples_per_s`` with its
     quartiles ``_low, _high``, where the slowest stage decides; ``share_of_ceiling`` with its quartiles, medians of the

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from deepspeed import comm as dist
 
+from ds_al.bench.cases import Row
 from ds_al.bench.forms import Network, best_cuts, medians, time_forms
-from ds_al.launch import tell
+from ds_al.launch import run_ranks, tell
 from ds_al.layer_times import LayerTime
 
 Span = tuple[float, float]
 """Start and end of a run on one rank, in seconds of the clock that all ranks share."""
+Told = Mapping[str, Any]
+"""One repetition, as :func:`tell_all` tells it: ``{"ranks": [what each has], ...}``."""
 _LOOKS = 7  # micro-batches of both forms that decide where they are cut
 
 
@@ -34,6 +37,46 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 def turns(items: Sequence[Any], number: int) -> Sequence[Any]:
     """The items, in reverse order every second time, so that none always comes first."""
     return items[::-1] if number % 2 else items
+
+
+def measure(
+    networks: Sequence[Network],
+    *,
+    target: str,
+    timeout: float,
+    rows_of: Callable[[Network, list[Told]], list[Row]],
+    progress: Callable[[str, list[Row]], None] | None,
+    **options: Any,
+) -> list[Row]:
+    """Runs a measurement on the ranks of one network after the other.
+
+    Args:
+        target: what each rank runs, ``"module:function"``; called with ``network`` and the options, it tells one
+            repetition after the other by :func:`tell_all`.
+        timeout: seconds per network.
+        rows_of: the rows of a network from its repetitions so far.
+        progress: called after every repetition with the network's name and all rows so far.
+
+    Returns:
+        The rows of all networks.
+
+    Raises:
+        RankFailure: a rank failed.
+    """
+    told: dict[Network, list[Told]] = {network: [] for network in networks}
+
+    def rows() -> list[Row]:
+        return [row for network, each in told.items() if each for row in rows_of(network, each)]
+
+    for network in networks:
+
+        def news(line: str, network: Network = network) -> None:
+            told[network].append(json.loads(line))
+            if progress is not None:
+                progress(network.model, rows())
+
+        run_ranks(target, network.stages, timeout=timeout, news=news, network=network, **options)
+    return rows()
 
 
 def decide_cuts(network: Network) -> tuple[list[int], list[int]]:

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ds_al import palette
 from ds_al.bench.link_tables import PUBLISHED, PUBLISHED_MBIT
 
 _STYLES = {
-    ("streaming", "fp32"): ("#0072B2", "-", "o", "AL fp32"),
-    ("streaming", "bf16"): ("#56B4E9", "--", "s", "AL bf16"),
-    ("streaming", "int8"): ("#009E73", "-.", "D", "AL int8"),
-    ("bp_1f1b", "fp32"): ("#D55E00", "-", "^", "1F1B"),
+    ("streaming", "fp32"): (*palette.METHODS["streaming"], "AL fp32"),
+    ("streaming", "bf16"): (palette.SKY, "--", "s", "AL bf16"),
+    ("streaming", "int8"): (palette.GREEN, "-.", "D", "AL int8"),
+    ("bp_1f1b", "fp32"): (*palette.METHODS["bp_1f1b"], "1F1B"),
 }
 
 

@@ -8,8 +8,7 @@ measured in each process alone: an AL micro-batch, its step included, over one o
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from typing import Any
 
@@ -17,16 +16,12 @@ from deepspeed import comm as dist
 
 from ds_al.bench.cases import START_UP, Row, train, world_size
 from ds_al.bench.forms import Network, medians, stage_costs, time_forms
-from ds_al.bench.interleaved import decide_cuts, mean, quartiles, tell_all, together, turns
+from ds_al.bench.interleaved import Told, decide_cuts, mean, measure, quartiles, tell_all, together, turns
 from ds_al.bench.scaling_rows import schedule_seconds
-from ds_al.launch import run_ranks
 from ds_al.layer_times import LayerTime
 from ds_al.planner import StageCost
 
 METHODS = ("streaming", "bp_1f1b")
-Told = Mapping[str, Any]
-"""One repetition: ``{"al_cuts", "twin_cuts", "ranks": [{"spans": {method: {M: span}}, "al", "twin"}, ...]}``, the last
-two the seconds ``(forward, backward, step)`` of every layer."""
 
 
 def measure_ratio(
@@ -51,35 +46,24 @@ def measure_ratio(
     Raises:
         RankFailure: a rank failed.
     """
-    told: dict[Network, list[Told]] = {network: [] for network in networks}
+    flops = {network: network.rho_by_flops() for network in networks}
 
-    def rows() -> list[Row]:
+    def rows_of(network: Network, told: list[Told]) -> list[Row]:
         return [
-            ratio_row(network, repetitions, micro_batches=m, batches=-(-total // m), rho_by_flops=flops[network])
-            for network, repetitions in told.items()
-            if repetitions
+            ratio_row(network, told, micro_batches=m, batches=-(-total // m), rho_by_flops=flops[network])
             for m in micro_batches
         ]
 
-    flops = {network: network.rho_by_flops() for network in networks}
-    for network in networks:
-
-        def news(line: str, network: Network = network) -> None:
-            told[network].append(json.loads(line))
-            if progress is not None:
-                progress(network.model, rows())
-
-        run_ranks(
-            f"{__name__}:time_on_rank",
-            network.stages,
-            timeout=20 * START_UP,
-            news=news,
-            network=network,
-            micro_batches=micro_batches,
-            total=total,
-            repeat=repeat,
-        )
-    return rows()
+    return measure(
+        networks,
+        target=f"{__name__}:time_on_rank",
+        timeout=20 * START_UP,
+        rows_of=rows_of,
+        progress=progress,
+        micro_batches=micro_batches,
+        total=total,
+        repeat=repeat,
+    )
 
 
 def ratio_bound(*, micro_batches: int, stages: int, rho: float) -> float:
@@ -103,7 +87,8 @@ def balance_of(costs: Sequence[StageCost]) -> float:
 def ratio_row(
     network: Network, repetitions: Sequence[Told], *, micro_batches: int, batches: int, rho_by_flops: float
 ) -> Row:
-    """One row.
+    """One row. Each rank tells ``{"spans": {method: {M: span}}, "al", "twin"}`` in every repetition, the last two the
+    seconds ``(forward, backward, step)`` of each layer; ``al_cuts, twin_cuts`` stand beside.
 
     Columns: ``model, stages, micro_batch, micro_batches, batches, repeats``; ``streaming_samples_per_s``,
     ``bp_1f1b_samples_per_s``; ``ratio`` with its quartiles, of the repetitions' own ratios; ``rho`` measured and

@@ -6,20 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ds_al import palette
 from ds_al.bench import published
 
 Row = Mapping[str, Any]
 
-# Okabe and Ito's palette, with a dash and a marker each, so that colour is not the only cue.
-_STYLES = {
-    "streaming": ("#0072B2", "-", "o"),
-    "forward_first": ("#56B4E9", "--", "s"),
-    "bp_1f1b": ("#D55E00", "-", "^"),
-    "bp_gpipe": ("#E69F00", "--", "v"),
-    "bp_naive": ("#CC79A7", "-.", "D"),
-    "bp_dp": ("#009E73", ":", "P"),
-}
-_PUBLISHED = {"AL": ("#000000", "-", "*"), "BP": ("#777777", "--", "x")}
+_PUBLISHED = {"AL": ("#444444", "-", "*"), "BP": ("#444444", "--", "x")}
 _TITLES = {"weak": "weak: k layers on k stages", "strong": "strong: {layers} layers"}
 
 
@@ -40,7 +32,7 @@ def draw_scaling(rows: Sequence[Row], path: Path) -> list[Path]:
     for axes, study in zip(figure.subplots(1, len(studies), squeeze=False).flat, studies, strict=True):
         own = [r for r in rows if r["study"] == study and r["speedup"] is not None]
         column = "parallel_efficiency" if study == "weak" else "speedup"
-        for method, (colour, dash, marker) in _STYLES.items():
+        for method, (colour, dash, marker) in palette.METHODS.items():
             points = sorted((r["stages"], r[column], r["basis"]) for r in own if r["method"] == method)
             if points:
                 x, y, _ = zip(*points, strict=True)
@@ -85,7 +77,7 @@ def draw_ratios(rows: Sequence[Row], path: Path) -> list[Path]:
         for column, (label, colour, dash, marker) in _RATIOS.items():
             axes.plot(numbers, [r[column] for r in own], color=colour, linestyle=dash, marker=marker, label=label)
         axes.fill_between(
-            numbers, [r["ratio_low"] for r in own], [r["ratio_high"] for r in own], color="#0072B2", alpha=0.15
+            numbers, [r["ratio_low"] for r in own], [r["ratio_high"] for r in own], color=palette.BLUE, alpha=0.15
         )
         axes.axhline(1.0, color="#bbbbbb", linewidth=1.5, zorder=0)
         axes.set_xscale("log", base=2)
@@ -99,9 +91,9 @@ def draw_ratios(rows: Sequence[Row], path: Path) -> list[Path]:
 
 _LABELS = {"parallel_efficiency": "speed-up over stages", "speedup": "speed-up over one stage"}
 _RATIOS = {
-    "ratio": ("measured", "#0072B2", "-", "o"),
-    "bound": ("bound, equal stages", "#D55E00", "--", "^"),
-    "bound_balanced": ("bound, stages as they are", "#009E73", ":", "s"),
+    "ratio": ("measured", *palette.METHODS["streaming"]),
+    "bound": ("bound, equal stages", palette.VERMILION, "--", "^"),
+    "bound_balanced": ("bound, stages as they are", palette.GREEN, ":", "s"),
 }
 
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ds_al import palette
+
 Result = Mapping[str, Any]
 
-# Okabe and Ito's palette, with a dash and a marker each, so that colour is not the only cue.
-_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_DASHES = ("-", "--", "-.", ":")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# A suite's methods have names of their own; the first is its baseline.
+_COLOURS = (palette.BLACK, *palette.SERIES)
 
 
 def draw_group(results: Sequence[Result], path: Path) -> list[Path]:
@@ -75,8 +75,8 @@ def _style(method: int, depths: Sequence[int], layers: int | None) -> dict[str, 
     place = 0 if layers is None else depths.index(layers)
     return {
         "color": _COLOURS[method % len(_COLOURS)],
-        "linestyle": _DASHES[place % len(_DASHES)],
-        "marker": _MARKERS[method % len(_MARKERS)],
+        "linestyle": palette.DASHES[place % len(palette.DASHES)],
+        "marker": palette.MARKERS[method % len(palette.MARKERS)],
         "markersize": 4,
         "linewidth": 1.5,
     }
@@ -107,7 +107,7 @@ def _early_exit(axes: Any, cell: Sequence[Result], style: Mapping[str, Any]) -> 
 
 
 def _by_depth(axes: Any, own: Sequence[Result], number: int) -> None:
-    colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+    colour, marker = _COLOURS[number % len(_COLOURS)], palette.MARKERS[number % len(palette.MARKERS)]
     depths = sorted({r["K"] for r in own if r["K"] is not None})
     if not depths:
         axes.axhline(100 * statistics.mean(r["test_accuracy"][-1] for r in own), color=colour, linewidth=1.5)

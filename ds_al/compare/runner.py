@@ -74,7 +74,7 @@ def read_result(cell: Cell, results: Path) -> dict[str, Any] | None:
 def _run(cell: Cell, *, results: Path, script: Path, data: Path | None, port: int, timeout: float) -> dict[str, Any]:
     config = results / f"{cell.key}.config.json"
     summary = results / f"{cell.key}.summary.json"
-    config.write_text(json.dumps(cell.config, indent=2))
+    config.write_text(json.dumps(_in_group(cell, results.stem), indent=2))
     command = [
         *(sys.executable, "-m", "deepspeed.launcher.runner"),
         *("--num_accelerators", str(cell.stages), "--master_port", str(port)),
@@ -99,6 +99,13 @@ def _run(cell: Cell, *, results: Path, script: Path, data: Path | None, port: in
     path.with_suffix(".part").write_text(json.dumps(result, indent=1) + "\n")
     path.with_suffix(".part").rename(path)
     return result
+
+
+def _in_group(cell: Cell, suite: str) -> dict[str, Any]:
+    """The cell's config, whose W&B run, where there is one, is grouped with those it is compared with."""
+    experiment = cell.config["experiment"]
+    block = {"group": f"{suite}-{cell.group}", **experiment.get("wandb", {})}
+    return {**cell.config, "experiment": {**experiment, "wandb": block}}
 
 
 def _call(command: list[str], *, timeout: float) -> str | None:

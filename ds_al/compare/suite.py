@@ -23,12 +23,12 @@ A suite that chooses settings has ``trials``, with which every method is run, an
           contrast: {warm: {experiment.model.al_options.objective.temperature: 0.3}}
 
 What was chosen (:mod:`ds_al.compare.choice`) another suite takes over: ``chosen: [results.json]`` at its top, and in a
-group ``tuned: <name of the group that was tuned>``. Until ``bp``, every objective and every recipe of the group
-have a choice there, the group waits (:func:`waiting`): it has no cells.
+group ``tuned: <name of the group that was tuned>``. Until ``bp`` and every objective of the group have a choice there,
+the group waits (:func:`waiting`): it has no cells. A recipe brings its own settings.
 
-A method's name is that of a schedule, of an objective (which trains by ``streaming``), of a recipe, which brings its
-own optimizer, of a back-propagation schedule, or ``bp``: the twin in one process. Back-propagation has no AL layers, so
-it runs once for all K.
+A method's name is that of a schedule, of an objective (which trains by ``streaming``), of a recipe, of a
+back-propagation schedule, or ``bp``: the twin in one process. Back-propagation has no AL layers, so it runs once for
+all K.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def _waits(group: Group, chosen: Mapping[str, Mapping[str, Any]]) -> bool:
     if group.tuned is None:
         return False
     names = {keys.get("method", method) for method, keys in group.methods.items()}
-    needed = names & {"bp", *OBJECTIVES, *RECIPES}
+    needed = names & {"bp", *OBJECTIVES}
     return not needed <= chosen.get(group.tuned, {}).keys()
 
 

@@ -93,7 +93,9 @@ class WandbConfig(StrictModel):
     project: str = Field(default="ds_al", description="W&B project.")
     entity: str | None = Field(default=None, description="W&B entity.")
     group: str | None = Field(
-        default=None, description="W&B group; by default the experiment's name, so that methods stand together."
+        default=None,
+        description="W&B group; by default the experiment's name, so that methods stand together. Cells of a suite "
+        "have the suite's name and their group's.",
     )
     tags: list[str] = Field(default_factory=list, description="W&B tags.")
     checkpoints: bool = Field(default=False, description="Log the last epoch's checkpoint as an artifact.")

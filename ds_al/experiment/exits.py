@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ds_al import palette
 from ds_al.early_exit import EarlyExit
 from ds_al.models.exit_cost import ExitCost, fixed_exit, tried_exits
 
@@ -46,12 +47,12 @@ def draw_exits(exits: Sequence[Mapping[str, Any]], confidence: Sequence[Mapping[
     figure = Figure(figsize=(6, 4), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for rows, key, style, label in (
-        (exits, "exit", "s--", "all samples leave at exit"),
-        (confidence, "confidence", "o-", "leave when this confident"),
+    for rows, key, colour, style, label in (
+        (exits, "exit", palette.VERMILION, "s--", "all samples leave at exit"),
+        (confidence, "confidence", palette.BLUE, "o-", "leave when this confident"),
     ):
         x, y = [100 * row["cost"] for row in rows], [100 * row["accuracy"] for row in rows]
-        axes.plot(x, y, style, label=label)
+        axes.plot(x, y, style, color=colour, label=label)
         for row, place in zip(rows, zip(x, y, strict=True), strict=True):
             axes.annotate(f"{row[key]:g}", place, xytext=(3, -10), textcoords="offset points", fontsize=8)
     axes.set(xlabel="operations per sample, % of the full inference path", ylabel="accuracy, %", title="early exit")

@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from torch import Tensor
 
+from ds_al import palette
 from ds_al.experiment.exits import draw_exits
 from ds_al.experiment.facts import facts
 from ds_al.experiment.wandb_run import WandbRun, named_losses
@@ -97,12 +98,13 @@ def draw_curves(history: list[dict[str, Any]], path: Path, *, bounds: list[int])
     epochs = [row["epoch"] for row in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), facecolor="white")
     if "loss" in history[0]:
-        left.plot(epochs, [row["loss"] for row in history], label="loss")
+        left.plot(epochs, [row["loss"] for row in history], color=palette.BLUE, label="loss")
     else:
         for stage, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+            colour = palette.STAGES[stage % len(palette.STAGES)]
             for key, style in (("associated_loss", "-"), ("autoencoder_loss", "--")):
                 values = [sum(row[key][start:stop]) / (stop - start) for row in history]
-                left.plot(epochs, values, style, color=f"C{stage}", label=f"stage {stage} {key.replace('_', ' ')}")
+                left.plot(epochs, values, style, color=colour, label=f"stage {stage} {key.replace('_', ' ')}")
     left.set(xlabel="epoch", ylabel="mean local loss", yscale="log", title="loss of each stage")
     left.legend(fontsize=8)
     looked = [row for row in history if "validation_accuracy" in row]
@@ -110,7 +112,7 @@ def draw_curves(history: list[dict[str, Any]], path: Path, *, bounds: list[int])
         right.plot(
             [row["epoch"] for row in looked],
             [row["validation_accuracy"][number] for row in looked],
-            color=f"C{number}",
+            color=palette.STAGES[number % len(palette.STAGES)],
             label=f"exit {number + 1}",
         )
     right.set(xlabel="epoch", ylabel="validation accuracy", title="accuracy at each exit")

@@ -51,7 +51,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "transformer": {
         "paper": {**_PUBLISHED_TEXT, "width": 300, "heads": 6, "feed_forward": 256, "dropout": 0.3},
-        "small": {"num_blocks": 4, "width": 64, "heads": 4, "feed_forward": 128, "dropout": 0.1},
+        "small": {
+            "num_blocks": 4,
+            "width": 64,
+            "heads": 4,
+            "feed_forward": 128,
+            "dropout": 0.1,
+            "attention_dropout": 0.0,
+        },
     },
     "mlp": {"small": {"widths": mlp.SMALL}},
 }

@@ -32,13 +32,14 @@ class EncoderLayer(nn.Module):
         width: D.
         heads: attention heads; must divide D.
         feed_forward: width of the feed-forward's hidden layer.
-        dropout: of attention weights, of both branches and of the feed-forward's hidden layer.
+        dropout: of both branches and of the feed-forward's hidden layer.
+        attention_dropout: of attention weights. At 0 a CPU computes attention in one piece, much faster.
     """
 
-    def __init__(self, width: int, *, heads: int, feed_forward: int, dropout: float) -> None:
+    def __init__(self, width: int, *, heads: int, feed_forward: int, dropout: float, attention_dropout: float) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
+        self.attention = nn.MultiheadAttention(width, heads, dropout=attention_dropout, batch_first=True)
         self.norm_feed_forward = nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(
             nn.Linear(width, feed_forward), nn.ReLU(), nn.Dropout(dropout), nn.Linear(feed_forward, width)
@@ -80,6 +81,7 @@ def transformer_al(
     heads: int = 4,
     feed_forward: int = 128,
     dropout: float = 0.1,
+    attention_dropout: float | None = None,
     max_length: int | None = None,
     padding_id: int = 0,
     word_vectors: str | Path | None = None,
@@ -100,7 +102,8 @@ def transformer_al(
         width: D.
         num_blocks: the embedding and so many less one encoder layers.
         num_layers: number of AL layers; by default one per block. Fewer group neighbouring blocks, evenly.
-        heads, feed_forward, dropout: see :class:`EncoderLayer`.
+        heads, feed_forward, dropout, attention_dropout: see :class:`EncoderLayer`; that of attention is by default the
+            other.
         max_length: longest sequence; learned positions are added where it is given.
         padding_id: this token is padding, where no mask is given.
         word_vectors, vocabulary: initial embeddings from a local file, see :mod:`ds_al.models.word_vectors`.
@@ -117,7 +120,8 @@ def transformer_al(
         ALConfigError: a size or an option is out of range, or word vectors do not fit.
     """
     vectors = find_vectors(word_vectors, vocabulary, vocab_size=vocab_size, width=width)
-    blocks = _block_specs(vocab_size, width, num_blocks, heads, feed_forward, dropout, max_length, padding_id, vectors)
+    encoder = _encoder(heads, dropout=dropout, attention_dropout=attention_dropout)
+    blocks = _block_specs(vocab_size, width, num_blocks, feed_forward, encoder, max_length, padding_id, vectors)
     code_width = code_width or default_code_width(num_classes)
     groups = even_groups(num_blocks, num_layers)
     check_bridge(bridge, width=bridge_width, stride=bridge_stride)
@@ -126,9 +130,7 @@ def transformer_al(
     )
     linear = LayerSpec(SequenceBridge, width, code_width=code_width, code=code)
     narrow = heads * max(1, round(width * bridge_width / heads))
-    small = LayerSpec(
-        EncoderLayer, narrow, heads=heads, feed_forward=max(1, round(feed_forward * bridge_width)), dropout=dropout
-    )
+    small = LayerSpec(EncoderLayer, narrow, feed_forward=max(1, round(feed_forward * bridge_width)), **encoder)
     block = LayerSpec(BlockBridge, width, narrow, small, narrow, stride=bridge_stride, code_width=code_width, code=code)
     layers = []
     for i, f in enumerate(chain_specs(blocks, groups)):
@@ -149,6 +151,7 @@ def transformer_twin(
     heads: int = 4,
     feed_forward: int = 128,
     dropout: float = 0.1,
+    attention_dropout: float | None = None,
     max_length: int | None = None,
     padding_id: int = 0,
     word_vectors: str | Path | None = None,
@@ -157,14 +160,15 @@ def transformer_twin(
     """Specs of the backprop twin: the very same f, then :class:`MeanHead`.
 
     Args:
-        vocab_size, num_classes, width, num_blocks, num_layers, heads, feed_forward, dropout, max_length, padding_id,
-            word_vectors, vocabulary: as in :func:`transformer_al`.
+        vocab_size, num_classes, width, num_blocks, num_layers, heads, feed_forward, dropout, attention_dropout,
+            max_length, padding_id, word_vectors, vocabulary: as in :func:`transformer_al`.
 
     Raises:
         ALConfigError: as :func:`transformer_al`.
     """
     vectors = find_vectors(word_vectors, vocabulary, vocab_size=vocab_size, width=width)
-    blocks = _block_specs(vocab_size, width, num_blocks, heads, feed_forward, dropout, max_length, padding_id, vectors)
+    encoder = _encoder(heads, dropout=dropout, attention_dropout=attention_dropout)
+    blocks = _block_specs(vocab_size, width, num_blocks, feed_forward, encoder, max_length, padding_id, vectors)
     f = chain_specs(blocks, even_groups(num_blocks, num_layers))
     return [*f, LayerSpec(MeanHead, width, num_classes)]
 
@@ -173,19 +177,29 @@ def _block_specs(
     vocab_size: int,
     width: int,
     num_blocks: int,
-    heads: int,
     feed_forward: int,
-    dropout: float,
+    encoder: dict[str, Any],
     max_length: int | None,
     padding_id: int,
     vectors: WordVectors | None,
 ) -> list[LayerSpec]:
     if num_blocks < 1:
         raise ALConfigError(f"got num_blocks={num_blocks}: expected 1 or more, of which the first embeds")
-    if width % heads:
-        raise ALConfigError(f"got width={width} and heads={heads}: expected a width that the heads divide")
+    if width % encoder["heads"]:
+        raise ALConfigError(f"got width={width} and heads={encoder['heads']}: expected a width that the heads divide")
     embedding = LayerSpec(
-        Embedding, vocab_size, width, padding_id=padding_id, max_length=max_length, dropout=dropout, vectors=vectors
+        Embedding,
+        vocab_size,
+        width,
+        padding_id=padding_id,
+        max_length=max_length,
+        dropout=encoder["dropout"],
+        vectors=vectors,
     )
-    encoder = LayerSpec(EncoderLayer, width, heads=heads, feed_forward=feed_forward, dropout=dropout)
-    return [embedding] + [encoder] * (num_blocks - 1)
+    layer = LayerSpec(EncoderLayer, width, feed_forward=feed_forward, **encoder)
+    return [embedding] + [layer] * (num_blocks - 1)
+
+
+def _encoder(heads: int, *, dropout: float, attention_dropout: float | None) -> dict[str, Any]:
+    attention = dropout if attention_dropout is None else attention_dropout
+    return {"heads": heads, "dropout": dropout, "attention_dropout": attention}

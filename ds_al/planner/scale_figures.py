@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ds_al import palette
 from ds_al.planner.scale import LARGE, LINKS, OVERLAPPED
 from ds_al.planner.scale_views import FORMULA, SHOWN, Row, row_of, rows_of, series, share_of_alone
 
@@ -42,17 +43,11 @@ def _save(figure: Any, panels: Sequence[Any], path: Path, *, columns: int = 4) -
     return files
 
 
-# Okabe and Ito's palette, with a dash and a marker each, so that colour is not the only cue.
 _LOOKS = {
-    "streaming": ("#0072B2", "-", "o"),
-    "bp_1f1b": ("#D55E00", "-", "^"),
-    OVERLAPPED: ("#D55E00", ":", "v"),
-    "bp_gpipe": ("#E69F00", "--", "v"),
-    "bp_interleaved": ("#CC79A7", "-.", "D"),
-    "bp_zero_bubble": ("#009E73", "-.", "P"),
-    "bp_dp": ("#000000", ":", "X"),
-    "streaming, one step per batch": ("#56B4E9", "--", "s"),
-    "bound (M + P - 1) / (M rho)": ("#999999", "-", ""),
+    **palette.METHODS,
+    OVERLAPPED: palette.Look(palette.VERMILION, ":", "v"),
+    "streaming, one step per batch": palette.Look(palette.BLUE, ":", "s"),
+    "bound (M + P - 1) / (M rho)": palette.Look(palette.GREY, "-", ""),
 }
 
 
@@ -98,9 +93,10 @@ def _draw_stragglers(rows: Sequence[Row], path: Path) -> list[Path]:
     counts = list(dict.fromkeys(row["stages"] for row in own))
     jitters = list(dict.fromkeys(row["jitter"] for row in own))
     figure, panels = _figure(len(counts), 4.2)
-    looks = list(_LOOKS.values())
     for axes, stages in zip(panels, counts, strict=True):
-        for jitter, (colour, dash, marker) in zip(jitters, looks, strict=False):
+        for number, jitter in enumerate(jitters):
+            colour = palette.SERIES[number % len(palette.SERIES)]
+            dash, marker = palette.DASHES[number % len(palette.DASHES)], palette.MARKERS[number % len(palette.MARKERS)]
             case = rows_of(own, stages=stages, jitter=jitter)
             shares = [share_of_alone(row) for row in case]
             axes.errorbar(

@@ -9,22 +9,10 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from ds_al import palette
 from ds_al.planner.predict import BY_FORMULA, METHODS, Prediction
 
 _UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12}
-# Okabe and Ito's palette, with a dash and a marker each, so that colour is not the only cue.
-_STYLES = {
-    "streaming": ("#0072B2", "-", "o"),
-    "forward_first": ("#56B4E9", "--", "s"),
-    "bp_1f1b": ("#D55E00", "-", "^"),
-    "bp_gpipe": ("#E69F00", "--", "v"),
-    "bp_naive": ("#999999", ":", "v"),
-    "parallel_backward": ("#999999", "--", "s"),
-    "sequential": ("#999999", "-.", "o"),
-    "bp_interleaved": ("#CC79A7", "-.", "D"),
-    "bp_zero_bubble": ("#009E73", "-.", "P"),
-    "bp_dp": ("#000000", ":", "X"),
-}
 
 
 def bytes_per_second(text: str) -> float:
@@ -112,7 +100,7 @@ def draw(predictions: Sequence[Prediction], path: Path) -> list[Path]:
         numbers = sorted({each.micro_batches for each in own})
         best = {m: min(each.seconds for each in own if each.micro_batches == m) for m in numbers}
         for method in (name for name in METHODS if any(each.method == name for each in own)):
-            colour, dash, marker = _STYLES[method]
+            colour, dash, marker = palette.METHODS[method]
             times = {each.micro_batches: each.seconds for each in own if each.method == method}
             axes.plot(
                 numbers,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ds_al.palette import series_of
 from ds_al.report.read import RunRecord
 
 _NOUNS = {
@@ -83,6 +84,11 @@ def group(runs: Sequence[RunRecord]) -> list[Cell]:
     groups = [sorted(found, key=lambda run: (run.seed is None, run.seed)) for found in by_key.values()]
     labels = _labels([_factors(found[0]) for found in groups])
     return [Cell(label=label, runs=found) for label, found in zip(labels, groups, strict=True)]
+
+
+def styled(cells: Sequence[Cell]) -> list[tuple[int, Cell]]:
+    """Each cell with the number of its colour, dash and marker: the method's own where it can be."""
+    return list(zip(series_of([cell.first.method for cell in cells]), cells, strict=True))
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,19 +7,19 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
+from ds_al import palette
 from ds_al.errors import ALReportError
 from ds_al.report.parts import Chart, Series, Slice, Timeline
 from ds_al.report.timelines import BUSY, KINDS
 
-# Okabe and Ito's palette without black, which the dark theme would hide, and yellow, which the light one would.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = palette.SERIES
 DASHES = ("solid", "dot", "dashdot", "longdash", "dot", "dashdot")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 PATTERNS = ("", "/", "x", ".", "\\", "-")
 GREY = "#8a8f98"
 EDGE = "rgba(0,0,0,0.45)"  # between two forwards
 
-KIND_COLOURS = {"forward": "#56B4E9", "backward": "#E69F00", "evaluation": "#009E73"}
+KIND_COLOURS = {"forward": palette.FORWARD, "backward": palette.BACKWARD, "evaluation": palette.EVALUATION}
 KIND_PATTERNS = {"receive": "/", "send": "\\", "load data": ".", "barrier": "x", "evaluation": "-", "other": "|"}
 
 

@@ -83,10 +83,7 @@ def _timelines(cells: Sequence[Cell]) -> Section:
         charts.append(timeline(run, label=cell.label, key=f"timeline-{number}", most=SLICES // len(with_trace)))
     paragraphs = []
     if charts:
-        paragraphs.append(
-            "A row is a stage, from left to right in seconds. Drag over a piece to zoom in, double-click to see all "
-            "again, or use the buttons."
-        )
+        paragraphs.append("A row is a stage, from left to right in seconds.")
     if without:
         paragraphs.append(
             f"No trace was recorded for {', '.join(without)}: give run/train.py the flag --trace and make the report "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ds_al import palette
 from ds_al.report.charts import GREY, KIND_COLOURS, look, wide
 from ds_al.report.parts import Chart, Series, Timeline
 from ds_al.report.timelines import BUSY, KINDS
@@ -38,6 +39,8 @@ def draw(chart: Chart | Timeline, path: Path) -> Path:
 
 
 def _chart(axes: Any, chart: Chart) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     bars = [series for series in chart.series if series.look == "bar"]
     for number, series in enumerate(bars):
         _bars(axes, series, offset=(number - (len(bars) - 1) / 2) * 0.8 / len(bars), width=0.8 / len(bars))
@@ -47,6 +50,8 @@ def _chart(axes: Any, chart: Chart) -> None:
     for series in chart.series:
         if series.look != "bar":
             _line(axes, series)
+    if not bars and chart.x_label.startswith(("epoch", "exit")):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if chart.log_y and wide(chart):
         axes.set_yscale("log")
     axes.set_xlabel(chart.x_label)
@@ -94,7 +99,7 @@ def _bars(axes: Any, series: Series, *, offset: float, width: float) -> None:
 def _timeline(axes: Any, chart: Timeline) -> None:
     for kind in KINDS:
         own = [piece for piece in chart.slices if piece.kind == kind and not piece.nested and piece.start < chart.zoom]
-        colour = "#000000" if kind == "step" else KIND_COLOURS.get(kind, GREY)
+        colour = palette.STEP if kind == "step" else KIND_COLOURS.get(kind, GREY)
         for stage in range(chart.stages):
             pieces = [(piece.start, piece.end - piece.start) for piece in own if piece.stage == stage]
             axes.broken_barh(

@@ -30,6 +30,7 @@ class TraceEvent:
         wait: seconds of it spent waiting.
         nbytes: bytes sent or received, or ``None``.
         memory: bytes held for backward at its end, or ``None``.
+        copy: number of the data parallel copy of the pipeline.
     """
 
     stage: int
@@ -41,6 +42,7 @@ class TraceEvent:
     wait: float
     nbytes: int | None
     memory: int | None
+    copy: int = 0
 
 
 @dataclass(frozen=True)
@@ -301,6 +303,9 @@ def _trace(path: Path, notes: list[str]) -> list[TraceEvent]:
     events = [event for event in map(_event, rows) if event is not None]
     if len(events) < len(rows):
         notes.append(f"trace.csv: {len(rows) - len(events)} damaged rows left out")
+    if others := {event.copy for event in events} - {0}:
+        notes.append(f"trace.csv has {1 + len(others)} data parallel copies of the pipeline: the first one is shown")
+        events = [event for event in events if event.copy == 0]
     return sorted(events, key=lambda event: (event.start, event.stage))
 
 
@@ -324,4 +329,5 @@ def _event(row: Mapping[str, Any]) -> TraceEvent | None:
         wait=get("wait") or 0.0,
         nbytes=whole(get("nbytes")),
         memory=whole(get("memory")),
+        copy=whole(get("copy")) or 0,
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ds_al.report import texts
-from ds_al.report.cells import Cell, Statistic, statistic
+from ds_al.report.cells import Cell, Statistic, statistic, styled
 from ds_al.report.parts import NOT_RECORDED, Chart, Section, Series, Table, charts_or
 from ds_al.report.read import RunRecord, number, numbers
 
@@ -34,7 +34,7 @@ def methods(cells: Sequence[Cell], *, comparable: bool = True) -> Section:
         "samples/s": [texts.with_sd(cell.over_seeds(_fact("samples_per_second")), 0) for cell in cells],
         "parameters": [texts.fixed(cell.over_seeds(_total("parameters")).mean, 0) for cell in cells],
         "rho": [texts.plain(cell.first.value("rho")) for cell in cells],
-        "FLOPs": [texts.si(cell.first.value("flops")) for cell in cells],
+        "FLOPs": [texts.si(_flops(cell)) for cell in cells],
     }
     without = [name for name, values in columns.items() if set(values) == {NOT_RECORDED}]
     shown = {name: values for name, values in columns.items() if name not in without}
@@ -48,12 +48,24 @@ def methods(cells: Sequence[Cell], *, comparable: bool = True) -> Section:
     if "rho" in shown:
         paragraphs.append("rho is the cost of a layer of associated learning over that of its plain block.")
     twins = [cell.first for cell in cells if cell.first.method.startswith("bp_")]
+    if "FLOPs" in shown:
+        paragraphs.append("FLOPs are those of training on one sample, forward and backward.")
     if any(run.value("layers") is None and run.layers is not None for run in twins):
         paragraphs.append("The layers of a backprop twin include its classifier.")
     if without:
         paragraphs.append(f"Not recorded by these runs: {', '.join(without)}.")
-    tables = [table, *_time_to(cells), *_exits_table(cells)]
+    tables = [table, *_time_to(cells)]
     return Section("methods", "Methods", paragraphs=paragraphs, tables=tables, charts=_exits_chart(cells))
+
+
+def _flops(cell: Cell) -> Any:
+    """Per sample: of the network's parts by name, those that the cell's method runs."""
+    found = cell.first.value("flops")
+    if not isinstance(found, dict):
+        return found
+    parts = {name: known for name, value in found.items() if (known := number(value)) is not None}
+    twin = parts.pop("twin", None)
+    return twin if cell.first.method.startswith("bp_") else sum(parts.values()) if parts else None
 
 
 def curves(cells: Sequence[Cell]) -> Section:
@@ -152,24 +164,21 @@ def _exits(cells: Sequence[Cell]) -> dict[str, list[Statistic]]:
     return found
 
 
-def _exits_table(cells: Sequence[Cell]) -> list[Table]:
-    found = _exits(cells)
-    most = max(map(len, found.values()), default=0)
-    if not most:
-        return []
+def _exits_table(found: Mapping[str, Sequence[Statistic]]) -> Table:
+    most = max(map(len, found.values()))
     rows = [
         [label, *(texts.with_sd(one, 4) for one in exits), *[""] * (most - len(exits))]
         for label, exits in found.items()
     ]
     columns = ["method", *(f"exit {number}" for number in range(1, most + 1))]
-    return [Table("Test accuracy at each exit, last epoch", columns, rows, frozenset(range(1, most + 1)))]
+    return Table("Test accuracy at each exit, last epoch", columns, rows, frozenset(range(1, most + 1)))
 
 
 def _exits_chart(cells: Sequence[Cell]) -> list[Chart]:
-    found, tables = _exits(cells), _exits_table(cells)
+    found = _exits(cells)
     if not found:
         return []
-    styles = {cell.label: style for style, cell in enumerate(cells)}
+    styles = {cell.label: style for style, cell in styled(cells)}
     series = [
         Series(
             name=label,
@@ -188,14 +197,14 @@ def _exits_chart(cells: Sequence[Cell]) -> list[Chart]:
             x_label="exit after layer",
             y_label="test accuracy",
             series=series,
-            table=tables[0],
+            table=_exits_table(found),
         )
     ]
 
 
 def _validation(cells: Sequence[Cell], *, over: str) -> Chart | None:
     series, rows = [], []
-    for style, cell in enumerate(cells):
+    for style, cell in styled(cells):
         by_epoch: dict[int, list[tuple[float, float]]] = {}
         for run in cell.shown:
             for epoch, seconds, value in run.validation():

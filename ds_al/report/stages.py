@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ds_al.report import texts
-from ds_al.report.cells import Cell
+from ds_al.report.cells import Cell, styled
 from ds_al.report.parts import NOT_RECORDED, Chart, Section, Series, Table, charts_or
 from ds_al.report.timelines import held
 
@@ -66,7 +66,7 @@ def idle(cells: Sequence[Cell]) -> Section:
 def _bars(
     cells: Sequence[Cell], *, key: str, fact: str, title: str, description: str, unit: str, scale: float
 ) -> Chart | None:
-    found = {(style, cell.label): cell.per_stage(fact) for style, cell in enumerate(cells)}
+    found = {(style, cell.label): cell.per_stage(fact) for style, cell in styled(cells)}
     stages = max(map(len, found.values()), default=0)
     if not stages:
         return None

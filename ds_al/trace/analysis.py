@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ds_al.trace.event import COMPUTING, MESSAGES, Event
 
-CAUSES = ("wait_input", "wait_queue", "wait_data", "wait_barrier", "drained", "other")
+CAUSES = ("wait_input", "wait_queue", "wait_data", "wait_barrier", "wait_copies", "drained", "other")
 """Why a stage is idle, as shares of :attr:`StageTime.span`; see there."""
 
 _WAITS = {
     "RecvActivation": "wait_input",
     "RecvGrad": "wait_input",
+    "RefreshDecoders": "wait_input",
     "SendActivation": "wait_queue",
     "SendGrad": "wait_queue",
+    "SendDecoders": "wait_queue",
     "LoadMicroBatch": "wait_data",
     "Barrier": "wait_barrier",
     "LossBroadcast": "wait_barrier",
+    "ReduceGrads": "wait_copies",
 }
+_MEETINGS: dict[str, Callable[[tuple[int, int], tuple[int, int]], bool]] = {
+    "Barrier": lambda one, other: one[0] == other[0],
+    "LossBroadcast": lambda one, other: True,
+    "ReduceGrads": lambda one, other: one[1] == other[1],
+}
+"""Instructions in which ranks wait for each other: which two (copy, stage) do."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +41,21 @@ class StageTime:
     busy: float
     """Computing: forward, backward, optimizer step."""
     wait_input: float
-    """Waiting for an activation or a gradient."""
+    """Waiting for an activation, a gradient, or copies of decoders."""
     wait_queue: float
     """Waiting until a message can be sent: for a free slot, or for a receiver that blocks the sender."""
     wait_data: float
     """Waiting for the data iterator."""
     wait_barrier: float
     """Waiting for all stages: at a barrier, or for the loss that DeepSpeed broadcasts."""
+    wait_copies: float
+    """Waiting for the stage's data parallel copies, whose gradients are averaged."""
     drained: float
     """Done, while later stages were not."""
     other: float
-    """Everything else: copies, the engine, Python."""
+    """Everything else: copying, the engine, Python."""
+    copy: int = 0
+    """Which data parallel copy of the pipeline the stage is part of."""
 
     @property
     def bubble(self) -> float:
@@ -73,16 +86,16 @@ def idle_share(events: Sequence[Event]) -> float:
 
 
 def stage_times(events: Sequence[Event]) -> list[StageTime]:
-    """Busy and idle time of every stage, in the order of stages.
+    """Busy and idle time of every stage, in the order of stages; with data parallel copies, copy after copy.
 
     Args:
-        events: of all stages, on one clock; at least one in which a stage computes.
+        events: of all ranks, on one clock; at least one in which a stage computes.
     """
     start, end = span(events)
     length = end - start
     times = []
-    for stage in sorted({event.stage for event in events}):
-        own = [event for event in whole(events) if event.stage == stage]
+    for copy, stage in sorted({event.place for event in events}):
+        own = [event for event in whole(events) if event.place == (copy, stage)]
         shares = dict.fromkeys(("busy", *CAUSES), 0.0)
         for event in own:
             if event.instruction in COMPUTING:
@@ -92,12 +105,12 @@ def stage_times(events: Sequence[Event]) -> list[StageTime]:
                 shares[_WAITS[event.instruction]] += max(waited, 0.0) / length
         shares["drained"] = max(end - max(event.end for event in own), 0.0) / length
         shares["other"] = max(1 - sum(shares.values()), 0.0)
-        times.append(StageTime(stage=stage, span=length, **shares))
+        times.append(StageTime(stage=stage, copy=copy, span=length, **shares))
     return times
 
 
 def bytes_sent(events: Sequence[Event]) -> dict[int, int]:
-    """Bytes that each stage sent, by stage."""
+    """Bytes that each stage sent, by stage; with data parallel copies, those of all of them."""
     sent = dict.fromkeys(sorted({event.stage for event in events}), 0)
     for event in events:
         if event.instruction in MESSAGES:
@@ -110,37 +123,38 @@ def critical_path(events: Sequence[Event]) -> list[Event]:
 
     Followed from the computation that ended last, back to the first one. What an instruction had to wait for is
     what the same stage did before it; for a receive that waited, the send; for a send that waited, what its
-    receiver did before it came to receive; for a barrier, what the stage did that came to it last. Only
-    computations are part of the result.
+    receiver did before it came to receive; for a barrier, what the stage did that came to it last, and for an
+    average of gradients, the copy. Only computations are part of the result.
     """
-    own: dict[int, list[Event]] = defaultdict(list)
+    own: dict[tuple[int, int], list[Event]] = defaultdict(list)
     for event in sorted(whole(events), key=lambda event: event.end):
-        own[event.stage].append(event)
-    places = {id(event): index for each in own.values() for index, event in enumerate(each)}
-    index = {(event.stage, event.instruction, event.micro_batch): event for each in own.values() for event in each}
+        own[event.place].append(event)
+    numbers = {id(event): number for each in own.values() for number, event in enumerate(each)}
+    index = {(*event.place, event.instruction, event.micro_batch): event for each in own.values() for event in each}
     senders = {receiving: (sending, distance) for sending, (receiving, distance) in MESSAGES.items()}
 
     def cause(event: Event) -> Event | None:
         if event.instruction in senders and event.wait > 0.5 * event.seconds:
             sending, distance = senders[event.instruction]
-            sent = index.get((event.stage - distance, sending, event.micro_batch))
+            sent = index.get((event.copy, event.stage - distance, sending, event.micro_batch))
             if sent is not None and event.start < sent.start < event.end:
                 return sent
         if event.instruction in MESSAGES and event.wait > 0.5 * event.seconds:
             receiving, distance = MESSAGES[event.instruction]
-            received = index.get((event.stage + distance, receiving, event.micro_batch))
+            received = index.get((event.copy, event.stage + distance, receiving, event.micro_batch))
             if received is not None and event.start < received.start < event.end:
                 return before(received)
-        if event.instruction in ("Barrier", "LossBroadcast"):
-            together = [index.get((stage, event.instruction, event.micro_batch)) for stage in own]
+        if event.instruction in _MEETINGS:
+            those = [place for place in own if _MEETINGS[event.instruction](place, event.place)]
+            together = [index.get((*place, event.instruction, event.micro_batch)) for place in those]
             last = max((each for each in together if each is not None), key=lambda each: each.start)
-            if last.stage != event.stage:
+            if last.place != event.place:
                 return before(last)
         return before(event)
 
     def before(event: Event) -> Event | None:
-        place = places[id(event)]
-        return own[event.stage][place - 1] if place else None
+        number = numbers[id(event)]
+        return own[event.place][number - 1] if number else None
 
     path: list[Event] = []
     current: Event | None = max(computing(events), key=lambda event: event.end)

@@ -5,44 +5,49 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ds_al.trace.event import LABELS, MESSAGES, Event
+from ds_al.trace.event import LABELS, MESSAGES, Event, place_name
 
 
 def chrome_trace(events: Sequence[Event], *, micro_batches: int, about: Mapping[str, Any]) -> dict[str, Any]:
     """The whole trace as one JSON object.
 
-    A slice per instruction, with the layers' slices inside it; a flow from each send to its receive; counters
-    of queued messages and of the memory that is held for backward, where these were recorded.
+    A process per rank: the stages, and with data parallel copies all stages of each copy. A slice per instruction,
+    with the layers' slices inside it; a flow from each send to its receive; counters of queued messages and of the
+    memory that is held for backward, where these were recorded.
 
     Args:
-        events: of all stages, on one clock.
+        events: of all ranks, on one clock.
         micro_batches: micro-batches per batch, which number batches from 1.
         about: goes to ``otherData``.
     """
-    stages = sorted({event.stage for event in events})
+    pids = {place: pid for pid, place in enumerate(sorted({event.place for event in events}))}
     return {
         "traceEvents": [
-            *_names(stages),
-            *(_slice(event, micro_batches) for event in events),
-            *_flows(events),
-            *_counters(events),
+            *_names(pids),
+            *(_slice(event, pids, micro_batches) for event in events),
+            *_flows(events, pids),
+            *_counters(events, pids),
         ],
         "displayTimeUnit": "ms",
         "otherData": dict(about),
     }
 
 
-def _names(stages: Sequence[int]) -> Iterator[dict[str, Any]]:
-    for stage in stages:
+_Pids = Mapping[tuple[int, int], int]
+"""Number of the process of each copy and stage."""
+
+
+def _names(pids: _Pids) -> Iterator[dict[str, Any]]:
+    for place, pid in pids.items():
         for name, args in (
-            ("process_name", {"name": f"stage {stage}"}),
-            ("process_sort_index", {"sort_index": stage}),
+            ("process_name", {"name": place_name(place, copies=len({copy for copy, _ in pids}))}),
+            ("process_sort_index", {"sort_index": pid}),
         ):
-            yield {"ph": "M", "name": name, "pid": stage, "tid": 0, "args": args}
-        yield {"ph": "M", "name": "thread_name", "pid": stage, "tid": 0, "args": {"name": "instructions"}}
+            yield {"ph": "M", "name": name, "pid": pid, "tid": 0, "args": args}
+        yield {"ph": "M", "name": "thread_name", "pid": pid, "tid": 0, "args": {"name": "instructions"}}
 
 
-def _slice(event: Event, micro_batches: int) -> dict[str, Any]:
+def _slice(event: Event, pids: _Pids, micro_batches: int) -> dict[str, Any]:
     label = LABELS.get(event.instruction, event.instruction)
     batch, micro_batch = divmod(event.micro_batch, micro_batches)
     args: dict[str, Any] = {"instruction": event.instruction}
@@ -56,7 +61,7 @@ def _slice(event: Event, micro_batches: int) -> dict[str, Any]:
         "ph": "X",
         "name": label if event.layer is None else f"layer {event.layer} {label}",
         "cat": "instruction" if event.layer is None else "layer",
-        "pid": event.stage,
+        "pid": pids[event.place],
         "tid": 0,
         "ts": _microseconds(event.start),
         "dur": round(_microseconds(event.end) - _microseconds(event.start), 3),
@@ -64,24 +69,24 @@ def _slice(event: Event, micro_batches: int) -> dict[str, Any]:
     }
 
 
-def _flows(events: Sequence[Event]) -> Iterator[dict[str, Any]]:
-    whole = {(e.stage, e.instruction, e.micro_batch): e for e in events if e.layer is None}
-    for (stage, instruction, number), sent in whole.items():
+def _flows(events: Sequence[Event], pids: _Pids) -> Iterator[dict[str, Any]]:
+    whole = {(e.copy, e.stage, e.instruction, e.micro_batch): e for e in events if e.layer is None}
+    for (copy, stage, instruction, number), sent in whole.items():
         if instruction not in MESSAGES:
             continue
         name, distance = MESSAGES[instruction]
-        received = whole.get((stage + distance, name, number))
+        received = whole.get((copy, stage + distance, name, number))
         if received is None:
             continue
-        common = {"name": "message", "cat": instruction, "id": f"{instruction}-{stage}-{number}", "tid": 0}
+        common = {"name": "message", "cat": instruction, "id": f"{instruction}-{pids[sent.place]}-{number}", "tid": 0}
         # A flow's ends bind to the slices around their times, so these lie just inside of them.
-        yield {"ph": "s", "pid": stage, "ts": _microseconds(sent.start) + 0.001, **common}
-        yield {"ph": "f", "bp": "e", "pid": received.stage, "ts": _microseconds(received.end) - 0.001, **common}
+        yield {"ph": "s", "pid": pids[sent.place], "ts": _microseconds(sent.start) + 0.001, **common}
+        yield {"ph": "f", "bp": "e", "pid": pids[received.place], "ts": _microseconds(received.end) - 0.001, **common}
 
 
-def _counters(events: Sequence[Event]) -> Iterator[dict[str, Any]]:
+def _counters(events: Sequence[Event], pids: _Pids) -> Iterator[dict[str, Any]]:
     for event in events:
-        common = {"ph": "C", "pid": event.stage, "tid": 0, "ts": _microseconds(event.end)}
+        common = {"ph": "C", "pid": pids[event.place], "tid": 0, "ts": _microseconds(event.end)}
         if event.queue is not None:
             name = "messages under way" if event.instruction == "SendActivation" else "messages here"
             yield {**common, "name": name, "args": {"messages": event.queue}}

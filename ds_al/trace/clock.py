@@ -1,4 +1,4 @@
-"""How far the clocks of the stages' hosts are apart, so that their events can be laid on one axis."""
+"""How far the clocks of the ranks' hosts are apart, so that their events can be laid on one axis."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deepspeed import comm as dist
 
 @dataclass(frozen=True)
 class ClockOffset:
-    """How far one rank's clock is ahead of the first stage's, in seconds."""
+    """How far one rank's clock is ahead of the first rank's, in seconds."""
 
     offset: float
     """What was measured."""
@@ -34,7 +34,7 @@ def align(ranks: list[int], *, device: torch.device, exchanges: int = 10) -> Clo
     taken as half-way between question and answer, as in the network time protocol.
 
     Args:
-        ranks: global ranks of a pipeline, in the order of stages.
+        ranks: global ranks; clocks are measured against the first one's.
         device: where the backend's messages lie.
         exchanges: questions per rank.
     """

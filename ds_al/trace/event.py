@@ -17,6 +17,8 @@ LABELS: dict[str, str] = {
     "SendGrad": "send gradient",
     "LoadMicroBatch": "load data",
     "Barrier": "barrier",
+    "RefreshDecoders": "refresh decoders",
+    "SendDecoders": "send decoders",
     "ReduceGrads": "reduce gradients",
     "ReduceTiedGrads": "reduce tied gradients",
     "LossBroadcast": "broadcast loss",
@@ -24,8 +26,18 @@ LABELS: dict[str, str] = {
 }
 """What a reader is shown; forward, backward and update as the published profiler study names them."""
 
-MESSAGES: dict[str, tuple[str, int]] = {"SendActivation": ("RecvActivation", 1), "SendGrad": ("RecvGrad", -1)}
+MESSAGES: dict[str, tuple[str, int]] = {
+    "SendActivation": ("RecvActivation", 1),
+    "SendGrad": ("RecvGrad", -1),
+    "SendDecoders": ("RefreshDecoders", 1),
+}
 """Sending instruction: the receiving one, and how many stages further on it is executed."""
+
+
+def place_name(place: tuple[int, int], *, copies: int) -> str:
+    """What a reader is shown for a copy and stage; the copy where there are several."""
+    copy, stage = place
+    return f"copy {copy}, stage {stage}" if copies > 1 else f"stage {stage}"
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,8 @@ class Event:
     instruction: str
     """Name of the instruction's class."""
     micro_batch: int
-    """How many instructions of this kind the stage had recorded before: the micro-batch, counted over batches."""
+    """How many instructions of this kind the stage had executed before, since recording began: the micro-batch,
+    counted over batches."""
     start: float
     end: float
     layer: int | None = None
@@ -53,6 +66,13 @@ class Event:
     """Most bytes that autograd held for backward during it."""
     queue: int | None = None
     """Of a send or a receive: messages after it that are sent and not yet received. Known once stages are merged."""
+    copy: int = 0
+    """Which data parallel copy of the pipeline the stage is part of."""
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Copy and stage: the rank."""
+        return self.copy, self.stage
 
     @property
     def seconds(self) -> float:

@@ -19,11 +19,11 @@ COLUMNS = tuple(field.name for field in fields(Event))
 """Columns of ``trace.csv``: the fields of :class:`~ds_al.trace.event.Event`; times in seconds, sizes in bytes."""
 
 
-def merge(by_stage: Sequence[Iterable[Event]], clocks: Sequence[ClockOffset]) -> list[Event]:
-    """Events of all stages on one clock, whose 0 is the start of the first event; sorted by start."""
+def merge(by_rank: Sequence[Iterable[Event]], clocks: Sequence[ClockOffset]) -> list[Event]:
+    """Events of all ranks on one clock, whose 0 is the start of the first event; sorted by start."""
     events = [
         replace(event, start=event.start - clock.correction, end=event.end - clock.correction)
-        for own, clock in zip(by_stage, clocks, strict=True)
+        for own, clock in zip(by_rank, clocks, strict=True)
         for event in own
     ]
     zero = min((event.start for event in events), default=0.0)
@@ -33,9 +33,9 @@ def merge(by_stage: Sequence[Iterable[Event]], clocks: Sequence[ClockOffset]) ->
 
 def _with_queues(events: Sequence[Event]) -> Iterator[Event]:
     """A message is under way from the end of its send to the end of its receive."""
-    ends: dict[tuple[int, str], list[float]] = defaultdict(list)
+    ends: dict[_End, list[float]] = defaultdict(list)
     for event in events:
-        ends[event.stage, event.instruction].append(event.end)
+        ends[event.copy, event.stage, event.instruction].append(event.end)
     for times in ends.values():
         times.sort()
     for event in events:
@@ -47,13 +47,17 @@ def _with_queues(events: Sequence[Event]) -> Iterator[Event]:
         yield replace(event, queue=max(sent - received, 0))
 
 
-def _channel(event: Event) -> tuple[tuple[int, str], tuple[int, str]] | None:
-    """Sending and receiving end, as (stage, instruction), of the channel that an event is about."""
+_End = tuple[int, int, str]
+"""One end of a channel: copy, stage and instruction."""
+
+
+def _channel(event: Event) -> tuple[_End, _End] | None:
+    """Sending and receiving end of the channel that an event is about."""
     for sending, (receiving, distance) in MESSAGES.items():
         if event.instruction == sending:
-            return (event.stage, sending), (event.stage + distance, receiving)
+            return (event.copy, event.stage, sending), (event.copy, event.stage + distance, receiving)
         if event.instruction == receiving:
-            return (event.stage - distance, sending), (event.stage, receiving)
+            return (event.copy, event.stage - distance, sending), (event.copy, event.stage, receiving)
     return None
 
 
@@ -63,7 +67,7 @@ def write_trace(
     """Writes both files, creating the folder, and returns their paths.
 
     Args:
-        events: of all stages, as :func:`merge` returns them.
+        events: of all ranks, as :func:`merge` returns them.
         micro_batches: micro-batches per batch.
         about: what else a reader of ``trace.json`` should know, such as method and clock offsets.
     """
@@ -90,5 +94,6 @@ def _event(row: Mapping[str, str]) -> Event:
         name: int(row[name]) if row[name] else None
         for name in ("stage", "micro_batch", "layer", "nbytes", "queue", "memory")
     }
+    integers["copy"] = int(row.get("copy") or 0)  # older tables have none
     times = {name: float(row[name]) for name in ("start", "end", "wait")}
     return Event(instruction=row["instruction"], **integers, **times)  # type: ignore[arg-type]

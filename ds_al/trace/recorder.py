@@ -12,7 +12,7 @@ import torch
 from deepspeed import comm as dist
 from deepspeed.runtime.pipe.schedule import PipeInstruction, PipeSchedule
 
-from ds_al.trace.event import LABELS, Event
+from ds_al.trace.event import LABELS, MESSAGES, Event
 from ds_al.trace.memory import ActivationMeter
 
 
@@ -24,6 +24,7 @@ class Observation(NamedTuple):
 
 
 NOTHING = Observation()
+_RECEIVING = {receiving for receiving, _ in MESSAGES.values()}
 
 
 class Recorder:
@@ -31,13 +32,21 @@ class Recorder:
 
     Args:
         stage: the rank's stage.
+        copy: its data parallel copy of the pipeline.
         device: where it computes. On a GPU times are taken by events of its current stream, without waiting
             for it, and laid on the host's clock when :attr:`events` are read.
         meter: counts activations, if memory is to be recorded.
     """
 
-    def __init__(self, stage: int, *, device: torch.device | None = None, meter: ActivationMeter | None = None) -> None:
-        self.stage = stage
+    def __init__(
+        self,
+        stage: int,
+        *,
+        copy: int = 0,
+        device: torch.device | None = None,
+        meter: ActivationMeter | None = None,
+    ) -> None:
+        self.stage, self.copy = stage, copy
         self.meter = meter
         self._seen: Counter[str] = Counter()
         self._raw: list[tuple[Any, ...]] = []
@@ -59,6 +68,10 @@ class Recorder:
         self._raw.append((name, self._seen[name], start, end, None, *observed, memory))
         self._seen[name] += 1
 
+    def skip(self, name: str) -> None:
+        """Counts an instruction that had nothing to do, and appends none."""
+        self._seen[name] += 1
+
     def add_layer(self, name: str, layer: int, start: Any, end: Any) -> None:
         """Appends one layer's part of the instruction that is being executed."""
         self._raw.append((name, self._seen[name], start, end, layer, *NOTHING, None))
@@ -69,9 +82,10 @@ class Recorder:
         events = []
         for name, number, begin, finish, layer, wait, nbytes, memory in self._raw:
             start, end = self._seconds(begin), self._seconds(finish)
-            if self._origin is not None and name.startswith("Recv"):
+            if self._origin is not None and name in _RECEIVING:
                 wait = end - start  # the host goes on at once, and the stream waits
-            events.append(Event(self.stage, name, number, start, end, layer, wait, nbytes, memory))
+            event = Event(self.stage, name, number, start, end, layer, wait, nbytes, memory, copy=self.copy)
+            events.append(event)
         return sorted(events, key=lambda event: (event.start, -event.end))
 
     def _seconds(self, mark: Any) -> float:
@@ -156,10 +170,17 @@ class RecordedSchedule:
         progress.instruction_seconds[name] += seconds
         progress.executed[name] += 1
         if recorder is not None:
-            recorder.add(name, begin, recorder.mark(), self._observe(instruction, seconds))
+            end, observed = recorder.mark(), self._observe(instruction, seconds)
+            if observed is None:
+                recorder.skip(name)
+            else:
+                recorder.add(name, begin, end, observed)
 
-    def _observe(self, instruction: PipeInstruction, seconds: float) -> Observation:
-        """Asked only while recording, right after an instruction that took so many seconds of the host."""
+    def _observe(self, instruction: PipeInstruction, seconds: float) -> Observation | None:
+        """Asked only while recording, right after an instruction that took so many seconds of the host.
+
+        ``None`` says that it had nothing to do.
+        """
         raise NotImplementedError
 
     @contextlib.contextmanager

@@ -61,7 +61,13 @@ class Stillness:
 
 
 def waits_for(
-    instruction: str | None, micro_batch: int, *, stage: int, rank_of: Callable[[int], int], queue: bool
+    instruction: str | None,
+    micro_batch: int,
+    *,
+    stage: int,
+    rank_of: Callable[[int], int],
+    queue: bool,
+    others: Sequence[int] = (),
 ) -> str:
     """What a stage does in an instruction, and whom it depends on, in words.
 
@@ -69,8 +75,9 @@ def waits_for(
         instruction: name of the instruction's class; ``None`` outside of all.
         micro_batch: how many instructions of this kind came before.
         stage: the stage that executes it.
-        rank_of: global rank of a stage.
+        rank_of: global rank of a stage of the same copy of the pipeline.
         queue: messages are sent ahead, as by AL; DeepSpeed's own engine waits until they are taken.
+        others: global ranks that hold the same stage of other data parallel copies.
     """
 
     def name(neighbour: int) -> str:
@@ -94,7 +101,12 @@ def waits_for(
     if instruction == "Barrier":
         return "waits for all stages"
     if instruction in ("ReduceGrads", "ReduceTiedGrads"):
-        return "waits for the ranks that hold the same weights"
+        ranks = f": {', '.join(map(str, others))}" if others else ""
+        return f"waits for the ranks that hold the same weights{ranks}"
+    if instruction == "RefreshDecoders" and stage:
+        return f"waits for copies of decoders for micro-batch {micro_batch} from {name(stage - 1)}"
+    if instruction == "SendDecoders":
+        return f"waits for a free slot in its queue of copies of decoders to {name(stage + 1)}"
     return "computes"
 
 
@@ -188,7 +200,10 @@ class StallWatch:
             stage=engine.stage_id,
             rank_of=engine.grid.stage_to_global,
             queue=hasattr(engine, "sender"),
+            others=[rank for rank in _same_stage(engine) if rank != self.rank],
         )
+        number = engine.grid.get_data_parallel_rank()
+        copy = f"copy {number}, " if engine.grid.get_data_parallel_world_size() > 1 else ""
         where = "" if current is None else f"{name}, micro-batch {micro_batch}, "
         since = "" if current is None else f", for {time.perf_counter() - current[1]:.1f} s"
         frame = sys._current_frames().get(self._trains)
@@ -197,9 +212,9 @@ class StallWatch:
         # One write, so that the blocks of several ranks do not mix.
         sys.stderr.write(
             f"\n--- stall: no stage moved for {still:.1f} s\n"
-            f"stage {engine.stage_id}, rank {self.rank}: {where}{what}{since}\n"
+            f"{copy}stage {engine.stage_id}, rank {self.rank}: {where}{what}{since}\n"
             f"Python stack, most recent call last:\n{stack}"
-            f'--- stage {engine.stage_id} {"ends" if ends else "goes on"} ("on_stall": "{self.on_stall}")\n'
+            f'--- {copy}stage {engine.stage_id} {"ends" if ends else "goes on"} ("on_stall": "{self.on_stall}")\n'
         )
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()
@@ -214,3 +229,11 @@ class StallWatch:
 
 def _place(engine: Any) -> Place:
     return sum(tuple(engine.executed.values())), engine.current is not None
+
+
+def _same_stage(engine: Any) -> list[int]:
+    """Global ranks of all copies of an engine's stage, itself included."""
+    return [
+        engine.grid.stage_to_global(engine.stage_id, data=copy)
+        for copy in range(engine.grid.get_data_parallel_world_size())
+    ]

@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ds_al import palette
 from ds_al.trace.analysis import computing, critical_path, idle_share, span, whole
-from ds_al.trace.event import Event
+from ds_al.trace.event import MESSAGES, Event, place_name
 
-# Okabe and Ito's palette: told apart by colour-blind readers, and by their lightness in print.
-COLOURS = {"ForwardPass": "#56B4E9", "BackwardPass": "#E69F00", "OptimizerStep": "#000000"}
+_COLOURS = {"ForwardPass": palette.FORWARD, "BackwardPass": palette.BACKWARD, "OptimizerStep": palette.STEP}
 _LABELS = {"ForwardPass": "forward", "BackwardPass": "backward", "OptimizerStep": "optimizer step"}
-_WAITING = {"RecvActivation", "RecvGrad", "SendActivation", "SendGrad", "LoadMicroBatch"}
-_TOGETHER = {"Barrier", "LossBroadcast"}
-_GREY = "#D5D5D5"
-_STAGES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
-_DASHES = ("-", "--", "-.", ":")
+_WAITING = {*MESSAGES, *(receiving for receiving, _ in MESSAGES.values()), "LoadMicroBatch"}
+_TOGETHER = {"Barrier", "LossBroadcast", "ReduceGrads"}
+_Place = tuple[int, int]  # copy and stage
 
 
 def draw(
@@ -30,7 +28,7 @@ def draw(
     """Draws one panel per method on a common time scale; stages are rows, what is not coloured is idle.
 
     Args:
-        events_by_method: events of all stages of one run, by the method's name.
+        events_by_method: events of all ranks of one run, by the method's name; a row for each stage of each copy.
         path: where the picture goes; its suffix is replaced.
         micro_batches: micro-batches per batch, which are numbered from 1 in each batch.
         expected: bubble that is expected, by method, to be told beside the measured one.
@@ -43,22 +41,32 @@ def draw(
         ValueError: a method has no event in which a stage computes.
     """
     _check(events_by_method)
-    figure, panels = _panels(len(events_by_method), height=0.85 + 0.38 * _stages(events_by_method))
+    figure, panels = _panels(
+        len(events_by_method), height=0.85 + 0.38 * max(map(len, map(_places, events_by_method.values())))
+    )
     spans = {method: span(events) for method, events in events_by_method.items()}
     longest = max(end - start for start, end in spans.values())
     for axes, (method, events) in zip(panels, events_by_method.items(), strict=True):
         start, end = spans[method]
+        rows = {place: row for row, place in enumerate(_places(events))}
         for event in whole(events):
-            _bar(axes, event, start=start, end=end, longest=longest, micro_batches=micro_batches)
+            _bar(
+                axes,
+                event,
+                row=rows[event.place],
+                start=start,
+                end=end,
+                longest=longest,
+                micro_batches=micro_batches,
+            )
         for event in critical_path(events):
-            times = [event.start - start, event.end - start]
-            axes.plot(times, [event.stage + 0.46] * 2, color="#D55E00", linewidth=2, solid_capstyle="butt")
+            times, y = [event.start - start, event.end - start], rows[event.place] + 0.46
+            axes.plot(times, [y] * 2, color=palette.CRITICAL_PATH, linewidth=2, solid_capstyle="butt")
         formula = f", {expected_by} {expected[method]:.0%}" if expected and method in expected else ""
         title = f"{method}: {end - start:.2f} s, idle {idle_share(events):.0%}{formula}"
         axes.set_title(title, loc="left", fontsize=13)
-        stages = max(event.stage for event in events) + 1
-        axes.set_ylim(stages - 0.5, -0.5)
-        axes.set_yticks(range(stages), [f"stage {stage}" for stage in range(stages)], fontsize=11)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_yticks(range(len(rows)), _names(list(rows)), fontsize=11)
         axes.tick_params(axis="y", length=0)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.axvline(end - start, color="0.4", linewidth=1, linestyle=(0, (4, 3)))
@@ -86,17 +94,18 @@ def draw_memory(events_by_method: Mapping[str, Sequence[Event]], path: Path) -> 
     for axes, (method, events) in zip(panels, events_by_method.items(), strict=True):
         start, _ = span(events)
         peak = 0.0
-        for stage in sorted({event.stage for event in events}):
-            own = [event for event in whole(events) if event.stage == stage and event.memory is not None]
+        places = _places(events)
+        for number, (place, name) in enumerate(zip(places, _names(places), strict=True)):
+            own = [event for event in whole(events) if event.place == place and event.memory is not None]
             held = [(event.memory or 0) / 2**20 for event in own]
             peak = max([peak, *held])
             axes.step(
                 [event.end - start for event in own],
                 held,
                 where="pre",
-                label=f"stage {stage}",
-                color=_STAGES[stage % len(_STAGES)],
-                linestyle=_DASHES[stage % len(_DASHES)],
+                label=name,
+                color=palette.STAGES[number % len(palette.STAGES)],
+                linestyle=palette.DASHES[number % len(palette.DASHES)],
                 linewidth=1.6,
             )
         axes.set_title(f"{method}: at most {peak:.3g} MiB on a stage", loc="left", fontsize=13)
@@ -118,8 +127,12 @@ def _check(events_by_method: Mapping[str, Sequence[Event]]) -> None:
             raise ValueError(f"{method}: got {len(events)} events, none a forward or backward: record a training run")
 
 
-def _stages(events_by_method: Mapping[str, Sequence[Event]]) -> int:
-    return max(event.stage for events in events_by_method.values() for event in events) + 1
+def _places(events: Sequence[Event]) -> list[_Place]:
+    return sorted({event.place for event in events})
+
+
+def _names(places: Sequence[_Place]) -> list[str]:
+    return [place_name(place, copies=len({copy for copy, _ in places})) for place in places]
 
 
 def _panels(count: int, *, height: float, sharey: bool = False) -> tuple[Any, Any]:
@@ -135,7 +148,7 @@ def _panels(count: int, *, height: float, sharey: bool = False) -> tuple[Any, An
     return figure, panels
 
 
-def _bar(axes: Any, event: Event, *, start: float, end: float, longest: float, micro_batches: int) -> None:
+def _bar(axes: Any, event: Event, *, row: int, start: float, end: float, longest: float, micro_batches: int) -> None:
     left, right = max(event.start, start) - start, min(event.end, end) - start
     width, name = right - left, event.instruction
     if width <= 0:
@@ -144,23 +157,25 @@ def _bar(axes: Any, event: Event, *, start: float, end: float, longest: float, m
         width = min(width, event.wait)
         if width > 0.002 * longest:
             hatch = "////" if name in _TOGETHER else None
-            style = {"facecolor": "white" if hatch else _GREY, "edgecolor": _GREY, "linewidth": 0, "hatch": hatch}
-            axes.broken_barh([(left, width)], (event.stage - 0.4, 0.8), **style)
+            face, edge = "white" if hatch else palette.WAITING, palette.WAITING
+            axes.broken_barh(
+                [(left, width)], (row - 0.4, 0.8), facecolor=face, edgecolor=edge, linewidth=0, hatch=hatch
+            )
         return
-    if name not in COLOURS:
+    if name not in _COLOURS:
         return
     batch, micro_batch = divmod(event.micro_batch, micro_batches)
     is_step = name == "OptimizerStep"
     axes.broken_barh(
         [(left, width)],
-        (event.stage - 0.4, 0.8),
-        facecolor=COLOURS[name],
-        edgecolor=COLOURS[name] if is_step else "white",  # a step of a millisecond stays visible as a line
+        (row - 0.4, 0.8),
+        facecolor=_COLOURS[name],
+        edgecolor=_COLOURS[name] if is_step else "white",  # a step of a millisecond stays visible as a line
         linewidth=1.0 if is_step else 0.6,
         alpha=1.0 if is_step or batch % 2 == 0 else 0.55,
     )
     if not is_step and width > 0.008 * longest:
-        axes.text(left + width / 2, event.stage, str(micro_batch + 1), ha="center", va="center", fontsize=10)
+        axes.text(left + width / 2, row, str(micro_batch + 1), ha="center", va="center", fontsize=10)
 
 
 def _legend(figure: Any) -> None:
@@ -169,11 +184,11 @@ def _legend(figure: Any) -> None:
 
     figure.legend(
         handles=[
-            *(Patch(facecolor=COLOURS[key], label=label) for key, label in _LABELS.items()),
-            Patch(facecolor=_GREY, label="waits for a message"),
-            Patch(facecolor="white", edgecolor=_GREY, hatch="////", label="waits for all stages"),
+            *(Patch(facecolor=_COLOURS[key], label=label) for key, label in _LABELS.items()),
+            Patch(facecolor=palette.WAITING, label="waits for a message"),
+            Patch(facecolor="white", edgecolor=palette.WAITING, hatch="////", label="waits for other ranks"),
             Patch(facecolor="white", edgecolor="0.6", label="idle"),
-            Line2D([], [], color="#D55E00", linewidth=2, label="critical path"),
+            Line2D([], [], color=palette.CRITICAL_PATH, linewidth=2, label="critical path"),
         ],
         loc="outside upper right",
         ncols=7,

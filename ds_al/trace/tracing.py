@@ -1,4 +1,4 @@
-"""Records the batches that a config asks for, and writes the files of all stages when the last one is done."""
+"""Records the batches that a config asks for, and writes one set of files for all ranks when the last one is done."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from deepspeed import comm as dist
 
 from ds_al.config import ALConfig, TraceConfig
 from ds_al.trace.clock import ClockOffset, align
@@ -34,9 +35,10 @@ class Tracing:
         self.folder = Path(config.folder)
         """Where the files go; may be changed until they are written."""
         self.events: list[Event] | None = None
-        """Events of all stages on one clock, on every rank, once recording is over."""
-        self.clock: ClockOffset = align(_pipeline(engine), device=engine.device)  # type: ignore[attr-defined]
-        """How far this rank's clock is from the first stage's."""
+        """Events of all ranks on one clock, on every rank, once recording is over."""
+        ranks = list(range(dist.get_world_size()))
+        self.clock: ClockOffset = align(ranks, device=engine.device)  # type: ignore[attr-defined]
+        """How far this rank's clock is from the first rank's."""
         self._batch = 0
         self._meter: ActivationMeter | None = None
         self._profiler: torch.profiler.profile | None = None
@@ -65,13 +67,16 @@ class Tracing:
             return
         engine.recorder = None
         self._stop()
-        parts = engine.gather((recorder.events, self.clock))
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, (recorder.events, self.clock))
         self.events = merge([events for events, _ in parts], [clock for _, clock in parts])
-        if engine.is_last_stage() and engine.grid.get_data_parallel_rank() == 0:  # type: ignore[attr-defined]
+        if self._writes():
             about = {
                 "method": self.method,
                 "stages": engine.num_stages,
+                "copies": len(parts) // engine.num_stages,
                 "batches": [self.config.batches[0], self._batch],
+                # By rank.
                 "clock_offset_seconds": [clock.offset for _, clock in parts],
                 "clock_error_seconds": [clock.error for _, clock in parts],
             }
@@ -86,7 +91,8 @@ class Tracing:
             self._profiler = torch.profiler.profile()
             self._profiler.start()
             engine.profiling = True
-        engine.recorder = Recorder(engine.stage_id, device=engine.device, meter=self._meter)
+        copy = engine.grid.get_data_parallel_rank()
+        engine.recorder = Recorder(engine.stage_id, copy=copy, device=engine.device, meter=self._meter)
 
     def _stop(self) -> None:
         engine: Any = self.engine
@@ -100,7 +106,7 @@ class Tracing:
 
     def _complain(self) -> None:
         """Says so when a process ends while it still records, or before it ever did."""
-        if self.events is None and self._batch and self.engine.is_last_stage():  # type: ignore[attr-defined]
+        if self.events is None and self._batch and self._writes():
             first, last = self.config.batches
             print(
                 f'"trace": batches {first} to {last} were to be recorded, and training ended after {self._batch}: '
@@ -108,6 +114,7 @@ class Tracing:
                 file=sys.stderr,
             )
 
-
-def _pipeline(engine: Any) -> list[int]:
-    return [engine.grid.stage_to_global(stage) for stage in range(engine.num_stages)]
+    def _writes(self) -> bool:
+        """Whether this is the rank that writes the files: the last stage of the first copy."""
+        engine: Any = self.engine
+        return engine.is_last_stage() and engine.grid.get_data_parallel_rank() == 0

@@ -10,7 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_WAITS = ("RecvActivation", "SendActivation", "RecvGrad", "SendGrad", "Barrier", "LossBroadcast")  # for other stages
+_WAITS = (
+    *("RecvActivation", "SendActivation", "RecvGrad", "SendGrad", "RefreshDecoders", "SendDecoders"),
+    *("Barrier", "LossBroadcast", "ReduceGrads"),
+)  # for other ranks
 
 
 class Vitals(NamedTuple):
@@ -22,7 +25,7 @@ class Vitals(NamedTuple):
     micro_batches: float
     """Trained so far (exact up to 2^24, since vitals travel as float32)."""
     busy: float
-    """Share of time in which it did not wait for other stages."""
+    """Share of time in which it did not wait for other stages, nor for copies of itself."""
     data: float
     """Share of time in which it waited for the data iterator, or loaded from it; part of :attr:`busy`."""
     queue_full: float

@@ -88,7 +88,6 @@ def whole_and_resumed(network: str, folder: str, config: dict[str, Any]) -> dict
             "transformer",
             2,
             {"optimizer": "MuonAdamW", "params": {"lr": 0.02, "adamw_lr": 3e-3}},
-            marks=pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon"),
         ),
     ],
 )

@@ -44,8 +44,6 @@ CASES: dict[str, dict[str, Any]] = {
     "decoded": {"objective": {"name": "decoded", "refresh_every": 12}, "scheduler": SCHEDULER},
     "muon": {**MUON, "scheduler": STEPS},
 }
-if not hasattr(torch.optim, "Muon"):
-    del CASES["muon"]
 
 
 def engine_of(case: str) -> ds_al.ALPipelineEngine:

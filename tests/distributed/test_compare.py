@@ -28,7 +28,9 @@ if config["fail"]:
 folder = pathlib.Path(args["--output"]) / str(config["sleep"])
 folder.mkdir(parents=True)
 (folder / "metrics.jsonl").write_text('{"kind": "batch"}\\n{"kind": "epoch", "seconds": 1.0}\\n')
-facts = {"folder": str(folder), "command": "x", "rho": 0.9, "data": {"path": "x", "from": args.get("--data-path")}}
+wandb = config["experiment"]["wandb"]
+facts = {"wandb": wandb, "folder": str(folder), "command": "x", "rho": 0.9}
+facts["data"] = {"path": "x", "from": args.get("--data-path")}
 (folder / "summary.json").write_text(json.dumps(facts))
 pathlib.Path(args["--json"]).write_text(json.dumps({"folder": str(folder)}))
 """
@@ -56,6 +58,7 @@ def test_what_is_done_stays_done_and_a_failure_is_told_and_tried_again(tmp_path:
     results = {each.seed: result for each, result in [*ended, *run([hanging], tmp_path, timeout=5.0)]}
     assert results[0]["data"] == {"from": "/data/cifar"} and results[0]["rho"] == 0.9
     assert results[0]["history"] == [{"kind": "epoch", "seconds": 1.0}]
+    assert results[0]["wandb"] == {"group": "results-group"}  # of all runs that are compared
     assert not {"folder", "command"} & results[0].keys()
     assert (results[0]["suite_method"], results[0]["K"], results[0]["P"]) == ("mse", 2, 1)
     assert "broken on purpose" in results[1]["failure"]

@@ -35,13 +35,13 @@ COVERING: list[dict[str, Any]] = [
     *({"method": method, "steps_per_batch": steps} for method, steps in zip(METHODS, (1, 2, 2, 1), strict=True)),
     {"method": "streaming", "layer_gradient_clipping": 0.05},
     {"method": "streaming", "autoencoder_optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}}},
+    {"method": "streaming", "optimizer": "muon", "steps_per_batch": 2, "layer_gradient_clipping": 0.05},
+    {
+        "method": "streaming",
+        "optimizer": "muon",
+        "autoencoder_optimizer": {"type": "AdamW", "params": {"lr": 3e-3, "torch_adam": True}},
+    },
 ]
-if hasattr(torch.optim, "Muon"):
-    own = {"type": "AdamW", "params": {"lr": 3e-3, "torch_adam": True}}
-    COVERING += [
-        {"method": "streaming", "optimizer": "muon", "steps_per_batch": 2, "layer_gradient_clipping": 0.05},
-        {"method": "streaming", "optimizer": "muon", "autoencoder_optimizer": own},
-    ]
 FULL = [{"method": method, "queue_depth": depth} for method, depth in itertools.product(METHODS, (1, 2, 4))]
 
 

@@ -16,10 +16,7 @@ from ds_al.muon import MuonAdamW, tag_embeddings
 from tests.distributed.engines import MICRO_BATCHES, engine_config, merge
 from tests.networks import NETWORKS
 
-pytestmark = [
-    pytest.mark.distributed,
-    pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon"),
-]
+pytestmark = pytest.mark.distributed
 
 BATCHES, SEED = 5, 3
 OPTIONS = {"lr": 0.02, "adamw_lr": 3e-3}

@@ -74,7 +74,7 @@ def test_two_stages_are_measured_beside_what_they_could_be(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give --sleeping, --ceiling, --against-1f1b, --tables, or --model transformer"),
+        ([], "give --sleeping, --ceiling, --against-1f1b, --tables, --draw, or --model transformer"),
         (["--model", "vgg"], "--model transformer for the studies"),
         (["--sleeping", "--methods", "gpipe"], "expected names of streaming,"),
         (["--sleeping", "--micro-batches", "2,4"], "give one, or use --against-1f1b"),

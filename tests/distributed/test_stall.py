@@ -91,6 +91,31 @@ def test_a_stall_ends_the_job_where_so_configured() -> None:
         assert "Traceback" not in text.split("--- stall: ")[0]
 
 
+def test_with_data_parallel_copies_each_says_which_it_is_and_which_rank_it_waits_for() -> None:
+    ranks = run_ranks(f"{__name__}:train_copies", 4, seconds=4.0)
+    told = [blocks(text) for text in ranks]
+    assert [len(each) for each in told] == [1] * 4
+    # Ranks 0 and 1 hold stage 0, ranks 2 and 3 stage 1; the data of copy 1 block.
+    assert "copy 1, stage 0, rank 1: LoadMicroBatch, micro-batch 6, waits for the data iterator" in told[1][0]
+    assert "copy 0, stage 0, rank 0: ReduceGrads" in told[0][0]
+    assert "waits for the ranks that hold the same weights: 1, for " in told[0][0]
+    assert "copy 1, stage 1, rank 3: RecvActivation" in told[3][0] and "from stage 0 (rank 1)" in told[3][0]
+    assert "copy 0, stage 1, rank 2: ReduceGrads" in told[2][0] and "the same weights: 3, for " in told[2][0]
+
+
+def train_copies(*, seconds: float) -> str:
+    """Worker: two stages, twice; the first stage of the second copy waits long for a micro-batch."""
+    engine = make_engine(module_options={"num_stages": 2}, stall_seconds=2.0)
+    text = io.StringIO()
+    with contextlib.redirect_stderr(text):
+        batches = blocking_iterator(seconds if engine.replicas.index == 1 else 0.0)
+        for _ in range(BATCHES):
+            engine.train_batch(batches)
+        engine.flush()
+    engine.destroy()
+    return text.getvalue()
+
+
 def test_slow_is_not_stalled() -> None:
     # The last stage waits for more than a second in all, outside of instructions passes more than a second, too.
     ranks = run_ranks(f"{__name__}:train", 2, seconds=0.3, every=0.3, pause=1.5, stall_seconds=1.0)

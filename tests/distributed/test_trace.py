@@ -18,8 +18,11 @@ from torch import nn
 import ds_al
 from ds_al.config import BLOCK
 from ds_al.launch import RankFailure, run_ranks
+from ds_al.models import build_al
 from ds_al.schedule import AL_SCHEDULES, BACKPROP_SCHEDULES
+from ds_al.trace.analysis import CAUSES, bytes_sent, stage_times
 from ds_al.trace.clock import align
+from ds_al.trace.event import MESSAGES
 from ds_al.trace.files import read_trace
 from tests.distributed.engines import MICRO_BATCHES, State, different, engine_config, engine_state, make_engine, merge
 from tests.networks import NETWORKS
@@ -31,12 +34,13 @@ BATCHES = 4
 RECORDED = [2, 3]
 
 
-def train(method: str, trace: dict[str, Any], evaluate_after: int = 0) -> State:
+def train(method: str, trace: dict[str, Any], evaluate_after: int = 0, stages: int | None = None) -> State:
     """Worker: trains four batches, and evaluates after one of them."""
     deepspeed.init_distributed()
     net = NETWORKS["mlp"]
     if method in AL_SCHEDULES:
-        engine: Any = make_engine(method=method, trace=trace)
+        options = None if stages is None else {"num_stages": stages}
+        engine: Any = make_engine(method=method, trace=trace, module_options=options)
     else:
         twin = [LayerSpec(nn.Linear, 12, 12), nn.ReLU(), LayerSpec(nn.Linear, 12, net.classes)]
         module = PipelineModule(twin, num_stages=2, loss_fn=nn.CrossEntropyLoss(), partition_method="uniform")
@@ -75,8 +79,8 @@ def test_exactly_the_instructions_of_the_chosen_batches_are_recorded(method: str
         assert [event.instruction for event in own] == expected(method, stage)
         assert all(event.memory is not None for event in own)
         assert max(event.memory or 0 for event in own) > 0
-        sends = [event for event in own if event.instruction.startswith("Send")]
-        assert all(event.nbytes and event.queue is not None for event in sends) and sends if stage == 0 else True
+        messages = [event for event in own if event.instruction.startswith(("Send", "Recv"))]
+        assert messages and all(event.nbytes and event.queue is not None for event in messages)
         layers = {event.layer for event in events if event.stage == stage and event.layer is not None}
         assert bool(layers) == (method == "streaming")
     for event in events:
@@ -87,6 +91,68 @@ def test_exactly_the_instructions_of_the_chosen_batches_are_recorded(method: str
     assert len(trace["otherData"]["clock_error_seconds"]) == 2
     arrows = sum(event["ph"] == "s" for event in trace["traceEvents"])
     assert arrows == 2 * MICRO_BATCHES * (1 if method == "streaming" else 2)  # gradients come back
+
+
+def test_every_data_parallel_copy_is_part_of_the_trace(tmp_path: Path) -> None:
+    """Only the first copy's ranks once were, and the wait for the other copies had no cause."""
+    run_ranks(f"{__name__}:train", 4, method="streaming", trace=trace_block(tmp_path), stages=2)
+    events = read_trace(tmp_path / "trace.csv")
+    assert sorted({event.place for event in events}) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for copy, stage in {event.place for event in events}:
+        own = [e.instruction for e in events if e.place == (copy, stage) and e.layer is None]
+        assert [name for name in own if name != "ReduceGrads"] == expected("streaming", stage)
+        assert own.count("ReduceGrads") == own.count("OptimizerStep") == 2 * MICRO_BATCHES
+    for shares in stage_times(events):
+        assert shares.wait_copies > 0
+        assert shares.busy + sum(getattr(shares, cause) for cause in CAUSES) == pytest.approx(1.0)
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    check_chrome_form(trace)
+    assert trace["otherData"]["copies"] == 2 and len(trace["otherData"]["clock_error_seconds"]) == 4
+    names = {e["pid"]: e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "process_name"}
+    assert list(names.values()) == ["copy 0, stage 0", "copy 0, stage 1", "copy 1, stage 0", "copy 1, stage 1"]
+    arrows: dict[str, list[int]] = {}
+    for event in trace["traceEvents"]:
+        if event["ph"] in "sf":
+            arrows.setdefault(event["id"], []).append(event["pid"])
+    assert sorted(map(tuple, arrows.values())) == [(0, 1)] * 2 * MICRO_BATCHES + [(2, 3)] * 2 * MICRO_BATCHES
+
+
+def decode(folder: str) -> tuple[int, int]:
+    """Worker: bytes that this stage sent in the recorded batches, with an objective that decodes while it trains."""
+    sizes = {"in_shape": (12,), "widths": (16,) * 4, "bridge_hidden": 8}
+    layers = build_al("mlp", num_classes=4, code_width=6, objective={"name": "decoded", "refresh_every": 3}, **sizes)
+    module = ds_al.ALPipelineModule(layers, num_classes=4, base_seed=7)
+    config = engine_config(trace={"enabled": True, "batches": [1, 2], "folder": folder})
+    engine, *_ = ds_al.initialize(model=module, config=config)
+    batches = iter(NETWORKS["mlp"].batches(2 * MICRO_BATCHES))
+    for _ in range(2):
+        engine.train_batch(batches)
+    stats = engine.stats()
+    engine.flush()
+    return stats.bytes_sent, stats.messages_sent
+
+
+def test_waiting_for_copies_of_decoders_is_no_forward_pass(tmp_path: Path) -> None:
+    """It lay inside of it, and so counted as computing."""
+    sent = run_ranks(f"{__name__}:decode", 2, folder=str(tmp_path))
+    events = [event for event in read_trace(tmp_path / "trace.csv") if event.layer is None]
+    due = [0, 3, 6]
+    for stage in range(2):
+        own = [event for event in events if event.stage == stage]
+        at = {(event.instruction, event.micro_batch): event for event in own}
+        sends = {number for name, number in at if name == "SendDecoders"}
+        assert sends == (set(due) if stage == 0 else set())
+        assert {number for name, number in at if name == "RefreshDecoders"} == set(due)
+        for number in due:
+            refresh, forward = at["RefreshDecoders", number], at["ForwardPass", number]
+            assert refresh.end <= at.get(("SendDecoders", number), forward).start <= forward.start
+            assert bool(refresh.nbytes) == (stage == 1)
+        # A channel's first message comes after a header of 128 numbers.
+        headers = 2 * 8 * 128 if stage == 0 else 0
+        messages = sum(event.instruction in MESSAGES for event in own)
+        assert sent[stage] == (bytes_sent(own)[stage] + headers, messages)
+    arrows = [e for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if e["ph"] == "s"]
+    assert sum(arrow["cat"] == "SendDecoders" for arrow in arrows) == len(due)
 
 
 def test_recording_changes_no_weight_and_profiles_the_chosen_rank(tmp_path: Path) -> None:

@@ -60,6 +60,16 @@ def test_a_trace_is_read_with_its_gaps(tmp_path: Path) -> None:
     assert (received.wait, received.nbytes, received.memory) == (0.9, 400, None)
 
 
+def test_of_several_copies_the_first_is_shown_and_the_others_are_named(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, trace=1)
+    trace = folder / "trace" / "trace.csv"
+    header, *rows = trace.read_text().splitlines()
+    trace.write_text("\n".join([f"{header},copy", *(f"{row},{copy}" for copy in (0, 1) for row in rows)]) + "\n")
+    (run,) = read([tmp_path])[0]
+    assert len(run.trace) == len(rows)
+    assert "trace.csv has 2 data parallel copies of the pipeline: the first one is shown" in run.notes
+
+
 def test_a_damaged_trace_and_half_a_line_are_noted(tmp_path: Path) -> None:
     folder = make_run(tmp_path, trace=1)
     with (folder / "metrics.jsonl").open("a") as file:

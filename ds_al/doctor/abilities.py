@@ -1,0 +1,84 @@
+"""What will and what will not work on this machine, and why."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+from typing import Any
+
+from ds_al.doctor.machine import compiler, cores
+from ds_al.doctor.row import Row
+
+LAUNCHER_PORT = 29500
+"""Where ranks meet unless the ``deepspeed`` launcher gets ``--master_port``."""
+
+
+def abilities(accelerator: Any, torch: Any) -> list[Row]:
+    """What will and what will not work here."""
+    group, on_cpu = "works here", accelerator.device_name() == "cpu"
+    streaming = (
+        streaming_on_cores(cores(), torch.get_num_threads())
+        if on_cpu
+        else streaming_on_devices(accelerator.device_name(), accelerator.device_count())
+    )
+    gpus, has_nccl = torch.cuda.device_count(), torch.distributed.is_nccl_available()
+    if has_nccl and gpus:
+        nccl = Row(group, "NCCL", f"{gpus} GPU{'s' * (gpus > 1)}")
+    else:
+        why = "no GPU was found" if has_nccl else "this build of PyTorch has none"
+        nccl = Row(group, "NCCL", "no", "no", f"{why}: ranks on CPU talk over gloo")
+    so_far = "refused by ds_al so far: train in fp32"
+    return [
+        streaming,
+        nccl,
+        Row(group, "fp16", "no", "no", "not on a CPU: train in fp32" if on_cpu else so_far),
+        Row(group, "bf16", "no", "no", so_far),
+        Row(group, "ZeRO", "no", "no", 'refused by ds_al so far: leave "zero_optimization" out, or at stage 0'),
+        _compile_row(on_cpu),
+        port_row(LAUNCHER_PORT),
+    ]
+
+
+def streaming_on_cores(cores: int, threads: int) -> Row:
+    """How many stages can work at the same time on ``cores`` with ``threads`` each."""
+    group, item, side_by_side = "works here", "streaming", cores // threads
+    if side_by_side > 1:
+        value = f"up to {side_by_side} ranks at once"
+        each = f"{threads} thread{'s' * (threads > 1)}"
+        remark = f"{cores} cores, {each} per rank. More ranks train too, but take turns"
+        return Row(group, item, value, remark=remark)
+    if cores > 1:
+        remark = f"2 ranks x {threads} threads on {cores} cores: set OMP_NUM_THREADS={cores // 2} or less"
+    else:
+        remark = "any number of ranks trains, but they share one core: nothing is gained in time"
+    return Row(group, item, "ranks take turns", "limited", remark)
+
+
+def streaming_on_devices(name: str, devices: int) -> Row:
+    """How many stages can work at the same time on ``devices`` accelerators, one rank each."""
+    group, item = "works here", "streaming"
+    if devices > 1:
+        return Row(group, item, f"up to {devices} ranks", remark="one per device")
+    return Row(group, item, "1 rank", "limited", f"one {name} device: for more ranks set DS_ACCELERATOR=cpu")
+
+
+def _compile_row(on_cpu: bool) -> Row:
+    group, item = "works here", "torch.compile"
+    if not compiler():
+        return Row(group, item, "no", "no", "needs a C++ compiler: install g++, or set CXX")
+    if not on_cpu and importlib.util.find_spec("triton") is None:
+        return Row(group, item, "no", "no", "needs triton: install it")
+    return Row(group, item, "yes", remark='by "associated_learning": {"compile": {}}')
+
+
+def port_row(port: int) -> Row:
+    """Whether ranks can meet at ``port``. It is bound for a moment, and nothing listens."""
+    item = f"port {port}"
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            remark = "the launcher's default port is taken: give another by --master_port, or make PORT=..."
+            return Row("works here", item, "in use", "limited", remark)
+    return Row("works here", item, "free", remark="the launcher's default")

@@ -1,0 +1,96 @@
+"""The command: examines, prints a table, and says by its exit code whether training can start."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ds_al.doctor.abilities import abilities
+from ds_al.doctor.machine import compilation, machine, tools
+from ds_al.doctor.row import Row, one_line
+from ds_al.doctor.software import IMPORT_FAILS, software
+
+_STYLES: dict[str, str] = {"ok": "green", "limited": "yellow", "no": "red"}
+
+
+def add_command(commands: Any) -> None:
+    """Adds ``doctor`` to the sub-parsers of ``python -m ds_al``."""
+    parser = commands.add_parser(
+        "doctor",
+        help="say what is installed and what will work on this machine",
+        description="Exits with 1 where something essential is missing or out of range, else with 0.",
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the rows to this file")
+    parser.set_defaults(run=lambda args: run(args.json))
+
+
+def run(json_path: Path | None = None) -> int:
+    """Prints the table, writes the rows to ``json_path`` where one is given, and returns the exit code."""
+    with _quiet():
+        rows = examine()
+    _print(rows)
+    if json_path is not None:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        json_path.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    return exit_code(rows)
+
+
+def exit_code(rows: list[Row]) -> int:
+    """1 where an essential row says ``no``, else 0."""
+    return int(any(row.essential and row.status == "no" for row in rows))
+
+
+def examine() -> list[Row]:
+    """All rows, top to bottom. Rows that need PyTorch or DeepSpeed are left out where these do not import."""
+    rows = software()
+    if any(row.value == IMPORT_FAILS for row in rows):
+        return rows + tools()
+    import torch
+    from deepspeed.accelerator import get_accelerator
+
+    try:
+        accelerator = get_accelerator()
+    except Exception as error:  # an accelerator that DS_ACCELERATOR asks for but that is not here
+        remark = f"{one_line(error)}. Correct or unset DS_ACCELERATOR"
+        return [*rows, Row("machine", "accelerator", "none", "no", remark, essential=True), *tools()]
+    return [*rows, *machine(accelerator), *tools(), *compilation(accelerator), *abilities(accelerator, torch)]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences log lines and warnings of libraries while they are imported and asked."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+def _print(rows: list[Row]) -> None:
+    table = Table("item", "value", "status", "remark", box=box.SIMPLE_HEAD)
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        status = f"[{_STYLES[row.status]}]{row.status}[/]"
+        ends = following is not None and following.group != row.group
+        table.add_row(escape(row.item), escape(row.value), status, escape(row.remark), end_section=ends)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    broken = [row.item for row in rows if row.essential and row.status == "no"]
+    if broken:
+        console.print(f"Not ready to train: {', '.join(broken)}", style="red")
+    else:
+        console.print("Ready to train.", style="green")
