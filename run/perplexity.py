@@ -1,6 +1,6 @@
 """Perplexity of a small language model: every objective at every exit, beside the backprop twin.
 
-    python run/perplexity.py --seeds 3 --json results/perplexity.json --page docs/language-models.md
+    python run/perplexity.py --seeds 3 --json results/perplexity.json --page docs/language_models.md
 
 Trials first, which choose learning rate and bridge blocks on validation text; then every method with every seed. May
 be stopped and started again: each cell is kept, in results/perplexity.cells. --table-only runs nothing.

@@ -57,8 +57,8 @@ def test_every_epoch_has_each_piece_once() -> None:
 
 
 def fake(cell: Cell) -> dict[str, Any]:
-    """A result that a rate of 8e-3 and a private block make better."""
-    loss = 4.0 + abs(cell.lr - 8e-3) * 100 - 0.1 * cell.bridge_blocks + 0.01 * cell.seed
+    """A result that a rate of 2e-3 and a private block make better."""
+    loss = 4.0 + abs(cell.lr - 2e-3) * 100 - 0.1 * cell.bridge_blocks + 0.01 * cell.seed
     loss += 0.2 if cell.method != TWIN else 0
     if cell.method != TWIN and cell.budget == "operations":
         loss += 0.5
@@ -99,7 +99,7 @@ def test_settings_are_chosen_by_as_many_trials_for_each_and_the_rest_goes_on_aft
     known = finish(tmp_path)
     assert len(known) == 8 + 4 and not any(key.startswith("operations") for key in known)
     chosen = choose(read(tmp_path), PLAN)
-    assert [(r["lr"], r["bridge_blocks"]) for r in chosen.values()] == [(8e-3, 0), (8e-3, 1)]
+    assert [(r["lr"], r["bridge_blocks"]) for r in chosen.values()] == [(2e-3, 0), (2e-3, 1)]
     steps = {(c.method, c.budget): c.steps for c in measured_cells(chosen, PLAN)}
     assert steps == {(TWIN, "tokens"): 60, ("readout", "tokens"): 60, ("readout", "operations"): 40}
 
@@ -111,7 +111,7 @@ def test_a_method_without_all_of_its_trials_is_not_chosen_and_failures_stay(tmp_
         return fake(cell)
 
     finish(tmp_path, failing)
-    next(tmp_path.glob("trial_backprop*lr0.002*")).unlink()
+    next(tmp_path.glob("trial_backprop*lr0.004*")).unlink()
     assert list(choose(read(tmp_path), PLAN)) == [("readout", 2)]
     finish(tmp_path)
     text = write_tables(read(tmp_path), PLAN, json_path=tmp_path / "out.json", page=tmp_path / "page.md")
@@ -128,7 +128,7 @@ def test_the_gap_is_to_the_twin_of_the_same_seed(tmp_path: Path) -> None:
     assert readout["gap"] == pytest.approx((math.exp(4.1) - math.exp(4) + math.exp(4.11) - math.exp(4.01)) / 2)
     assert shorter["budget"] == "operations" and shorter["ratio"] == pytest.approx(math.exp(0.6))
     text = write_tables(read(tmp_path / "cells"), PLAN, json_path=tmp_path / "out.json", page=tmp_path / "page.md")
-    assert "### At equal operations" in text and "lr 0.008, H 1: 60.3" in text
+    assert "### At equal operations" in text and "lr 0.002, H 1: 60.3" in text
     assert "Not run yet" not in (tmp_path / "page.md").read_text()
     assert len(json.loads((tmp_path / "out.json").read_text())["rows"]) == 3 and (tmp_path / "out.png").is_file()
 

@@ -42,8 +42,8 @@ class Plan:
     seeds: int = 3
     steps: int = 1000
     trial_steps: int = 250
-    twin_rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3, 16e-3)
-    rates: tuple[float, ...] = (4e-3, 8e-3)
+    twin_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 4e-3)
+    rates: tuple[float, ...] = (1e-3, 2e-3)
     blocks: tuple[int, ...] = (0, 1)
 
     def forms(self) -> list[Form]:
