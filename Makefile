@@ -19,8 +19,8 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test test-all test-matrix lint format doctor bench sample-report wheel test-wheel clean \
-        distclean
+.PHONY: help install train test test-all test-matrix lint format doctor bench sample-report wheel test-wheel clean
+.PHONY: distclean
 
 help: ## show this list
 	@echo "Targets:"

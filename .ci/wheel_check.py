@@ -65,8 +65,9 @@ def main() -> None:
     assert code is not None
     Path("config.json").write_text(json.dumps(CONFIG))
     taken_for_granted = "import torch\nx = torch.randn(8, 784)\nbatches = iter([(x, torch.randint(10, (8,)))] * 400)\n"
-    Path("readme.py").write_text(f"{taken_for_granted}{code.group(1)}\nprint('scores', tuple(scores.shape))\n")
-    assert "scores (8, 10)" in launch("readme.py")
+    Path("readme.py").write_text(f"{taken_for_granted}{code.group(1)}\nprint(f'scores {{tuple(scores.shape)}}')\n")
+    printed = launch("readme.py")
+    assert "scores (8, 10)" in printed, printed
     for path in sorted(Path("examples").glob("*.py")):
         if path.stem == "plain_loop":
             subprocess.run([sys.executable, str(path)], check=True, timeout=600)

@@ -100,8 +100,8 @@ def check(config: Mapping[str, Any], al: ALConfig) -> None:
     """Checks names, and the options of our own optimizers: on every rank, also one with nothing for them to train.
 
     Raises:
-        ALConfigError: a name (of an AL engine) or an option is unknown (the nearest is named), or out of range; or the
-            name is of an optimizer that cannot step layers.
+        ALConfigError: a name (of an AL engine) or an option is unknown (the nearest is named) or out of range, or the
+            optimizer cannot step layers.
     """
     blocks: dict[str, Any] = {"optimizer": config.get("optimizer")}
     if al.autoencoder_optimizer is not None:

@@ -8,8 +8,9 @@ from packaging.version import Version
 
 from ds_al.errors import ALVersionError
 
-OLDEST, BELOW = "0.18.0", "0.20"
-"""As in ``pyproject.toml``."""
+OLDEST, BELOW = "0.19.0", "0.20"
+"""As in ``pyproject.toml``. With 0.18.0 data parallel training of the twin (``bp_dp``) ends, without an error, on other
+weights than one process does."""
 
 
 def check_deepspeed() -> None:

@@ -15,6 +15,7 @@ import pytest
 import ds_al
 from ds_al import api_docs
 from ds_al.launch import run_ranks
+from ds_al.world import join_world
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -86,6 +87,7 @@ def run_doctests() -> dict[str, list[int]]:
     import ds_al.convert
     import ds_al.data
 
+    join_world()  # which prints, too, the first time
     names: dict[str, Any] = {"ds_al": ds_al, "torch": torch, "nn": nn, "LayerSpec": LayerSpec}
     objects = [getattr(ds_al, name) for name in ds_al.__all__]
     objects += [

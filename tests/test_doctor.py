@@ -94,12 +94,12 @@ def test_an_essential_package_that_does_not_import_fails_with_a_table(
 def test_ranges_come_from_the_metadata_without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     info = Message()
     info["Requires-Python"] = ">=3.10"
-    info["Requires-Dist"] = "deepspeed<0.20,>=0.18.0"
+    info["Requires-Dist"] = "deepspeed<0.20,>=0.19.0"
     info["Requires-Dist"] = 'pytest>=8; extra == "dev"'
     monkeypatch.setattr(software.metadata, "metadata", lambda name: info)
     assert software.supported_ranges() == {
         "python": SpecifierSet(">=3.10"),
-        "deepspeed": SpecifierSet(">=0.18.0,<0.20"),
+        "deepspeed": SpecifierSet(">=0.19.0,<0.20"),
     }
 
 

@@ -12,13 +12,13 @@ from ds_al import versions
 from ds_al.errors import ALVersionError
 
 
-@pytest.mark.parametrize("found", ["0.17.6", "0.9.5"])
+@pytest.mark.parametrize("found", ["0.18.9", "0.9.5"])
 def test_a_release_below_the_range_is_an_error_when_a_public_name_is_used(
     found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(versions.metadata, "version", lambda _: found)
     monkeypatch.delitem(vars(ds_al), "initialize", raising=False)
-    with pytest.raises(ALVersionError, match=f"got deepspeed {found}, expected >=0.18.0,<0.20: pip install 'deepspeed"):
+    with pytest.raises(ALVersionError, match=f"got deepspeed {found}, expected >=0.19.0,<0.20: pip install 'deepspeed"):
         _ = ds_al.initialize
     assert ds_al.ALVersionError is ALVersionError  # what errors are called is known with any release
 
@@ -28,7 +28,7 @@ def test_none_at_all_is_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(versions.metadata, "version", missing)
-    with pytest.raises(ALVersionError, match=r"deepspeed is not installed, expected >=0\.18\.0"):
+    with pytest.raises(ALVersionError, match=r"deepspeed is not installed, expected >=0\.19\.0"):
         versions.check_deepspeed()
 
 

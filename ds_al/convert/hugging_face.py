@@ -140,12 +140,13 @@ def layer_specs(
     ranges = _ranges(anatomy.blocks, num_al_layers, groups)
     head, embedding = _head(model, anatomy)
     f = [anatomy.group(which) for which in ranges]
+    trained: Any = language_objective(objective) if task == GENERATE else objective or "mse"
     if task == GENERATE:
         specs = language_layers(
             f,
             head,
             vocabulary=classes(model, task),
-            objective=language_objective(objective),
+            objective=trained,
             code_width=code_width,
             private=_private(anatomy, ranges, bridge_blocks),
             bridges=bridges,
@@ -159,7 +160,7 @@ def layer_specs(
             [anatomy.activations[which.stop - 1] for which in ranges],
             head,
             num_classes=classes(model, task),
-            objective="mse" if objective is None else objective,
+            objective=trained,
             code_width=code_width,
             code=code,
             bridges=bridges,
@@ -175,9 +176,10 @@ def layer_specs(
         generation,
         task=task,
         groups=[len(which) for which in ranges],
-        objective=objective,
+        objective=trained,
         code_width=code_width,
         code=code,
+        bridge_blocks=bridge_blocks,
         own_bridges=[index for index, own in enumerate(bridges or ()) if own is not None],
     )
     return specs, Source(type(model), config, generation, names, anatomy.scores, task, again)

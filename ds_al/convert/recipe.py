@@ -27,6 +27,7 @@ def describe(
     objective: Any,
     code_width: int | None,
     code: str,
+    bridge_blocks: int,
     own_bridges: Sequence[int],
 ) -> dict[str, Any]:
     """The recipe of a network.
@@ -35,7 +36,7 @@ def describe(
         model_class, config, generation: of the model.
         groups: how many blocks each AL layer has.
         own_bridges: AL layers whose b is the user's own.
-        task, objective, code_width, code: as :func:`ds_al.from_pretrained` takes them.
+        task, objective, code_width, code, bridge_blocks: as :func:`ds_al.from_pretrained` takes them.
     """
     return {
         "model_class": model_class.__name__,
@@ -46,6 +47,7 @@ def describe(
         "objective": dict(objective) if isinstance(objective, Mapping) else _name_of(objective),
         "code_width": code_width,
         "code": code,
+        "bridge_blocks": bridge_blocks,
         "own_bridges": list(own_bridges),
     }
 
@@ -75,7 +77,7 @@ def made_again(recipe: Mapping[str, Any]) -> tuple[list[ALLayerSpec], Source]:
     model = model_class(config)
     if recipe["generation"] is not None:
         model.generation_config = transformers.GenerationConfig.from_dict(dict(recipe["generation"]))
-    options = {key: recipe[key] for key in ("task", "groups", "objective", "code_width", "code")}
+    options = {key: recipe[key] for key in ("task", "groups", "objective", "code_width", "code", "bridge_blocks")}
     return layer_specs(model, **options)
 
 

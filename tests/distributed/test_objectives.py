@@ -38,13 +38,21 @@ def network(objective: dict[str, Any], kind: str) -> Network:
     return Network(lambda: build_al("mlp", num_classes=4, code_width=6, objective=objective, **sizes), make)
 
 
-def trained(objective: dict[str, Any], kind: str, methods: list[str], scores: bool = False) -> list[State]:
+def trained(
+    objective: dict[str, Any],
+    kind: str,
+    methods: list[str],
+    scores: bool = False,
+    keys: dict[str, Any] | None = None,
+) -> list[State]:
     """Worker: weights after training, method after method; with the scores of every exit, if asked for."""
     results = []
     for method in methods:
         net = network(objective, kind)
         module = ds_al.ALPipelineModule(net.layers(), num_classes=net.classes, base_seed=SEED)
-        config = engine_config(micro_batches=MICRO_BATCHES, method=method, params={"lr": LR, "torch_adam": True})
+        config = engine_config(
+            micro_batches=MICRO_BATCHES, method=method, params={"lr": LR, "torch_adam": True}, keys=keys
+        )
         engine, *_ = ds_al.initialize(model=module, config=config)
         batches = iter(net.batches(STEPS))
         for _ in range(STEPS // MICRO_BATCHES):
@@ -161,3 +169,17 @@ def test_every_objective_learns_and_scores_every_exit(objective: dict[str, Any])
     # Chance is 0.25. Codes of 4 classes alone teach the decoders little of what a bridge may say.
     assert min(first["accuracy"]) > (0.3 if objective.get("exit") == "decode" else 0.6), first
     assert all(torch.isfinite(torch.tensor(first["loss"])))
+
+
+def in_bf16() -> list[State]:
+    """Worker: every objective, in bfloat16."""
+    keys = {"bf16": {"enabled": True}}
+    return [state for each in OBJECTIVES.values() for state in trained(each, "mlp", ["streaming"], True, keys)]
+
+
+def test_in_bf16_no_objective_depends_on_the_partition() -> None:
+    """Decoders and code tables travel in bfloat16, too; losses and scores are float32."""
+    (alone,), two = run_ranks(f"{__name__}:in_bf16", 1), run_ranks(f"{__name__}:in_bf16", 2)
+    for number, name in enumerate(OBJECTIVES):
+        assert different(merge([rank[number] for rank in two]), alone[number]) == [], name
+        assert alone[number]["exit 4"].dtype is torch.float32 and alone[number]["exit 4"].isfinite().all()
