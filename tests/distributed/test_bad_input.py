@@ -111,7 +111,7 @@ CASES: dict[str, tuple[Callable[[], Any], str, str]] = {
         lambda: initialize(engine_config(queue_deph=2)), "ALConfigError", "did you mean 'queue_depth'"),
     "ZeRO 2": (
         lambda: initialize({**engine_config(), "zero_optimization": {"stage": 2}}), "ALConfigError",
-        "zero_optimization.*set stage 0"),
+        "zero_optimization.*set stage 1"),
     "fp16": (
         lambda: initialize({**engine_config(), "fp16": {"enabled": True}}), "ALConfigError", "fp16.*train in fp32"),
     "global clipping": (
