@@ -105,7 +105,14 @@ def in_sequence(network: str, case: dict[str, Any], count: int = BATCHES * MICRO
     return reference.state(layers, optimizers)
 
 
-@pytest.mark.parametrize(("network", "stages"), [("mlp", 3), ("vgg", 2), ("transformer", 4)])
+@pytest.mark.parametrize(
+    ("network", "stages"),
+    [
+        ("mlp", 3),
+        pytest.param("vgg", 2, marks=pytest.mark.slow),
+        pytest.param("transformer", 4, marks=pytest.mark.slow),
+    ],
+)
 def test_low_precision_leaves_the_bits_of_the_plain_loop_with_masters(network: str, stages: int) -> None:
     ranks = run_ranks(f"{__name__}:trained", stages, network=network, cases=CASES)
     for number, case in enumerate(CASES):

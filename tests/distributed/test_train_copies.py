@@ -54,6 +54,7 @@ def test_two_copies_of_two_stages_end_on_the_weights_of_one_process(tmp_path: Pa
     assert (run / "timeline.png").exists() and (run / "trace/trace.json").exists()
 
 
+@pytest.mark.slow
 def test_replicas_of_the_twin_train_as_one_process_does(tmp_path: Path) -> None:
     """Two replicas share the micro-batches of a batch, so samples and steps are those of one process."""
     two = trained(tmp_path / "two", "--method", "bp_dp", processes=2)

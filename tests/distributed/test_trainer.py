@@ -165,7 +165,7 @@ def alone() -> Any:
     return layers
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_it_trains_to_the_bits_of_the_plain_loop(tmp_path: Path, world: int) -> None:
     import transformers
 
