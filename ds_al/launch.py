@@ -20,12 +20,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ds_al.warm import WarmProcess, start_server
 from ds_al.world import remove_buffers
 
 _GRACE = 30.0  # seconds from the first failure until the other ranks, which may wait for it, are ended
 _POLL = 0.02
 _SHOWN = 3000  # characters of each rank's output that an error shows
 _NEWS = "DS_AL_NEWS"
+_IMPORTED = ("ds_al.engine", "ds_al.module", "ds_al.experiment.job")  # by each rank, sooner or later
+_forks = False
+_ON_CPU = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+RankProcess = subprocess.Popen[Any] | WarmProcess
 
 
 class RankFailure(RuntimeError):
@@ -57,8 +64,7 @@ def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
         "WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
+        **_ON_CPU,
         "PYTHONPATH": os.pathsep.join([here, *(path or os.getcwd() for path in sys.path)]),
     }
 
@@ -69,6 +75,16 @@ def tell(line: str) -> None:
     if path:
         with open(path, "a") as file:
             file.write(line + "\n")
+
+
+def start_quickly() -> None:
+    """From now on :func:`run_ranks` forks its ranks from a process that has imported torch, DeepSpeed and ds_al.
+
+    It saves seconds for each world; for tests, which start hundreds. What is measured should start anew.
+    """
+    global _forks
+    start_server(*_IMPORTED, env=_ON_CPU)
+    _forks = True
 
 
 def run_ranks(
@@ -101,27 +117,17 @@ def run_ranks(
         path = Path(folder)
         (path / "kwargs.pkl").write_bytes(pickle.dumps(kwargs))
         (path / "news").touch()
-        logs = [(path / f"log{rank}").open("w+") for rank in range(world)]
-        processes: list[subprocess.Popen[Any]] = []
+        processes: list[RankProcess] = []
         try:
             for rank in range(world):
-                processes.append(
-                    subprocess.Popen(
-                        [*(within[rank] if within else ()), sys.executable, "-m", "ds_al.launch", target, folder],
-                        env={**rank_environment(rank, world, port), _NEWS: str(path / "news"), **(env or {})},
-                        stdout=logs[rank],
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
-                )
+                own = {**rank_environment(rank, world, port), _NEWS: str(path / "news"), **(env or {})}
+                processes.append(_start(target, path, rank, env=own, within=within[rank] if within else ()))
             codes, failed = _wait(processes, start + timeout, path, news)
         finally:
             for process in processes:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
-            for log in logs:
-                log.close()
             remove_buffers(port)  # of ranks that were ended before they had joined
         if codes != [0] * world:
             outputs = [(path / f"log{rank}").read_text(errors="replace") for rank in range(world)]
@@ -131,8 +137,18 @@ def run_ranks(
         return [pickle.loads(_result(path, rank).read_bytes()) for rank in range(world)]
 
 
+def _start(target: str, folder: Path, rank: int, *, env: dict[str, str], within: Sequence[str]) -> RankProcess:
+    log = folder / f"log{rank}"
+    log.touch()
+    if _forks and not within:
+        return WarmProcess(main, target, str(folder), env=env, log=log)
+    command = [*within, sys.executable, "-m", "ds_al.launch", target, str(folder)]
+    with log.open("a") as file:
+        return subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+
+
 def _wait(
-    processes: list[subprocess.Popen[Any]], deadline: float, folder: Path, news: Callable[[str], None] | None
+    processes: Sequence[RankProcess], deadline: float, folder: Path, news: Callable[[str], None] | None
 ) -> tuple[list[int | None], list[int]]:
     """Waits until every rank has its result or has ended, or until it is time to give up.
 
@@ -171,22 +187,22 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def main() -> None:
+def main(target: str, folder: str) -> None:
     """One rank. Its result given, it stays until it is ended, since others may still read what it has sent."""
     _end_with(os.getppid())
     import torch
 
     torch.set_num_threads(1)
-    target, folder = sys.argv[1], Path(sys.argv[2])
     module, function = target.split(":")
-    result = getattr(importlib.import_module(module), function)(**pickle.loads((folder / "kwargs.pkl").read_bytes()))
+    kwargs = pickle.loads(Path(folder, "kwargs.pkl").read_bytes())
+    result = getattr(importlib.import_module(module), function)(**kwargs)
     sys.stdout.flush()
     sys.stderr.flush()
-    path = _result(folder, int(os.environ["RANK"]))
+    path = _result(Path(folder), int(os.environ["RANK"]))
     path.with_suffix(".part").write_bytes(pickle.dumps(result))
     path.with_suffix(".part").rename(path)
     threading.Event().wait()
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from ds_al.launch import start_quickly
+
 torch.set_num_threads(1)  # as on the ranks: results are compared bit for bit
 
 
@@ -35,5 +37,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     A rank that was ended while it compiled would leave a lock, and all later ranks would wait for it.
     """
     if any(item.get_closest_marker("distributed") for item in session.items) and not session.config.option.collectonly:
+        start_quickly()
         code = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load()"
         subprocess.run([sys.executable, "-c", code], check=True, timeout=900, stdout=subprocess.DEVNULL)

@@ -20,6 +20,7 @@ from ds_al.errors import ALConfigError
 from ds_al.layer import Activation
 from ds_al.models.grouping import chain_specs, even_groups
 from ds_al.models.output import Output
+from ds_al.models.recurrence import States, bidirectional_lstm
 from ds_al.models.sequence import Embedding, SequenceBridge, final_state, masked_mean
 from ds_al.models.targets import default_code_width, target_side
 from ds_al.models.text_bridges import BlockBridge, BridgeKind, check_bridge, whole
@@ -47,14 +48,20 @@ class LSTMLayer(nn.Module):
     def forward(self, s: Activation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``(hidden, mask)`` or ``(hidden, h, c, mask)`` to ``(hidden (B, T, 2 D), h, c, mask)``."""
         hidden, *state, mask = s
-        lengths = mask.sum(dim=1).clamp(min=1).cpu()  # an LSTM needs one step; that of a pad, embedded as 0
-        packed = pack_padded_sequence(hidden, lengths, batch_first=True, enforce_sorted=False)
+        lengths = mask.sum(dim=1).clamp(min=1)  # an LSTM needs one step; that of a pad, embedded as 0
         # torch wants states as (2, B, D); between layers the batch comes first, as everywhere.
         start = tuple(part.transpose(0, 1).contiguous() for part in state) or None
-        packed, (h, c) = self.lstm(packed, start)
-        hidden, _ = pad_packed_sequence(packed, batch_first=True, total_length=mask.shape[1])
-        h, c = (part.transpose(0, 1).contiguous() for part in (h, c))
+        lstm = _packed if hidden.is_cuda else bidirectional_lstm  # cuDNN's has no match; torch's for CPUs has
+        hidden, states = lstm(self.lstm, hidden, lengths, start)
+        h, c = (part.transpose(0, 1).contiguous() for part in states)
         return self.dropout(hidden).contiguous(), h, c, mask
+
+
+def _packed(lstm: nn.LSTM, x: Tensor, lengths: Tensor, start: States | None) -> tuple[Tensor, States]:
+    """As :func:`~ds_al.models.recurrence.bidirectional_lstm`, by torch's LSTM itself."""
+    packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+    packed, states = lstm(packed, start)
+    return pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])[0], states
 
 
 class LSTMClassifier(nn.Module):
