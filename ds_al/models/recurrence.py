@@ -1,8 +1,8 @@
 """A bidirectional LSTM over padded sequences whose backward pass is linear in their length.
 
-Torch's own over packed sequences cuts its input at every step by ``narrow``. On CPUs the backward pass of each cut fills
-a gradient of the whole sequence, so its time grows with the square of the length. Here the steps are taken apart once,
-and both directions make a step together.
+Torch's own over packed sequences cuts its input at every step by ``narrow``. On CPUs the backward pass of each cut
+fills a gradient of the whole sequence, so its time grows with the square of the length. Here the steps are taken apart
+once, and both directions make a step together.
 """
 
 from __future__ import annotations
