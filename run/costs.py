@@ -1,20 +1,24 @@
 """Counts what every network costs, in its AL form and as its twin, and writes the tables of docs/models.md.
 
     python run/costs.py --json results/costs.json --tables docs/models.md
+    python run/costs.py --time --json results/recipe_time.json --tables docs/accuracy.md
 
-Operations are counted on torch's meta device, so this gives the same on every machine;
-LSTMs, which need values, take most of its minute.
+Operations are counted on torch's meta device, so this gives the same on every machine; LSTMs, which need values, take
+most of its minute. --time measures instead: a micro-batch by the recipe `ours`, all layers in one process, in turn with
+one of the twin; minutes, on a quiet machine.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from ds_al.bench import report, tables
 from ds_al.bench.costs import cost_rows
+from ds_al.bench.recipe_time import measure_recipe
 
 
 def main() -> None:
@@ -22,18 +26,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", metavar="PATH", type=Path, required=True, help="where the rows go; CSV beside it")
     parser.add_argument("--tables", metavar="DOC", type=Path, help="document whose tables are to be written anew")
+    parser.add_argument("--time", action="store_true", help="measure the recipe's time, instead of counting")
     args = parser.parse_args()
     console = Console()
-    rows = []
-    with console.status("counting"):
-        for row in cost_rows():
-            rows.append(row)
-            if not console.is_terminal:
-                print(f"{row['network']} {row['preset']}, K = {row['K']}, {row['bridge']}: rho {row['rho']:.3f}")
+    with console.status("measuring" if args.time else "counting"):
+        rows = _measured(console) if args.time else _counted(console)
     report.write(args.json, header=report.header(), rows=rows)
     if args.tables:
         tables.fill(args.tables, [args.json])
     console.print(f"{len(rows)} rows in {args.json}", highlight=False)
+
+
+def _counted(console: Console) -> list[dict[str, Any]]:
+    rows = []
+    for row in cost_rows():
+        rows.append(row)
+        if not console.is_terminal:
+            print(f"{row['network']} {row['preset']}, K = {row['K']}, {row['bridge']}: rho {row['rho']:.3f}")
+    return rows
+
+
+def _measured(console: Console) -> list[dict[str, Any]]:
+    return measure_recipe(
+        progress=lambda row: console.print(f"{row['network']}, K = {row['K']}: {row['ratio']:.3f} times as long")
+    )
 
 
 if __name__ == "__main__":

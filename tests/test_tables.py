@@ -80,3 +80,15 @@ def test_layers_stand_with_their_step_and_what_fewer_steps_save() -> None:
     assert "| `vgg` | 0 `ConvBlock` | 71,274 | 1.00 | 2.00 | 1.00 | 4.00 | 0.333 |" in table
     assert "| `vgg` | 0.333 | 8.00 (1.00x) | 7.00 (1.14x) | 6.50 (1.23x) | 6.25 (1.28x) |" in table
     assert "| `mlp` | 1.000 | 6.00 (1.00x) | 4.50 (1.33x) | 3.75 (1.60x) | 3.38 (1.78x) |" in table
+
+
+def test_a_recipe_stands_beside_its_twin(tmp_path: Path) -> None:
+    document, file = tmp_path / "page.md", tmp_path / "recipe_time.json"
+    document.write_text("<!-- recipe_time -->\n<!-- end recipe_time -->\n")
+    row = {
+        "network": "vgg", "K": 4, "recipe": "ours", "micro_batch": 100, "repeats": 15, "al_ms": 202.04,
+        "twin_ms": 180.0, "ratio": 1.12, "ratio_low": 1.1, "ratio_high": 1.15,
+    }  # fmt: skip
+    file.write_text(json.dumps({"header": HEADER, "rows": [row]}))
+    fill(document, [file])
+    assert "| `vgg` | 4 | 100 | 180.0 | 202.0 | 1.120 (1.100 to 1.150) | 15 |" in document.read_text()

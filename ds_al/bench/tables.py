@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_al.bench import link_tables, scaling_tables
+from ds_al.bench.recipe_time import recipe_time_table
 from ds_al.planner.against import against_table
 
 Row = Mapping[str, Any]
@@ -91,6 +92,7 @@ def _table(rows: Sequence[Row]) -> str:
         "share_of_ceiling": scaling_tables.ceiling_table,
         "share_of_bound": scaling_tables.ratio_table,
         "engine_us": overhead_table,
+        "twin_ms": recipe_time_table,
         "ratio": tracing_table,
         "u": layer_tables,
         "rho": network_tables,

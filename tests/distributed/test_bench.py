@@ -13,6 +13,7 @@ import pytest
 
 from ds_al.bench import measure_memory
 from ds_al.bench.layers import measure_layers
+from ds_al.bench.recipe_time import measure_recipe
 from ds_al.bench.workloads import METHODS
 from ds_al.schedule import ideal_seconds
 from tests.distributed.ranks import ROOT
@@ -85,3 +86,9 @@ def test_wrong_arguments_are_named(arguments: list[str], message: str) -> None:
     done = bench(*arguments)
     assert done.returncode != 0
     assert message in done.stderr
+
+
+def test_a_recipe_and_its_twin_take_turns() -> None:
+    (row,) = measure_recipe(networks=("vgg",), layers=(2,), repeat=2)
+    assert (row["network"], row["K"], row["micro_batch"], row["repeats"]) == ("vgg", 2, 100, 2)
+    assert row["al_ms"] > 0 < row["twin_ms"] and row["ratio_low"] <= row["ratio"] <= row["ratio_high"]

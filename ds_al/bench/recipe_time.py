@@ -1,0 +1,112 @@
+"""Time of a micro-batch by a recipe, all layers in one process, beside the twin that its optimizer trains."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ds_al.bench import workloads
+from ds_al.bench.cases import Row
+from ds_al.bench.interleaved import quartiles, turns
+from ds_al.experiment.recipes import RECIPES
+from ds_al.launch import run_ranks
+from ds_al.models import preset_options
+
+_WARM_UP = 3
+_SAMPLES = {"vgg": 100, "resnet": 100, "lstm": 50, "transformer": 50}
+"""Of a micro-batch, as in ds_configs/suites/small.yaml."""
+
+
+def measure_recipe(
+    *,
+    recipe: str = "ours",
+    networks: Sequence[str] | None = None,
+    layers: Sequence[int] = (2, 4),
+    repeat: int = 15,
+    progress: Callable[[Row], None] | None = None,
+) -> list[Row]:
+    """Times networks with their ``small`` preset, each form in turn with the other.
+
+    Args:
+        networks: by default all that the recipe is for.
+        layers: K, of each network.
+        repeat: micro-batches of each form.
+        progress: called after each row.
+
+    Returns:
+        Rows ``network, K, recipe, micro_batch, repeats, al_ms, twin_ms``, medians, ``ratio, ratio_low, ratio_high``,
+        median and quartiles of the pairs' own ratios.
+
+    Raises:
+        RankFailure: the process failed.
+    """
+    rows = []
+    for network in networks or [name for name in RECIPES[recipe] if name in _SAMPLES]:
+        for depth in layers:
+            (pairs,) = run_ranks(
+                f"{__name__}:pairs_on_rank", 1, timeout=900, recipe=recipe, network=network, layers=depth, repeat=repeat
+            )
+            al, twin = zip(*pairs, strict=True)
+            low, ratio, high = quartiles([a / b for a, b in pairs])
+            rows.append({
+                "network": network,
+                "K": depth,
+                "recipe": recipe,
+                "micro_batch": _SAMPLES[network],
+                "repeats": repeat,
+                "al_ms": 1000 * statistics.median(al),
+                "twin_ms": 1000 * statistics.median(twin),
+                "ratio": ratio,
+                "ratio_low": low,
+                "ratio_high": high,
+            })  # fmt: skip
+            if progress is not None:
+                progress(rows[-1])
+    return rows
+
+
+def pairs_on_rank(*, recipe: str, network: str, layers: int, repeat: int) -> list[tuple[float, float]]:
+    """Seconds of a micro-batch of the AL form and of the twin, pair by pair."""
+    parts, size = RECIPES[recipe][network], _SAMPLES[network]
+    options = {**workloads.model_options(network, 1), **preset_options(network, "small")}
+
+    def form(method: str, **more: Any) -> Callable[[], float]:
+        engine = workloads.model_engine(
+            method,
+            model=network,
+            stages=1,
+            micro_batch=size,
+            options={**options, **more, "num_layers": layers},
+            optimizer=parts["optimizer"],
+        )
+        return lambda: _seconds(engine, workloads.model_batches(engine, model=network))
+
+    forms = {"al": form("streaming", **parts["al_options"]), "twin": form("bp_1f1b")}
+    pairs = []
+    for number in range(repeat + _WARM_UP):
+        seconds = {name: forms[name]() for name in turns(list(forms), number)}
+        pairs.append((seconds["al"], seconds["twin"]))
+    return pairs[_WARM_UP:]
+
+
+def _seconds(engine: Any, batches: Iterator[Any]) -> float:
+    data = iter([next(batches)])  # made before the clock starts
+    start = time.perf_counter()
+    engine.train_batch(data)
+    return time.perf_counter() - start
+
+
+def recipe_time_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One row per network and K."""
+    lines = [
+        "| network | K | samples | twin, ms | recipe, ms | times as long (quartiles) | pairs |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        *(
+            f"| `{row['network']}` | {row['K']} | {row['micro_batch']} | {row['twin_ms']:.1f} | {row['al_ms']:.1f} "
+            f"| {row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f}) | {row['repeats']} |"
+            for row in rows
+        ),
+    ]
+    return "\n".join(lines) + "\n"
