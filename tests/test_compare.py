@@ -136,6 +136,7 @@ def test_rows_have_mean_and_sample_deviation_over_seeds() -> None:
     assert (twin["peak_activation_bytes"], twin["parameters"], twin["seconds_per_epoch"]) == (2**21, 30, 2.0)
     text = markdown(table)
     assert "81.00 ± 1.41" in text and "| -11.00 |" in text
+    assert twin["first_validation_accuracy"] == pytest.approx(0.4) and "| 40.00 |" in text
 
 
 def test_time_to_the_twin_is_that_until_its_last_validation_accuracy() -> None:

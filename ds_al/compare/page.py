@@ -16,7 +16,8 @@ INTRODUCTION = """\
 
 Same network, same data, same number of samples and steps; the optimizer and learning rate of each method are its
 own, chosen on validation samples ([accuracy.md](accuracy.md)). Test accuracy is that of the **last epoch**, mean and
-sample standard deviation over seeds; *at best validation* is the epoch that the validation samples would have chosen.
+sample standard deviation over seeds; *at best validation* is the epoch that the validation samples would have chosen,
+*after epoch 1* the validation accuracy that the first epoch brought.
 `bp` is back-propagation through the same blocks, the twin. FLOPs are counted, forward and backward, over the twin's.
 Seconds are of runs that shared a machine with others: compare them within a table, roughly.
 
