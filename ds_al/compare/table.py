@@ -116,8 +116,8 @@ def group_markdown(own: Sequence[Row], *, seeds: int = 1) -> str:
         twin = None
     return "\n".join(
         [
-            "| method | K | test accuracy, % | to the twin | at best validation | after epoch 1 | train | s per epoch | to the twin's "
-            "accuracy | held for backward | parameters | FLOPs / twin | seeds |",
+            "| method | K | test accuracy, % | to the twin | at best validation | after epoch 1 | train | s per epoch "
+            "| to the twin's accuracy | held for backward | parameters | FLOPs / twin | seeds |",
             "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
             *(_line(row, twin if row["seeds"] >= seeds else None) for row in own),
         ]
