@@ -49,12 +49,16 @@ class LSTMLayer(nn.Module):
         """``(hidden, mask)`` or ``(hidden, h, c, mask)`` to ``(hidden (B, T, 2 D), h, c, mask)``."""
         hidden, *state, mask = s
         lengths = mask.sum(dim=1).clamp(min=1)  # an LSTM needs one step; that of a pad, embedded as 0
-        # torch wants states as (2, B, D); between layers the batch comes first, as everywhere.
-        start = tuple(part.transpose(0, 1).contiguous() for part in state) or None
+        start = _swapped(*state) if state else None
         lstm = _packed if hidden.is_cuda else bidirectional_lstm  # cuDNN's has no match; torch's for CPUs has
         hidden, states = lstm(self.lstm, hidden, lengths, start)
-        h, c = (part.transpose(0, 1).contiguous() for part in states)
+        h, c = _swapped(*states)
         return self.dropout(hidden).contiguous(), h, c, mask
+
+
+def _swapped(h: Tensor, c: Tensor) -> States:
+    """States as torch wants them, ``(2, B, D)``, from ``(B, 2, D)`` as they are between layers, or the other way."""
+    return h.transpose(0, 1).contiguous(), c.transpose(0, 1).contiguous()
 
 
 def _packed(lstm: nn.LSTM, x: Tensor, lengths: Tensor, start: States | None) -> tuple[Tensor, States]:
