@@ -32,6 +32,13 @@ def header(**settings: Any) -> dict[str, Any]:
     }
 
 
+def machine_and_versions(header: Row) -> str:
+    """When, where and with what a measurement was taken, as a line of text."""
+    machine = header["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in header["versions"].items())
+    return f"{header['date']}, {machine['cores']} cores ({machine['cpu']}), {versions}."
+
+
 def write(path: Path, *, header: Row, rows: Sequence[Row]) -> None:
     """Writes ``{"header": ..., "rows": [...]}`` to a JSON file, and the rows to a CSV file of the same name."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +135,7 @@ def memory_markdown(header: Row, rows: Sequence[Row]) -> str:
     rows = [row for row in rows if row["workload"] == "dense"]
     counts = sorted({row["micro_batches"] for row in rows})
     most_stages, most = max(row["stages"] for row in rows), counts[-1]
-    settings, machine, versions = header["settings"], header["machine"], header["versions"]
+    settings = header["settings"]
     lines = [
         "# Memory held for the backward pass",
         "",
@@ -173,9 +180,7 @@ def memory_markdown(header: Row, rows: Sequence[Row]) -> str:
         "",
         f"    {header['command']}",
         "",
-        f"{header['date']}, {machine['cores']} cores ({machine['cpu']}), "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + ".",
+        machine_and_versions(header),
     ]
     return "\n".join(lines) + "\n"
 

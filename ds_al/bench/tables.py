@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ds_al.bench import link_tables, scaling_tables
+from ds_al.bench import link_tables, report, scaling_tables
 from ds_al.bench.recipe_time import recipe_time_table
 from ds_al.planner.against import against_table
 
@@ -226,6 +226,4 @@ def _mean(rows: Sequence[Row], column: str) -> float:
 
 
 def _origin(header: Row) -> str:
-    machine = header["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in header["versions"].items())
-    return f"`{header['command']}`, {header['date']}, {machine['cores']} cores ({machine['cpu']}), {versions}."
+    return f"`{header['command']}`, {report.machine_and_versions(header)}"

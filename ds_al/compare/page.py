@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ds_al.bench import report
 from ds_al.compare.exits import exit_markdown
 from ds_al.compare.suite import Cell
 from ds_al.compare.table import Row, group_markdown
@@ -61,11 +62,9 @@ def results_page(
         if group in pictures:
             link = os.path.relpath(pictures[group], page.parent)
             parts.append(f"![{group}: accuracy over epochs, over time, by number of layers, by exit]({link})")
-    versions = ", ".join(f"{name} {version}" for name, version in header["versions"].items())
-    machine = header["machine"]
     parts.append(
-        f"`{header['command']}`, {header['date']}, {machine['cores']} cores ({machine['cpu']}), {versions}. The "
-        "config, versions and curve of every run are in its file in `results/`."
+        f"`{header['command']}`, {report.machine_and_versions(header)} The config, "
+        "versions and curve of every run are in its file in `results/`."
     )
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 

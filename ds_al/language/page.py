@@ -99,7 +99,8 @@ def write_tables(results: Sequence[Result], plan: Plan, *, json_path: Path, page
         report.write(json_path, header=header, rows=flat)
         draw(table, json_path.with_suffix(".png"))
     if page is not None:
-        page.write_text(whole_page(results, table, plan, text, picture=json_path.with_suffix(".png"), page=page))
+        picture = json_path.with_suffix(".png")
+        page.write_text(whole_page(results, table, plan, text, header, picture=picture, page=page))
     return text
 
 
@@ -159,7 +160,7 @@ def _trials(results: Sequence[Result], chosen: dict[Form, Result], plan: Plan) -
 
 
 def whole_page(
-    results: Sequence[Result], table: Sequence[Row], plan: Plan, text: str, *, picture: Path, page: Path
+    results: Sequence[Result], table: Sequence[Row], plan: Plan, text: str, header: Row, *, picture: Path, page: Path
 ) -> str:
     """The page: what was run, tables, published figures, what is missing."""
     sizes = next((r["sizes"] for r in results if "sizes" in r), None)
@@ -168,7 +169,11 @@ def whole_page(
     lines = [
         "# Language models: perplexity beside the backprop twin",
         "",
-        *_wrapped(f"Made by `{made}`. The page [objectives.md](objectives.md) says what the methods are.", mark=""),
+        *_wrapped(
+            f"Made by `{made}`, {report.machine_and_versions(header)} The page [objectives.md](objectives.md) says "
+            "what the methods are.",
+            mark="",
+        ),
         "",
     ]
     if sizes is not None:
@@ -190,8 +195,8 @@ def whole_page(
             "*Equal operations*: as many steps as the twin's operations pay for. Operations are the matrix products of "
             "a training step, forward and backward, as torch counts them. So it is time on one process, without what a "
             "pipeline gains.",
-            f"{plan.steps:,} steps are few. These networks are far from their best, and the gap after a long training "
-            "may be another one.",
+            f"{plan.steps:,} steps are few: these networks are far from their best, depth may not pay yet (a first "
+            "exit then scores as well as the last), and the gap after a long training may be another one.",
         ),
         "",
         "## Results",
