@@ -10,6 +10,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -72,6 +73,7 @@ def _run(function: Callable[..., None], args: tuple[Any, ...], env: dict[str, st
     os.environ.clear()
     os.environ.update(env)
     os.chdir(folder)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     code = 1
     try:
         function(*args)
@@ -85,3 +87,11 @@ def _run(function: Callable[..., None], args: tuple[Any, ...], env: dict[str, st
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that made it is gone; the server lives as long as any fork does."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

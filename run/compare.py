@@ -28,6 +28,7 @@ from ds_al.compare.runner import is_done, read_result, run_cells
 from ds_al.compare.suite import Cell, Suite, cells, read_suite, waiting, with_baselines
 from ds_al.compare.table import markdown, rows
 from ds_al.errors import ALConfigError
+from ds_al.launch import start_quickly
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = ROOT / "ds_configs" / "suites"
@@ -153,6 +154,11 @@ def _selected(cell: Cell, args: argparse.Namespace) -> bool:
 
 
 def _run(todo: list[Cell], folder: Path, args: argparse.Namespace, console: Console) -> None:
+    from deepspeed.accelerator import get_accelerator  # imports all of DeepSpeed
+
+    forks = get_accelerator().device_name() == "cpu"  # a fork cannot take over an accelerator
+    if forks:
+        start_quickly()
     left = [cell for cell in todo if not is_done(cell, folder)]
     jobs = args.jobs or max(1, (os.cpu_count() or 1) // max((cell.stages for cell in left), default=1))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -166,7 +172,7 @@ def _run(todo: list[Cell], folder: Path, args: argparse.Namespace, console: Cons
         run_cells(
             left,
             results=folder,
-            script=ROOT / "run" / "train.py",
+            script=None if forks else ROOT / "run" / "train.py",
             data=None if args.data is None else Path(args.data).resolve(),
             jobs=jobs,
             timeout=args.timeout,

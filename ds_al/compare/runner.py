@@ -14,29 +14,35 @@ from pathlib import Path
 from typing import Any
 
 from ds_al.compare.suite import Cell
-from ds_al.launch import free_port
+from ds_al.experiment.config import override
+from ds_al.launch import RankFailure, free_port, run_ranks
 
 _TAIL = 2000  # characters of a failed run's output that are kept
+
+
+class _Failure(Exception):
+    """How a run failed."""
 
 
 def run_cells(
     cells: Sequence[Cell],
     *,
     results: Path,
-    script: Path,
+    script: Path | None,
     data: Path | None,
     jobs: int,
     timeout: float,
     done: Callable[[Cell, dict[str, Any]], None],
 ) -> None:
-    """Runs each cell that has no result yet, through DeepSpeed's launcher.
+    """Runs each cell that has no result yet.
 
     A cell's result is ``<results>/<key>.json``: its summary and the metrics of its epochs, or how it failed. A
     failed cell is run again the next time.
 
     Args:
         results: folder of results; runs keep their files below it.
-        script: ``run/train.py``.
+        script: ``run/train.py``, which DeepSpeed's launcher then starts for each cell; ``None`` trains in forks of one
+            process on the CPU (:func:`ds_al.launch.start_quickly`), which saves each cell the start-up.
         data: folder that relative data paths of the suite start from.
         jobs: cells at a time.
         timeout: seconds after which a cell is ended and counts as failed.
@@ -71,34 +77,64 @@ def read_result(cell: Cell, results: Path) -> dict[str, Any] | None:
     return {**json.loads(path.read_text()), **_about(cell)} if path.exists() else None
 
 
-def _run(cell: Cell, *, results: Path, script: Path, data: Path | None, port: int, timeout: float) -> dict[str, Any]:
-    config = results / f"{cell.key}.config.json"
-    summary = results / f"{cell.key}.summary.json"
-    config.write_text(json.dumps(_in_group(cell, results.stem), indent=2))
-    command = [
-        *(sys.executable, "-m", "deepspeed.launcher.runner"),
-        *("--num_accelerators", str(cell.stages), "--master_port", str(port)),
-        *(str(script), "--deepspeed_config", str(config)),
-        *("--output", str(results / "runs"), "--json", str(summary)),
-    ]
+def train_on_rank(config: dict[str, Any]) -> str:
+    """One rank of a cell in a fork. Returns the run's folder."""
+    from ds_al.experiment.job import Job
+
+    job = Job(config)
+    folder: str = job.run()["folder"]
+    job.close()
+    return folder
+
+
+def _run(
+    cell: Cell, *, results: Path, script: Path | None, data: Path | None, port: int, timeout: float
+) -> dict[str, Any]:
+    assignments = {"experiment.output": str(results / "runs")}
     path = cell.config["experiment"]["data"].get("path")
     if path is not None and data is not None:
-        command += ["--data-path", str(data / path)]  # an absolute path stays as it is
-    failure = _call(command, timeout=timeout)
-    if failure is None:
-        folder = Path(json.loads(summary.read_text())["folder"])
+        assignments["experiment.data.path"] = str(data / path)  # an absolute path stays as it is
+    config = override(_in_group(cell, results.stem), [f"{k}={json.dumps(v)}" for k, v in assignments.items()])
+    try:
+        if script is None:
+            folder = _fork(config, stages=cell.stages, timeout=timeout)
+        else:
+            folder = _launch(config, results / cell.key, script=script, stages=cell.stages, port=port, timeout=timeout)
         content = json.loads((folder / "summary.json").read_text())
         content["data"].pop("path", None)  # where this machine keeps things is no part of a result
         result = {key: value for key, value in content.items() if key not in ("folder", "command")}
         result |= {**_about(cell), "history": _history(folder)}
-        summary.unlink()
-        config.unlink()
-    else:
-        result = {**_about(cell), "failure": failure}
+    except _Failure as failure:
+        result = {**_about(cell), "failure": str(failure)}
     path = results / f"{cell.key}.json"
     path.with_suffix(".part").write_text(json.dumps(result, indent=1) + "\n")
     path.with_suffix(".part").rename(path)
     return result
+
+
+def _fork(config: dict[str, Any], *, stages: int, timeout: float) -> Path:
+    """Trains in forks; returns the run's folder."""
+    env = {"WANDB_MODE": os.environ.get("WANDB_MODE", "disabled")}
+    try:
+        return Path(run_ranks(f"{__name__}:train_on_rank", stages, timeout=timeout, env=env, config=config)[0])
+    except RankFailure as error:
+        raise _Failure(_late(timeout) if error.seconds >= timeout else str(error)[-_TAIL:]) from error
+
+
+def _launch(config: dict[str, Any], file: Path, *, script: Path, stages: int, port: int, timeout: float) -> Path:
+    """Trains through DeepSpeed's launcher; returns the run's folder."""
+    written, summary = file.with_suffix(".config.json"), file.with_suffix(".summary.json")
+    written.write_text(json.dumps(config, indent=2))
+    command = [
+        *(sys.executable, "-m", "deepspeed.launcher.runner"),
+        *("--num_accelerators", str(stages), "--master_port", str(port)),
+        *(str(script), "--deepspeed_config", str(written), "--json", str(summary)),
+    ]
+    _call(command, timeout=timeout)
+    folder = Path(json.loads(summary.read_text())["folder"])
+    summary.unlink()
+    written.unlink()
+    return folder
 
 
 def _in_group(cell: Cell, suite: str) -> dict[str, Any]:
@@ -108,8 +144,8 @@ def _in_group(cell: Cell, suite: str) -> dict[str, Any]:
     return {**cell.config, "experiment": {**experiment, "wandb": block}}
 
 
-def _call(command: list[str], *, timeout: float) -> str | None:
-    """Runs a command with all it starts, and returns how it failed, if it did."""
+def _call(command: list[str], *, timeout: float) -> None:
+    """Runs a command with all it starts."""
     environment = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", **os.environ}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -117,12 +153,17 @@ def _call(command: list[str], *, timeout: float) -> str | None:
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        return f"not done after {timeout:.0f} s"
+        raise _Failure(_late(timeout)) from None
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # the launcher and its ranks
             process.wait()
-    return None if process.returncode == 0 else f"exit code {process.returncode}\n{output[-_TAIL:]}"
+    if process.returncode:
+        raise _Failure(f"exit code {process.returncode}\n{output[-_TAIL:]}")
+
+
+def _late(timeout: float) -> str:
+    return f"not done after {timeout:.0f} s"
 
 
 def _about(cell: Cell) -> dict[str, Any]:

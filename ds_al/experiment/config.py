@@ -113,6 +113,15 @@ class ExperimentConfig(StrictModel):
         "by the recipe for vision (docs/accuracy.md).",
     )
     epochs: int = Field(ge=1, description="Passes over the training samples.")
+    max_batches: int | None = Field(
+        default=None,
+        ge=1,
+        description="Ends training after so many batches, in the middle of an epoch; the LR schedule ends there, too.",
+    )
+    max_seconds: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Ends training with the epoch in which its time, without "
+        "that of evaluations, exceeds this. A resumed run counts from 0."
+    )  # fmt: skip
     seed: int = Field(default=0, ge=0, description="Of weights, dropout, data order and validation split.")
     num_stages: int | None = Field(
         default=None,

@@ -33,7 +33,7 @@ class Display:
     def __init__(self, job: Job, *, console: Console | None = None) -> None:
         self.job = job
         self.console = console or Console()
-        self.epochs = job.experiment.epochs
+        self.epochs = job.budget.epochs
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -42,7 +42,7 @@ class Display:
             TimeRemainingColumn(),
             console=self.console,
         )
-        total = (self.epochs - job.first_epoch) * job.batches_per_epoch
+        total = job.budget.total_batches - job.first_epoch * job.batches_per_epoch
         self._task = self._progress.add_task("epoch", total=total, speed="")
         self._live = Live(self._progress, console=self.console, refresh_per_second=4, transient=True)
         self._looked = self._started = time.perf_counter()

@@ -23,6 +23,7 @@ import ds_al
 from ds_al import config as configs
 from ds_al.data import ShuffledLoader, Splits, load_data, ordered_batches
 from ds_al.errors import ALConfigError, ALLayerError
+from ds_al.experiment.budget import Budget
 from ds_al.experiment.config import BLOCK, ExperimentConfig, experiment_config
 from ds_al.experiment.display import Display
 from ds_al.experiment.exits import confidence_rows, exit_rows
@@ -74,6 +75,9 @@ class Job:
                 f"{self.own_micro_batches} micro-batches of {self.micro_batch} in each of {self.layout.copies} copies: "
                 "lower train_micro_batch_size_per_gpu or gradient_accumulation_steps"
             )
+        self.budget = Budget(
+            self.batches_per_epoch, self.experiment.epochs, self.experiment.max_batches, self.experiment.max_seconds
+        )
         self.loader = self._loader()
         with quiet():
             self.engine = self._engine()
@@ -107,14 +111,18 @@ class Job:
         start = time.perf_counter()
         history: list[dict[str, Any]] = []
         with display or contextlib.nullcontext():
-            for epoch in range(self.first_epoch, self.experiment.epochs):
+            for epoch in range(self.first_epoch, self.budget.epochs):
                 row = self._epoch(epoch, display, record)
-                self._evaluate(epoch, row, history)
                 history.append(row)
+                last = self.budget.ends(epoch, seconds=sum(each["seconds"] for each in history))
+                if last or not (epoch + 1) % self.experiment.evaluate_every:
+                    self._evaluate(row, history[:-1])
                 if record and display:
                     record.epoch(row)
                     display.epoch(row)
-                self._checkpoint(epoch, record)
+                self._checkpoint(epoch, record, last=last)
+                if last:
+                    break
         if tracing is not None:
             tracing.finish()
             if record and tracing.events:
@@ -224,7 +232,7 @@ class Job:
 
     def _scheduler_steps(self) -> int:
         """What the LR schedule counts, over the whole run."""
-        batches = self.experiment.epochs * self.batches_per_epoch
+        batches = self.budget.total_batches
         if self.al.count == "step" and self.al.method in configs.AL_METHODS:
             return batches * (self.al.steps_per_batch or self.own_micro_batches)
         return batches
@@ -232,7 +240,8 @@ class Job:
     def _epoch(self, epoch: int, display: Display | None, record: Record | None) -> dict[str, Any]:
         engine = self.engine
         engine.reset_stats()
-        for batch in range(self.batches_per_epoch):
+        batches = self.budget.batches(epoch)
+        for batch in range(batches):
             if epoch == self.first_epoch and batch == 0:
                 with ActivationMeter(exclude=engine.module.parameters()) as meter:
                     engine.train_batch()
@@ -245,7 +254,7 @@ class Job:
         row: dict[str, Any] = {
             "epoch": epoch + 1,
             "seconds": max(s.wall for s in stats),
-            "samples_per_second": self.batches_per_epoch * self.batch_samples / max(s.wall for s in stats),
+            "samples_per_second": batches * self.batch_samples / max(s.wall for s in stats),
             "learning_rate": engine.get_lr()[0],
             "idle": [s.idle for s in stats],
             "wait_data": stats[0].wait_data,
@@ -260,17 +269,15 @@ class Job:
             row["loss"] = float(engine.agg_train_loss)
         return row
 
-    def _evaluate(self, epoch: int, row: dict[str, Any], history: list[dict[str, Any]]) -> None:
-        """Looks at the validation samples, where it is time to, and adds to the epoch's row what is seen."""
-        if (epoch + 1) % self.experiment.evaluate_every and epoch + 1 < self.experiment.epochs:
-            return
+    def _evaluate(self, row: dict[str, Any], earlier: list[dict[str, Any]]) -> None:
+        """Looks at the validation samples and adds to the epoch's row what is seen."""
         row["validation_accuracy"] = self.engine.evaluate(self._batches("validation"))["accuracy"]
-        best = max((r["validation_accuracy"][-1] for r in history if "validation_accuracy" in r), default=-1.0)
+        best = max((r["validation_accuracy"][-1] for r in earlier if "validation_accuracy" in r), default=-1.0)
         if self.experiment.evaluate_fully and self.experiment.test and row["validation_accuracy"][-1] > best:
             row["test_accuracy"] = self.engine.evaluate(self._batches("test"))["accuracy"]
 
-    def _checkpoint(self, epoch: int, record: Record | None) -> None:
-        every, last = self.experiment.checkpoint_every, epoch + 1 == self.experiment.epochs
+    def _checkpoint(self, epoch: int, record: Record | None, *, last: bool) -> None:
+        every = self.experiment.checkpoint_every
         if last or (every and (epoch + 1) % every == 0):
             folder = self._folder(record) / "checkpoints"
             with quiet():
@@ -292,7 +299,7 @@ class Job:
             "micro_batch_size": self.micro_batch,
             "partition": list(self.engine.module.parts),
             "seed": self.experiment.seed,
-            "epochs": self.experiment.epochs,
+            "epochs": history[-1]["epoch"] if history else self.first_epoch,
             "test_accuracy": test.get("accuracy"),
             "test_samples": test.get("samples"),
             "exits": exit_rows(test["accuracy"], self.exit_costs) if test and self.exit_costs else None,

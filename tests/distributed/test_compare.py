@@ -25,12 +25,12 @@ config = json.loads(pathlib.Path(args["--deepspeed_config"]).read_text())
 time.sleep(config["sleep"])
 if config["fail"]:
     sys.exit("broken on purpose")
-folder = pathlib.Path(args["--output"]) / str(config["sleep"])
+folder = pathlib.Path(config["experiment"]["output"]) / str(config["sleep"])
 folder.mkdir(parents=True)
 (folder / "metrics.jsonl").write_text('{"kind": "batch"}\\n{"kind": "epoch", "seconds": 1.0}\\n')
 wandb = config["experiment"]["wandb"]
 facts = {"wandb": wandb, "folder": str(folder), "command": "x", "rho": 0.9}
-facts["data"] = {"path": "x", "from": args.get("--data-path")}
+facts["data"] = {"path": "x", "from": config["experiment"]["data"].get("path")}
 (folder / "summary.json").write_text(json.dumps(facts))
 pathlib.Path(args["--json"]).write_text(json.dumps({"folder": str(folder)}))
 """
