@@ -40,6 +40,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--suite", required=True, help="path of a suite, or the name of one of ds_configs/suites")
     p.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on (default: 3)")
     p.add_argument("--json", metavar="PATH", type=Path, required=True, help="where the results go; cells beside it")
+    p.add_argument(
+        "--cells", metavar="DIR", type=Path,
+        help="folder of finished cells (default: beside PATH); suites that share it share the runs they have in common",
+    )  # fmt: skip
     p.add_argument("--groups", help="only groups whose name contains this text")
     p.add_argument(
         "--methods",
@@ -74,7 +78,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     for group in waits:
         console.print(f"{group}: waits for settings to be chosen", highlight=False, soft_wrap=True)
-    folder = args.json.with_suffix(".cells")
+    folder = args.cells or args.json.with_suffix(".cells")
     if not args.table_only:
         if not todo:
             sys.exit("error: no cell is left: look at --groups and --methods")
@@ -87,7 +91,7 @@ def main() -> None:
     if any(group.trials or group.own_trials for group in suite.groups):
         _write_choice(results, suite, args, console)
     elif results or args.page:
-        _write_tables(results, every, waits, suite, args, console)
+        _write_tables(results, every, waits, suite, folder, args, console)
     else:
         sys.exit("error: there is no result yet")
     sys.exit(1 if any("failure" in result for result in results) else 0)
@@ -98,6 +102,7 @@ def _write_tables(
     every: list[Cell],
     waits: list[str],
     suite: Suite,
+    cells_folder: Path,
     args: argparse.Namespace,
     console: Console,
 ) -> None:
@@ -115,7 +120,7 @@ def _write_tables(
             console.print(f"{group}: {file}", highlight=False, soft_wrap=True)
             pictures.setdefault(group, file)
     if args.page:
-        done = [is_done(cell, args.json.with_suffix(".cells")) for cell in every]
+        done = [is_done(cell, cells_folder) for cell in every]
         text = results_page(
             every,
             done,

@@ -139,6 +139,13 @@ def test_rows_have_mean_and_sample_deviation_over_seeds() -> None:
     assert twin["first_validation_accuracy"] == pytest.approx(0.4) and "| 40.00 |" in text
 
 
+def test_a_suite_that_does_not_look_at_test_samples_has_a_table_all_the_same() -> None:
+    """It once ended in a TypeError, after all of its runs."""
+    (row,) = rows([{**result("bp", 0, 0.8), "test_accuracy": None}])
+    assert row["test_accuracy"] is None and row["validation_accuracy"] == 0.8
+    assert "| `bp` | - | - | - |" in markdown([row])
+
+
 def test_time_to_the_twin_is_that_until_its_last_validation_accuracy() -> None:
     slow = result("mse", 0, 0.7, layers=2)
     never = result("greedy", 0, 0.7, layers=2)

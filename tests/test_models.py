@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ds_al.errors import ALConfigError
 from ds_al.layer import predict, stop_gradient
 from ds_al.models import AL_MODELS, TWINS, build_al, build_twin
-from ds_al.models.grouping import even_groups
+from ds_al.models.grouping import block_groups
 from ds_al.models.vision import Subsampled
 from tests.model_cases import BATCH, CASES, CLASSES, CODE, Case, al_layers, one_hot, parts, twin_layers
 
@@ -131,10 +131,14 @@ def test_grouping_changes_what_learns_but_not_what_is_computed(key: str):
 def test_blocks_are_grouped_evenly():
     sizes = {(8, 3): [2, 3, 3], (8, 4): [2, 2, 2, 2], (4, 1): [4], (3, None): [1, 1, 1]}
     for (blocks, layers), want in sizes.items():
-        assert [len(group) for group in even_groups(blocks, layers)] == want
-    assert [len(group) for group in even_groups(8, None, default=4)] == [2, 2, 2, 2]
+        assert [len(group) for group in block_groups(blocks, layers)] == want
+    assert [len(group) for group in block_groups(8, None, default=4)] == [2, 2, 2, 2]
     with pytest.raises(ALConfigError, match=r"num_layers=9: expected 1\.\.8"):
-        even_groups(8, 9)
+        block_groups(8, 9)
+    assert block_groups(8, [1, 5, 2]) == [range(0, 1), range(1, 6), range(6, 8)]
+    for sizes in ([4, 5], [8, 0], []):
+        with pytest.raises(ALConfigError, match="add up to 8"):
+            block_groups(8, sizes)
 
 
 def test_a_group_norm_does_not_look_at_other_samples():

@@ -60,7 +60,7 @@ def _row(key: tuple[Any, ...], cell: Sequence[Result], twins: Mapping[tuple[str,
     if not done:
         return row
     means = {
-        "test_accuracy": [r["test_accuracy"][-1] for r in done],
+        "test_accuracy": [r["test_accuracy"] and r["test_accuracy"][-1] for r in done],
         "test_accuracy_at_best_validation": [r.get("test_accuracy_at_best_validation") for r in done],
         "validation_accuracy": [r["validation_accuracy"][-1] for r in done],
         "first_validation_accuracy": [_first_accuracy(r) for r in done],

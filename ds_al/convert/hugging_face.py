@@ -26,7 +26,7 @@ from ds_al.convert.language import language_layers, language_objective
 from ds_al.convert.recipe import describe
 from ds_al.convert.source import Source, modules_of, names_of
 from ds_al.errors import ALConfigError
-from ds_al.models.grouping import even_groups
+from ds_al.models.grouping import block_groups
 from ds_al.module import ALPipelineModule
 from ds_al.spec import ALLayerSpec, Part
 
@@ -247,7 +247,7 @@ def _ranges(blocks: int, num_al_layers: int, groups: Sequence[int] | None) -> li
     if groups is None:
         if not 1 <= num_al_layers <= blocks:
             raise ALConfigError(f"got num_al_layers={num_al_layers}: expected 1..{blocks}, the number of blocks")
-        return even_groups(blocks, num_al_layers)
+        return block_groups(blocks, num_al_layers)
     if sum(groups) != blocks or any(size < 1 for size in groups):
         raise ALConfigError(
             f"got groups={list(groups)}: expected how many blocks each AL layer has, 1 or more, {blocks} in all"

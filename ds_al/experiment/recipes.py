@@ -14,9 +14,11 @@ from typing import Any
 from ds_al.errors import ALConfigError
 
 # A convolution or an inner linear layer is stepped by Muon; classifiers, codes, norms and embeddings by AdamW.
-_MUON: dict[str, Any] = {"type": "MuonAdamW", "params": {"lr": 0.02, "adamw_lr": 0.003}}
+_MUON: dict[str, Any] = {"type": "MuonAdamW", "params": {"lr": 0.05, "adamw_lr": 0.01}}
 _CONTRAST: dict[str, Any] = {"name": "contrast", "temperature": 0.05}
-_VISION: dict[str, Any] = {"bridge": "mimic", "bridge_width": 0.5, "bridge_pool_first": True, "objective": _CONTRAST}
+_VISION: dict[str, Any] = {
+    "bridge": "mimic", "bridge_width": 0.5, "bridge_pool_first": True, "code": "linear", "objective": _CONTRAST
+}  # fmt: skip
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "ours": {

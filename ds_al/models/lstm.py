@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ds_al.errors import ALConfigError
 from ds_al.layer import Activation
-from ds_al.models.grouping import chain_specs, even_groups
+from ds_al.models.grouping import Layers, block_groups, chain_specs
 from ds_al.models.output import Output
 from ds_al.models.recurrence import States, bidirectional_lstm
 from ds_al.models.sequence import Embedding, SequenceBridge, final_state, masked_mean
@@ -97,7 +97,7 @@ def lstm_al(
     embedding_width: int = 64,
     width: int = 64,
     num_blocks: int = 4,
-    num_layers: int | None = None,
+    num_layers: Layers | None = None,
     dropout: float = 0.1,
     padding_id: int = 0,
     word_vectors: str | Path | None = None,
@@ -118,8 +118,9 @@ def lstm_al(
         embedding_width: of a token.
         width: D, of each direction.
         num_blocks: the embedding and so many less one LSTMs.
-        num_layers: number of AL layers; by default one per block. Fewer group neighbouring blocks, evenly; the
-            state passes from one LSTM to the next within a group as it does between groups.
+        num_layers: number of AL layers, by default one per block; fewer group neighbouring blocks, evenly. Or how
+            many blocks each layer holds. The state passes from one LSTM to the next within a group as it does between
+            groups.
         dropout: of the embeddings and of each LSTM's hidden states.
         padding_id: this token is padding, where no mask is given.
         word_vectors, vocabulary: initial embeddings from a local file, see :mod:`ds_al.models.word_vectors`.
@@ -138,7 +139,7 @@ def lstm_al(
     vectors = find_vectors(word_vectors, vocabulary, vocab_size=vocab_size, width=embedding_width)
     blocks = _block_specs(vocab_size, embedding_width, width, num_blocks, dropout, padding_id, vectors)
     code_width = code_width or default_code_width(num_classes)
-    groups = even_groups(num_blocks, num_layers)
+    groups = block_groups(num_blocks, num_layers)
     check_bridge(bridge, width=bridge_width, stride=bridge_stride)
     side = target_side(
         len(groups), num_classes=num_classes, code_width=code_width, code=code, scores=scores, objective=objective
@@ -167,7 +168,7 @@ def lstm_twin(
     embedding_width: int = 64,
     width: int = 64,
     num_blocks: int = 4,
-    num_layers: int | None = None,
+    num_layers: Layers | None = None,
     dropout: float = 0.1,
     padding_id: int = 0,
     word_vectors: str | Path | None = None,
@@ -186,7 +187,7 @@ def lstm_twin(
         raise ALConfigError(f"got num_blocks={num_blocks}: expected 2 or more, an embedding and an LSTM")
     vectors = find_vectors(word_vectors, vocabulary, vocab_size=vocab_size, width=embedding_width)
     blocks = _block_specs(vocab_size, embedding_width, width, num_blocks, dropout, padding_id, vectors)
-    f = chain_specs(blocks, even_groups(num_blocks, num_layers))
+    f = chain_specs(blocks, block_groups(num_blocks, num_layers))
     return [*f[:-1], LayerSpec(LSTMClassifier, f[-1], width, num_classes)]
 
 

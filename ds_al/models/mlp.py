@@ -11,7 +11,7 @@ from deepspeed.pipe import LayerSpec
 from torch import nn
 
 from ds_al.errors import ALConfigError
-from ds_al.models.grouping import chain_specs, even_groups
+from ds_al.models.grouping import Layers, block_groups, chain_specs
 from ds_al.models.output import Output
 from ds_al.models.targets import code_end, default_code_width, target_side
 from ds_al.spec import ALLayerSpec
@@ -40,7 +40,7 @@ def mlp_al(
     in_shape: Sequence[int],
     num_classes: int,
     widths: Sequence[int] = SMALL,
-    num_layers: int | None = None,
+    num_layers: Layers | None = None,
     dropout: float = 0.0,
     bridge_hidden: int = 64,
     code_width: int | None = None,
@@ -53,7 +53,8 @@ def mlp_al(
         in_shape: shape of a sample, without the batch; it is flattened.
         num_classes: V.
         widths: D of each hidden layer.
-        num_layers: number of AL layers; by default one per hidden layer. Fewer group neighbours, evenly.
+        num_layers: number of AL layers, by default one per hidden layer; fewer group neighbours, evenly. Or how many
+            hidden layers each holds.
         dropout: after each hidden layer.
         bridge_hidden: width of the bridge's hidden layer; 0 leaves it out.
         code_width: K; by default see :func:`~ds_al.models.targets.default_code_width`.
@@ -64,7 +65,7 @@ def mlp_al(
         ALConfigError: no hidden layer, the number of layers is out of range, or the code is unknown.
     """
     blocks = _block_specs(in_shape, widths, dropout)
-    groups = even_groups(len(widths), num_layers)
+    groups = block_groups(len(widths), num_layers)
     code_width = code_width or default_code_width(num_classes)
     side = target_side(len(groups), num_classes=num_classes, code_width=code_width, code=code, objective=objective)
     layers = []
@@ -80,7 +81,7 @@ def mlp_twin(
     in_shape: Sequence[int],
     num_classes: int,
     widths: Sequence[int] = SMALL,
-    num_layers: int | None = None,
+    num_layers: Layers | None = None,
     dropout: float = 0.0,
 ) -> list[LayerSpec]:
     """Specs of the backprop twin: the very same f, then a linear head. Its output are scores ``(B, V)``.
@@ -91,7 +92,7 @@ def mlp_twin(
     Raises:
         ALConfigError: no hidden layer, or the number of layers is out of range.
     """
-    f = chain_specs(_block_specs(in_shape, widths, dropout), even_groups(len(widths), num_layers))
+    f = chain_specs(_block_specs(in_shape, widths, dropout), block_groups(len(widths), num_layers))
     return [*f, LayerSpec(Output, widths[-1], num_classes)]
 
 

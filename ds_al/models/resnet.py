@@ -18,7 +18,7 @@ from torch import nn
 
 from ds_al.errors import ALConfigError
 from ds_al.models.bridges import BridgeKind, BridgeOptions, Stage, bridged_layers
-from ds_al.models.grouping import even_groups
+from ds_al.models.grouping import Layers, block_groups
 from ds_al.models.targets import default_code_width
 from ds_al.models.vision import (
     ChannelsLast,
@@ -79,7 +79,7 @@ def resnet_al(
     num_classes: int,
     widths: Sequence[int] = SMALL,
     blocks_per_stage: int = 2,
-    num_layers: int | None = None,
+    num_layers: Layers | None = None,
     norm: Norm = "batch",
     bridge: BridgeKind = "mimic",
     bridge_width: float = 0.5,
@@ -100,7 +100,7 @@ def resnet_al(
         widths: channels of each stage.
         blocks_per_stage: residual blocks of each stage.
         num_layers: number of AL layers, at most that of blocks; by default one per stage. Neighbouring blocks are
-            grouped evenly, the stem with the first of them.
+            grouped evenly, the stem with the first of them. Or how many blocks each layer holds.
         norm: ``"batch"`` as published, or ``"group"``; of residual bridges, too.
         bridge: ``"mimic"`` or ``"published"``.
         bridge_width, bridge_pool_first, bridge_residual, bridge_depthwise, bridge_depth: of a mimic bridge, see
@@ -116,7 +116,7 @@ def resnet_al(
     """
     plans = _plans(widths, blocks_per_stage, norm)
     shapes = _shapes(in_shape, plans)
-    groups = even_groups(len(plans), num_layers, default=len(widths))
+    groups = block_groups(len(plans), num_layers, default=len(widths))
     code_width = code_width or default_code_width(num_classes)
     options = BridgeOptions(
         kind=bridge,
@@ -146,7 +146,7 @@ def resnet_twin(
     num_classes: int,
     widths: Sequence[int] = SMALL,
     blocks_per_stage: int = 2,
-    num_layers: int | None = None,
+    num_layers: Layers | None = None,
     norm: Norm = "batch",
     head: Literal["average", "published"] = "average",
     head_hidden: int = 2500,
@@ -162,7 +162,7 @@ def resnet_twin(
         ALConfigError: as :func:`resnet_al`, or the head is unknown.
     """
     plans = _plans(widths, blocks_per_stage, norm)
-    groups = even_groups(len(plans), num_layers, default=len(widths))
+    groups = block_groups(len(plans), num_layers, default=len(widths))
     f = _forward_specs(in_shape, plans, groups, norm)
     channels, height, width = _shapes(in_shape, plans)[-1]
     if head == "average":

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError
 from ds_al.layer import Activation
-from ds_al.models.grouping import chain_specs, even_groups
+from ds_al.models.grouping import Layers, block_groups, chain_specs
 from ds_al.models.output import Output
 from ds_al.models.sequence import Embedding, SequenceBridge, masked_mean
 from ds_al.models.targets import default_code_width, target_side
@@ -77,7 +77,7 @@ def transformer_al(
     num_classes: int,
     width: int = 64,
     num_blocks: int = 4,
-    num_layers: int | None = None,
+    num_layers: Layers | None = None,
     heads: int = 4,
     feed_forward: int = 128,
     dropout: float = 0.1,
@@ -101,7 +101,8 @@ def transformer_al(
         num_classes: V.
         width: D.
         num_blocks: the embedding and so many less one encoder layers.
-        num_layers: number of AL layers; by default one per block. Fewer group neighbouring blocks, evenly.
+        num_layers: number of AL layers, by default one per block; fewer group neighbouring blocks, evenly. Or how
+            many blocks each layer holds.
         heads, feed_forward, dropout, attention_dropout: see :class:`EncoderLayer`; that of attention is by default the
             other.
         max_length: longest sequence; learned positions are added where it is given.
@@ -123,7 +124,7 @@ def transformer_al(
     encoder = _encoder(heads, dropout=dropout, attention_dropout=attention_dropout)
     blocks = _block_specs(vocab_size, width, num_blocks, feed_forward, encoder, max_length, padding_id, vectors)
     code_width = code_width or default_code_width(num_classes)
-    groups = even_groups(num_blocks, num_layers)
+    groups = block_groups(num_blocks, num_layers)
     check_bridge(bridge, width=bridge_width, stride=bridge_stride)
     side = target_side(
         len(groups), num_classes=num_classes, code_width=code_width, code=code, scores=scores, objective=objective
@@ -147,7 +148,7 @@ def transformer_twin(
     num_classes: int,
     width: int = 64,
     num_blocks: int = 4,
-    num_layers: int | None = None,
+    num_layers: Layers | None = None,
     heads: int = 4,
     feed_forward: int = 128,
     dropout: float = 0.1,
@@ -169,7 +170,7 @@ def transformer_twin(
     vectors = find_vectors(word_vectors, vocabulary, vocab_size=vocab_size, width=width)
     encoder = _encoder(heads, dropout=dropout, attention_dropout=attention_dropout)
     blocks = _block_specs(vocab_size, width, num_blocks, feed_forward, encoder, max_length, padding_id, vectors)
-    f = chain_specs(blocks, even_groups(num_blocks, num_layers))
+    f = chain_specs(blocks, block_groups(num_blocks, num_layers))
     return [*f, LayerSpec(MeanHead, width, num_classes)]
 
 

@@ -13,7 +13,7 @@ from deepspeed.pipe import LayerSpec
 
 from ds_al.errors import ALConfigError
 from ds_al.models.bridges import BridgeKind, BridgeOptions, Stage, bridged_layers
-from ds_al.models.grouping import even_groups
+from ds_al.models.grouping import Layers, block_groups
 from ds_al.models.targets import default_code_width
 from ds_al.models.vision import Block, ConvBlock, Head, PublishedHead, image_shape
 from ds_al.spec import ALLayerSpec
@@ -29,7 +29,7 @@ def vgg_al(
     in_shape: Sequence[int],
     num_classes: int,
     blocks: Sequence[Block] = SMALL,
-    num_layers: int | None = None,
+    num_layers: Layers | None = None,
     early_pool: bool = True,
     bridge: BridgeKind = "mimic",
     bridge_width: float = 0.5,
@@ -48,7 +48,8 @@ def vgg_al(
         in_shape: ``(C, H, W)`` of an image.
         num_classes: V.
         blocks: the network.
-        num_layers: number of AL layers; by default one per block. Fewer group neighbouring blocks, evenly.
+        num_layers: number of AL layers, by default one per block; fewer group neighbouring blocks, evenly. Or how
+            many blocks each layer holds.
         early_pool: see :class:`~ds_al.models.vision.ConvBlock`; off in the published networks.
         bridge: ``"mimic"`` or ``"published"``.
         bridge_width, bridge_pool_first, bridge_residual, bridge_depthwise, bridge_depth: of a mimic bridge, see
@@ -64,7 +65,7 @@ def vgg_al(
             the bridge is.
     """
     shapes = _shapes(in_shape, blocks)
-    groups = even_groups(len(blocks), num_layers)
+    groups = block_groups(len(blocks), num_layers)
     code_width = code_width or default_code_width(num_classes)
     options = BridgeOptions(
         kind=bridge,
@@ -93,7 +94,7 @@ def vgg_twin(
     in_shape: Sequence[int],
     num_classes: int,
     blocks: Sequence[Block] = SMALL,
-    num_layers: int | None = None,
+    num_layers: Layers | None = None,
     early_pool: bool = True,
     head: Literal["average", "published"] = "average",
     head_hidden: int = 2500,
@@ -109,7 +110,7 @@ def vgg_twin(
         ALConfigError: as :func:`vgg_al`, or the head is unknown.
     """
     shapes = _shapes(in_shape, blocks)
-    groups = even_groups(len(blocks), num_layers)
+    groups = block_groups(len(blocks), num_layers)
     layers = [_forward_spec(shapes[g.start][0], blocks, g, early_pool) for g in groups]
     channels, height, width = shapes[-1]
     if head == "average":
