@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from ds_al.errors import ALConfigError
 from ds_al.experiment.recipes import RECIPES, with_recipe
 from ds_al.models.cost import model_cost
 
 IMAGES: dict[str, Any] = {"shape": (8, 3, 32, 32), "in_shape": (3, 32, 32), "num_classes": 10}
+TEXTS: dict[str, Any] = {"shape": (8, 64), "dtype": torch.int64, "vocab_size": 1000, "num_classes": 4}
 
 
 def config(model: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -53,8 +55,9 @@ def test_mistakes_are_named() -> None:
         with_recipe(config({"name": "unet"}))
 
 
-@pytest.mark.parametrize("model", ["vgg", "resnet"])
+@pytest.mark.parametrize("model", ["vgg", "resnet", "transformer", "lstm"])
 @pytest.mark.parametrize("layers", [2, 4])
 def test_ours_costs_at_most_a_tenth_more_than_the_twin(model: str, layers: int) -> None:
     options = with_recipe(config({"name": model}))["experiment"]["model"]["al_options"]
-    assert model_cost(model, preset="small", num_layers=layers, **options, **IMAGES).rho <= 1.10
+    data = IMAGES if model in ("vgg", "resnet") else TEXTS
+    assert model_cost(model, preset="small", num_layers=layers, **options, **data).rho <= 1.10

@@ -110,7 +110,7 @@ class ExperimentConfig(StrictModel):
     recipe: str | None = Field(
         default=None,
         description="`ours` fills in the optimizer and the model's `al_options`, where the config leaves them out, "
-        "by the recipe for vision (docs/accuracy.md).",
+        "by what was chosen for this kind of network (docs/accuracy.md).",
     )
     epochs: int = Field(ge=1, description="Passes over the training samples.")
     max_batches: int | None = Field(

@@ -1,8 +1,9 @@
 """Recipes: named settings that work well together, filled in where a config leaves them out.
 
 ``"experiment": {"recipe": "ours", ...}`` gives the model's ``al_options`` and the ``"optimizer"`` their values; what
-the config says itself stays. ``ours`` is for vision; docs/accuracy.md tells what it is made of, and which runs judge
-it. A ``bp_*`` method takes the optimizer alone, so that the twin is trained alike.
+the config says itself stays. ``ours`` is what validation samples chose for each kind of network; docs/accuracy.md tells
+what it is made of, and which runs judge it. A ``bp_*`` method takes the optimizer alone, so that the twin is trained
+alike.
 """
 
 from __future__ import annotations
@@ -20,11 +21,21 @@ _VISION: dict[str, Any] = {
     "bridge": "mimic", "bridge_width": 0.5, "bridge_pool_first": True, "code": "linear", "objective": _CONTRAST
 }  # fmt: skip
 
+_PUBLISHED_TEXT: dict[str, Any] = {"bridge": "linear", "code": "tanh", "scores": "tanh", "objective": {"name": "mse"}}
+_BLOCKS: dict[str, Any] = {"bridge": "block", "bridge_stride": 4, "objective": {"name": "contrast", "temperature": 0.1}}
+
+
+def _adamw(lr: float) -> dict[str, Any]:
+    return {"type": "AdamW", "params": {"lr": lr, "weight_decay": 0.01, "torch_adam": True}}
+
+
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "ours": {
         "vgg": {"optimizer": _MUON, "al_options": _VISION},
         "resnet": {"optimizer": _MUON, "al_options": _VISION},
         "mlp": {"optimizer": _MUON, "al_options": {"objective": _CONTRAST}},
+        "transformer": {"optimizer": _adamw(0.03), "al_options": _PUBLISHED_TEXT},
+        "lstm": {"optimizer": _adamw(0.01), "al_options": _BLOCKS},
     }
 }
 """By name of the recipe and of the model: ``optimizer`` and ``al_options``."""
