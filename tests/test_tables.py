@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ds_al.bench.tables import bubble_tables, fill, layer_tables, network_tables
+from ds_al.compare.table import COLUMNS
 
 HEADER = {"command": "python run/profile.py", "date": "2026-01-01", "machine": {"cores": 2, "cpu": "x"}, "versions": {}}
 COST = {
@@ -92,3 +93,16 @@ def test_a_recipe_stands_beside_its_twin(tmp_path: Path) -> None:
     file.write_text(json.dumps({"header": HEADER, "rows": [row]}))
     fill(document, [file])
     assert "| `vgg` | 4 | 100 | 180.0 | 202.0 | 1.120 (1.100 to 1.150) | 15 |" in document.read_text()
+
+
+def test_trials_and_suites_stand_with_their_groups(tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    document.write_text("<!-- tune -->\n<!-- end tune -->\n<!-- suite -->\n<!-- end suite -->\n")
+    trials = {"group": "G", "method": "bp", "trial": "slow", "trials": {"slow": 0.5, "quick": 0.25}}
+    suite = dict.fromkeys(COLUMNS) | {"group": "G", "method": "bp", "seeds": 3, "failed": 0, "test_accuracy": 0.75}
+    rows = {"tune": {**trials, "rho": {"slow": None, "quick": None}}, "suite": {**suite, "test_accuracy_sd": 0.01}}
+    for name, row in rows.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"header": HEADER, "rows": [row]}))
+    assert fill(document, [tmp_path / "tune.json", tmp_path / "suite.json"]) == ["tune", "suite"]
+    text = document.read_text()
+    assert "| `bp` | **slow** | **50.00** | - |" in text and "| `bp` | - | 75.00 ± 1.00 |" in text

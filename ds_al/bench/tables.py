@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ds_al.bench import link_tables, report, scaling_tables
 from ds_al.bench.recipe_time import recipe_time_table
+from ds_al.compare.choice import choice_markdown
+from ds_al.compare.table import markdown
 from ds_al.planner.against import against_table
 
 Row = Mapping[str, Any]
@@ -84,7 +86,9 @@ def bubble_tables(rows: Sequence[Row]) -> str:
 
 def _table(rows: Sequence[Row]) -> str:
     """The table of what these rows measured, which the first of the columns below tells that they have."""
-    kinds = {
+    kinds: dict[str, Callable[[Any], str]] = {
+        "trials": choice_markdown,
+        "test_accuracy": markdown,
         "predicted": against_table,
         "times_less": link_tables.traffic_table,
         "rate_mbit": link_tables.slow_link_table,

@@ -64,12 +64,7 @@ def choice_markdown(rows: Sequence[Row]) -> str:
     """What was tried, one table per group; the chosen trial is bold."""
     parts = []
     for group in dict.fromkeys(row["group"] for row in rows):
-        lines = [
-            f"### {group}",
-            "",
-            "| method | trial | validation accuracy, % | FLOPs / twin |",
-            "|---|---|---:|---:|",
-        ]
+        lines = [f"### {group}", "", _HEAD, "|---|---|---:|---:|"]
         for row in (row for row in rows if row["group"] == group):
             for name, score in row["trials"].items():
                 mark, rho = "**" if name == row["trial"] else "", row["rho"][name]
