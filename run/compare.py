@@ -25,7 +25,7 @@ from ds_al.compare.exits import exit_table
 from ds_al.compare.figures import draw_group
 from ds_al.compare.page import results_page
 from ds_al.compare.runner import is_done, read_result, run_cells
-from ds_al.compare.suite import Cell, Suite, cells, read_suite, waiting, with_baselines
+from ds_al.compare.suite import Cell, Suite, cells, read_suite, waiting, with_methods
 from ds_al.compare.table import markdown, rows
 from ds_al.errors import ALConfigError
 from ds_al.launch import start_quickly
@@ -47,8 +47,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--groups", help="only groups whose name contains this text")
     p.add_argument(
         "--methods",
-        help="only these methods, separated by commas; bp_single (back-propagation in one process) and bp_dp (data "
-        "parallel, a replica in each process) also where the suite has them not",
+        help="only these methods, separated by commas: those of the suite, or any schedule, objective, recipe or "
+        "baseline (bp_1f1b, bp_gpipe, bp_naive, bp_dp, bp_single) that it has not",
     )
     p.add_argument(
         "--data", metavar="DIR", type=Path, default=os.environ.get("DS_AL_DATA"),
@@ -70,7 +70,7 @@ def main() -> None:
     console = Console()
     try:
         suite = read_suite(path)
-        with_baselines(suite, (args.methods or "").split(","))
+        with_methods(suite, args.methods.split(",") if args.methods else ())
         every = list(cells(suite, folder=path.parent, seeds=args.seeds))
         todo = [cell for cell in every if _selected(cell, args)]
         waits = waiting(suite, path.parent)

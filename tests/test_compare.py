@@ -12,7 +12,7 @@ from ds_al.compare.choice import choice_markdown, choose
 from ds_al.compare.exits import exit_markdown, exit_table
 from ds_al.compare.figures import draw_group
 from ds_al.compare.page import results_page
-from ds_al.compare.suite import Cell, cells, read_suite, waiting, with_baselines
+from ds_al.compare.suite import Cell, cells, read_suite, waiting, with_methods
 from ds_al.compare.table import markdown, rows
 from ds_al.errors import ALConfigError
 
@@ -66,7 +66,7 @@ def test_methods_set_schedule_objective_and_their_own_keys(tmp_path: Path) -> No
     assert by_method["mse"]["experiment"]["epochs"] == 2 and by_method["mse"]["experiment"]["seed"] == 1
 
 
-def test_baselines_that_no_group_has_are_added_by_name(tmp_path: Path) -> None:
+def test_methods_that_no_group_has_are_added_by_name(tmp_path: Path) -> None:
     """They take over what was chosen for ``bp``; ``bp_single`` is one process, ``bp_dp`` as many as there are."""
     (tmp_path / "base.json").write_text(json.dumps(CONFIG))
     choice = {"rows": [{"group": "Tuning", "method": name, "keys": {"optimizer.params.lr": rate}}
@@ -75,17 +75,23 @@ def test_baselines_that_no_group_has_are_added_by_name(tmp_path: Path) -> None:
     text = SUITE.replace("config: base.json", "config: base.json\nchosen: [chosen.json]")
     (tmp_path / "suite.yaml").write_text(text.replace("layers:", "tuned: Tuning\n    layers:", 1))
     read = read_suite(tmp_path / "suite.yaml")
-    with_baselines(read, ["bp_dp", "bp_single", "mse", "nonsense"])
+    with_methods(read, ["bp_dp", "bp_single", "bp_gpipe", "mse", "forward_first"])
     found = {
         (cell.method, cell.stages): cell.config
         for cell in cells(read, folder=tmp_path, seeds=1)
         if cell.method.startswith("bp")
     }
-    assert set(found) == {("bp", 1), ("bp_single", 1), ("bp_dp", 1), ("bp_dp", 2), ("bp_1f1b", 1), ("bp_1f1b", 2)}
+    pipelines = {(name, stages) for name in ("bp_1f1b", "bp_gpipe", "bp_dp") for stages in (1, 2)}
+    assert set(found) == {("bp", 1), ("bp_single", 1), *pipelines}
     assert found["bp_single", 1] == found["bp", 1]
     assert found["bp_dp", 2]["associated_learning"]["method"] == "bp_dp"
     assert found["bp_dp", 2]["optimizer"]["params"]["lr"] == 0.5
-    assert found["bp_1f1b", 1]["optimizer"]["params"]["lr"] == 0.002, "as ever: cells that are done stay done"
+    assert found["bp_gpipe", 2]["associated_learning"]["method"] == "bp_gpipe"
+    assert found["bp_gpipe", 2]["optimizer"] == found["bp_1f1b", 2]["optimizer"] == found["bp", 1]["optimizer"]
+    schedules = {c.config["associated_learning"]["method"] for c in cells(read, folder=tmp_path, seeds=1)}
+    assert {"streaming", "forward_first"} <= schedules
+    with pytest.raises(ALConfigError, match="unknown method 'nonsense'"):
+        with_methods(read, ["mse", "nonsense"])
 
 
 def test_a_cells_key_changes_with_its_config_alone(tmp_path: Path) -> None:

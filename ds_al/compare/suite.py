@@ -28,8 +28,8 @@ the group waits (:func:`waiting`): it has no cells. A recipe brings its own sett
 
 A method's name is that of a schedule, of an objective (which trains by ``streaming``), of a recipe, of a
 back-propagation schedule, or ``bp`` (``bp_single`` is the same): the twin in one process. ``bp_dp`` is the twin in P
-processes, each a replica. Back-propagation has no AL layers, so it runs once for all K. ``bp_single`` and ``bp_dp``
-take over what was chosen for ``bp``.
+processes, each a replica. Back-propagation has no AL layers, so it runs once for all K. All of its methods take over
+what was chosen for ``bp``.
 """
 
 from __future__ import annotations
@@ -51,8 +51,6 @@ from ds_al.experiment.config import experiment_config, override
 from ds_al.experiment.recipes import RECIPES, with_recipe
 from ds_al.objectives import OBJECTIVES
 
-BASELINES = ("bp_single", "bp_dp")
-"""Methods that ``run/compare.py --methods`` runs though no group has them."""
 _SINGLE = ("bp", "bp_single")
 
 
@@ -176,7 +174,7 @@ def _of_group(
         name = keys.get("method", method)
         own = {key: value for key, value in keys.items() if key != "method"}
         own_choice = tuned.get(method, tuned.get(name, {}))
-        chosen = own_choice or (tuned.get("bp", {}) if name in BASELINES else {})
+        chosen = own_choice or (tuned.get("bp", {}) if name.startswith("bp_") else {})
         settings = {**_settings(name), **chosen, **own}
         is_backprop = str(settings["associated_learning.method"]).startswith("bp_")
         processes = 1 if name in _SINGLE else stages
@@ -203,12 +201,17 @@ def trial_keys(group: Group, method: str, trial: str) -> dict[str, Any]:
     return {**own, **_trials(group, method)[trial]}
 
 
-def with_baselines(suite: Suite, methods: Sequence[str]) -> None:
-    """Adds those of :data:`BASELINES` that are asked for to all groups that have not got them."""
-    for group in suite.groups:
-        for name in BASELINES:
-            if name in methods:
-                group.methods.setdefault(name, {})
+def with_methods(suite: Suite, methods: Sequence[str]) -> None:
+    """Adds methods that are asked for by name to all groups, where no group has any of that name.
+
+    Raises:
+        ALConfigError: a name is neither one of the suite's methods nor one that all suites know.
+    """
+    own = {method for group in suite.groups for method in group.methods}
+    for name in (name for name in methods if name not in own):
+        _settings(name)
+        for group in suite.groups:
+            group.methods[name] = {}
 
 
 def waiting(suite: Suite, folder: Path) -> list[str]:
