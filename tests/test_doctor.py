@@ -205,3 +205,14 @@ def test_the_command_line_names_its_commands(capsys: pytest.CaptureFixture[str])
         command_line.main(["docter"])
     assert caught.value.code == 2
     assert "doctor" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_precision_is_what_the_accelerator_computes_in(supported: bool) -> None:
+    """Both were called refused long after ds_al had learnt them, and float16 "not on a CPU", where some have it."""
+    accelerator = SimpleNamespace(
+        device_name=lambda: "cpu", is_fp16_supported=lambda: supported, is_bf16_supported=lambda: True
+    )
+    rows = by_item(abilities.abilities(accelerator, torch))
+    assert (rows["fp16"].status, rows["bf16"].status) == ("ok" if supported else "no", "ok")
+    assert rows["ZeRO"].value == "stage 1"

@@ -27,13 +27,12 @@ def abilities(accelerator: Any, torch: Any) -> list[Row]:
     else:
         why = "no GPU was found" if has_nccl else "this build of PyTorch has none"
         nccl = Row(group, "NCCL", "no", "no", f"{why}: ranks on CPU talk over gloo")
-    so_far = "refused by ds_al so far: train in fp32"
     return [
         streaming,
         nccl,
-        Row(group, "fp16", "no", "no", "not on a CPU: train in fp32" if on_cpu else so_far),
-        Row(group, "bf16", "no", "no", so_far),
-        Row(group, "ZeRO", "no", "no", 'refused by ds_al so far: leave "zero_optimization" out, or at stage 0'),
+        _precision_row("fp16", accelerator.is_fp16_supported(), accelerator),
+        _precision_row("bf16", accelerator.is_bf16_supported(), accelerator),
+        Row(group, "ZeRO", "stage 1", remark="over the data parallel copies of each stage; 2 and 3 are refused"),
         _compile_row(on_cpu),
         port_row(LAUNCHER_PORT),
     ]
@@ -60,6 +59,13 @@ def streaming_on_devices(name: str, devices: int) -> Row:
     if devices > 1:
         return Row(group, item, f"up to {devices} ranks", remark="one per device")
     return Row(group, item, "1 rank", "limited", f"one {name} device: for more ranks set DS_ACCELERATOR=cpu")
+
+
+def _precision_row(item: str, supported: bool, accelerator: Any) -> Row:
+    group, block = "works here", f'{{"{item}": {{"enabled": true}}}}'
+    if supported:
+        return Row(group, item, "yes", remark=f"by {block}, with float32 masters")
+    return Row(group, item, "no", "no", f"DeepSpeed's accelerator {accelerator.device_name()!r} has none of it")
 
 
 def _compile_row(on_cpu: bool) -> Row:

@@ -148,8 +148,7 @@ def saved(folder: str) -> dict[str, Any]:
     fresh.optimizer.refresh_fp32_params()
     assert all(torch.equal(stepped(p), p.float()) for p in fresh.module.parameters())
 
-    if get_accelerator().is_fp16_supported():
-        pytest.skip("this accelerator has float16")
+    get_accelerator().is_fp16_supported = lambda: False  # some CPUs have it
     with pytest.raises(
         ALConfigError, match='"fp16": DeepSpeed\'s accelerator \'cpu\' does not compute in it: enable "bf16"'
     ):
