@@ -116,8 +116,8 @@ distclean: clean ## also remove .venv
 
 $(BIN)/python:
 	@echo "==> Making $(VENV) with $(PYTHON)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "$(PYTHON) is missing or older than 3.10: give another, as in make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is missing or older than 3.11: give another, as in make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 # torch comes first, so that its pin is settled before anything else asks for it.

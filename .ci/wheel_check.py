@@ -19,7 +19,7 @@ CONFIG = {
     "gradient_accumulation_steps": 4,
     "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}},
 }
-SHORT = {"text_classifier": 25, "vision_from_layers": 6, "language_model": 3, "trainer": 25}
+SHORT = {"text_classifier": 25, "vision_from_layers": 6, "language_model": 3, "trainer": 25, "own_loop": 4}
 """Batches of the examples that take ``--batches``."""
 
 

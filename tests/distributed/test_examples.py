@@ -47,7 +47,8 @@ def test_readme_example(tmp_path: Path) -> None:
 def run_examples() -> dict[str, str]:
     """Worker: what each example prints, in short."""
     printed = {}
-    for name, batches in {"text_classifier": 25, "vision_from_layers": 6, "language_model": 3, "trainer": 25}.items():
+    batches_of = {"text_classifier": 25, "vision_from_layers": 6, "language_model": 3, "trainer": 25, "own_loop": 4}
+    for name, batches in batches_of.items():
         sys.argv = [name, "--batches", str(batches)]
         with redirect_stdout(io.StringIO()) as output:
             runpy.run_path(str(ROOT / f"examples/{name}.py"), run_name="__main__")
@@ -91,6 +92,9 @@ def test_examples_of_conversion(tmp_path: Path) -> None:
     assert right[0] and right[1] and float(right[0][1]) == float(right[1][1]) > 0.6
     assert "'eval_right'" in first["trainer"] and "'eval_right'" not in second["trainer"], "logs are printed once"
     assert "plain model" not in second["text_classifier"]
+    exits = [float(number) for number in re.findall(r"0\.\d+", first["own_loop"])]
+    assert len(exits) in (4, 6) and exits[1] > 0.3, "two exits in each epoch, at least two epochs"
+    assert "accuracy" not in second["own_loop"]
 
 
 def test_examples_are_short() -> None:
