@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from ds_al.experiment.budget import Budget
 from ds_al.experiment.display import Display
 from ds_al.experiment.live import Averages, Slowest, advice, slowest
 from ds_al.trace import Report, Vitals, VitalsMeter
@@ -73,8 +74,9 @@ def shown(engine: Any, *, method: str = "streaming", terminal: bool = True) -> s
     """What a run of three stages has on the screen after a batch."""
     job = SimpleNamespace(
         engine=engine,
-        experiment=SimpleNamespace(name="small", epochs=3, seed=0, partition_method="uniform"),
+        experiment=SimpleNamespace(name="small", seed=0, partition_method="uniform"),
         al=SimpleNamespace(method=method),
+        budget=Budget(batches_per_epoch=10, max_epochs=3),
         first_epoch=0,
         batches_per_epoch=10,
         layout=SimpleNamespace(stages=3, copies=1),

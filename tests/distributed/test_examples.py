@@ -93,7 +93,7 @@ def test_examples_of_conversion(tmp_path: Path) -> None:
     assert "'eval_right'" in first["trainer"] and "'eval_right'" not in second["trainer"], "logs are printed once"
     assert "plain model" not in second["text_classifier"]
     exits = [float(number) for number in re.findall(r"0\.\d+", first["own_loop"])]
-    assert len(exits) in (4, 6) and exits[1] > 0.3, "two exits in each epoch, at least two epochs"
+    assert len(exits) in (4, 6) and max(exits) > 0.4, "two exits in each epoch, at least two epochs"
     assert "accuracy" not in second["own_loop"]
 
 
