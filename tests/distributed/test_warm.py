@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,7 @@ def test_a_fork_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
     _wait(lambda: not Path(f"/proc/{pid.read_text()}").exists())
 
 
-def _wait(condition: object, seconds: float = 30.0) -> None:
-    assert callable(condition)
+def _wait(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not after {seconds} s"
