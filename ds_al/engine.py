@@ -393,13 +393,14 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
         """
         return self.inference.evaluate(batches)
 
-    def predict(self, x: Activation | None, exit: int | None = None) -> Tensor:
+    def predict(self, x: Activation | None, exit: int | None = None, average: int = 1) -> Tensor:
         """Label scores ``(B, V)`` after ``exit`` layers (1-based, by default all); every rank must call it.
 
         Args:
             x: input of the first layer; read on the first stage, ``None`` elsewhere is fine.
+            average: of so many exits, ``exit`` and those before it; 2 or more give the log of their mean probability.
 
         Returns:
             The scores, on every rank.
         """
-        return self.inference.predict(x, exit=exit)
+        return self.inference.predict(x, exit=exit, average=average)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ds_al.early_exit import check_threshold, confidence_of, early_exits
 from ds_al.errors import ALDataError
+from ds_al.exit_average import averaged_accuracy, check_average
 from ds_al.layer import Activation
 from ds_al.losses import widened
 from ds_al.transport import Receiver, Sender
@@ -46,7 +47,12 @@ class Inference:
 
     @torch.no_grad()
     def evaluate(
-        self, batches: Iterable[Any] | None, *, exit_confidence: Sequence[float] = (), keep_scores: bool = False
+        self,
+        batches: Iterable[Any] | None,
+        *,
+        exit_confidence: Sequence[float] = (),
+        averaged: bool = False,
+        keep_scores: bool = False,
     ) -> dict[str, Any]:
         """Accuracy, loss and number of samples at every exit; see ``engine.evaluate``.
 
@@ -54,6 +60,8 @@ class Inference:
             batches: see there.
             exit_confidence: thresholds; for each of them ``"early_exit"`` gets the
                 :class:`~ds_al.early_exit.EarlyExit` of the data set.
+            averaged: ``"averaged"`` gets the accuracy of the mean of the last n exits, n = 1 .. N
+                (:mod:`ds_al.exit_average`). Keeps ``(V)`` numbers per sample and exit, on the host of every rank.
             keep_scores: ``"scores"`` and ``"labels"`` get those of each batch at the last exit, on the host of every
                 rank.
 
@@ -65,11 +73,17 @@ class Inference:
             check_threshold(threshold)
         seen: list[list[Tensor]] = [[] for _ in engine.layers]
         kept: tuple[list[Tensor], list[Tensor]] = [], []
+        exits: list[list[Tensor]] = [[] for _ in engine.layers]
+        all_labels: list[Tensor] = []
         count = self._announce(_length(batches) if engine.is_first_stage() else 0)
         sums = torch.zeros(engine.module.num_layers, 3, dtype=torch.float64, device=engine.device)
         for s, labels in self._forward(self._mapped(iter(batches or ())), count):
             target = engine.intake.compared(labels)
+            if averaged:
+                all_labels.append(labels.to("cpu", copy=True))
             for index, scores in self._exits(s):
+                if averaged:
+                    exits[index - engine.layers[0][0]].append(scores.softmax(dim=1).cpu())
                 correct, labelled = engine.module.objective.hits(scores, labels)
                 if exit_confidence:
                     right = scores.argmax(dim=1) == labels
@@ -89,6 +103,9 @@ class Inference:
         }
         if keep_scores:
             found["scores"], found["labels"] = engine.gather(kept)[-1]
+        if averaged:
+            probabilities = engine.gather(torch.stack([torch.cat(batches) for batches in exits]))
+            found["averaged"] = averaged_accuracy(torch.cat(probabilities), torch.cat(all_labels))
         if exit_confidence:
             stages = engine.gather(torch.stack([torch.cat(batches, dim=1).cpu() for batches in seen]))
             confidence, right = torch.cat(stages).unbind(dim=1)
@@ -121,34 +138,46 @@ class Inference:
         loss = loss if compute_loss else None
         return (loss, all_scores.to(engine.device)) if return_logits else loss
 
-    def predict(self, x: Activation | None, *, exit: int | None) -> Tensor:
+    def predict(self, x: Activation | None, *, exit: int | None, average: int = 1) -> Tensor:
         """See ``engine.predict``."""
-        return self.scores([x], exit=exit)[0].to(self.engine.device)
+        return self.scores([x], exit=exit, average=average)[0].to(self.engine.device)
 
     @torch.no_grad()
-    def scores(self, xs: Iterable[Activation | None] | None, *, exit: int | None = None) -> list[Tensor]:
+    def scores(
+        self, xs: Iterable[Activation | None] | None, *, exit: int | None = None, average: int = 1
+    ) -> list[Tensor]:
         """Scores of many batches, which follow one another through the stages.
 
         Args:
             xs: a sized iterable of inputs of the first layer, of any size; read on the first stage, ``None`` elsewhere
                 is fine.
-            exit: see ``engine.predict``.
+            exit, average: see ``engine.predict``.
 
         Returns:
             Of each batch ``(B, V)``, on the host of every rank.
 
         Raises:
             ValueError: there is no such exit.
+            ALConfigError: there are not so many exits to average.
         """
         engine = self.engine
         depth = engine.module.num_layers if exit is None else exit
         if not 1 <= depth <= engine.module.num_layers:
             raise ValueError(f"exit={exit}: expected 1..{engine.module.num_layers}, the number of layers that x passes")
+        check_average(average, exit=depth)
         count = self._announce(_length(xs) if engine.is_first_stage() else 0)
-        kept: list[Tensor] = []
+        kept: list[list[Tensor]] = [[] for _ in range(average)]  # by exit, the first of those averaged first
         for s, _ in self._forward(map(self._without_labels, xs or ()), count):
-            kept += [scores.to("cpu", copy=True) for index, scores in self._exits(s) if index == depth - 1]
-        return next((each for each in engine.gather(kept) if each), [])
+            for index, scores in self._exits(s):
+                if depth - average <= index < depth:
+                    kept[index - depth + average].append(scores.to("cpu", copy=True))
+        stages = engine.gather(kept)
+        exits: list[list[Tensor]] = [next((s[n] for s in stages if s[n]), []) for n in range(average)]
+        if average == 1:
+            return exits[0]
+        return [
+            torch.stack([scores.softmax(dim=1) for scores in same]).mean(0).log() for same in zip(*exits, strict=True)
+        ]
 
     def _without_labels(self, x: Activation | None) -> tuple[Activation | None, Tensor]:
         head = x[0] if isinstance(x, tuple) else x

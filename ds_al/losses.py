@@ -35,6 +35,24 @@ def cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(widened(prediction), widened(target))
 
 
+def label_loss(scores: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of scores ``(B, V)`` against labels ``(B,)``, of which a share is spread over all classes.
+
+    Source of the smoothing: Szegedy et al., "Rethinking the inception architecture", CVPR 2016, section 7.
+    """
+    return F.cross_entropy(widened(scores), labels, label_smoothing=smoothing)
+
+
+def check_smoothing(smoothing: float) -> None:
+    """Refuses what is no share.
+
+    Raises:
+        ALConfigError: the label smoothing is not in [0, 1).
+    """
+    if not 0 <= smoothing < 1:
+        raise ALConfigError(f"got label_smoothing={smoothing}: expected at least 0 and less than 1, such as 0.1")
+
+
 LOSSES: dict[str, Loss] = {"mse": mse, "cross_entropy": cross_entropy}
 
 

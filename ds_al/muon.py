@@ -179,9 +179,12 @@ def tag_embeddings(module: nn.Module) -> None:
 
 
 def orthogonalized(matrix: Tensor, *, steps: int, dtype: torch.dtype) -> Tensor:
-    """The matrix with its singular values brought near 1, by Newton-Schulz iterations.
+    """The matrix with its singular values brought near 1, by Newton-Schulz iterations ``X <- p(X X^T) X``.
 
-    Source: K. Jordan et al. (2024). In bfloat16 these are the bits of ``torch.optim.Muon``.
+    Source: K. Jordan et al. (2024). In bfloat16 these are the bits of ``torch.optim.Muon``. In wider types the
+    iteration runs on the small Gram matrix ``G = X X^T`` alone, since ``p(G) G p(G)`` is the next one, and X is
+    multiplied once: two to three times quicker for matrices several times as long as wide. What is squared in G has
+    no room for that in bfloat16.
 
     Args:
         matrix: ``(out, rest)``, floating point.
@@ -192,10 +195,28 @@ def orthogonalized(matrix: Tensor, *, steps: int, dtype: torch.dtype) -> Tensor:
     if x.size(0) > x.size(1):
         x = x.T
     x.div_(x.norm().clamp(min=1e-7))  # no singular value above 1
+    x = _iterated(x, steps) if dtype == torch.bfloat16 else _iterated_gram(x @ x.T, steps) @ x
+    return x.T if matrix.size(0) > matrix.size(1) else x
+
+
+def _iterated(x: Tensor, steps: int) -> Tensor:
     for _ in range(steps):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
-    return x.T if matrix.size(0) > matrix.size(1) else x
+    return x
+
+
+def _iterated_gram(gram: Tensor, steps: int) -> Tensor:
+    """The product of all steps' ``p(G)``."""
+    product = None
+    for step in range(steps):
+        p = torch.addmm(gram, gram, gram, beta=_B, alpha=_C)
+        p.diagonal().add_(_A)
+        product = p if product is None else p @ product
+        if step < steps - 1:
+            gram = p @ gram @ p
+    assert product is not None
+    return product
 
 
 def _is_matrix(parameter: Any) -> bool:

@@ -15,6 +15,7 @@ from ds_al.compare.page import results_page
 from ds_al.compare.suite import Cell, cells, read_suite, waiting, with_methods
 from ds_al.compare.table import markdown, rows
 from ds_al.errors import ALConfigError
+from ds_al.experiment.recipes import RECIPES
 
 CONFIG = {
     "train_micro_batch_size_per_gpu": 50,
@@ -94,6 +95,12 @@ def test_methods_that_no_group_has_are_added_by_name(tmp_path: Path) -> None:
         with_methods(read, ["mse", "nonsense"])
 
 
+def test_a_cut_says_how_many_blocks_each_layer_holds(tmp_path: Path) -> None:
+    found = suite(tmp_path, SUITE.replace("    layers: [2, 4]", "    layers: [2, 4]\n    cuts: {2: [1, 3]}"))
+    cuts = {(c.layers, str(c.config["experiment"]["model"]["al_options"]["num_layers"])) for c in found if c.layers}
+    assert cuts == {(2, "[1, 3]"), (4, "4")}
+
+
 def test_a_cells_key_changes_with_its_config_alone(tmp_path: Path) -> None:
     keys = [cell.key for cell in suite(tmp_path)]
     assert keys == [cell.key for cell in suite(tmp_path)]
@@ -115,6 +122,7 @@ def test_the_same_work_is_done_once(tmp_path: Path) -> None:
         ("experiment.epochs: 2", "experiment.epoch: 2", ["epoch", "epochs"]),
         ("config: base.json", "config: gone.json", ["gone.json", "does not exist"]),
         ("name: tiny", "name: [", ["not valid YAML"]),
+        ("layers: [2, 4]", "layers: [2]\n    cuts: {2: [1, 1, 2]}", ["[1, 1, 2] for K = 2", "expected 2 numbers"]),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, old: str, new: str, words: list[str]) -> None:
@@ -257,6 +265,16 @@ def test_what_was_chosen_is_taken_over_by_a_group_that_asks_for_it(tmp_path: Pat
         assert config["experiment"]["epochs"] == epochs
 
 
+def test_a_recipe_keeps_its_settings_under_the_name_of_an_objective(tmp_path: Path) -> None:
+    """A row ``contrast: {method: ours}`` was trained with the learning rate that was chosen for ``contrast``."""
+    rows = [{"group": "Fashion, MLP", "method": m, "keys": {"optimizer.params.lr": 0.5}} for m in ("bp", "contrast")]
+    (tmp_path / "chosen.json").write_text(json.dumps({"rows": rows}))
+    text = TUNED.replace("contrast: {}", "contrast: {method: ours}").replace(", greedy: {}", "")
+    by_method = {cell.method: cell.config for cell in suite(tmp_path, text, seeds=1)}
+    assert by_method["contrast"]["optimizer"] == RECIPES["ours"]["mlp"]["optimizer"]
+    assert by_method["twice"]["optimizer"]["params"]["lr"] == 0.5
+
+
 @pytest.mark.parametrize("chosen", [None, [], ["bp"]])
 def test_a_group_waits_until_all_of_its_methods_are_chosen_for(tmp_path: Path, chosen: list[str] | None) -> None:
     if chosen is not None:
@@ -268,14 +286,15 @@ def test_a_group_waits_until_all_of_its_methods_are_chosen_for(tmp_path: Path, c
 
 def test_a_recipe_is_a_method_with_an_optimizer_of_its_own(tmp_path: Path) -> None:
     text = SUITE.replace("mse: {}", "ours: {}").replace(
-        "cold: {method: contrast,", "narrow: {method: ours, experiment.model.al_options.code_width: 8,"
+        "cold: {method: contrast, experiment.model.al_options.objective.temperature: 0.01",
+        "narrow: {method: ours, experiment.model.al_options.code_width: 8",
     )
     by_method = {cell.method: cell.config for cell in suite(tmp_path, text, seeds=1) if cell.layers == 2}
     assert (
         by_method["ours"]["optimizer"]["type"] == "MuonAdamW" and by_method["contrast"]["optimizer"]["type"] == "AdamW"
     )
     assert by_method["narrow"]["experiment"]["model"]["al_options"] == {
-        "num_layers": 2, "code_width": 8, "objective": {"name": "contrast", "temperature": 0.01},
+        "num_layers": 2, "code_width": 8, "objective": RECIPES["ours"]["mlp"]["al_options"]["objective"],
     }  # fmt: skip
 
 
@@ -307,8 +326,9 @@ def test_the_page_says_what_is_missing_and_compares_finished_rows_alone(tmp_path
     text = SUITE.replace("      bp_1f1b: {}\n", "").replace("stages: [1, 2]", "stages: [1]")
     every = suite(tmp_path, text, seeds=2)
     results = [
-        result("bp", 0, 0.80), result("bp", 1, 0.82), result("mse", 0, 0.70, layers=2, **EXITS),
-        result("mse", 1, 0.70, layers=2, **EXITS), result("mse", 0, 0.71, layers=4),
+        result("bp", 0, 0.80), result("bp", 1, 0.82), result("mse", 0, 0.71, layers=4),
+        result("mse", 0, 0.70, layers=2, averaged_accuracy=[0.70, 0.80], **EXITS),
+        result("mse", 1, 0.70, layers=2, averaged_accuracy=[0.70, 0.70], **EXITS),
     ]  # fmt: skip
     there = {(r["suite_method"], r["K"], r["seed"]) for r in results}
     page = results_page(
@@ -321,6 +341,7 @@ def test_the_page_says_what_is_missing_and_compares_finished_rows_alone(tmp_path
     assert "| Fashion, MLP | 5 of 14 | `contrast` K = 2 (seed 0, 1); " in page and "; `mse` K = 4 (seed 1) |" in page
     assert "| Fashion, CNN | 0 | all: its settings are not chosen yet |" in page
     finished, unfinished = (next(line for line in page.splitlines() if f"`mse` | {k} | 7" in line) for k in (2, 4))
+    assert "| 75.00 ± 7.07 | -6.00 |" in finished  # of both exits together
     assert "| -11.00 |" in finished and "| - |" in unfinished and "-10" not in unfinished
     assert "](../results/tiny-1.png)" in page and "60.00 at 50 %" in page
 

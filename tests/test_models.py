@@ -38,11 +38,14 @@ def test_shapes_of_every_layer_and_of_every_exit(case: Case):
 
 
 def test_what_travels_between_layers_is_contiguous_with_the_batch_first(case: Case):
-    layers, s = al_layers(case), case.x()
-    for module in layers:
-        s = module.eval().f(s)
-        assert all(part.is_contiguous() and len(part) == BATCH for part in parts(s))
-        assert parts(s)[0].is_floating_point()  # DeepSpeed's receive buffers want a float first
+    """The AL engine sends what ``stop_gradient`` returns; DeepSpeed's pipeline what the twin's layers return."""
+    local = [layer.f.eval() for layer in al_layers(case)]
+    for modules in (local, [module.eval() for module in twin_layers(case)]):
+        s = case.x()
+        for module in modules:
+            s = stop_gradient(module(s)) if modules is local else module(s)
+            assert all(part.is_contiguous() and len(part) == BATCH for part in parts(s))
+            assert parts(s)[0].is_floating_point()  # DeepSpeed's receive buffers want a float first
 
 
 def test_both_losses_train_every_parameter_and_share_none(case: Case):

@@ -289,6 +289,20 @@ def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
         MuonAdamW([parameter(2, 2)], **options)
 
 
+@pytest.mark.parametrize("shape", [(16, 144), (144, 16), (24, 24), (64, 288)])
+@pytest.mark.parametrize("decay", [0.0, 5.0])
+def test_the_iteration_on_the_gram_matrix_is_that_on_the_matrix(shape: tuple[int, int], decay: float) -> None:
+    """Also where singular values lie five powers of ten apart, though the Gram matrix has their squares."""
+    torch.manual_seed(0)
+    matrix = torch.randn(shape) * torch.logspace(0, -decay, shape[1])
+    plain = matrix.double() / matrix.double().norm()
+    for _ in range(5):
+        gram = plain @ plain.T
+        plain = 3.4445 * plain + (-4.7750 * gram + 2.0315 * gram @ gram) @ plain
+    torch.testing.assert_close(orthogonalized(matrix, steps=5, dtype=torch.float64), plain, rtol=0, atol=1e-7)
+    torch.testing.assert_close(orthogonalized(matrix, steps=5, dtype=torch.float32).double(), plain, rtol=0, atol=1e-3)
+
+
 def test_on_a_cpu_the_iteration_runs_in_float32_and_comes_nearer_to_the_exact_direction() -> None:
     """bfloat16, as in torch's own, took ten times the time of float32 on CPUs that have no instructions for it."""
     matrix = torch.randn(24, 40, generator=torch.Generator().manual_seed(3))

@@ -125,6 +125,24 @@ def test_greedy_has_no_target_side() -> None:
     assert torch.equal(t_out, labels)
 
 
+@pytest.mark.parametrize("name", ["contrast", "decoded", "greedy"])
+def test_label_smoothing_spreads_a_share_of_the_label_over_all_classes(name: str) -> None:
+    def loss(smoothing: float) -> float:
+        torch.manual_seed(0)
+        one = layer({"name": name, "label_smoothing": smoothing})
+        s_out, t_out, t, _ = passed(one)
+        return one.local_losses(s_out, t_out, t).associated.item()
+
+    torch.manual_seed(0)
+    one = layer(name)
+    s_out, t_out, _, labels = passed(one)
+    table = t_out[1] if name == "contrast" else None
+    log = one.objective.scores(one, s_out, earlier=[], table=table).log_softmax(dim=1)
+    smooth = 0.7 * F.one_hot(labels, V) + 0.3 / V
+    assert loss(0.3) == pytest.approx(-(smooth * log).sum(dim=1).mean().item(), abs=1e-5)
+    assert loss(0.0) == pytest.approx(F.nll_loss(log, labels).item(), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("objective", "words"),
     [
@@ -133,6 +151,10 @@ def test_greedy_has_no_target_side() -> None:
         ({"name": "mse", "tau": 1}, ["no option 'tau'", "none"]),
         ({"name": "contrast", "temperature": 0}, ["temperature=0"]),
         ({"name": "contrast", "exit": "far"}, ["exit='far'"]),
+        ({"name": "contrast", "label_smoothing": 1.0}, ["label_smoothing=1.0", "less than 1"]),
+        ({"name": "decoded", "label_smoothing": -0.1}, ["label_smoothing=-0.1"]),
+        ({"name": "greedy", "label_smoothing": 2}, ["label_smoothing=2"]),
+        ({"name": "mse", "label_smoothing": 0.1}, ["no option 'label_smoothing'"]),
         ({"name": "decoded", "own_decoder": "cold"}, ["own_decoder='cold'"]),
         ({"name": "decoded", "refresh_every": 0}, ["refresh_every=0"]),
         ({"name": "readout", "refresh_every": 0}, ["readout", "refresh_every=0"]),

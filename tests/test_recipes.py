@@ -34,12 +34,21 @@ def test_what_is_left_out_is_filled_in_once() -> None:
 
 
 def test_what_the_config_says_itself_stays() -> None:
-    own = {"bridge_width": 0.1, "num_layers": 2, "objective": {"temperature": 0.7}}
+    own = {"bridge_width": 0.1, "num_layers": 2, "objective": {"refresh_every": 3}}
     full = with_recipe(config({"name": "vgg", "al_options": own}, optimizer={"type": "SGD"}))
     options = full["experiment"]["model"]["al_options"]
     assert full["optimizer"] == {"type": "SGD"}
     assert (options["bridge_width"], options["num_layers"], options["bridge"]) == (0.1, 2, "mimic")
-    assert options["objective"] == {"name": "contrast", "temperature": 0.7}
+    assert options["objective"] == {**RECIPES["ours"]["vgg"]["al_options"]["objective"], "refresh_every": 3}
+
+
+def test_the_twin_is_trained_with_the_recipes_label_smoothing() -> None:
+    objective = RECIPES["ours"]["vgg"]["al_options"]["objective"]
+    twin = {"associated_learning": {"method": "bp_1f1b"}}
+    assert with_recipe(config({"name": "vgg"}, **twin))["experiment"]["label_smoothing"] == objective["label_smoothing"]
+    assert "label_smoothing" not in with_recipe(config({"name": "vgg"}))["experiment"]
+    own = {"experiment": {"recipe": "ours", "label_smoothing": 0.0, "model": {"name": "vgg"}}, **twin}
+    assert with_recipe(own)["experiment"]["label_smoothing"] == 0.0
 
 
 @pytest.mark.parametrize("objective", ["greedy", {"name": "greedy"}])

@@ -10,6 +10,7 @@ from typing import Any
 from ds_al.bench import workloads
 from ds_al.bench.cases import Row
 from ds_al.bench.interleaved import quartiles, turns
+from ds_al.experiment.allocator import keep_freed_memory
 from ds_al.experiment.recipes import RECIPES
 from ds_al.launch import run_ranks
 from ds_al.models import preset_options
@@ -69,6 +70,7 @@ def measure_recipe(
 
 def pairs_on_rank(*, recipe: str, network: str, layers: int, repeat: int) -> list[tuple[float, float]]:
     """Seconds of a micro-batch of the AL form and of the twin, pair by pair."""
+    keep_freed_memory()  # as a run does
     parts, size = RECIPES[recipe][network], _SAMPLES[network]
     options = {**workloads.model_options(network, 1), **preset_options(network, "small")}
 

@@ -18,7 +18,8 @@ INTRODUCTION = """\
 Same network, same data, same number of samples and steps; the optimizer and learning rate of each method are its
 own, chosen on validation samples ([accuracy.md](accuracy.md)). Test accuracy is that of the **last epoch**, mean and
 sample standard deviation over seeds; *at best validation* is the epoch that the validation samples would have chosen,
-*after epoch 1* the validation accuracy that the first epoch brought.
+*after epoch 1* the validation accuracy that the first epoch brought. *All exits averaged* is the mean of the softmax of
+all layers' exits, whose bridges have been trained anyway; the twin has one exit.
 `bp` is back-propagation through the same blocks, the twin. FLOPs are counted, forward and backward, over the twin's.
 Seconds are of runs that shared a machine with others: compare them within a table, roughly.
 

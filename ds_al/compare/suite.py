@@ -8,6 +8,7 @@ A suite is a YAML file (``ds_configs/suites/``)::
       - name: CIFAR-10, VGG                # one table: same data, network and budget
         set: {experiment.epochs: 15}       # keys of the config, for all methods of this group
         layers: [2, 4]                     # K, the number of AL layers
+        cuts: {2: [1, 3]}                  # how many blocks each of them holds, where not evenly many
         stages: [1]                        # P, the number of processes
         methods:
           bp: {}                           # a name, and keys for this method alone
@@ -61,6 +62,10 @@ class Group(StrictModel):
     config: str | None = Field(default=None, description="A config file of its own, instead of the suite's.")
     set: dict[str, Any] = Field(default_factory=dict, description="Keys of the config for all methods.")
     layers: list[int] = Field(min_length=1, description="K: numbers of AL layers.")
+    cuts: dict[int, list[int]] = Field(
+        default_factory=dict,
+        description="For a K: how many blocks each of its AL layers holds; evenly many where nothing is said.",
+    )
     stages: list[int] = Field(default=[1], min_length=1, description="P: numbers of processes.")
     methods: dict[str, dict[str, Any]] = Field(
         min_length=1, description="Methods by name, each with keys of the config for it alone."
@@ -133,6 +138,11 @@ def read_suite(path: Path) -> Suite:
     for group in suite.groups:
         for name, keys in group.methods.items():
             _settings(keys.get("method", name))
+        for depth, cut in group.cuts.items():
+            if len(cut) != depth:
+                raise ALConfigError(
+                    f"cuts of group {group.name!r}: got {cut} for K = {depth}, expected {depth} numbers"
+                )
         if stray := sorted(group.own_trials.keys() - group.methods.keys()):
             raise ALConfigError(f"own_trials of {stray[0]!r}: group {group.name!r} has {', '.join(group.methods)}")
     return suite
@@ -173,14 +183,15 @@ def _of_group(
     for method, keys in group.methods.items():
         name = keys.get("method", method)
         own = {key: value for key, value in keys.items() if key != "method"}
-        own_choice = tuned.get(method, tuned.get(name, {}))
+        own_choice = {} if name in RECIPES else tuned.get(method, tuned.get(name, {}))
         chosen = own_choice or (tuned.get("bp", {}) if name.startswith("bp_") else {})
         settings = {**_settings(name), **chosen, **own}
         is_backprop = str(settings["associated_learning.method"]).startswith("bp_")
         processes = 1 if name in _SINGLE else stages
         for trial, tried in _trials(group, method).items():
             for depth in [None] if is_backprop else group.layers:
-                layers = {} if depth is None else {"experiment.model.al_options.num_layers": depth}
+                cut = None if depth is None else group.cuts.get(depth, depth)
+                layers = {} if depth is None else {"experiment.model.al_options.num_layers": cut}
                 keys_of_cell = {**layers, **settings, **tried, "experiment.seed": seed}
                 config = with_recipe(override(base, _assignments(keys_of_cell)))
                 experiment_config(config)

@@ -20,6 +20,8 @@ COLUMNS = (
     "test_accuracy_sd",
     "test_accuracy_at_best_validation",
     "test_accuracy_at_best_validation_sd",
+    "averaged_accuracy",
+    "averaged_accuracy_sd",
     "validation_accuracy",
     "first_validation_accuracy",
     "train_accuracy",
@@ -37,7 +39,8 @@ def rows(results: Sequence[Result]) -> list[Row]:
     """One row per (group, method, K, P), in the order of the suite.
 
     Columns: see :data:`COLUMNS`; accuracies are means over seeds with sample standard deviations ``_sd`` (``None``
-    with one seed); ``first_validation_accuracy`` is that after the first epoch that was evaluated: whether a method
+    with one seed); ``averaged_accuracy`` is that of the mean of all exits (:mod:`ds_al.exit_average`) on the test
+    samples; ``first_validation_accuracy`` is that after the first epoch that was evaluated: whether a method
     starts from cold; ``seconds_to_twin`` is the mean training time until the validation accuracy first reached the
     twin's in its last epoch (same seed), ``None`` where it never did; bytes are of the fullest stage.
     """
@@ -62,6 +65,7 @@ def _row(key: tuple[Any, ...], cell: Sequence[Result], twins: Mapping[tuple[str,
     means = {
         "test_accuracy": [r["test_accuracy"] and r["test_accuracy"][-1] for r in done],
         "test_accuracy_at_best_validation": [r.get("test_accuracy_at_best_validation") for r in done],
+        "averaged_accuracy": [r.get("averaged_accuracy") and r["averaged_accuracy"][-1] for r in done],
         "validation_accuracy": [r["validation_accuracy"][-1] for r in done],
         "first_validation_accuracy": [_first_accuracy(r) for r in done],
         "train_accuracy": [r.get("train_accuracy") for r in done],
@@ -116,9 +120,10 @@ def group_markdown(own: Sequence[Row], *, seeds: int = 1) -> str:
         twin = None
     return "\n".join(
         [
-            "| method | K | test accuracy, % | to the twin | at best validation | after epoch 1 | train | s per epoch "
-            "| to the twin's accuracy | held for backward | parameters | FLOPs / twin | seeds |",
-            "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+            "| method | K | test accuracy, % | to the twin | all exits averaged | to the twin | at best validation "
+            "| after epoch 1 | train | s per epoch | to the twin's accuracy | held for backward | parameters "
+            "| FLOPs / twin | seeds |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
             *(_line(row, twin if row["seeds"] >= seeds else None) for row in own),
         ]
     )
@@ -127,14 +132,13 @@ def group_markdown(own: Sequence[Row], *, seeds: int = 1) -> str:
 def _line(row: Row, twin: Row | None) -> str:
     best = _percent(row["test_accuracy_at_best_validation"], row["test_accuracy_at_best_validation_sd"])
     failed = f", {row['failed']} failed" if row["failed"] else ""
-    difference = "-"
-    if twin is not None and row is not twin and row["test_accuracy"] is not None:
-        difference = f"{100 * (row['test_accuracy'] - twin['test_accuracy']):+.2f}"
     cells = [
         f"`{row['method']}`",
         "-" if row["K"] is None else str(row["K"]),
         _percent(row["test_accuracy"], row["test_accuracy_sd"]),
-        difference,
+        _difference(row, twin, "test_accuracy"),
+        _percent(row["averaged_accuracy"], row["averaged_accuracy_sd"]),
+        _difference(row, twin, "averaged_accuracy"),
         best,
         _percent(row["first_validation_accuracy"], None),
         _percent(row["train_accuracy"], None),
@@ -146,6 +150,13 @@ def _line(row: Row, twin: Row | None) -> str:
         f"{row['seeds']}{failed}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _difference(row: Row, twin: Row | None, column: str) -> str:
+    """Points that a row's accuracy is above the twin's."""
+    if twin is None or row is twin or row[column] is None:
+        return "-"
+    return f"{100 * (row[column] - twin['test_accuracy']):+.2f}"
 
 
 def _percent(mean: float | None, sd: float | None) -> str:

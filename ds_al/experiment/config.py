@@ -113,6 +113,13 @@ class ExperimentConfig(StrictModel):
         "by what was chosen for this kind of network (docs/accuracy.md).",
     )
     epochs: int = Field(ge=1, description="Passes over the training samples.")
+    label_smoothing: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Share of a label that the loss of a `bp_*` method spreads over all classes; by default 0, or the "
+        "recipe's. An AL objective has an option of this name.",
+    )
     max_batches: int | None = Field(
         default=None,
         ge=1,
@@ -158,6 +165,11 @@ class ExperimentConfig(StrictModel):
         default_factory=list,
         description="For each of these softmax probabilities: accuracy and cost where a test sample leaves at the "
         "first exit that is so sure of a class. Of AL methods; the twin has one exit.",
+    )
+    keep_freed_memory: bool = Field(
+        default=True,
+        description="On CPUs with glibc: what a step frees stays with the process for the next one, instead of being "
+        "paged in anew.",
     )
     checkpoint_every: int = Field(
         default=0, ge=0, description="Epochs between checkpoints; 0 keeps the last epoch's alone."

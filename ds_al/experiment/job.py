@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deepspeed import comm as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.pipe import PipelineModule
 from deepspeed.runtime.utils import set_random_seed
 from torch import nn
@@ -23,6 +24,7 @@ import ds_al
 from ds_al import config as configs
 from ds_al.data import ShuffledLoader, Splits, load_data, ordered_batches
 from ds_al.errors import ALConfigError, ALLayerError
+from ds_al.experiment.allocator import keep_freed_memory
 from ds_al.experiment.budget import Budget
 from ds_al.experiment.config import BLOCK, ExperimentConfig, experiment_config
 from ds_al.experiment.display import Display
@@ -55,6 +57,8 @@ class Job:
         self.config = config = with_recipe(config)
         self.resume = resume
         self.experiment: ExperimentConfig = experiment_config(config)
+        if self.experiment.keep_freed_memory and get_accelerator().device_name() == "cpu":
+            keep_freed_memory()
         self.al = configs.al_config(config)
         self.layout = Layout.of(
             method=self.al.method,
@@ -202,6 +206,11 @@ class Job:
         ds_config["gradient_accumulation_steps"] = self.own_micro_batches
         ds_config = configs.with_scheduler_steps(ds_config, self._scheduler_steps())
         if self.al.method in configs.AL_METHODS:
+            if self.experiment.label_smoothing is not None:
+                raise ALConfigError(
+                    f'"{BLOCK}.label_smoothing" is for bp_* methods: got {self.al.method}, give it to its objective, '
+                    f'as "{BLOCK}.model.al_options.objective.label_smoothing"'
+                )
             module: PipelineModule = ds_al.ALPipelineModule(
                 build_al(model.name, **self.model_options, **model.al_options),
                 num_stages=self.layout.stages,
@@ -218,7 +227,7 @@ class Job:
         module = PipelineModule(
             build_twin(model.name, **self.model_options, **model.twin_options),
             num_stages=self.layout.stages,
-            loss_fn=nn.CrossEntropyLoss(),
+            loss_fn=nn.CrossEntropyLoss(label_smoothing=self.experiment.label_smoothing or 0.0),
             seed_layers=True,
             seed_fn=lambda number: set_random_seed(int(number)),  # DeepSpeed's own chokes on its numpy bounds
             base_seed=seed,
@@ -302,6 +311,7 @@ class Job:
             "epochs": history[-1]["epoch"] if history else self.first_epoch,
             "test_accuracy": test.get("accuracy"),
             "test_samples": test.get("samples"),
+            "averaged_accuracy": test.get("averaged"),
             "exits": exit_rows(test["accuracy"], self.exit_costs) if test and self.exit_costs else None,
             "early_exit": confidence_rows(test.get("early_exit", ()), self.exit_costs) if self.exit_costs else None,
             "validation_accuracy": history[-1].get("validation_accuracy") if history else None,
@@ -333,7 +343,9 @@ class Job:
         if self.al.method in configs.BACKPROP_METHODS:
             return self.engine.evaluate(self._batches("test"))
         return self.engine.inference.evaluate(
-            self._batches("test"), exit_confidence=self.experiment.exit_confidence if self.exit_costs else ()
+            self._batches("test"),
+            exit_confidence=self.experiment.exit_confidence if self.exit_costs else (),
+            averaged=self.experiment.evaluate_fully,
         )
 
     @functools.cached_property
@@ -353,8 +365,12 @@ class Job:
         if not self.experiment.evaluate_fully:
             return {}
         train = self.engine.evaluate(self._batches("train"))["accuracy"]
+        averaged = None
+        if self.al.method in configs.AL_METHODS:
+            averaged = self.engine.inference.evaluate(self._batches("validation"), averaged=True)["averaged"]
         return {
             "train_accuracy": train[-1],
+            "averaged_validation_accuracy": averaged,
             "test_accuracy_at_best_validation": best["test_accuracy"][-1] if best and self.experiment.test else None,
         }
 

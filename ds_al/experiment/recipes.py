@@ -2,8 +2,8 @@
 
 ``"experiment": {"recipe": "ours", ...}`` gives the model's ``al_options`` and the ``"optimizer"`` their values; what
 the config says itself stays. ``ours`` is what validation samples chose for each kind of network; docs/accuracy.md tells
-what it is made of, and which runs judge it. A ``bp_*`` method takes the optimizer alone, so that the twin is trained
-alike.
+what it is made of, and which runs judge it. A ``bp_*`` method takes the optimizer and the objective's
+``label_smoothing``, so that the twin is trained alike.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from ds_al import config as configs
 from ds_al.errors import ALConfigError
 
 # A convolution or an inner linear layer is stepped by Muon; classifiers, codes, norms and embeddings by AdamW.
 _MUON: dict[str, Any] = {"type": "MuonAdamW", "params": {"lr": 0.05, "adamw_lr": 0.01}}
-_CONTRAST: dict[str, Any] = {"name": "contrast", "temperature": 0.05}
+_DECODED: dict[str, Any] = {"name": "decoded", "label_smoothing": 0.1}
 _VISION: dict[str, Any] = {
-    "bridge": "mimic", "bridge_width": 0.5, "bridge_pool_first": True, "code": "linear", "objective": _CONTRAST
+    "bridge": "mimic", "bridge_width": 0.5, "bridge_pool_first": True, "code": "linear", "objective": _DECODED
 }  # fmt: skip
 
 _PUBLISHED_TEXT: dict[str, Any] = {"bridge": "linear", "code": "tanh", "scores": "tanh", "objective": {"name": "mse"}}
@@ -33,7 +34,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "ours": {
         "vgg": {"optimizer": _MUON, "al_options": _VISION},
         "resnet": {"optimizer": _MUON, "al_options": _VISION},
-        "mlp": {"optimizer": _MUON, "al_options": {"objective": _CONTRAST}},
+        "mlp": {"optimizer": _MUON, "al_options": {"objective": _DECODED}},
         "transformer": {"optimizer": _adamw(0.03), "al_options": _PUBLISHED_TEXT},
         "lstm": {"optimizer": _adamw(0.01), "al_options": _BLOCKS},
     }
@@ -65,9 +66,16 @@ def with_recipe(config: Mapping[str, Any]) -> dict[str, Any]:
     if full.get("optimizer") is None:
         full["optimizer"] = recipe["optimizer"]
     own = model.get("al_options", {})
+    smoothing = recipe["al_options"]["objective"].get("label_smoothing")
+    if smoothing is not None and _is_backprop(full) and experiment.get("label_smoothing") is None:
+        experiment["label_smoothing"] = smoothing
     model["al_options"] = {**recipe["al_options"], **own}
     model["al_options"]["objective"] = _objective(own.get("objective", {}), recipe["al_options"]["objective"])
     return full
+
+
+def _is_backprop(config: Mapping[str, Any]) -> bool:
+    return str(config.get(configs.BLOCK, {}).get("method", "")) in configs.BACKPROP_METHODS
 
 
 def _objective(own: str | Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,15 +62,19 @@ class ResidualBlocks(ChannelsLast):
         plans: the blocks.
         stem: channels of the images, if the stem comes first.
         norm: see :data:`~ds_al.models.vision.Norm`.
+        travels: see :class:`~ds_al.models.vision.ChannelsLast`.
     """
 
-    def __init__(self, plans: Sequence[BlockPlan], *, stem: int | None = None, norm: Norm = "batch") -> None:
+    def __init__(
+        self, plans: Sequence[BlockPlan], *, stem: int | None = None, norm: Norm = "batch", travels: bool = False
+    ) -> None:
         layers: list[nn.Module] = []
         if stem is not None:
             width = plans[0].in_channels
             layers += [*convolution(stem, width), norm_layer(norm, width), nn.ReLU()]
         layers += [ResidualBlock(plan.in_channels, plan.channels, stride=plan.stride, norm=norm) for plan in plans]
         super().__init__(*layers)
+        self.travels = travels
 
 
 def resnet_al(
@@ -163,7 +167,7 @@ def resnet_twin(
     """
     plans = _plans(widths, blocks_per_stage, norm)
     groups = block_groups(len(plans), num_layers, default=len(widths))
-    f = _forward_specs(in_shape, plans, groups, norm)
+    f = _forward_specs(in_shape, plans, groups, norm, travels=True)
     channels, height, width = _shapes(in_shape, plans)[-1]
     if head == "average":
         return [*f, LayerSpec(Head, channels, num_classes)]
@@ -205,10 +209,16 @@ def _later(plans: Sequence[BlockPlan]) -> list[Stage]:
 
 
 def _forward_specs(
-    in_shape: Sequence[int], plans: Sequence[BlockPlan], groups: Sequence[range], norm: Norm
+    in_shape: Sequence[int], plans: Sequence[BlockPlan], groups: Sequence[range], norm: Norm, *, travels: bool = False
 ) -> list[LayerSpec]:
     images = image_shape(in_shape)[0]
     return [
-        LayerSpec(ResidualBlocks, list(plans[g.start : g.stop]), stem=None if g.start else images, norm=norm)
+        LayerSpec(
+            ResidualBlocks,
+            list(plans[g.start : g.stop]),
+            stem=None if g.start else images,
+            norm=norm,
+            travels=travels,
+        )
         for g in groups
     ]

@@ -111,7 +111,7 @@ def vgg_twin(
     """
     shapes = _shapes(in_shape, blocks)
     groups = block_groups(len(blocks), num_layers)
-    layers = [_forward_spec(shapes[g.start][0], blocks, g, early_pool) for g in groups]
+    layers = [_forward_spec(shapes[g.start][0], blocks, g, early_pool, travels=True) for g in groups]
     channels, height, width = shapes[-1]
     if head == "average":
         return [*layers, LayerSpec(Head, channels, num_classes)]
@@ -120,9 +120,11 @@ def vgg_twin(
     raise ALConfigError(f"got head={head!r}: expected 'average' or 'published'")
 
 
-def _forward_spec(in_channels: int, blocks: Sequence[Block], group: range, early_pool: bool) -> LayerSpec:
+def _forward_spec(
+    in_channels: int, blocks: Sequence[Block], group: range, early_pool: bool, *, travels: bool = False
+) -> LayerSpec:
     items = [item for i in group for item in blocks[i]]
-    return LayerSpec(ConvBlock, in_channels, items, early_pool=early_pool)
+    return LayerSpec(ConvBlock, in_channels, items, early_pool=early_pool, travels=travels)
 
 
 def _shapes(in_shape: Sequence[int], blocks: Sequence[Block]) -> list[tuple[int, int, int]]:

@@ -54,11 +54,19 @@ def convolution(in_channels: int, channels: int, *, stride: int = 1, depthwise: 
 
 
 class ChannelsLast(nn.Sequential):
-    """A chain of modules on maps ``(B, C, H, W)`` that computes with channels last, several times quicker on CPU."""
+    """A chain of modules on maps ``(B, C, H, W)`` that computes with channels last, several times quicker on CPU.
+
+    Attributes:
+        travels: whether what leaves it is contiguous, as DeepSpeed's pipeline sends it. An AL form has no need of it:
+            :func:`~ds_al.layer.stop_gradient` sees to what travels, and the bridge reads the map as it is.
+    """
+
+    travels = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns a contiguous map, as everything that travels is."""
-        return super().forward(x.to(memory_format=torch.channels_last)).contiguous()
+        """Runs the chain."""
+        s = super().forward(x.to(memory_format=torch.channels_last))
+        return s.contiguous() if self.travels else s
 
 
 class ConvBlock(ChannelsLast):
@@ -70,9 +78,18 @@ class ConvBlock(ChannelsLast):
         early_pool: takes a pooling that follows a convolution ahead of its batch norm and ReLU, with which it
             all but commutes: these then have a quarter of the work.
         depthwise: see :func:`convolution`.
+        travels: see :class:`ChannelsLast`.
     """
 
-    def __init__(self, in_channels: int, block: Block, *, early_pool: bool = True, depthwise: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        block: Block,
+        *,
+        early_pool: bool = True,
+        depthwise: bool = False,
+        travels: bool = False,
+    ) -> None:
         layers: list[nn.Module] = []
         for item in block:
             if item == "M":
@@ -88,6 +105,7 @@ class ConvBlock(ChannelsLast):
                 ]
                 in_channels = channels
         super().__init__(*layers)
+        self.travels = travels
 
 
 class Subsampled(nn.Conv2d):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ds_al.errors import ALConfigError
-from ds_al.losses import widened
+from ds_al.losses import check_smoothing, label_loss, widened
 from ds_al.objectives.base import Objective, Target
 from ds_al.objectives.mse import decode
 
@@ -29,10 +29,11 @@ class Contrast(Objective):
     Args:
         temperature: of the softmax over cosines; small ones suit many classes.
         learned_temperature: lets the associated loss train each layer's temperature, from ``temperature`` on.
+        label_smoothing: share of a label that ``A_i`` spreads over all classes.
         exit: ``"nearest"`` scores an exit by the cosine to the codes, ``"decode"`` through ``h_i .. h_1``.
 
     Raises:
-        ALConfigError: the temperature is not positive, or the exit is unknown.
+        ALConfigError: the temperature is not positive, the smoothing out of range, or the exit unknown.
     """
 
     target_tensors = 2
@@ -43,6 +44,7 @@ class Contrast(Objective):
         *,
         temperature: float = 0.1,
         learned_temperature: bool = False,
+        label_smoothing: float = 0.0,
         exit: Literal["nearest", "decode"] = "nearest",
     ) -> None:
         super().__init__()
@@ -50,7 +52,9 @@ class Contrast(Objective):
             raise ALConfigError(f"objective contrast: got temperature={temperature}: expected more than 0")
         if exit not in ("nearest", "decode"):
             raise ALConfigError(f"objective contrast: got exit={exit!r}: expected 'nearest' or 'decode'")
+        check_smoothing(label_smoothing)
         self.exit = exit
+        self.label_smoothing = label_smoothing
         self.has_code_table = exit == "nearest"
         log = torch.tensor([math.log(temperature)])  # DeepSpeed cannot broadcast a parameter without dimensions
         self.log_temperature: Tensor
@@ -71,9 +75,8 @@ class Contrast(Objective):
     def associated_loss(self, layer: ALLayer, s_out: Activation, t_out: Target) -> Tensor:
         """Cross-entropy of the cosines; its gradient stops at the table unless ``target_gradient`` is set."""
         labels, table = t_out
-        return F.cross_entropy(
-            self.similarity(layer, s_out, table if layer.target_gradient else table.detach()), labels
-        )
+        scores = self.similarity(layer, s_out, table if layer.target_gradient else table.detach())
+        return label_loss(scores, labels, smoothing=self.label_smoothing)
 
     def autoencoder_loss(self, layer: ALLayer, t_out: Target, t_in: Target) -> Tensor:
         """``D_E(h(C_i), C_{i-1})``, over all classes."""

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from ds_al.errors import ALConfigError
-from ds_al.losses import widened
+from ds_al.losses import check_smoothing, label_loss
 from ds_al.objectives.base import Objective, Target
 from ds_al.objectives.mse import decode
 
@@ -28,6 +27,7 @@ class Decoded(Objective):
     Args:
         own_decoder: ``"live"`` lets ``A_i`` train h_i, too; ``"frozen"`` leaves h_i to ``E_i`` alone.
         refresh_every: R, in micro-batches.
+        label_smoothing: share of a label that ``A_i`` spreads over all classes.
 
     Raises:
         ALConfigError: an option is out of range.
@@ -36,14 +36,22 @@ class Decoded(Objective):
     target_tensors = 2
     needs_earlier_decoders = True
 
-    def __init__(self, *, own_decoder: Literal["live", "frozen"] = "live", refresh_every: int = 10) -> None:
+    def __init__(
+        self,
+        *,
+        own_decoder: Literal["live", "frozen"] = "live",
+        refresh_every: int = 10,
+        label_smoothing: float = 0.0,
+    ) -> None:
         super().__init__()
         if own_decoder not in ("live", "frozen"):
             raise ALConfigError(f"objective decoded: got own_decoder={own_decoder!r}: expected 'live' or 'frozen'")
         if not isinstance(refresh_every, int) or refresh_every < 1:
             raise ALConfigError(f"objective decoded: got refresh_every={refresh_every!r}: expected 1 or more")
+        check_smoothing(label_smoothing)
         self.own_decoder = own_decoder
         self.refresh_every = refresh_every
+        self.label_smoothing = label_smoothing
 
     def first_target(self, labels: Tensor, one_hot: Tensor) -> tuple[Tensor, Tensor]:
         """Labels ``(B,)`` and the same one-hot ``(B, V)``."""
@@ -62,7 +70,7 @@ class Decoded(Objective):
         else:
             frozen = {name: value.detach() for name, value in layer.h.named_parameters()}
             code = functional_call(layer.h, frozen, (code,))
-        return F.cross_entropy(widened(decode(self.earlier, code)), t_out[0])
+        return label_loss(decode(self.earlier, code), t_out[0], smoothing=self.label_smoothing)
 
     def autoencoder_loss(self, layer: ALLayer, t_out: Target, t_in: Target) -> Tensor:
         """``D_E(h(t_i), t_{i-1})``."""

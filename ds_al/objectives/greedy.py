@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ds_al.losses import widened
+from ds_al.losses import check_smoothing, label_loss
 from ds_al.objectives.base import Objective, Target
 
 if TYPE_CHECKING:
@@ -20,9 +19,20 @@ class Greedy(Objective):
 
     g is not used (``nn.Identity`` fits), and there is no ``E_i``. t is the labels ``(B,)``.
     Source: layer-wise training with auxiliary classifiers, Belilovsky et al., ICML 2019 and 2020.
+
+    Args:
+        label_smoothing: share of a label that ``A_i`` spreads over all classes.
+
+    Raises:
+        ALConfigError: the smoothing is out of range.
     """
 
     trains_decoder = True
+
+    def __init__(self, *, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        check_smoothing(label_smoothing)
+        self.label_smoothing = label_smoothing
 
     def first_target(self, labels: Tensor, one_hot: Tensor) -> Tensor:
         """Labels ``(B,)``."""
@@ -35,7 +45,7 @@ class Greedy(Objective):
     def associated_loss(self, layer: ALLayer, s_out: Activation, t_out: Target) -> Tensor:
         """Cross-entropy of the classifier's scores."""
         assert isinstance(t_out, Tensor)
-        return F.cross_entropy(widened(layer.h(layer.bridge(s_out))), t_out)
+        return label_loss(layer.h(layer.bridge(s_out)), t_out, smoothing=self.label_smoothing)
 
     def autoencoder_loss(self, layer: ALLayer, t_out: Target, t_in: Target) -> None:
         """None."""

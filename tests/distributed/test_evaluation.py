@@ -48,6 +48,9 @@ def score(network: str) -> dict[str, Any]:
         "exit 0": refusal(engine, held[0][0], exit=0),
         "exit 5": refusal(engine, held[0][0], exit=5),
     }
+    found["averaged"] = engine.inference.evaluate(held if first else None, averaged=True)["averaged"]
+    found["average of 3"] = [engine.predict(x if first else None, average=3) for x, _ in held]
+    found["average of 2 at exit 3"] = engine.predict(held[0][0] if first else None, exit=3, average=2)
     median = sorted(confidence_of(found["predict"][0][0]).tolist())[4]
     found["confidence"] = [0.01, median, 1.0]
     found["early"] = [
@@ -127,6 +130,22 @@ def test_evaluate_counts_every_sample_once(found: Any, network: str) -> None:
             labels = torch.cat([y for _, y in held_out(network)])
             assert result["accuracy"][m - 1] == pytest.approx((scores.argmax(1) == labels).double().mean().item())
             assert result["loss"][m - 1] == pytest.approx(F.cross_entropy(scores, labels).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("network", NETS)
+def test_exits_of_all_stages_are_averaged(found: Any, network: str) -> None:
+    layers, _ = trained(network, 2)
+    held = held_out(network)
+    labels = torch.cat([y for _, y in held])
+    exits = [torch.cat([predict(layers, x, exit=m).softmax(dim=1) for x, _ in held]) for m in range(1, 5)]
+    for rank in found:
+        for n, accuracy in enumerate(rank[network]["averaged"], start=1):
+            mean = torch.stack(exits[-n:]).mean(0)
+            assert accuracy == pytest.approx((mean.argmax(1) == labels).double().mean().item())
+        scores = torch.cat(rank[network]["average of 3"])
+        assert torch.allclose(scores.exp(), torch.stack(exits[-3:]).mean(0), atol=1e-6)
+        scores = rank[network]["average of 2 at exit 3"]
+        assert torch.allclose(scores.exp(), torch.stack(exits[1:3]).mean(0)[: len(scores)], atol=1e-6)
 
 
 @pytest.mark.parametrize("network", NETS)
