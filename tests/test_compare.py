@@ -167,6 +167,8 @@ def test_time_to_the_twin_is_that_until_its_last_validation_accuracy() -> None:
     table = rows([result("bp", 0, 0.8), slow, never])
     assert [row["seconds_to_twin"] for row in table] == [4.0, 4.0, None]
     assert "not reached" in markdown(table)
+    better = {**result("bp_1f1b", 0, 0.9), "validation_accuracy": [0.99]}
+    assert rows([result("bp", 0, 0.8), better, slow])[-1]["seconds_to_twin"] == 4.0  # the first twin is the one
 
 
 def test_failures_stay_in_the_table() -> None:

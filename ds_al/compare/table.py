@@ -47,9 +47,9 @@ def rows(results: Sequence[Result]) -> list[Row]:
     found: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:
         found.setdefault((result["group"], result["suite_method"], result["K"], result["P"]), []).append(result)
-    twins = {
+    twins = {  # of several, the first one
         (result["group"], result["seed"]): result
-        for result in results
+        for result in reversed(results)
         if "failure" not in result and str(result["method"]).startswith("bp_")
     }
     return [_row(key, cell, twins) for key, cell in found.items()]
