@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,9 +27,11 @@ def train(
     temperature: float = 0.1,
     refresh_every: int = 10,
     own_decoder: str = "live",
+    label_smoothing: float = 0.0,
 ) -> Optimizers:
     """Trains ``layers`` in place by AdamW, a step per micro-batch, and returns each layer's optimizers."""
     optimizers: Optimizers = []
+    smooth = functools.partial(F.cross_entropy, label_smoothing=label_smoothing)
     for layer in layers:
         layer.train()
         extra = [*layer.h.parameters()] if name == "greedy" else [*layer.objective.parameters()]
@@ -48,17 +51,17 @@ def train(
             seed_layer(base_seed, layer=index, step=step, part=1)
             bridge = layer.b(layer.reduce(s_out))
             if name == "greedy":
-                losses = [F.cross_entropy(layer.h(bridge), labels)]
+                losses = [smooth(layer.h(bridge), labels)]
             elif name == "contrast":
                 scale = layer.objective.log_temperature.exp()
                 cosines = F.normalize(bridge, dim=1) @ F.normalize(table_out.detach(), dim=1).t()
-                losses = [F.cross_entropy(cosines / scale, labels), layer.autoencoder_loss(layer.h(table_out), table)]
+                losses = [smooth(cosines / scale, labels), layer.autoencoder_loss(layer.h(table_out), table)]
             else:
                 own = layer.h if own_decoder == "live" else copy.deepcopy(layer.h).requires_grad_(False)
                 scores = own(bridge)
                 for earlier in reversed(copies[:index]):
                     scores = earlier(scores)
-                losses = [F.cross_entropy(scores, labels), layer.autoencoder_loss(layer.h(code_out), code)]
+                losses = [smooth(scores, labels), layer.autoencoder_loss(layer.h(code_out), code)]
             torch.autograd.backward(losses)
             for optimizer in optimizers[index]:
                 optimizer.step()
