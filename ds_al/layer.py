@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ds_al import losses, objectives
 from ds_al.errors import ALLayerError
+from ds_al.memory_format import dense
 from ds_al.objectives import Objective, Target
 from ds_al.recompute import Recomputed
 
@@ -48,11 +49,11 @@ def stop_gradient(activation: Tensor) -> Tensor: ...
 @overload
 def stop_gradient(activation: Activation) -> Activation: ...
 def stop_gradient(activation: Activation) -> Activation:
-    """Cuts the graph, and makes the values contiguous, so that a layer sees the same bits and the same
-    strides whether its predecessor lives in this process or in another one."""
+    """Cuts the graph, and makes the values dense (:mod:`ds_al.memory_format`), so that a layer sees the same bits
+    and the same strides whether its predecessor lives in this process or in another one."""
     if isinstance(activation, Tensor):
-        return activation.detach().contiguous()
-    return tuple(tensor.detach().contiguous() for tensor in activation)
+        return dense(activation.detach())
+    return tuple(dense(tensor.detach()) for tensor in activation)
 
 
 class ALLayer(nn.Module):

@@ -28,6 +28,7 @@ from deepspeed import comm as dist
 from torch import Tensor
 
 from ds_al.errors import ALTransportError
+from ds_al.memory_format import is_channels_last
 
 _ALIGNMENT = 64  # bytes: what torch's own allocations have, so kernels choose the same paths
 _HEADER = 128  # int64 numbers
@@ -40,14 +41,22 @@ _DTYPES = [
 
 @dataclass(frozen=True)
 class Layout:
-    """Shapes and dtypes of a message, and where each tensor lies in its flat buffer."""
+    """Shapes and dtypes of a message, and where each tensor lies in its flat buffer.
+
+    Attributes:
+        tensors: shape and dtype of each.
+        channels_last: of each, whether it is a map that lies so (:mod:`ds_al.memory_format`).
+    """
 
     tensors: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    channels_last: tuple[bool, ...]
 
     @classmethod
     def of(cls, message: tuple[Tensor, ...]) -> Layout:
         """The layout of these tensors."""
-        return cls(tuple((tuple(tensor.shape), tensor.dtype) for tensor in message))
+        return cls(
+            tuple((tuple(tensor.shape), tensor.dtype) for tensor in message), tuple(map(is_channels_last, message))
+        )
 
     @cached_property
     def nbytes(self) -> int:
@@ -57,23 +66,28 @@ class Layout:
     def views(self, buffer: Tensor) -> tuple[Tensor, ...]:
         """The tensors of a message, as views of a flat ``uint8`` buffer."""
         views, offset = [], 0
-        for shape, dtype in self.tensors:
+        for (shape, dtype), last in zip(self.tensors, self.channels_last, strict=True):
             size = math.prod(shape) * dtype.itemsize
-            views.append(buffer[offset : offset + size].view(dtype).view(shape))
+            flat = buffer[offset : offset + size].view(dtype)
+            if last:
+                batch, channels, height, width = shape
+                views.append(flat.view(batch, height, width, channels).permute(0, 3, 1, 2))
+            else:
+                views.append(flat.view(shape))
             offset += _padded(shape, dtype)
         return tuple(views)
 
     def encode(self) -> list[int]:
-        """The layout as ``_HEADER`` integers: count, then dtype, rank and sizes of each tensor.
+        """The layout as ``_HEADER`` integers: count, then dtype, rank (negative: channels last) and sizes of each.
 
         Raises:
             ALTransportError: the message has too many tensors or dimensions, or a dtype that cannot travel.
         """
         numbers = [len(self.tensors)]
-        for shape, dtype in self.tensors:
+        for (shape, dtype), last in zip(self.tensors, self.channels_last, strict=True):
             if dtype not in _DTYPES:
                 raise ALTransportError(f"a tensor of dtype {dtype} cannot travel between stages: use one of {_DTYPES}")
-            numbers += [_DTYPES.index(dtype), len(shape), *shape]
+            numbers += [_DTYPES.index(dtype), -len(shape) if last else len(shape), *shape]
         if len(numbers) > _HEADER:
             raise ALTransportError(
                 f"a message of {len(self.tensors)} tensors needs a header of {len(numbers)} numbers, at most "
@@ -84,12 +98,13 @@ class Layout:
     @classmethod
     def decode(cls, numbers: list[int]) -> Layout:
         """The inverse of :meth:`encode`."""
-        tensors, at = [], 1
+        tensors, channels_last, at = [], [], 1
         for _ in range(numbers[0]):
-            dtype, rank = _DTYPES[numbers[at]], numbers[at + 1]
+            dtype, rank = _DTYPES[numbers[at]], abs(numbers[at + 1])
+            channels_last.append(numbers[at + 1] < 0)
             tensors.append((tuple(numbers[at + 2 : at + 2 + rank]), dtype))
             at += 2 + rank
-        return cls(tuple(tensors))
+        return cls(tuple(tensors), tuple(channels_last))
 
     def __str__(self) -> str:
         return ", ".join(f"{list(shape)} {str(dtype).removeprefix('torch.')}" for shape, dtype in self.tensors)
@@ -109,7 +124,7 @@ class _Slot:
         self.work: Any = None
 
     def fits(self, message: tuple[Tensor, ...]) -> bool:
-        """Whether these tensors have the shapes and dtypes of this slot."""
+        """Whether these tensors have the shapes and dtypes of this slot; they are copied as this slot lies."""
         return len(message) == len(self.tensors) and all(
             view.shape == tensor.shape and view.dtype == tensor.dtype
             for view, tensor in zip(self.tensors, message, strict=True)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ds_al.errors import ALConfigError
 from ds_al.layer import predict, stop_gradient
+from ds_al.memory_format import is_channels_last
 from ds_al.models import AL_MODELS, TWINS, build_al, build_twin
 from ds_al.models.grouping import block_groups
 from ds_al.models.vision import Subsampled
@@ -38,13 +39,15 @@ def test_shapes_of_every_layer_and_of_every_exit(case: Case):
 
 
 def test_what_travels_between_layers_is_contiguous_with_the_batch_first(case: Case):
-    """The AL engine sends what ``stop_gradient`` returns; DeepSpeed's pipeline what the twin's layers return."""
+    """The AL engine sends what ``stop_gradient`` returns, which may have channels last; DeepSpeed's pipeline what the
+    twin's layers return."""
     local = [layer.f.eval() for layer in al_layers(case)]
     for modules in (local, [module.eval() for module in twin_layers(case)]):
         s = case.x()
         for module in modules:
             s = stop_gradient(module(s)) if modules is local else module(s)
-            assert all(part.is_contiguous() and len(part) == BATCH for part in parts(s))
+            assert all(part.is_contiguous() or (modules is local and is_channels_last(part)) for part in parts(s))
+            assert all(len(part) == BATCH for part in parts(s))
             assert parts(s)[0].is_floating_point()  # DeepSpeed's receive buffers want a float first
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ds_al.errors import ALTransportError
+from ds_al.memory_format import dense
 from ds_al.transport import Layout
 
 DTYPES = [
@@ -47,6 +48,23 @@ def test_a_flat_buffer_holds_every_tensor_apart_and_aligned(kinds: list[tuple[li
         assert not view.numel() or (view.data_ptr() - buffer.data_ptr()) % 64 == 0
     for view, tensor in zip(views, message, strict=True):  # after all were written, so none lies upon another
         assert torch.equal(view, tensor)
+
+
+def test_a_map_with_channels_last_arrives_with_channels_last() -> None:
+    """Turned around for its way and back, it cost a network of convolutions some percent of its time."""
+    first = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5)
+    message = (first.to(memory_format=torch.channels_last), first, torch.ones(2, 1, 4, 5), torch.ones(3))
+    layout = Layout.decode(torch.tensor(Layout.of(message).encode()).tolist())
+    assert layout == Layout.of(message) and layout.channels_last == (True, False, False, False)
+    views = layout.views(torch.empty(layout.nbytes, dtype=torch.uint8))
+    for view, tensor in zip(views, message, strict=True):
+        view.copy_(tensor)
+        assert torch.equal(view, tensor) and view.stride() == tensor.stride()
+
+
+def test_what_does_not_lie_densely_is_made_contiguous() -> None:
+    map_ = torch.ones(2, 6, 4, 4).to(memory_format=torch.channels_last)
+    assert dense(map_) is map_ and dense(map_[:, ::2]).is_contiguous() and dense(torch.ones(4, 3).t()).is_contiguous()
 
 
 def test_what_cannot_travel_is_refused() -> None:

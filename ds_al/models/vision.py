@@ -57,8 +57,8 @@ class ChannelsLast(nn.Sequential):
     """A chain of modules on maps ``(B, C, H, W)`` that computes with channels last, several times quicker on CPU.
 
     Attributes:
-        travels: whether what leaves it is contiguous, as DeepSpeed's pipeline sends it. An AL form has no need of it:
-            :func:`~ds_al.layer.stop_gradient` sees to what travels, and the bridge reads the map as it is.
+        travels: whether what leaves it is contiguous, as DeepSpeed's pipeline sends it. In an AL form maps travel, and
+            bridges read them, as they are (:mod:`ds_al.memory_format`).
     """
 
     travels = False
