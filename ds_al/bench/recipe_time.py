@@ -18,6 +18,8 @@ from ds_al.models import preset_options
 _WARM_UP = 3
 _SAMPLES = {"vgg": 100, "resnet": 100, "lstm": 50, "transformer": 50}
 """Of a micro-batch, as in ds_configs/suites/small.yaml."""
+_IMAGE = (3, 32, 32)
+"""Of CIFAR, on which the recipe for images was chosen."""
 
 
 def measure_recipe(
@@ -73,6 +75,8 @@ def pairs_on_rank(*, recipe: str, network: str, layers: int, repeat: int) -> lis
     keep_freed_memory()  # as a run does
     parts, size = RECIPES[recipe][network], _SAMPLES[network]
     options = {**workloads.model_options(network, 1), **preset_options(network, "small")}
+    if "in_shape" in options:
+        options["in_shape"] = _IMAGE
 
     def form(method: str, **more: Any) -> Callable[[], float]:
         engine = workloads.model_engine(
@@ -83,7 +87,7 @@ def pairs_on_rank(*, recipe: str, network: str, layers: int, repeat: int) -> lis
             options={**options, **more, "num_layers": layers},
             optimizer=parts["optimizer"],
         )
-        return lambda: _seconds(engine, workloads.model_batches(engine, model=network))
+        return lambda: _seconds(engine, workloads.model_batches(engine, model=network, image=_IMAGE))
 
     forms = {"al": form("streaming", **parts["al_options"]), "twin": form("bp_1f1b")}
     pairs = []

@@ -153,20 +153,20 @@ def model_engine(
     )
 
 
-def model_batches(engine: Any, *, model: str) -> Iterator[tuple[Tensor, Tensor]]:
+def model_batches(engine: Any, *, model: str, image: Sequence[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """Random samples and labels for ever, for an engine."""
-    return random_batches(model, size=engine.train_micro_batch_size_per_gpu())
+    return random_batches(model, size=engine.train_micro_batch_size_per_gpu(), image=image)
 
 
-def random_batches(model: str, *, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Random samples and labels for ever, in micro-batches."""
+def random_batches(model: str, *, size: int, image: Sequence[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Random samples and labels for ever, in micro-batches; images of :data:`IMAGE`'s shape where none is given."""
     generator = torch.Generator().manual_seed(0)
     while True:
         labels = torch.randint(CLASSES, (size,), generator=generator)
         if model in ("lstm", "transformer"):
             yield torch.randint(1, VOCABULARY, (size, TOKENS), generator=generator), labels
         else:
-            yield torch.randn(size, *IMAGE, generator=generator), labels
+            yield torch.randn(size, *(image or IMAGE), generator=generator), labels
 
 
 def model_options(model: str, stages: int) -> dict[str, Any]:
