@@ -20,6 +20,7 @@ from torch import Tensor, nn
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 
 _MUON, _ADAMW = "muon", "adamw"
+_FUSED_ON = ("cpu", "cuda")
 _NS_DTYPES = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
 # Of the quintic iteration: the largest slope at 0 for which singular values still end near 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -161,9 +162,16 @@ class MuonAdamW(torch.optim.Optimizer):
                 "eps": group["adamw_eps"],
                 "weight_decay": group["adamw_weight_decay"],
                 "params": group["params"],
+                "fused": all(
+                    p.device.type in _FUSED_ON for p in group["params"]
+                ),  # ten times as quick on small tensors
             }
             for group in groups
         ]
+        for parameter in (p for group in groups for p in group["params"]):
+            if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
+                # The fused step of a CPU takes it for granted that both lie alike.
+                parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
         self._adamw.step()
 
 

@@ -81,6 +81,32 @@ def test_a_depthwise_bridge_looks_at_one_channel_at_a_time() -> None:
     assert spatial and all(each.groups == each.in_channels for each in spatial)
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_map_pooled_by_its_average_sends_a_gradient_to_all_of_it(residual: bool) -> None:
+    shares = {}
+    for pool in ("max", "average"):
+        options = {"bridge_pool": pool, "bridge_residual": residual}
+        bridge = build(build_al("vgg", blocks=((8, "M"), (8,)), **options, **IMAGES))[0].b
+        s = torch.rand(4, 8, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        bridge(s).square().sum().backward()
+        shares[pool] = s.grad.ne(0).float().mean().item()
+    assert shares["max"] <= 0.25 and shares["average"] > 0.9
+
+
+def test_bridges_without_muon_leave_it_to_the_network() -> None:
+    def by_muon(part: nn.Module) -> list[bool]:
+        return [getattr(p, "use_muon", True) for p in part.parameters() if p.dim() > 1]
+
+    for options, want in (({}, {True, False}), ({"bridge_muon": False}, {False})):  # what ends a bridge never is
+        layer = build(build_al("resnet", **options, **IMAGES))[0]
+        assert set(by_muon(layer.b)) == want and all(by_muon(layer.f))
+
+
+def test_an_unknown_pooling_is_refused() -> None:
+    with pytest.raises(ALConfigError, match="bridge_pool='mean': expected 'max' or 'average'"):
+        build_al("vgg", bridge_pool="mean", **IMAGES)
+
+
 def test_published_vision_codes_are_sigmoids_read_by_mean_squared_error() -> None:
     for key in ("vgg published", "resnet published"):
         for layer in al_layers(CASES[key]):

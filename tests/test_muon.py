@@ -73,6 +73,17 @@ def test_all_else_steps_as_with_adamw_alone(shape: tuple[int, ...]) -> None:
     assert torch.equal(ours, stepped(parameter(*shape), lambda p: torch.optim.AdamW(p, **ADAMW)))
 
 
+def test_a_gradient_that_lies_otherwise_than_its_parameter_steps_the_same_numbers() -> None:
+    """The fused AdamW of a CPU reads both as they lie in memory, and mixed up the elements of such a gradient."""
+    alike, otherwise = ([nn.Parameter(parameter(4, 4, 3, 3).detach().clone())] for _ in range(2))
+    alike[0].use_muon = otherwise[0].use_muon = False  # type: ignore[attr-defined]
+    grad = torch.randn(4, 4, 3, 3, generator=torch.Generator().manual_seed(2))
+    alike[0].grad, otherwise[0].grad = grad, grad.clone(memory_format=torch.channels_last)
+    MuonAdamW(alike, **BOTH).step()
+    MuonAdamW(otherwise, **BOTH).step()
+    assert torch.equal(alike[0], otherwise[0])
+
+
 @needs_torch_muon
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_kernel_steps_as_the_matrix_of_its_rows(layout: torch.memory_format) -> None:

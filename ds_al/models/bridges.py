@@ -3,9 +3,11 @@
     mimic      a narrow copy of the stages that follow, global average pooling, linear. Its options:
                    width       share of their channels that the copy has
                    pool_first  halves the map first: a quarter of the cost
+                   pool        how: by the maximum, or by the average, which sends a gradient to all of the map
                    depth       copies the next so many stages alone
                    residual    a residual block per stage, strided like it, instead of a convolution and pooling
                    depthwise   convolutions one channel at a time, then across channels
+                   muon        whether MuonAdamW takes its matrices by Muon, or all of it by AdamW, which is quicker
                The last layer has nothing to copy: its bridge is the twin's head
     published  flatten, linear 1000, sigmoid, linear 700, sigmoid
 
@@ -24,10 +26,13 @@ from torch import nn
 from ds_al.errors import ALConfigError
 from ds_al.models.output import Output
 from ds_al.models.targets import code_end, target_side
-from ds_al.models.vision import Block, ChannelsLast, ConvBlock, Head, Norm, ResidualBlock
+from ds_al.models.vision import ChannelsLast, ConvBlock, Head, Norm, ResidualBlock
 from ds_al.spec import ALLayerSpec
 
 BridgeKind = Literal["mimic", "published"]
+Pool = Literal["max", "average"]
+
+_POOLS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
 
 
 class Stage(NamedTuple):
@@ -48,7 +53,8 @@ class BridgeOptions:
 
     Attributes:
         kind: ``"mimic"`` or ``"published"``.
-        width, pool_first, residual, depthwise, depth: of a mimic bridge; ``depth`` is ``None`` for all stages.
+        width, pool_first, pool, residual, depthwise, depth, muon: of a mimic bridge; ``depth`` is ``None`` for all
+            stages, ``pool`` ``"max"`` or ``"average"``.
         hidden: width of a published bridge's hidden layer.
 
     Raises:
@@ -58,14 +64,18 @@ class BridgeOptions:
     kind: BridgeKind = "mimic"
     width: float = 0.5
     pool_first: bool = True
+    pool: Pool = "max"
     residual: bool = False
     depthwise: bool = False
     depth: int | None = None
+    muon: bool = True
     hidden: int = 1000
 
     def __post_init__(self) -> None:
         if self.kind not in ("mimic", "published"):
             raise ALConfigError(f"got bridge={self.kind!r}: expected 'mimic' or 'published'")
+        if self.pool not in _POOLS:
+            raise ALConfigError(f"got bridge_pool={self.pool!r}: expected 'max' or 'average'")
         if not self.width > 0:
             raise ALConfigError(f"got bridge_width={self.width}: expected a share of channels above 0, such as 0.5")
         if self.depth is not None and self.depth < 0:
@@ -95,26 +105,22 @@ class MimicBridge(nn.Sequential):
         code: str,
     ) -> None:
         copies: list[nn.Module] = []
-        for number, stage in enumerate(later[: options.depth]):
+        for stage in later[: options.depth]:
+            pool = [_POOLS[options.pool](2, ceil_mode=True)] if options.pool_first and not copies else []
             channels = max(1, round(stage.channels * options.width))
-            pool = options.pool_first and number == 0
-            if options.residual:
-                copies.append(_residual(in_channels, channels, stage, pool=pool, norm=norm, options=options))
-            else:
-                items: Block = (*["M"] * pool, channels, *["M"] * stage.halvings)
-                copies.append(ConvBlock(in_channels, items, depthwise=options.depthwise))
+            copies.append(ChannelsLast(*pool, _copy(in_channels, channels, stage, norm=norm, options=options)))
             in_channels = channels
         super().__init__(*copies, Head(in_channels, code_width), code_end(code, code_width))
+        if not options.muon:
+            for parameter in self.parameters():
+                parameter.use_muon = False  # type: ignore[attr-defined]  # as DeepSpeed tags what Muon leaves out
 
 
-def _residual(
-    in_channels: int, channels: int, stage: Stage, *, pool: bool, norm: Norm, options: BridgeOptions
-) -> nn.Module:
-    first = [nn.MaxPool2d(2, ceil_mode=True)] if pool else []
-    stride = 2**stage.halvings
-    return ChannelsLast(
-        *first, ResidualBlock(in_channels, channels, stride=stride, norm=norm, depthwise=options.depthwise)
-    )
+def _copy(in_channels: int, channels: int, stage: Stage, *, norm: Norm, options: BridgeOptions) -> nn.Module:
+    if options.residual:
+        stride = 2**stage.halvings
+        return ResidualBlock(in_channels, channels, stride=stride, norm=norm, depthwise=options.depthwise)
+    return ConvBlock(in_channels, [channels, *["M"] * stage.halvings], depthwise=options.depthwise)
 
 
 class PublishedBridge(nn.Sequential):

@@ -17,7 +17,7 @@ from deepspeed.pipe import LayerSpec
 from torch import nn
 
 from ds_al.errors import ALConfigError
-from ds_al.models.bridges import BridgeKind, BridgeOptions, Stage, bridged_layers
+from ds_al.models.bridges import BridgeKind, BridgeOptions, Pool, Stage, bridged_layers
 from ds_al.models.grouping import Layers, block_groups
 from ds_al.models.targets import default_code_width
 from ds_al.models.vision import (
@@ -88,9 +88,11 @@ def resnet_al(
     bridge: BridgeKind = "mimic",
     bridge_width: float = 0.5,
     bridge_pool_first: bool = True,
+    bridge_pool: Pool = "max",
     bridge_residual: bool = True,
     bridge_depthwise: bool = False,
     bridge_depth: int | None = None,
+    bridge_muon: bool = True,
     bridge_hidden: int = 1000,
     code_width: int | None = None,
     code: str = "tanh",
@@ -107,8 +109,8 @@ def resnet_al(
             grouped evenly, the stem with the first of them. Or how many blocks each layer holds.
         norm: ``"batch"`` as published, or ``"group"``; of residual bridges, too.
         bridge: ``"mimic"`` or ``"published"``.
-        bridge_width, bridge_pool_first, bridge_residual, bridge_depthwise, bridge_depth: of a mimic bridge, see
-            :mod:`ds_al.models.bridges`.
+        bridge_width, bridge_pool_first, bridge_pool, bridge_residual, bridge_depthwise, bridge_depth, bridge_muon: of
+            a mimic bridge, see :mod:`ds_al.models.bridges`.
         bridge_hidden: width of the hidden layer of a published bridge, 1000 in the paper.
         code_width: K; 700 in the paper; by default see :func:`~ds_al.models.targets.default_code_width`.
         code: where codes live. The published bridge ends on a sigmoid, whatever this says, and reads labels
@@ -126,9 +128,11 @@ def resnet_al(
         kind=bridge,
         width=bridge_width,
         pool_first=bridge_pool_first,
+        pool=bridge_pool,
         residual=bridge_residual,
         depthwise=bridge_depthwise,
         depth=bridge_depth,
+        muon=bridge_muon,
         hidden=bridge_hidden,
     )
     return bridged_layers(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from deepspeed.pipe import LayerSpec
 
 from ds_al.errors import ALConfigError
-from ds_al.models.bridges import BridgeKind, BridgeOptions, Stage, bridged_layers
+from ds_al.models.bridges import BridgeKind, BridgeOptions, Pool, Stage, bridged_layers
 from ds_al.models.grouping import Layers, block_groups
 from ds_al.models.targets import default_code_width
 from ds_al.models.vision import Block, ConvBlock, Head, PublishedHead, image_shape
@@ -34,9 +34,11 @@ def vgg_al(
     bridge: BridgeKind = "mimic",
     bridge_width: float = 0.5,
     bridge_pool_first: bool = True,
+    bridge_pool: Pool = "max",
     bridge_residual: bool = False,
     bridge_depthwise: bool = False,
     bridge_depth: int | None = None,
+    bridge_muon: bool = True,
     bridge_hidden: int = 1000,
     code_width: int | None = None,
     code: str = "tanh",
@@ -52,8 +54,8 @@ def vgg_al(
             many blocks each layer holds.
         early_pool: see :class:`~ds_al.models.vision.ConvBlock`; off in the published networks.
         bridge: ``"mimic"`` or ``"published"``.
-        bridge_width, bridge_pool_first, bridge_residual, bridge_depthwise, bridge_depth: of a mimic bridge, see
-            :mod:`ds_al.models.bridges`; a stage is a block.
+        bridge_width, bridge_pool_first, bridge_pool, bridge_residual, bridge_depthwise, bridge_depth, bridge_muon: of
+            a mimic bridge, see :mod:`ds_al.models.bridges`; a stage is a block.
         bridge_hidden: width of the hidden layer of a published bridge, 1000 in the paper.
         code_width: K; 700 in the paper; by default see :func:`~ds_al.models.targets.default_code_width`.
         code: where codes live. The published bridge ends on a sigmoid, whatever this says, and reads labels
@@ -71,9 +73,11 @@ def vgg_al(
         kind=bridge,
         width=bridge_width,
         pool_first=bridge_pool_first,
+        pool=bridge_pool,
         residual=bridge_residual,
         depthwise=bridge_depthwise,
         depth=bridge_depth,
+        muon=bridge_muon,
         hidden=bridge_hidden,
     )
     stages = [Stage(shapes[i + 1][0], sum(item == "M" for item in block)) for i, block in enumerate(blocks)]

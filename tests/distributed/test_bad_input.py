@@ -82,6 +82,14 @@ def float16_where_there_is_none() -> None:
     initialize({**engine_config(), "fp16": {"enabled": True}})
 
 
+def label_smoothing_of_the_twin() -> None:
+    from ds_al.experiment.job import Job
+
+    data = {"name": "fashion-mnist-small"}
+    experiment = {"name": "x", "model": {"name": "mlp"}, "data": data, "epochs": 1, "label_smoothing": 0.1}
+    Job({**engine_config(), "experiment": experiment})
+
+
 CASES: dict[str, tuple[Callable[[], Any], str, str]] = {
     "labels out of range": (
         lambda: spoiled(lambda x, y: (x, y + 3)), "ALDataError", r"got labels from \d to \d: expected 0..3"),
@@ -121,6 +129,9 @@ CASES: dict[str, tuple[Callable[[], Any], str, str]] = {
     "fp16": (float16_where_there_is_none, "ALConfigError", "fp16.*train in fp32"),
     "global clipping": (
         lambda: initialize({**engine_config(), "gradient_clipping": 1.0}), "ALConfigError", "layer_gradient_clipping"),
+    "label smoothing of the twin": (
+        label_smoothing_of_the_twin, "ALConfigError",
+        'label_smoothing" is for bp_.*: got streaming, give it to its objective'),
     "plain module, AL method": (plain_module, "ALConfigError", "use one of bp_1f1b, bp_gpipe, bp_naive"),
 }  # fmt: skip
 
@@ -128,6 +139,7 @@ CASES: dict[str, tuple[Callable[[], Any], str, str]] = {
 BEFORE_TRAINING = [
     "more processes than layers", "stages are not processes", "no layers", "tied layers", "no config", "missing config",
     "malformed config", "unknown key", "ZeRO 2", "fp16", "global clipping", "plain module, AL method",
+    "label smoothing of the twin",
 ]  # fmt: skip
 """Cases that end on every rank before a message passes, so that they can share a world."""
 
