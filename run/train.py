@@ -9,6 +9,7 @@ processes makes two data parallel copies of the pipeline.
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import sys
@@ -131,14 +132,22 @@ def fail(error: BaseException) -> NoReturn:
             traceback.print_exc()
         if isinstance(error, ALError):
             print(f"rank {rank}: {error}", file=sys.stderr)
+    leave(1)  # an orderly exit would wait for ranks that wait for this one
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this rank at once. While the interpreter takes itself down, a thread of gloo that frees a tensor just then
+    aborts the process (pytorch pull request 179291), after all has been trained and written."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)  # an orderly exit would wait for ranks that wait for this one
+    os._exit(code)
 
 
 if __name__ == "__main__":
     try:
         main()
+        atexit._run_exitfuncs()  # of W&B, and of threads that are to be ended
+        leave(0)
     except SystemExit:
         raise
     except BaseException as error:

@@ -222,6 +222,32 @@ def test_early_exit_of_a_network_that_is_trained_already(
     assert after["early_exit"] == before["early_exit"][:1]
 
 
+TELLS_HOW_IT_ENDS = """
+import atexit, os, sys
+
+class Last:
+    def __del__(self, write=os.write):
+        write(1, b"taken down")
+
+if any(arg.endswith("train.py") for arg in sys.orig_argv[:3]):
+    atexit.register(os.write, 1, b"exit functions ran")
+    sys.last = Last()
+"""
+
+
+def test_a_rank_that_is_done_leaves_before_its_interpreter_is_taken_down(
+    two_stages: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """One run in ten or so aborted then, all being done: a thread of gloo freed a tensor just as Python went away."""
+    folder, _ = two_stages
+    (whole,) = folder.glob("runs/tiny/*")
+    (tmp_path / "sitecustomize.py").write_text(TELLS_HOW_IT_ENDS)
+    options = ("--resume", str(whole / "checkpoints"))
+    result = train(tmp_path, *options, WANDB_MODE="disabled", PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("exit functions ran") == 2 and "taken down" not in result.stdout
+
+
 def test_the_backprop_twin_trains_by_the_same_command(tmp_path: Path) -> None:
     result = train(
         tmp_path, "--method", "bp_1f1b", "--epochs", "1", "--json", str(tmp_path / "out.json"), WANDB_MODE="offline"
