@@ -102,6 +102,12 @@ def test_bridges_without_muon_leave_it_to_the_network() -> None:
         assert set(by_muon(layer.b)) == want and all(by_muon(layer.f))
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_bridges_have_the_networks_norm(residual: bool) -> None:
+    for layer in build(build_al("resnet", norm="group", bridge_residual=residual, **IMAGES)):
+        assert not [part for part in layer.modules() if isinstance(part, nn.BatchNorm2d)]
+
+
 def test_an_unknown_pooling_is_refused() -> None:
     with pytest.raises(ALConfigError, match="bridge_pool='mean': expected 'max' or 'average'"):
         build_al("vgg", bridge_pool="mean", **IMAGES)

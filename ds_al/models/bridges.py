@@ -89,7 +89,7 @@ class MimicBridge(nn.Sequential):
         in_channels: C.
         later: the stages after this layer; none for the last layer.
         options: of the copy.
-        norm: of residual blocks, see :data:`~ds_al.models.vision.Norm`; plain copies have batch norm.
+        norm: see :data:`~ds_al.models.vision.Norm`.
         code_width: K.
         code: where codes live, see :mod:`ds_al.models.targets`.
     """
@@ -120,7 +120,7 @@ def _copy(in_channels: int, channels: int, stage: Stage, *, norm: Norm, options:
     if options.residual:
         stride = 2**stage.halvings
         return ResidualBlock(in_channels, channels, stride=stride, norm=norm, depthwise=options.depthwise)
-    return ConvBlock(in_channels, [channels, *["M"] * stage.halvings], depthwise=options.depthwise)
+    return ConvBlock(in_channels, [channels, *["M"] * stage.halvings], norm=norm, depthwise=options.depthwise)
 
 
 class PublishedBridge(nn.Sequential):

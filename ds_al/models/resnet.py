@@ -107,7 +107,7 @@ def resnet_al(
         blocks_per_stage: residual blocks of each stage.
         num_layers: number of AL layers, at most that of blocks; by default one per stage. Neighbouring blocks are
             grouped evenly, the stem with the first of them. Or how many blocks each layer holds.
-        norm: ``"batch"`` as published, or ``"group"``; of residual bridges, too.
+        norm: ``"batch"`` as published, or ``"group"``; of bridges, too.
         bridge: ``"mimic"`` or ``"published"``.
         bridge_width, bridge_pool_first, bridge_pool, bridge_residual, bridge_depthwise, bridge_depth, bridge_muon: of
             a mimic bridge, see :mod:`ds_al.models.bridges`.

@@ -70,13 +70,14 @@ class ChannelsLast(nn.Sequential):
 
 
 class ConvBlock(ChannelsLast):
-    """3x3 convolutions, each with batch norm and ReLU, and max-poolings: ``(B, C, H, W) -> (B, C', H', W')``.
+    """3x3 convolutions, each with its norm and ReLU, and max-poolings: ``(B, C, H, W) -> (B, C', H', W')``.
 
     Args:
         in_channels: C.
         block: what stands in the block.
-        early_pool: takes a pooling that follows a convolution ahead of its batch norm and ReLU, with which it
-            all but commutes: these then have a quarter of the work.
+        early_pool: takes a pooling that follows a convolution ahead of its norm and ReLU, with which it all but
+            commutes: these then have a quarter of the work.
+        norm: see :data:`Norm`.
         depthwise: see :func:`convolution`.
         travels: see :class:`ChannelsLast`.
     """
@@ -87,6 +88,7 @@ class ConvBlock(ChannelsLast):
         block: Block,
         *,
         early_pool: bool = True,
+        norm: Norm = "batch",
         depthwise: bool = False,
         travels: bool = False,
     ) -> None:
@@ -100,7 +102,7 @@ class ConvBlock(ChannelsLast):
                 channels = int(item)
                 layers += [
                     *convolution(in_channels, channels, depthwise=depthwise),
-                    nn.BatchNorm2d(channels),
+                    norm_layer(norm, channels),
                     nn.ReLU(),
                 ]
                 in_channels = channels

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from ds_al.bench.traffic import measure_traffic
 from ds_al.config import LinkConfig
 from ds_al.launch import run_ranks
 from ds_al.layer import predict
-from ds_al.link import SlowReceiver, SlowSender
+from ds_al.link import SlowReceiver, SlowSender, wait_until
 from ds_al.models import build_al, build_twin
 from ds_al.schedule import AL_SCHEDULES
 from ds_al.wire import WIRES
@@ -59,26 +60,21 @@ def worker() -> dict[str, Any]:
     }
 
 
-def al_state(case: dict[str, Any]) -> tuple[State, Tensor, float]:
-    """Weights after two batches, scores of the last layer, and seconds waited for input."""
+def al_state(case: dict[str, Any]) -> tuple[State, Tensor, list[float]]:
+    """Weights after two batches, scores of the last layer, and how late messages were taken in."""
+    late = watch(link)
     module = ds_al.ALPipelineModule(CONTRAST.layers(), num_classes=4, base_seed=SEED)
     engine, *_ = ds_al.initialize(model=module, config=engine_config(**case))
     batches = iter(CONTRAST.batches(2 * MICRO_BATCHES))
     for _ in range(2):
         engine.train_batch(batches)
     scores = engine.predict(CONTRAST.batches(1, seed=1)[0][0] if engine.is_first_stage() else None)
-    return engine_state(engine), scores, engine.stats().wait_input
+    return engine_state(engine), scores, late
 
 
 def twin_state(case: dict[str, Any]) -> tuple[State, float, list[float]]:
     """Weights of the backprop twin after two batches, the seconds they took, and how late messages were taken in."""
-    late: list[float] = []
-
-    def wait_until(arrival: Tensor) -> None:
-        link.wait_until(arrival)
-        late.append(time.monotonic() - arrival.item())
-
-    backprop.wait_until = wait_until
+    late = watch(backprop)
     module = PipelineModule(
         build_twin("transformer", **TEXT),
         num_stages=STAGES,
@@ -95,6 +91,18 @@ def twin_state(case: dict[str, Any]) -> tuple[State, float, list[float]]:
     for _ in range(2):
         engine.train_batch(batches)
     return {name: value.clone() for name, value in engine.module.state_dict().items()}, engine.stats().wall, late
+
+
+def watch(room: ModuleType) -> list[float]:
+    """Fills, until the room is watched anew, with how long after its arrival each delayed message is taken in."""
+    late: list[float] = []
+
+    def watched(arrival: Tensor) -> None:
+        wait_until(arrival)
+        late.append(time.monotonic() - arrival.item())
+
+    room.wait_until = watched  # type: ignore[attr-defined]
+    return late
 
 
 def channel(config: LinkConfig) -> list[tuple[float, int, int]]:
@@ -168,8 +176,11 @@ def test_evaluation_is_that_of_the_weights_alone(ranks: list[dict[str, Any]]) ->
 
 def test_a_slow_link_changes_no_bit(ranks: list[dict[str, Any]]) -> None:
     assert different(trained(ranks, SLOW)[0], trained(ranks, EXACT)[0]) == []
-    for rank in ranks[1:]:
-        assert rank["trained"][-1][2] > 0.005  # the first message, at least, was waited for
+    for position, rank in enumerate(ranks):
+        (_, _, undelayed), (_, _, late) = rank["trained"][-2:]
+        # No count of seconds waited: a rank that comes late to its first message finds it there.
+        assert undelayed == [] and min(late, default=0.0) >= 0
+        assert len(late) >= (2 * MICRO_BATCHES if position else 0)
 
 
 def test_the_twin_waits_for_both_directions_and_keeps_its_bits(ranks: list[dict[str, Any]]) -> None:
