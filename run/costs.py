@@ -48,7 +48,9 @@ def _counted(console: Console) -> list[dict[str, Any]]:
 
 def _measured(console: Console) -> list[dict[str, Any]]:
     return measure_recipe(
-        progress=lambda row: console.print(f"{row['network']}, K = {row['K']}: {row['ratio']:.3f} times as long")
+        progress=lambda row: console.print(
+            f"{row['network']} {row['variant']}, K = {row['K']}: {row['ratio']:.3f} times as long"
+        )
     )
 
 

@@ -233,7 +233,8 @@ def test_the_best_validation_accuracy_of_the_last_exit_decides_and_test_accuracy
     tried = read_suite(tmp_path / "suite.yaml")
     results = [
         trial("bp", "slow", 0.7, test_accuracy=[0.9]), trial("bp", "quick", 0.8, test_accuracy=[0.1]),
-        trial("contrast", "slow", 0.6), trial("contrast", "quick", 0.5), trial("contrast", "warm", 0.65),
+        trial("contrast", "slow", 0.6), trial("contrast", "quick", 0.5),
+        trial("contrast", "warm", 0.65, averaged_validation_accuracy=[0.65, 0.75]),
     ]  # fmt: skip
     rows = choose(results, tried)
     assert [(row["method"], row["trial"], row["validation_accuracy"]) for row in rows] == [
@@ -242,7 +243,8 @@ def test_the_best_validation_accuracy_of_the_last_exit_decides_and_test_accuracy
     assert rows[0]["keys"] == {"optimizer.params.lr": 0.01}
     assert rows[0]["rho"] == {"slow": None, "quick": None} and rows[1]["rho"]["warm"] == 0.9
     text = choice_markdown(rows)
-    assert "| `contrast` | **warm** | **65.00** | 0.900 |" in text and "| `bp` | slow | 70.00 | - |" in text
+    assert "| `contrast` | **warm** | **65.00** | 75.00 | 0.900 |" in text
+    assert "| `bp` | slow | 70.00 | - | - |" in text
 
 
 def test_a_method_with_an_unfinished_trial_is_not_chosen_for(tmp_path: Path) -> None:
@@ -302,6 +304,7 @@ def test_a_recipe_is_a_method_with_an_optimizer_of_its_own(tmp_path: Path) -> No
 
 EXITS: dict[str, Any] = {
     "exits": [{"exit": 1, "accuracy": 0.5, "cost": 0.25}, {"exit": 2, "accuracy": 0.7, "cost": 1.0}],
+    "averaged": [{"averaged": 1, "accuracy": 0.7, "cost": 1.0}, {"averaged": 2, "accuracy": 0.8, "cost": 1.2}],
     "early_exit": [{"confidence": 0.9, "accuracy": 0.6, "cost": 0.5}],
 }
 
@@ -312,14 +315,13 @@ def test_exits_are_told_with_their_cost_and_spread() -> None:
         result("bp", 0, 0.8, exits=None), result("mse", 0, 0.7, layers=2, **EXITS),
         result("mse", 1, 0.7, layers=2, **{**EXITS, **better}),
     ])  # fmt: skip
-    assert [(row["exit"], row["confidence"], row["seeds"]) for row in found] == [
-        (1, None, 2),
-        (2, None, 2),
-        (None, 0.9, 2),
-    ]
+    assert [(row["exit"], row["averaged"], row["confidence"], row["seeds"]) for row in found] == [
+        (1, None, None, 2), (2, None, None, 2), (None, 1, None, 2), (None, 2, None, 2), (None, None, 0.9, 2),
+    ]  # fmt: skip
     assert found[0]["accuracy"] == pytest.approx(0.51) and found[0]["accuracy_sd"] == pytest.approx(0.0141421, abs=1e-6)
     text = exit_markdown(found, "Fashion, MLP")
     assert "| `mse` | 2 | 51.00 at 25 % | 71.00 at 100 % |" in text
+    assert "mean of the last 2 |" in text and "mean of the last 1 |" not in text and "80.00 at 120 %" in text
     assert "confident to 0.9" in text and "| `mse` | 2 | 60.00 at 50 % |" in text
     assert exit_markdown(found, "another") == ""
 

@@ -12,9 +12,9 @@ from torch import nn
 from ds_al import ALLayerSpec
 from ds_al.early_exit import check_threshold, confidence_of, early_exits, leaves_at
 from ds_al.errors import ALConfigError
-from ds_al.experiment.exits import confidence_rows, draw_exits, exit_rows
+from ds_al.experiment.exits import averaged_rows, confidence_rows, draw_exits, exit_rows
 from ds_al.models import build_al
-from ds_al.models.exit_cost import ExitCost, exit_costs, fixed_exit, tried_exits
+from ds_al.models.exit_cost import ExitCost, averaged_exits, exit_costs, fixed_exit, tried_exits
 
 # Three exits, four samples: the first is sure at once, the second at exit 2, the third never, the fourth from 1 on.
 CONFIDENCE = torch.tensor([[0.9, 0.4, 0.3, 0.8], [0.5, 0.8, 0.4, 0.9], [0.6, 0.6, 0.5, 0.7]])
@@ -40,6 +40,12 @@ def test_an_exit_costs_its_layers_and_what_was_looked_at_on_the_way() -> None:
     rows = confidence_rows(early_exits(CONFIDENCE, CORRECT, [0.8, 1.0]), COSTS)
     assert [row["cost"] for row in rows] == pytest.approx([302.5 / 630, 660 / 630])
     assert exit_rows([0.5, 0.6, 0.7], COSTS)[1] == {"exit": 2, "accuracy": 0.6, "flops": 320, "cost": 320 / 630}
+
+
+def test_a_mean_of_exits_costs_the_whole_path_and_the_exits_that_are_looked_at() -> None:
+    assert averaged_exits(COSTS) == [630, 650, 660]
+    row = {"averaged": 2, "accuracy": 0.8, "flops": 650, "cost": 650 / 630}
+    assert averaged_rows([0.7, 0.8, 0.9], COSTS)[1] == row
 
 
 def test_confidence_is_the_largest_softmax_probability() -> None:

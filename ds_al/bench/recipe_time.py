@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,9 @@ _SAMPLES = {"vgg": 100, "resnet": 100, "lstm": 50, "transformer": 50}
 """Of a micro-batch, as in ds_configs/suites/small.yaml."""
 _IMAGE = (3, 32, 32)
 """Of CIFAR, on which the recipe for images was chosen."""
+_WIDE: dict[str, Any] = {"bridge_width": 1.0, "bridge_depth": 2, "bridge_muon": False}
+_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {"vgg": {"wide bridges": _WIDE}, "resnet": {"wide bridges": _WIDE}}
+"""Options beside the recipe's, as in ds_configs/suites/small.yaml."""
 
 
 def measure_recipe(
@@ -39,22 +43,23 @@ def measure_recipe(
         progress: called after each row.
 
     Returns:
-        Rows ``network, K, recipe, micro_batch, repeats, al_ms, twin_ms``, medians, ``ratio, ratio_low, ratio_high``,
-        median and quartiles of the pairs' own ratios.
+        Rows ``network, variant, K, recipe, micro_batch, repeats, al_ms, twin_ms``, medians, ``ratio, ratio_low,
+        ratio_high``, median and quartiles of the pairs' own ratios.
 
     Raises:
         RankFailure: the process failed.
     """
     rows = []
     for network in networks or [name for name in RECIPES[recipe] if name in _SAMPLES]:
-        for depth in layers:
-            (pairs,) = run_ranks(
-                f"{__name__}:pairs_on_rank", 1, timeout=900, recipe=recipe, network=network, layers=depth, repeat=repeat
-            )
+        variants: dict[str, dict[str, Any]] = {"": {}, **_VARIANTS.get(network, {})}
+        for variant, depth in itertools.product(variants, layers):
+            what: dict[str, Any] = {"recipe": recipe, "network": network, "options": variants[variant], "layers": depth}
+            (pairs,) = run_ranks(f"{__name__}:pairs_on_rank", 1, timeout=900, repeat=repeat, **what)
             al, twin = zip(*pairs, strict=True)
             low, ratio, high = quartiles([a / b for a, b in pairs])
             rows.append({
                 "network": network,
+                "variant": variant,
                 "K": depth,
                 "recipe": recipe,
                 "micro_batch": _SAMPLES[network],
@@ -70,13 +75,15 @@ def measure_recipe(
     return rows
 
 
-def pairs_on_rank(*, recipe: str, network: str, layers: int, repeat: int) -> list[tuple[float, float]]:
-    """Seconds of a micro-batch of the AL form and of the twin, pair by pair."""
+def pairs_on_rank(
+    *, recipe: str, network: str, options: Mapping[str, Any], layers: int, repeat: int
+) -> list[tuple[float, float]]:
+    """Seconds of a micro-batch of the AL form, with options beside the recipe's, and of the twin, pair by pair."""
     keep_freed_memory()  # as a run does
     parts, size = RECIPES[recipe][network], _SAMPLES[network]
-    options = {**workloads.model_options(network, 1), **preset_options(network, "small")}
-    if "in_shape" in options:
-        options["in_shape"] = _IMAGE
+    shared = {**workloads.model_options(network, 1), **preset_options(network, "small")}
+    if "in_shape" in shared:
+        shared["in_shape"] = _IMAGE
 
     def form(method: str, **more: Any) -> Callable[[], float]:
         engine = workloads.model_engine(
@@ -84,12 +91,12 @@ def pairs_on_rank(*, recipe: str, network: str, layers: int, repeat: int) -> lis
             model=network,
             stages=1,
             micro_batch=size,
-            options={**options, **more, "num_layers": layers},
+            options={**shared, **more, "num_layers": layers},
             optimizer=parts["optimizer"],
         )
         return lambda: _seconds(engine, workloads.model_batches(engine, model=network, image=_IMAGE))
 
-    forms = {"al": form("streaming", **parts["al_options"]), "twin": form("bp_1f1b")}
+    forms = {"al": form("streaming", **{**parts["al_options"], **options}), "twin": form("bp_1f1b")}
     pairs = []
     for number in range(repeat + _WARM_UP):
         seconds = {name: forms[name]() for name in turns(list(forms), number)}
@@ -105,14 +112,19 @@ def _seconds(engine: Any, batches: Iterator[Any]) -> float:
 
 
 def recipe_time_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One row per network and K."""
+    """One row per network, variant and K."""
     lines = [
         "| network | K | samples | twin, ms | recipe, ms | times as long (quartiles) | pairs |",
         "|---|---:|---:|---:|---:|---:|---:|",
         *(
-            f"| `{row['network']}` | {row['K']} | {row['micro_batch']} | {row['twin_ms']:.1f} | {row['al_ms']:.1f} "
-            f"| {row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f}) | {row['repeats']} |"
+            f"| `{row['network']}`{_variant(row)} | {row['K']} | {row['micro_batch']} | {row['twin_ms']:.1f} "
+            f"| {row['al_ms']:.1f} | {row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f}) "
+            f"| {row['repeats']} |"
             for row in rows
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _variant(row: Mapping[str, Any]) -> str:
+    return f", {row['variant']}" if row.get("variant") else ""

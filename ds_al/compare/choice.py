@@ -11,7 +11,7 @@ from ds_al.compare.suite import Suite, trial_keys
 Result = Mapping[str, Any]
 Row = dict[str, Any]
 
-_HEAD = "| method | trial | validation accuracy, % | FLOPs / twin |"
+_HEAD = "| method | trial | validation accuracy, % | all exits averaged | FLOPs / twin |"
 
 
 def choose(results: Sequence[Result], suite: Suite) -> list[Row]:
@@ -25,8 +25,9 @@ def choose(results: Sequence[Result], suite: Suite) -> list[Row]:
         suite: whose groups have the trials.
 
     Returns:
-        Rows ``group, method, trial, validation_accuracy, keys, trials, rho``: ``keys`` of the config are what the
-        trial sets, ``trials`` has the score of each, ``rho`` its operations over the twin's (``None`` for the twin).
+        Rows ``group, method, trial, validation_accuracy, keys, trials, averaged, rho``: ``keys`` of the config are
+        what the trial sets, ``trials`` has the score of each, ``averaged`` that of the mean of all its exits, where
+        it was looked at, ``rho`` its operations over the twin's (``None`` for the twin).
     """
     rows = []
     for group in suite.groups:
@@ -40,7 +41,8 @@ def choose(results: Sequence[Result], suite: Suite) -> list[Row]:
             rows.append({
                 "group": group.name, "method": method, "trial": best, "validation_accuracy": known[best],
                 "keys": trial_keys(group, method, best), "trials": known,
-                "rho": {name: _rho(results, group=group.name, suite_method=method, trial=name) for name in names},
+                "averaged": {n: _averaged(results, group=group.name, suite_method=method, trial=n) for n in names},
+                "rho": {n: _rho(results, group=group.name, suite_method=method, trial=n) for n in names},
             })  # fmt: skip
     return rows
 
@@ -48,6 +50,11 @@ def choose(results: Sequence[Result], suite: Suite) -> list[Row]:
 def _score(results: Sequence[Result], **where: str) -> float | None:
     own = _of(results, where)
     return statistics.mean(r["validation_accuracy"][-1] for r in own) if own else None
+
+
+def _averaged(results: Sequence[Result], **where: str) -> float | None:
+    known = [r.get("averaged_validation_accuracy") for r in _of(results, where)]
+    return statistics.mean(accuracy[-1] for accuracy in known) if known and all(known) else None
 
 
 def _rho(results: Sequence[Result], **where: str) -> float | None:
@@ -64,11 +71,15 @@ def choice_markdown(rows: Sequence[Row]) -> str:
     """What was tried, one table per group; the chosen trial is bold."""
     parts = []
     for group in dict.fromkeys(row["group"] for row in rows):
-        lines = [f"### {group}", "", _HEAD, "|---|---|---:|---:|"]
+        lines = [f"### {group}", "", _HEAD, "|---|---|---:|---:|---:|"]
         for row in (row for row in rows if row["group"] == group):
             for name, score in row["trials"].items():
                 mark, rho = "**" if name == row["trial"] else "", row["rho"][name]
                 cost = "-" if rho is None else f"{rho:.3f}"
-                lines.append(f"| `{row['method']}` | {mark}{name}{mark} | {mark}{100 * score:.2f}{mark} | {cost} |")
+                mean = row.get("averaged", {}).get(name)
+                averaged = "-" if mean is None else f"{100 * mean:.2f}"
+                lines.append(
+                    f"| `{row['method']}` | {mark}{name}{mark} | {mark}{100 * score:.2f}{mark} | {averaged} | {cost} |"
+                )
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"

@@ -57,8 +57,9 @@ def results_page(
         parts.append(f"## {group}\n\n" + group_markdown(own, seeds=seeds))
         if found := exit_markdown(exits, group):
             parts.append(
-                "Test accuracy at each exit, at the share of the full path's operations; and where each sample leaves "
-                "at the first exit whose softmax is so confident of a class:\n\n" + found
+                "Test accuracy at each exit, at the share of the full path's operations; of the mean of the last ones, "
+                "where it was looked at; and where each sample leaves at the first exit whose softmax is so confident "
+                "of a class:\n\n" + found
             )
         if group in pictures:
             link = os.path.relpath(pictures[group], page.parent)

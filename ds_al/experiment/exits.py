@@ -8,7 +8,7 @@ from typing import Any
 
 from ds_al import palette
 from ds_al.early_exit import EarlyExit
-from ds_al.models.exit_cost import ExitCost, fixed_exit, tried_exits
+from ds_al.models.exit_cost import ExitCost, averaged_exits, fixed_exit, tried_exits
 
 
 def exit_rows(accuracy: Sequence[float], costs: Sequence[ExitCost]) -> list[dict[str, Any]]:
@@ -20,6 +20,15 @@ def exit_rows(accuracy: Sequence[float], costs: Sequence[ExitCost]) -> list[dict
     return [
         {"exit": number, "accuracy": right, "flops": own, "cost": own / flops[-1]}
         for number, (right, own) in enumerate(zip(accuracy, flops, strict=True), start=1)
+    ]
+
+
+def averaged_rows(accuracy: Sequence[float], costs: Sequence[ExitCost]) -> list[dict[str, Any]]:
+    """One row per n, where the last n exits are averaged: ``averaged, accuracy, flops, cost``, units as above."""
+    flops = averaged_exits(costs)
+    return [
+        {"averaged": n, "accuracy": right, "flops": own, "cost": own / flops[0]}
+        for n, (right, own) in enumerate(zip(accuracy, flops, strict=True), start=1)
     ]
 
 

@@ -28,7 +28,7 @@ from ds_al.experiment.allocator import keep_freed_memory
 from ds_al.experiment.budget import Budget
 from ds_al.experiment.config import BLOCK, ExperimentConfig, experiment_config
 from ds_al.experiment.display import Display
-from ds_al.experiment.exits import confidence_rows, exit_rows
+from ds_al.experiment.exits import averaged_rows, confidence_rows, exit_rows
 from ds_al.experiment.inputs import DataFacts, training_loader
 from ds_al.experiment.layout import Layout
 from ds_al.experiment.recipes import with_recipe
@@ -313,6 +313,9 @@ class Job:
             "test_samples": test.get("samples"),
             "averaged_accuracy": test.get("averaged"),
             "exits": exit_rows(test["accuracy"], self.exit_costs) if test and self.exit_costs else None,
+            "averaged": averaged_rows(test["averaged"], self.exit_costs)
+            if test.get("averaged") and self.exit_costs
+            else None,
             "early_exit": confidence_rows(test.get("early_exit", ()), self.exit_costs) if self.exit_costs else None,
             "validation_accuracy": history[-1].get("validation_accuracy") if history else None,
             "best_validation_accuracy": best["validation_accuracy"][-1] if best else None,

@@ -17,9 +17,10 @@ from ds_al.errors import ALConfigError
 
 # A convolution or an inner linear layer is stepped by Muon; classifiers, codes, norms and embeddings by AdamW.
 _MUON: dict[str, Any] = {"type": "MuonAdamW", "params": {"lr": 0.05, "adamw_lr": 0.01}}
-_DECODED: dict[str, Any] = {"name": "decoded", "label_smoothing": 0.1}
+_DECODED: dict[str, Any] = {"name": "decoded", "own_decoder": "frozen", "label_smoothing": 0.1}
 _VISION: dict[str, Any] = {
-    "bridge": "mimic", "bridge_width": 0.5, "bridge_pool_first": True, "code": "linear", "objective": _DECODED
+    "bridge": "mimic", "bridge_width": 0.5, "bridge_pool_first": True, "bridge_pool": "average",
+    "bridge_residual": False, "code": "linear", "objective": _DECODED,
 }  # fmt: skip
 
 _PUBLISHED_TEXT: dict[str, Any] = {"bridge": "linear", "code": "tanh", "scores": "tanh", "objective": {"name": "mse"}}

@@ -51,6 +51,12 @@ def fixed_exit(costs: Sequence[ExitCost]) -> list[int]:
     return [sum(cost.layer for cost in costs[: m + 1]) + costs[m].exit for m in range(len(costs))]
 
 
+def averaged_exits(costs: Sequence[ExitCost]) -> list[int]:
+    """Operations of the full path and of the last n exits, for n = 1 .. N: :mod:`ds_al.exit_average`."""
+    path = sum(cost.layer for cost in costs)
+    return [path + sum(cost.exit for cost in costs[-n:]) for n in range(1, len(costs) + 1)]
+
+
 def tried_exits(costs: Sequence[ExitCost], left: Sequence[float]) -> float:
     """Mean operations per sample where each one looks at every exit that it comes to.
 
