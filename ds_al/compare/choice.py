@@ -54,7 +54,7 @@ def _score(results: Sequence[Result], **where: str) -> float | None:
 
 def _averaged(results: Sequence[Result], **where: str) -> float | None:
     known = [r.get("averaged_validation_accuracy") for r in _of(results, where)]
-    return statistics.mean(accuracy[-1] for accuracy in known) if known and all(known) else None
+    return statistics.mean(accuracy[-1] for accuracy in known if accuracy) if known and all(known) else None
 
 
 def _rho(results: Sequence[Result], **where: str) -> float | None:
