@@ -21,8 +21,10 @@ _SAMPLES = {"vgg": 100, "resnet": 100, "lstm": 50, "transformer": 50}
 """Of a micro-batch, as in ds_configs/suites/small.yaml."""
 _IMAGE = (3, 32, 32)
 """Of CIFAR, on which the recipe for images was chosen."""
-_WIDE: dict[str, Any] = {"bridge_width": 1.0, "bridge_depth": 2, "bridge_muon": False}
-_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {"vgg": {"wide bridges": _WIDE}, "resnet": {"wide bridges": _WIDE}}
+_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "vgg": {"half bridges": {"bridge_width": 0.5, "bridge_depth": None, "bridge_muon": True}},
+    "resnet": {"wide bridges": {"bridge_width": 1.0, "bridge_depth": 2, "bridge_muon": False}},
+}
 """Options beside the recipe's, as in ds_configs/suites/small.yaml."""
 
 

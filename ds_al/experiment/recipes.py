@@ -19,9 +19,10 @@ from ds_al.errors import ALConfigError
 _MUON: dict[str, Any] = {"type": "MuonAdamW", "params": {"lr": 0.05, "adamw_lr": 0.01}}
 _DECODED: dict[str, Any] = {"name": "decoded", "own_decoder": "frozen", "label_smoothing": 0.1}
 _VISION: dict[str, Any] = {
-    "bridge": "mimic", "bridge_width": 0.5, "bridge_pool_first": True, "bridge_pool": "average",
-    "bridge_residual": False, "code": "linear", "objective": _DECODED,
+    "bridge": "mimic", "bridge_pool_first": True, "bridge_pool": "average", "bridge_residual": False,
+    "code": "linear", "objective": _DECODED,
 }  # fmt: skip
+_WIDE: dict[str, Any] = {**_VISION, "bridge_width": 1.0, "bridge_depth": 2, "bridge_muon": False}
 
 _PUBLISHED_TEXT: dict[str, Any] = {"bridge": "linear", "code": "tanh", "scores": "tanh", "objective": {"name": "mse"}}
 _BLOCKS: dict[str, Any] = {"bridge": "block", "bridge_stride": 4, "objective": {"name": "contrast", "temperature": 0.1}}
@@ -33,8 +34,8 @@ def _adamw(lr: float) -> dict[str, Any]:
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "ours": {
-        "vgg": {"optimizer": _MUON, "al_options": _VISION},
-        "resnet": {"optimizer": _MUON, "al_options": _VISION},
+        "vgg": {"optimizer": _MUON, "al_options": _WIDE},
+        "resnet": {"optimizer": _MUON, "al_options": {**_VISION, "bridge_width": 0.5}},
         "mlp": {"optimizer": _MUON, "al_options": {"objective": _DECODED}},
         "transformer": {"optimizer": _adamw(0.03), "al_options": _PUBLISHED_TEXT},
         "lstm": {"optimizer": _adamw(0.01), "al_options": _BLOCKS},

@@ -89,7 +89,7 @@ def test_wrong_arguments_are_named(arguments: list[str], message: str) -> None:
 
 
 def test_a_recipe_and_its_twin_take_turns() -> None:
-    row, wide = measure_recipe(networks=("vgg",), layers=(2,), repeat=2)
-    assert (row["variant"], wide["variant"]) == ("", "wide bridges")
+    row, half = measure_recipe(networks=("vgg",), layers=(2,), repeat=2)
+    assert (row["variant"], half["variant"]) == ("", "half bridges")
     assert (row["network"], row["K"], row["micro_batch"], row["repeats"]) == ("vgg", 2, 100, 2)
     assert row["al_ms"] > 0 < row["twin_ms"] and row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
