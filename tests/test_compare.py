@@ -10,7 +10,7 @@ import pytest
 
 from ds_al.compare.choice import choice_markdown, choose
 from ds_al.compare.exits import exit_markdown, exit_table
-from ds_al.compare.figures import draw_group
+from ds_al.compare.figures import _look, draw_group
 from ds_al.compare.page import results_page
 from ds_al.compare.suite import Cell, cells, read_suite, waiting, with_methods
 from ds_al.compare.table import markdown, rows
@@ -300,6 +300,11 @@ def test_a_recipe_is_a_method_with_an_optimizer_of_its_own(tmp_path: Path) -> No
     assert by_method["narrow"]["experiment"]["model"]["al_options"] == {
         "num_layers": 2, "code_width": 8, "objective": RECIPES["ours"]["mlp"]["al_options"]["objective"],
     }  # fmt: skip
+
+
+def test_fourteen_methods_look_different() -> None:
+    """The eighth looked like the first one."""
+    assert len({tuple(_look(number).values()) for number in range(14)}) == 14
 
 
 EXITS: dict[str, Any] = {

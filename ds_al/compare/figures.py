@@ -73,12 +73,17 @@ def draw_group(results: Sequence[Result], path: Path) -> list[Path]:
 
 def _style(method: int, depths: Sequence[int], layers: int | None) -> dict[str, Any]:
     place = 0 if layers is None else depths.index(layers)
+    dash = palette.DASHES[place % len(palette.DASHES)]
+    return {**_look(method), "linestyle": dash, "markersize": 4, "linewidth": 1.5}
+
+
+def _look(method: int) -> dict[str, Any]:
+    """Colour and marker; the markers are open where the colours begin again."""
+    colour = _COLOURS[method % len(_COLOURS)]
     return {
-        "color": _COLOURS[method % len(_COLOURS)],
-        "linestyle": palette.DASHES[place % len(palette.DASHES)],
+        "color": colour,
         "marker": palette.MARKERS[method % len(palette.MARKERS)],
-        "markersize": 4,
-        "linewidth": 1.5,
+        "markerfacecolor": colour if method < len(_COLOURS) else "white",
     }
 
 
@@ -107,18 +112,19 @@ def _early_exit(axes: Any, cell: Sequence[Result], style: Mapping[str, Any]) -> 
 
 
 def _by_depth(axes: Any, own: Sequence[Result], number: int) -> None:
-    colour, marker = _COLOURS[number % len(_COLOURS)], palette.MARKERS[number % len(palette.MARKERS)]
+    look = _look(number)
     depths = sorted({r["K"] for r in own if r["K"] is not None})
     if not depths:
-        axes.axhline(100 * statistics.mean(r["test_accuracy"][-1] for r in own), color=colour, linewidth=1.5)
+        dash = "-" if number < len(_COLOURS) else "--"
+        level = 100 * statistics.mean(r["test_accuracy"][-1] for r in own)
+        axes.axhline(level, color=look["color"], linestyle=dash, linewidth=1.5)
         return
     values = [[100 * r["test_accuracy"][-1] for r in own if r["K"] == k] for k in depths]
     axes.errorbar(
         depths,
         [statistics.mean(v) for v in values],
         yerr=[statistics.stdev(v) if len(v) > 1 else 0.0 for v in values],
-        color=colour,
-        marker=marker,
+        **look,
         capsize=3,
         linewidth=1.5,
     )
