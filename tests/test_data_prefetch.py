@@ -76,20 +76,18 @@ def test_no_more_than_the_depth_is_made_ahead_and_in_another_thread() -> None:
 
 
 def test_making_overlaps_with_what_the_consumer_does() -> None:
+    made = [threading.Event() for _ in range(7)]
+
     def make(position: int) -> int:
-        time.sleep(0.05)
+        made[position].set()
         return position
 
     prefetcher = Prefetcher(make, depth=1)
     prefetcher.get(0)
-    waited = 0.0
     for position in range(1, 6):
-        time.sleep(0.08)  # a training step
-        start = time.perf_counter()
-        prefetcher.get(position)
-        waited += time.perf_counter() - start
+        assert made[position].wait(30)  # within a training step, before it is asked for
+        assert prefetcher.get(position) == position
     prefetcher.close()
-    assert waited < 0.15  # of 0.25 s that making takes
 
 
 def test_an_error_reaches_the_consumer_in_its_turn_and_can_be_tried_again() -> None:
