@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ds_al.experiment.recipes import RECIPES
 from ds_al.models.cost import model_cost
 
 _MIMIC: dict[str, dict[str, Any]] = {
@@ -21,8 +22,12 @@ _MIMIC: dict[str, dict[str, Any]] = {
     "`bridge_depth` 0": {"bridge_depth": 0},
 }
 _VISION: dict[str, dict[str, dict[str, Any]]] = {
-    "vgg": {**_MIMIC, "`bridge_residual`": {"bridge_residual": True}},
-    "resnet": {**_MIMIC, "`bridge_residual` false": {"bridge_residual": False}},
+    "vgg": {**_MIMIC, "`bridge_residual`": {"bridge_residual": True}, "recipe": RECIPES["ours"]["vgg"]["al_options"]},
+    "resnet": {
+        **_MIMIC,
+        "`bridge_residual` false": {"bridge_residual": False},
+        "recipe": RECIPES["ours"]["resnet"]["al_options"],
+    },
 }
 _PUBLISHED: dict[str, dict[str, Any]] = {'`"published"`': {}}
 _TEXT: dict[str, dict[str, Any]] = {
