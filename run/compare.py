@@ -125,6 +125,7 @@ def _write_tables(
             every,
             done,
             waits=waits,
+            results=results,
             table=table,
             exits=exits,
             pictures=pictures,

@@ -16,7 +16,7 @@ _COLOURS = (palette.BLACK, *palette.SERIES)
 
 
 def draw_group(results: Sequence[Result], path: Path) -> list[Path]:
-    """Draws one group of a suite, five panels; lines are means over seeds, bands one standard deviation.
+    """Draws one group of a suite, up to five panels; lines are means over seeds, bands one standard deviation.
 
     Args:
         results: of the group's cells; failed ones are left out.
@@ -59,7 +59,8 @@ def draw_group(results: Sequence[Result], path: Path) -> list[Path]:
     _finish(exits, "exit after layer", "test accuracy, %", "at each exit")
     _finish(cost, "operations per sample, % of the full path", "test accuracy, %", "each sample at its first sure exit")
     for axes in (epochs, exits):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    cost.set_visible(bool(cost.lines))  # not every suite looks at it
     depth.set_xticks(sorted({k for _, k, _ in curves if k is not None}))
     handles, labels = epochs.get_legend_handles_labels()
     key.legend(handles, labels, loc="center", ncols=2, frameon=False, fontsize=11)
@@ -78,12 +79,13 @@ def _style(method: int, depths: Sequence[int], layers: int | None) -> dict[str, 
 
 
 def _look(method: int) -> dict[str, Any]:
-    """Colour and marker; the markers are open where the colours begin again."""
-    colour = _COLOURS[method % len(_COLOURS)]
+    """Colour and marker; where the colours begin again markers are open, and each colour's is another one."""
+    again, place = divmod(method, len(_COLOURS))
+    colour = _COLOURS[place]
     return {
         "color": colour,
-        "marker": palette.MARKERS[method % len(palette.MARKERS)],
-        "markerfacecolor": colour if method < len(_COLOURS) else "white",
+        "marker": palette.MARKERS[(place + again) % len(palette.MARKERS)],
+        "markerfacecolor": "white" if again else colour,
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ds_al.bench import report
 from ds_al.compare.exits import exit_markdown
 from ds_al.compare.suite import Cell
-from ds_al.compare.table import Row, group_markdown
+from ds_al.compare.table import Result, Row, group_markdown
 
 INTRODUCTION = """\
 # Results
@@ -33,6 +33,7 @@ def results_page(
     done: Sequence[bool],
     *,
     waits: Sequence[str],
+    results: Sequence[Result],
     table: Sequence[Row],
     exits: Sequence[Row],
     pictures: Mapping[str, Path],
@@ -45,6 +46,7 @@ def results_page(
     Args:
         cells: all of the suite, and ``done``, which of them have a result.
         waits: groups that have no cells yet.
+        results: of the cells.
         table: what :func:`~ds_al.compare.table.rows` made of them, and ``exits``, :func:`.exits.exit_table`.
         pictures: by group.
         header: of the results file: date, command, machine, versions.
@@ -54,7 +56,7 @@ def results_page(
     parts = [INTRODUCTION.format(seeds=seeds), "## What is missing\n\n" + _missing(cells, done, waits)]
     for group in dict.fromkeys(row["group"] for row in table):
         own = [row for row in table if row["group"] == group]
-        parts.append(f"## {group}\n\n" + group_markdown(own, seeds=seeds))
+        parts.append(f"## {group}\n\n{group_markdown(own, seeds=seeds)}\n\n{_origin(results, group)}")
         if found := exit_markdown(exits, group):
             parts.append(
                 "Test accuracy at each exit, at the share of the full path's operations; of the mean of the last ones, "
@@ -69,6 +71,14 @@ def results_page(
         "versions and curve of every run are in its file in `results/`."
     )
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def _origin(results: Sequence[Result], group: str) -> str:
+    """When and where a group was run; a page may be written elsewhere, and later."""
+    own = [result for result in results if result["group"] == group and "failure" not in result]
+    days = sorted({result["date"][:10] for result in own})
+    machines = dict.fromkeys(f"{result['cores']} cores ({result['cpu']})" for result in own)
+    return f"Runs of {' to '.join(dict.fromkeys((days[0], days[-1])))}, {'; '.join(machines)}."
 
 
 def _missing(cells: Sequence[Cell], done: Sequence[bool], waits: Sequence[str]) -> str:
