@@ -28,7 +28,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "ds_al.data": ("ShuffledLoader", "ordered_batches", "load_vision"),
     "ds_al.objectives": ("Objective",),
     "ds_al.checkpoint.consolidate": ("consolidate",),
-    "ds_al.launch": ("run_ranks",),
+    "ds_al.launch.ranks": ("run_ranks",),
 }
 """Public names outside of ``ds_al.__all__``, by module."""
 

@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 
-from ds_al import muon
-from ds_al.config import ALConfig
+from ds_al.config.associated_learning import ALConfig
+from ds_al.config.precision import BF16Config, Precision, lower
 from ds_al.data.loader import ShuffledLoader
 from ds_al.errors import ALConfigError
-from ds_al.link import SlowReceiver, SlowSender
-from ds_al.loss_scale import LayerScale
 from ds_al.module import ALPipelineModule
-from ds_al.optimizer import LocalOptimizer, ParamGroups, trained_parameters
-from ds_al.optimizer_names import NamedOptimizers
-from ds_al.precision import BF16Config, Precision, lower
-from ds_al.replicas import Replicas
-from ds_al.transport import Receiver, Sender
-from ds_al.zero import Shards
+from ds_al.optim import muon
+from ds_al.optim.local import LocalOptimizer, ParamGroups, trained_parameters
+from ds_al.optim.loss_scale import LayerScale
+from ds_al.optim.names import NamedOptimizers
+from ds_al.optim.zero import Shards
+from ds_al.parallel.replicas import Replicas
+from ds_al.transport.channel import Receiver, Sender
+from ds_al.transport.slow_link import SlowReceiver, SlowSender
 
 
 class AssembledStage(NamedOptimizers):

@@ -12,7 +12,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from ds_al import config, deepspeed_keys, precision
+from ds_al.config import associated_learning as config
+from ds_al.config import deepspeed as deepspeed_keys
+from ds_al.config import precision
 from ds_al.experiment import config as experiment
 
 _INTRODUCTION = """# Config

@@ -36,23 +36,23 @@ from torch import Tensor
 from ds_al.assembly import AssembledStage
 from ds_al.batch import BatchIntake
 from ds_al.checkpoint import Checkpoints
-from ds_al.compiling import ComputeOptions
-from ds_al.config import ALConfig
+from ds_al.compute.compile import ComputeOptions
+from ds_al.config.associated_learning import ALConfig
+from ds_al.config.precision import FULL, Precision
 from ds_al.data.loader import ShuffledLoader
-from ds_al.decoder_copies import DecoderCopies
+from ds_al.decoders import DecoderCopies
 from ds_al.errors import ALDataError
 from ds_al.inference import Inference
 from ds_al.layer import Activation, first
 from ds_al.measured import MeasuredStage
-from ds_al.message import pack, unpack
 from ds_al.module import ALPipelineModule
 from ds_al.objectives import Target
-from ds_al.optimizer import LocalOptimizer
-from ds_al.precision import FULL, Precision
+from ds_al.optim.local import LocalOptimizer
 from ds_al.schedule import AL_SCHEDULES, Barrier, RefreshDecoders, Repeated, SendDecoders
 from ds_al.stage import LocalStage
 from ds_al.trace import Report, StallWatch, Tracing, VitalsMeter
-from ds_al.wire import WIRES
+from ds_al.transport.compression import WIRES
+from ds_al.transport.message import pack, unpack
 
 
 class _Now:

@@ -13,16 +13,18 @@ from deepspeed.pipe import PipelineModule
 from deepspeed.runtime import zero
 from deepspeed.runtime.config import DeepSpeedConfig
 
-from ds_al import config as configs
-from ds_al import data_parallel, deepspeed_keys, optimizer_names
-from ds_al.backprop import BackpropPipelineEngine
+from ds_al.baseline import data_parallel
+from ds_al.baseline.engine import BackpropPipelineEngine
+from ds_al.config import associated_learning as configs
+from ds_al.config import deepspeed as deepspeed_keys
+from ds_al.config.precision import FULL, Precision
 from ds_al.engine import ALPipelineEngine
 from ds_al.errors import ALConfigError
 from ds_al.module import ALPipelineModule
-from ds_al.precision import FULL, Precision
+from ds_al.optim import names as optimizer_names
+from ds_al.parallel.world import join_world
+from ds_al.system.versions import check_deepspeed
 from ds_al.trace import StallWatch
-from ds_al.versions import check_deepspeed
-from ds_al.world import join_world
 
 
 def initialize(

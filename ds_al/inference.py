@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ds_al.early_exit import check_threshold, confidence_of, early_exits
 from ds_al.errors import ALDataError
 from ds_al.exit_average import averaged_accuracy, check_average
+from ds_al.exits import check_threshold, confidence_of, early_exits
 from ds_al.layer import Activation
-from ds_al.losses import widened
-from ds_al.transport import Receiver, Sender
+from ds_al.objectives.losses import widened
+from ds_al.transport.channel import Receiver, Sender
 
 if TYPE_CHECKING:
     from ds_al.engine import ALPipelineEngine
@@ -59,7 +59,7 @@ class Inference:
         Args:
             batches: see there.
             exit_confidence: thresholds; for each of them ``"early_exit"`` gets the
-                :class:`~ds_al.early_exit.EarlyExit` of the data set.
+                :class:`~ds_al.exits.EarlyExit` of the data set.
             averaged: ``"averaged"`` gets the accuracy of the mean of the last n exits, n = 1 .. N
                 (:mod:`ds_al.exit_average`). Keeps ``(V)`` numbers per sample and exit, on the host of every rank.
             keep_scores: ``"scores"`` and ``"labels"`` get those of each batch at the last exit, on the host of every

@@ -22,11 +22,11 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
-from ds_al import losses, objectives
+from ds_al import objectives
+from ds_al.compute.recompute import Recomputed
 from ds_al.errors import ALLayerError
-from ds_al.memory_format import dense
-from ds_al.objectives import Objective, Target
-from ds_al.recompute import Recomputed
+from ds_al.objectives import Objective, Target, losses
+from ds_al.tensors import dense
 
 Activation = Tensor | tuple[Tensor, ...]
 """What travels between layers on the input side: a tensor, or a tuple (hidden, state, mask, ...)."""
@@ -49,7 +49,7 @@ def stop_gradient(activation: Tensor) -> Tensor: ...
 @overload
 def stop_gradient(activation: Activation) -> Activation: ...
 def stop_gradient(activation: Activation) -> Activation:
-    """Cuts the graph, and makes the values dense (:mod:`ds_al.memory_format`), so that a layer sees the same bits
+    """Cuts the graph, and makes the values dense (:mod:`ds_al.tensors`), so that a layer sees the same bits
     and the same strides whether its predecessor lives in this process or in another one."""
     if isinstance(activation, Tensor):
         return dense(activation.detach())

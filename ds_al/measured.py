@@ -19,11 +19,11 @@ from ds_al.schedule import Barrier, RefreshDecoders, SendDecoders
 from ds_al.trace import Observation, RecordedSchedule, Report, StageStats, Vitals
 
 if TYPE_CHECKING:
-    from ds_al.decoder_copies import DecoderCopies
+    from ds_al.decoders import DecoderCopies
     from ds_al.layer import ALLayer
-    from ds_al.replicas import Replicas
+    from ds_al.parallel.replicas import Replicas
     from ds_al.stage import LocalStage
-    from ds_al.transport import Receiver, Sender
+    from ds_al.transport.channel import Receiver, Sender
 
 
 @dataclass(slots=True)

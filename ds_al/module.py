@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError, ALLayerError
 from ds_al.layer import Activation, ALLayer, predict
-from ds_al.measured_partition import Measuring, measure_stages
 from ds_al.objectives import Objective
-from ds_al.partition import describe, explicit
+from ds_al.parallel.world import join_world
+from ds_al.partition.measure import Measuring, measure_stages
+from ds_al.partition.plan import describe, explicit
 from ds_al.spec import ALLayerSpec, Part
-from ds_al.world import join_world
 
 
 class ALPipelineModule(PipelineModule):
@@ -41,10 +41,11 @@ class ALPipelineModule(PipelineModule):
         memory_limit: bytes of a stage, or of each, for ``"measured"``: of parameters, gradients, optimizer state and
             activations.
         partition_cache: for ``"measured"``: ``"use"`` what an earlier job measured for the same layers on the same
-            kind of devices, ``"refresh"`` it, or ``"off"`` (see :mod:`ds_al.time_cache`).
+            kind of devices, ``"refresh"`` it, or ``"off"`` (see :mod:`ds_al.partition.cache`).
         dynamic_shape: lets the shapes of micro-batches change; costs a small message per micro-batch.
         activation_checkpoint_interval: blocks of f that are recomputed together in backward, see
-            :class:`~ds_al.recompute.Recomputed`; 0 keeps all activations. The config's key of this name comes first.
+            :class:`~ds_al.compute.recompute.Recomputed`; 0 keeps all activations. The config's key of this name comes
+            first.
 
     Raises:
         ALConfigError: an element is no AL layer, layers are tied, or the number of stages does not fit.

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ds_al.errors import ALError, ALLayerError
 from ds_al.layer import Activation, ALLayer, seed_layer, stop_gradient
-from ds_al.loss_scale import LayerScale
 from ds_al.objectives import Target
+from ds_al.optim.loss_scale import LayerScale
 from ds_al.trace.recorder import Recorder
 
 

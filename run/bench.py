@@ -24,17 +24,17 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ds_al.bench import SleepingCases, guard, measure_memory, measure_sleeping, report
-from ds_al.bench.arguments import names, numbers, positive
-from ds_al.bench.features import FeatureCases, features_table, measure_features
-from ds_al.bench.layers import measure_layers
-from ds_al.bench.link_tables import traffic_table
-from ds_al.bench.overhead import METHODS as OVERHEAD_METHODS
-from ds_al.bench.overhead import measure_overhead
-from ds_al.bench.traffic import measure_traffic
-from ds_al.bench.workloads import METHODS
 from ds_al.errors import ALConfigError
-from ds_al.launch import RankFailure
+from ds_al.launch.ranks import RankFailure
+from ds_al.studies.bench import SleepingCases, guard, measure_memory, measure_sleeping, report
+from ds_al.studies.bench.arguments import names, numbers, positive
+from ds_al.studies.bench.features import FeatureCases, features_table, measure_features
+from ds_al.studies.bench.layers import measure_layers
+from ds_al.studies.bench.link_tables import traffic_table
+from ds_al.studies.bench.overhead import METHODS as OVERHEAD_METHODS
+from ds_al.studies.bench.overhead import measure_overhead
+from ds_al.studies.bench.traffic import measure_traffic
+from ds_al.studies.bench.workloads import METHODS
 
 OVERHEAD_TURNS = 15
 MEMORY_METHODS = ("streaming", "bp_1f1b", "bp_gpipe")

@@ -19,16 +19,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ds_al.bench import report
-from ds_al.compare.choice import choice_markdown, choose
-from ds_al.compare.exits import exit_table
-from ds_al.compare.figures import draw_group
-from ds_al.compare.page import results_page
-from ds_al.compare.runner import is_done, read_result, run_cells
-from ds_al.compare.suite import Cell, Suite, cells, read_suite, waiting, with_methods
-from ds_al.compare.table import markdown, rows
 from ds_al.errors import ALConfigError
-from ds_al.launch import start_quickly
+from ds_al.launch.ranks import start_quickly
+from ds_al.studies.bench import report
+from ds_al.studies.sweep.choice import choice_markdown, choose
+from ds_al.studies.sweep.exits import exit_table
+from ds_al.studies.sweep.figures import draw_group
+from ds_al.studies.sweep.page import results_page
+from ds_al.studies.sweep.runner import is_done, read_result, run_cells
+from ds_al.studies.sweep.suite import Cell, Suite, cells, read_suite, waiting, with_methods
+from ds_al.studies.sweep.table import markdown, rows
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = ROOT / "ds_configs" / "suites"

@@ -16,9 +16,9 @@ from typing import Any
 
 from rich.console import Console
 
-from ds_al.bench import report, tables
-from ds_al.bench.costs import cost_rows
-from ds_al.bench.recipe_time import measure_recipe
+from ds_al.studies.bench import report, tables
+from ds_al.studies.bench.costs import cost_rows
+from ds_al.studies.bench.recipe_time import measure_recipe
 
 
 def main() -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 from rich.console import Console
 
 from ds_al.errors import ALError
-from ds_al.language.page import write_tables
-from ds_al.language.plan import Plan, choose, measured_cells, read, run_all
-from ds_al.launch import free_port, rank_environment
+from ds_al.launch.ranks import free_port, rank_environment
+from ds_al.studies.language.page import write_tables
+from ds_al.studies.language.plan import Plan, choose, measured_cells, read, run_all
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,8 +59,8 @@ def main() -> None:
 
 def _run(plan: Plan, folder: Path, args: argparse.Namespace, console: Console) -> None:
     os.environ.update({name: value for name, value in rank_environment(0, 1, free_port()).items() if value})
-    from ds_al.language.cell import Cell, Sizes, run
-    from ds_al.language.corpus import load_corpus
+    from ds_al.studies.language.cell import Cell, Sizes, run
+    from ds_al.studies.language.corpus import load_corpus
 
     sizes = Sizes()
     path = Path(os.environ["DS_AL_DATA"], args.data) if "DS_AL_DATA" in os.environ else None

@@ -22,14 +22,14 @@ from typing import Any
 
 from rich.console import Console
 
-from ds_al import config as configs
-from ds_al.bench import report, tables
-from ds_al.bench.arguments import numbers, positive
+from ds_al.config import associated_learning as configs
 from ds_al.errors import ALError
 from ds_al.planner import COMPARED, METHODS, Link, Machines, Prediction, Work, advice, break_even, grid
-from ds_al.planner.against import against, against_table
 from ds_al.planner.network import Device, Network
 from ds_al.planner.show import bytes_per_second, cases, draw, markdown, table
+from ds_al.studies.bench import report, tables
+from ds_al.studies.bench.arguments import numbers, positive
+from ds_al.studies.bench.predictions import against, against_table
 
 
 def parser() -> argparse.ArgumentParser:

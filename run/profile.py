@@ -32,15 +32,15 @@ else:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from ds_al.bench import report, tables
-    from ds_al.bench.arguments import names, numbers, positive
-    from ds_al.bench.profile import ProfileCases, Runs, profile_rows, record_runs, typical
-    from ds_al.bench.tracing_cost import measure_tracing_cost
-    from ds_al.bench.workloads import METHODS
-    from ds_al.launch import RankFailure
+    from ds_al.figures.timeline import draw, draw_memory
+    from ds_al.launch.ranks import RankFailure
     from ds_al.models import AL_MODELS
+    from ds_al.studies.bench import report, tables
+    from ds_al.studies.bench.arguments import names, numbers, positive
+    from ds_al.studies.bench.profile import ProfileCases, Runs, profile_rows, record_runs, typical
+    from ds_al.studies.bench.tracing_cost import measure_tracing_cost
+    from ds_al.studies.bench.workloads import METHODS
     from ds_al.trace.files import write_trace
-    from ds_al.trace.timeline import draw, draw_memory
 
 
 def parser() -> argparse.ArgumentParser:

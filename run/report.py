@@ -48,7 +48,7 @@ def main() -> int:
             for file in write_markdown(report, args.markdown):
                 _say(file)
         if args.wandb:
-            from ds_al.experiment.wandb_report import publish
+            from ds_al.report.wandb_report import publish
 
             print(publish([run.folder for run in runs], title=report.title, entity=args.entity, project=args.project))
     except (ALError, OSError) as error:

@@ -2,7 +2,8 @@
 
     python run/scale.py --json results/scale.json --markdown docs/scale.md
 
-Nothing is measured: the assumptions stand in ds_al/planner/scale.py and on the page. Some 10 minutes of one core.
+Nothing is measured: the assumptions stand in ds_al/studies/scale/predictions.py and on the page. Some 10 minutes of
+one core.
 With --draw an existing file of rows is only drawn and written as a page anew.
 """
 
@@ -16,10 +17,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ds_al.bench import report
-from ds_al.bench.arguments import numbers, positive
-from ds_al.planner import scale_figures, scale_page
-from ds_al.planner.scale import Study
+from ds_al.studies.bench import report
+from ds_al.studies.bench.arguments import numbers, positive
+from ds_al.studies.scale import figures as scale_figures
+from ds_al.studies.scale import page as scale_page
+from ds_al.studies.scale.predictions import Study
 
 
 def parser() -> argparse.ArgumentParser:

@@ -26,17 +26,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ds_al.bench import report, scaling_figures, scaling_report, tables
-from ds_al.bench.arguments import numbers, positive
-from ds_al.bench.ceiling import measure_ceiling
-from ds_al.bench.forms import Network, seconds_per_micro_batch
-from ds_al.bench.ratio import measure_ratio
-from ds_al.bench.scaling import METHODS, STUDIES, ScalingCases, cores, encoder_seconds, measure_scaling
-from ds_al.bench.texts import ag_news
 from ds_al.errors import ALError
-from ds_al.launch import RankFailure
+from ds_al.launch.ranks import RankFailure
 from ds_al.models import AL_MODELS
 from ds_al.planner import StageCost
+from ds_al.studies.bench import report, scaling_figures, scaling_report, tables
+from ds_al.studies.bench.arguments import numbers, positive
+from ds_al.studies.bench.ceiling import measure_ceiling
+from ds_al.studies.bench.forms import Network, seconds_per_micro_batch
+from ds_al.studies.bench.ratio import measure_ratio
+from ds_al.studies.bench.scaling import METHODS, STUDIES, ScalingCases, cores, encoder_seconds, measure_scaling
+from ds_al.studies.bench.texts import ag_news
 
 Rows = Sequence[report.Row]
 

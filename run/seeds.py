@@ -18,8 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ds_al.bench import report
-from ds_al.launch import free_port
+from ds_al.launch.ranks import free_port
+from ds_al.studies.bench import report
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("seed", "test_accuracy", "training_seconds", "samples_per_second", "idle", "peak_activation_bytes")

@@ -17,13 +17,13 @@ from typing import Any
 
 from rich.console import Console
 
-from ds_al.bench import report
-from ds_al.bench.arguments import numbers, positive
-from ds_al.bench.link_figure import draw
-from ds_al.bench.link_tables import slow_link_table
-from ds_al.bench.namespaces import NotAllowed
-from ds_al.bench.slow_link import LinkCases, measure_slow_link
-from ds_al.launch import RankFailure
+from ds_al.launch.ranks import RankFailure
+from ds_al.studies.bench import report
+from ds_al.studies.bench.arguments import numbers, positive
+from ds_al.studies.bench.link_figure import draw
+from ds_al.studies.bench.link_tables import slow_link_table
+from ds_al.studies.bench.namespaces import NotAllowed
+from ds_al.studies.bench.slow_link import LinkCases, measure_slow_link
 
 NOT_ALLOWED = 3
 

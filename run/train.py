@@ -99,7 +99,7 @@ def main() -> None:
     ]  # fmt: skip
     import torch
 
-    from ds_al import config
+    from ds_al.config import associated_learning as config
     from ds_al.experiment.config import override
     from ds_al.experiment.job import Job, write_json
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ds_al.launch import start_quickly
+from ds_al.launch.ranks import start_quickly
 
 torch.set_num_threads(1)  # as on the ranks: results are compared bit for bit
 

@@ -14,8 +14,8 @@ import pytest
 
 import ds_al
 from ds_al import api_docs
-from ds_al.launch import run_ranks
-from ds_al.world import join_world
+from ds_al.launch.ranks import run_ranks
+from ds_al.parallel.world import join_world
 
 ROOT = Path(__file__).resolve().parents[1]
 

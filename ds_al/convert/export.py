@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ds_al.checkpoint.folder import Record, layer_weights, opened
+from ds_al.config.precision import full_state
 from ds_al.convert.fold import Folded, Same, fold
 from ds_al.convert.program import Format, InferencePath, check_format, write
 from ds_al.convert.recipe import made_again
@@ -29,8 +30,7 @@ from ds_al.engine import ALPipelineEngine
 from ds_al.errors import ALCheckpointError, ALConfigError, ALError
 from ds_al.layer import Activation, ALLayer
 from ds_al.module import ALPipelineModule
-from ds_al.optimizer import LocalOptimizer
-from ds_al.precision import full_state
+from ds_al.optim.local import LocalOptimizer
 
 TEXT_EXAMPLE = (2, 8)
 
@@ -174,7 +174,7 @@ def gathered(
     """The network of a module, on the first rank; ``None`` on others. Every rank calls it.
 
     Args:
-        masters: of this stage's weights, see :func:`~ds_al.precision.full_state`.
+        masters: of this stage's weights, see :func:`~ds_al.config.precision.full_state`.
     """
     if weights is None:
         states = _states(module, masters)

@@ -16,7 +16,7 @@ from ds_al.convert.head import Head, last_linear, without
 from ds_al.convert.probe import Found, probe
 from ds_al.errors import ALConfigError
 from ds_al.layer import Activation, first
-from ds_al.partition import balance
+from ds_al.partition.plan import balance
 from ds_al.spec import ALLayerSpec, Part
 
 

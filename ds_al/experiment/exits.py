@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ds_al import palette
-from ds_al.early_exit import EarlyExit
+from ds_al.exits import EarlyExit
+from ds_al.figures import palette
 from ds_al.models.exit_cost import ExitCost, averaged_exits, fixed_exit, tried_exits
 
 

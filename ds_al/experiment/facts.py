@@ -8,10 +8,10 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from ds_al import provenance
 from ds_al.data.load import OF_IMAGES, OF_TEXT
 from ds_al.models import build_al, build_twin
 from ds_al.models.cost import network_cost
+from ds_al.system import provenance
 
 if TYPE_CHECKING:
     from ds_al.experiment.job import Job

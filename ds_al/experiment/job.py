@@ -21,10 +21,9 @@ from deepspeed.runtime.utils import set_random_seed
 from torch import nn
 
 import ds_al
-from ds_al import config as configs
+from ds_al.config import associated_learning as configs
 from ds_al.data import ShuffledLoader, Splits, load_data, ordered_batches
 from ds_al.errors import ALConfigError, ALLayerError
-from ds_al.experiment.allocator import keep_freed_memory
 from ds_al.experiment.budget import Budget
 from ds_al.experiment.config import BLOCK, ExperimentConfig, experiment_config
 from ds_al.experiment.display import Display
@@ -35,8 +34,9 @@ from ds_al.experiment.recipes import with_recipe
 from ds_al.experiment.record import Record
 from ds_al.models import build_al, build_twin
 from ds_al.models.exit_cost import ExitCost, exit_costs
+from ds_al.parallel.world import join_world
+from ds_al.system.allocator import keep_freed_memory
 from ds_al.trace import ActivationMeter
-from ds_al.world import join_world
 
 
 class Job:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ds_al import data_parallel
+from ds_al.baseline import data_parallel
 from ds_al.errors import ALConfigError
 from ds_al.experiment.config import BLOCK
 

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from ds_al import config as configs
+from ds_al.config import associated_learning as configs
 from ds_al.errors import ALConfigError
 
 # A convolution or an inner linear layer is stepped by Muon; classifiers, codes, norms and embeddings by AdamW.

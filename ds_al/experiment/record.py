@@ -14,13 +14,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from torch import Tensor
 
-from ds_al import palette
 from ds_al.experiment.exits import draw_exits
 from ds_al.experiment.facts import facts
 from ds_al.experiment.wandb_run import WandbRun, named_losses
+from ds_al.figures import palette
+from ds_al.figures.timeline import draw
 from ds_al.trace import Event
 from ds_al.trace.analysis import computing
-from ds_al.trace.timeline import draw
 
 if TYPE_CHECKING:
     from ds_al.experiment.job import Job

@@ -6,7 +6,7 @@ from torch import nn
 
 
 class Output(nn.Linear):
-    """``nn.Linear`` whose weight :class:`~ds_al.muon.MuonAdamW` leaves to AdamW, in the AL form as in the twin.
+    """``nn.Linear`` whose weight :class:`~ds_al.optim.muon.MuonAdamW` leaves to AdamW, in the AL form as in the twin.
 
     Muon is meant for matrices between hidden activations. A classifier's rows are classes: steps of equal size along
     every direction suit them badly.

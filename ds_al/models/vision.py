@@ -58,7 +58,7 @@ class ChannelsLast(nn.Sequential):
 
     Attributes:
         travels: whether what leaves it is contiguous, as DeepSpeed's pipeline sends it. In an AL form maps travel, and
-            bridges read them, as they are (:mod:`ds_al.memory_format`).
+            bridges read them, as they are (:mod:`ds_al.tensors`).
     """
 
     travels = False

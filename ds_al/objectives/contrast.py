@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ds_al.errors import ALConfigError
-from ds_al.losses import check_smoothing, label_loss, widened
 from ds_al.objectives.base import Objective, Target
+from ds_al.objectives.losses import check_smoothing, label_loss, widened
 from ds_al.objectives.mse import decode
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ds_al.errors import ALConfigError
-from ds_al.losses import check_smoothing, label_loss
 from ds_al.objectives.base import Objective, Target
+from ds_al.objectives.losses import check_smoothing, label_loss
 from ds_al.objectives.mse import decode
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ds_al.losses import check_smoothing, label_loss
 from ds_al.objectives.base import Objective, Target
+from ds_al.objectives.losses import check_smoothing, label_loss
 
 if TYPE_CHECKING:
     from ds_al.layer import Activation, ALLayer

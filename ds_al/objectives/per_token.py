@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ds_al.losses import widened
 from ds_al.objectives.base import Objective
+from ds_al.objectives.losses import widened
 
 if TYPE_CHECKING:
     from ds_al.layer import ALLayer

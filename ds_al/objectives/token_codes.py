@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ds_al.errors import ALConfigError
-from ds_al.losses import widened
 from ds_al.objectives.base import Target
+from ds_al.objectives.losses import widened
 from ds_al.objectives.per_token import IGNORED, PerToken, mean_loss
 
 if TYPE_CHECKING:

@@ -18,15 +18,15 @@ from deepspeed.pipe import LayerSpec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ds_al.config import ALConfig, al_config
+from ds_al.config.associated_learning import ALConfig, al_config
 from ds_al.data import load_data
 from ds_al.errors import ALConfigError
 from ds_al.experiment.config import DataConfig, experiment_config
 from ds_al.experiment.inputs import DataFacts
 from ds_al.layer import first, stop_gradient
-from ds_al.layer_times import measure
 from ds_al.models import build_al, build_twin
 from ds_al.models.cost import NetworkCost, isolated, network_cost
+from ds_al.partition.layer_times import measure
 from ds_al.planner.work import Layer, Work
 from ds_al.spec import ALLayerSpec
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from ds_al import palette
+from ds_al.figures import palette
 from ds_al.planner.predict import BY_FORMULA, METHODS, Prediction
 
 _UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12}

@@ -17,7 +17,7 @@ from ds_al.schedule import AL_SCHEDULES, BACKPROP_SCHEDULES
 from ds_al.trace import Event
 
 RECEIVE_SLOTS = 2
-"""Messages that a :class:`ds_al.transport.Receiver` holds by default: one in use, one received ahead."""
+"""Messages that a :class:`ds_al.transport.channel.Receiver` holds by default: one in use, one received ahead."""
 
 
 @dataclass(frozen=True)

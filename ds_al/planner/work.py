@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ds_al.partition import balance
+from ds_al.partition.plan import balance
 from ds_al.planner.stragglers import Jitter
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ds_al.palette import series_of
+from ds_al.figures.palette import series_of
 from ds_al.report.read import RunRecord
 
 _NOUNS = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from ds_al.figures.parts import Content, Section, Table
 from ds_al.report import facts, results, stages, texts
 from ds_al.report.cells import Cell, group
 from ds_al.report.compare import comparability
-from ds_al.report.parts import Content, Section, Table
 from ds_al.report.read import Profile, RunRecord
 from ds_al.report.timelines import timeline
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ds_al.figures.parts import NOT_RECORDED, Section, Table
 from ds_al.report import texts
 from ds_al.report.cells import Cell, flat
 from ds_al.report.compare import settings_that_differ
-from ds_al.report.parts import NOT_RECORDED, Section, Table
 from ds_al.report.read import Profile, RunRecord
 
 

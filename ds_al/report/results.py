@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ds_al.figures.parts import NOT_RECORDED, Chart, Section, Series, Table, charts_or
 from ds_al.report import texts
 from ds_al.report.cells import Cell, Statistic, statistic, styled
-from ds_al.report.parts import NOT_RECORDED, Chart, Section, Series, Table, charts_or
 from ds_al.report.read import RunRecord, number, numbers
 
 _POINTS = 240  # of a curve over batches: more cannot be told apart on a screen

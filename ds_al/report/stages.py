@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ds_al.figures.parts import NOT_RECORDED, Chart, Section, Series, Table, charts_or
 from ds_al.report import texts
 from ds_al.report.cells import Cell, styled
-from ds_al.report.parts import NOT_RECORDED, Chart, Section, Series, Table, charts_or
 from ds_al.report.timelines import held
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ds_al.figures.parts import NOT_RECORDED
 from ds_al.report.cells import Statistic
-from ds_al.report.parts import NOT_RECORDED
 from ds_al.report.read import number
 
 

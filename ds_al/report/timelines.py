@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ds_al.figures.parts import Chart, Series, Slice, Table, Timeline
 from ds_al.report import texts
-from ds_al.report.parts import Chart, Series, Slice, Table, Timeline
 from ds_al.report.read import RunRecord, TraceEvent
 
 # What is drawn, in the order of the legend; all that is not computing is waiting or moving data.

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ds_al.trace.event import COMPUTING, MESSAGES, Event
+from ds_al.trace.events import COMPUTING, MESSAGES, Event
 
 CAUSES = ("wait_input", "wait_queue", "wait_data", "wait_barrier", "wait_copies", "drained", "other")
 """Why a stage is idle, as shares of :attr:`StageTime.span`; see there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ds_al.trace.event import LABELS, MESSAGES, Event, place_name
+from ds_al.trace.events import LABELS, MESSAGES, Event, place_name
 
 
 def chrome_trace(events: Sequence[Event], *, micro_batches: int, about: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from typing import Any
 
 from ds_al.trace.chrome import chrome_trace
 from ds_al.trace.clock import ClockOffset
-from ds_al.trace.event import MESSAGES, Event
+from ds_al.trace.events import MESSAGES, Event
 
 COLUMNS = tuple(field.name for field in fields(Event))
-"""Columns of ``trace.csv``: the fields of :class:`~ds_al.trace.event.Event`; times in seconds, sizes in bytes."""
+"""Columns of ``trace.csv``: the fields of :class:`~ds_al.trace.events.Event`; times in seconds, sizes in bytes."""
 
 
 def merge(by_rank: Sequence[Iterable[Event]], clocks: Sequence[ClockOffset]) -> list[Event]:

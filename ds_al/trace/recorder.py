@@ -12,8 +12,8 @@ import torch
 from deepspeed import comm as dist
 from deepspeed.runtime.pipe.schedule import PipeInstruction, PipeSchedule
 
-from ds_al.trace.event import LABELS, MESSAGES, Event
-from ds_al.trace.memory import ActivationMeter
+from ds_al.trace.events import LABELS, MESSAGES, Event
+from ds_al.trace.meter import ActivationMeter
 
 
 class Observation(NamedTuple):

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from deepspeed import comm as dist
 
-from ds_al.config import ALConfig, TraceConfig
+from ds_al.config.associated_learning import ALConfig, TraceConfig
 from ds_al.trace.clock import ClockOffset, align
-from ds_al.trace.event import Event
+from ds_al.trace.events import Event
 from ds_al.trace.files import merge, write_trace
-from ds_al.trace.memory import ActivationMeter
+from ds_al.trace.meter import ActivationMeter
 from ds_al.trace.recorder import Recorder
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ds_al.report import comparability, read
-from tests.report.folders import make_run, make_seeds
+from tests.support.folders import make_run, make_seeds
 
 OTHER_DATA = {"name": "mnist", "validation_fraction": 0.1, "augment": "flip", "eval_batch_size": 250}
 

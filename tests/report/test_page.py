@@ -17,9 +17,10 @@ import pytest
 pytest.importorskip("plotly")
 
 from ds_al.errors import ALReportError
-from ds_al.report import charts, content, read, write_page
+from ds_al.figures import charts
+from ds_al.report import content, read, write_page
 from ds_al.report.read import Profile
-from tests.report.folders import make_run, make_seeds
+from tests.support.folders import make_run, make_seeds
 
 ROOT = Path(__file__).resolve().parents[2]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -11,7 +11,7 @@ from ds_al.errors import ALReportError
 from ds_al.report.cells import group
 from ds_al.report.read import read, read_run
 from ds_al.report.results import accuracy
-from tests.report.folders import make_run, make_seeds
+from tests.support.folders import make_run, make_seeds
 
 
 def test_a_parent_folder_gives_all_runs_once(tmp_path: Path) -> None:

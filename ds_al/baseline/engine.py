@@ -1,0 +1,213 @@
+"""The backprop twin's engine: DeepSpeed's own, with the two schedules it lacks, and recorded like ours."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import torch
+from deepspeed import comm as dist
+from deepspeed.runtime.pipe import p2p
+from deepspeed.runtime.pipe.engine import PipelineEngine
+from deepspeed.runtime.pipe.schedule import (
+    BackwardPass,
+    ForwardPass,
+    LoadMicroBatch,
+    PipeInstruction,
+    PipeSchedule,
+    RecvActivation,
+    RecvGrad,
+    ReduceGrads,
+    SendActivation,
+    SendGrad,
+    TrainSchedule,
+)
+
+from ds_al.baseline import data_parallel
+from ds_al.config.associated_learning import ALConfig
+from ds_al.optim.names import NamedOptimizers
+from ds_al.schedule import BACKPROP_SCHEDULES
+from ds_al.trace import Observation, RecordedSchedule, StageStats, StallWatch, Tracing, Vitals, VitalsMeter
+from ds_al.transport.slow_link import SlowLink, wait_until
+
+
+class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
+    """Trains a plain ``PipelineModule`` by back-propagation, with DeepSpeed's own instructions.
+
+    Args:
+        al_config: its ``method`` is ``"bp_1f1b"`` (DeepSpeed's ``TrainSchedule``), ``"bp_gpipe"``,
+            ``"bp_naive"``, or ``"bp_dp"`` (:mod:`ds_al.baseline.data_parallel`).
+    """
+
+    stall_watch: StallWatch | None = None
+
+    def __init__(self, *args: Any, al_config: ALConfig, **kwargs: Any) -> None:
+        self.method = al_config.method
+        self._wall = 0.0
+        self._samples = self._messages_sent = self._latest_bytes = 0
+        self.sent: Counter[str] = Counter()
+        """Bytes of ``"activations"`` and of ``"gradients"`` that this stage has sent since the last reset."""
+        self._down, self._up = (SlowLink(al_config.link) if al_config.link else None for _ in range(2))
+        self._losses: dict[int, torch.Tensor] = {}
+        self._meter = VitalsMeter()
+        self._vitals: dict[int, Vitals] = {}
+        super().__init__(*args, **kwargs)
+        self.tracing = Tracing.of(self, al_config)
+
+    def train_batch(self, data_iter: Any = None) -> torch.Tensor:
+        """DeepSpeed's ``train_batch``, timed for :meth:`stats`, and recorded where the config asks for it."""
+        if self.tracing is not None:
+            self.tracing.before_batch()
+        start = time.perf_counter()
+        self._meter.start(self._totals())
+        loss = super().train_batch(data_iter)
+        self._wall += time.perf_counter() - start
+        self._samples += self.train_batch_size()
+        batches = self.global_steps
+        self._vitals[self.stage_id] = self._meter.stop(self._totals(), micro_batches=batches * self.micro_batches)
+        if self.tracing is not None:
+            self.tracing.after_batch()
+        return loss
+
+    def _aggregate_total_loss(self) -> torch.Tensor:
+        """DeepSpeed's last stage tells all others the loss of each batch."""
+        with self.recorded("LossBroadcast", waiting=True):
+            return super()._aggregate_total_loss()
+
+    def _totals(self) -> dict[str, float]:
+        return {**self.instruction_seconds, "samples": self._samples}
+
+    def vitals(self) -> dict[int, Vitals]:
+        """This stage's vitals, by its number: nothing of other stages travels with the messages of the twin."""
+        return self._vitals
+
+    def destroy(self) -> None:
+        """Ends the stall watch, and frees what DeepSpeed holds."""
+        if self.stall_watch is not None:
+            self.stall_watch.stop()
+        super().destroy()
+
+    def _exec_schedule(self, pipe_schedule: PipeSchedule) -> None:
+        """DeepSpeed's ``train_batch`` makes its 1F1B itself: the method's own schedule takes its place."""
+        if type(pipe_schedule) is TrainSchedule and self.method != data_parallel.METHOD:
+            pipe_schedule = BACKPROP_SCHEDULES[self.method](self.micro_batches, self.num_stages, self.stage_id)
+        super()._exec_schedule(pipe_schedule)
+
+    def _exec_forward_pass(self, buffer_id: int) -> None:
+        super()._exec_forward_pass(buffer_id)
+        if self.is_last_stage() and torch.is_grad_enabled():
+            self._losses[buffer_id] = self.loss
+
+    def _exec_backward_pass(self, buffer_id: int) -> None:
+        """DeepSpeed's last stage keeps the latest loss alone; with ``bp_gpipe`` others wait for their backward."""
+        if self.is_last_stage():
+            self.loss = self._losses.pop(buffer_id)
+        super()._exec_backward_pass(buffer_id)
+        self.loss = None  # type: ignore[assignment]  # or the last graph would live on
+
+    def _exec_send_activations(self, buffer_id: int) -> None:
+        self._count("activations", self.pipe_buffers["outputs"][buffer_id])
+        arrival = self._arrival(self._down)
+        super()._exec_send_activations(buffer_id)
+        if arrival is not None:
+            p2p.send(arrival, self.next_stage)
+
+    def _exec_recv_activations(self, buffer_id: int) -> None:
+        super()._exec_recv_activations(buffer_id)
+        self._latest_bytes = _nbytes(self.pipe_buffers["inputs"][buffer_id])
+        self._wait_for_link(self.prev_stage)
+
+    def _exec_send_grads(self, buffer_id: int) -> None:
+        inputs = self.pipe_buffers["inputs"][buffer_id]
+        parts = inputs if isinstance(inputs, tuple) else (inputs,)
+        self._count("gradients", tuple(x.grad for x in parts if x.grad is not None))
+        arrival = self._arrival(self._up)
+        super()._exec_send_grads(buffer_id)
+        if arrival is not None:
+            p2p.send(arrival, self.prev_stage)
+
+    def _exec_recv_grads(self, buffer_id: int) -> None:
+        super()._exec_recv_grads(buffer_id)
+        self._latest_bytes = _nbytes(self.grad_layer)
+        self._wait_for_link(self.next_stage)
+
+    def _count(self, what: str, message: Any) -> None:
+        self._latest_bytes = _nbytes(message)
+        self.sent[what] += self._latest_bytes
+        self._messages_sent += 1
+
+    def _arrival(self, link: SlowLink | None) -> torch.Tensor | None:
+        """When the message that is sent now arrives, where a slow link is wanted and the stages train."""
+        return link.arrival(self._latest_bytes).to(self.device) if link and torch.is_grad_enabled() else None
+
+    def _wait_for_link(self, stage: int) -> None:
+        """Waits until the message of that stage that has just come may be had."""
+        if self._down is not None and torch.is_grad_enabled():
+            arrival = torch.empty(1, dtype=torch.float64, device=self.device)
+            p2p.recv(arrival, stage)
+            wait_until(arrival)
+
+    def _observe(self, instruction: PipeInstruction, seconds: float) -> Observation:
+        """DeepSpeed's transfers block until they are through: all of their time is waiting."""
+        if isinstance(instruction, (SendActivation, SendGrad, RecvActivation, RecvGrad)):
+            return Observation(wait=seconds, nbytes=self._latest_bytes)
+        if isinstance(instruction, (LoadMicroBatch, ReduceGrads)):
+            return Observation(wait=seconds)
+        return Observation()
+
+    _INSTRUCTION_MAP: ClassVar[dict[Any, Callable[..., None]]] = {
+        **PipelineEngine._INSTRUCTION_MAP,
+        ForwardPass: _exec_forward_pass,
+        BackwardPass: _exec_backward_pass,
+        SendActivation: _exec_send_activations,
+        RecvActivation: _exec_recv_activations,
+        SendGrad: _exec_send_grads,
+        RecvGrad: _exec_recv_grads,
+    }
+
+    def evaluate(self, batches: Iterable[Any]) -> dict[str, Any]:
+        """Accuracy and loss over a data set; every rank calls it with the same batches, of any size.
+
+        Returns:
+            ``{"accuracy": [a], "loss": [l], "samples": n}`` on every rank: the twin has one exit.
+        """
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for x, labels in batches:
+            self.reset_activation_shape()  # DeepSpeed would fill the first rows of the last shape's buffers
+            loss, logits = self.eval_batch(iter([(x, labels)]), return_logits=True, num_micro_batches=1)
+            if self.is_last_stage():
+                correct = (logits.argmax(dim=1) == labels.to(self.device)).sum()
+                sums += torch.stack([correct.double(), loss.double().sum() * len(labels), sums.new_tensor(len(labels))])
+        self.reset_activation_shape()
+        last = self.grid.stage_to_global(self.num_stages - 1)
+        dist.broadcast(sums, last, group=self.grid.get_pipe_parallel_group())
+        correct, loss, samples = sums.tolist()
+        return {"accuracy": [correct / samples], "loss": [loss / samples], "samples": int(samples)}
+
+    def reset_stats(self) -> None:
+        """Starts :meth:`stats` anew."""
+        self._wall, self._samples = 0.0, 0
+        self._messages_sent = 0
+        self.sent.clear()
+        self.instruction_seconds.clear()
+
+    def stats(self) -> StageStats:
+        """This stage's times and bytes since the last :meth:`reset_stats`; activations and gradients sent."""
+        seconds = self.instruction_seconds
+        return StageStats(
+            stage=self.stage_id,
+            wall=self._wall,
+            wait_input=seconds["RecvActivation"] + seconds["RecvGrad"] + seconds["LossBroadcast"],
+            wait_queue=seconds["SendActivation"] + seconds["SendGrad"],
+            wait_data=seconds["LoadMicroBatch"],
+            bytes_sent=self.sent.total(),
+            messages_sent=self._messages_sent,
+            samples=self._samples,
+        )
+
+
+def _nbytes(message: Any) -> int:
+    """Bytes of a tensor, or of all in a tuple or list."""
+    return sum(tensor.nbytes for tensor in (message if isinstance(message, (tuple, list)) else (message,)))

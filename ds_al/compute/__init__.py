@@ -1,0 +1,1 @@
+"""How a layer computes: compiled, or with activations recomputed."""

@@ -1,0 +1,209 @@
+"""Layers that compute in bfloat16 or float16, with float32 masters: DeepSpeed's blocks ``"bf16"`` and ``"fp16"``.
+
+    master (fp32) -- rounded --> weight (bf16) --> f, b, g, h --> losses in fp32
+      ^                                                             |
+      '-- optimizer <-- gradient, summed up in fp32 <-- gradient (bf16)
+
+Every trained weight has a master of its own shape, which the optimizer steps instead of it. DeepSpeed's
+``BF16_Optimizer`` is not used: it joins the weights of a group to one vector over data parallel ranks, where Muon finds
+no matrices and a checkpoint no layer, and it agrees on a norm with all stages. Here nothing leaves the layer.
+
+Masters begin as the weights were made, before they are rounded, so a network starts from the weights that it has in
+float32. Buffers are cast, too, as DeepSpeed does; labels, losses, norms and reports stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ds_al.config.associated_learning import StrictModel, validate
+from ds_al.errors import ALConfigError
+
+_MASTER = "ds_al_master"
+
+
+class BF16Config(StrictModel):
+    """DeepSpeed's ``"bf16"`` block."""
+
+    enabled: bool = Field(default=False, description="f, b, g, h compute in bfloat16, with float32 masters.")
+    check_grad_overflow: bool = Field(
+        default=True,
+        description="A layer whose gradients hold NaN or infinity does not step. This waits for the device at each "
+        "step, which nothing else does.",
+    )
+    immediate_grad_update: bool = Field(
+        default=False, description="Taken, and without effect: float32 sums always take a gradient at once."
+    )
+
+
+class FP16Config(StrictModel):
+    """DeepSpeed's ``"fp16"`` block."""
+
+    enabled: bool = Field(
+        default=False, description="f, b, g, h compute in float16, with float32 masters and a loss scale per AL layer."
+    )
+    loss_scale: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="The loss scale of every layer; 0 lets it find its own."
+    )
+    initial_scale_power: int = Field(default=16, ge=0, le=60, description="It begins at 2 to this power.")
+    loss_scale_window: int = Field(default=1000, ge=1, description="It doubles after so many steps without overflow.")
+    hysteresis: int = Field(default=2, ge=1, description="So many overflows halve it.")
+    consecutive_hysteresis: bool = Field(
+        default=False, description="A step without overflow makes up for the overflows before it."
+    )
+    min_loss_scale: int = Field(
+        default=1, ge=1, description="It never falls below; an overflow at this scale is an error."
+    )
+    auto_cast: bool = Field(
+        default=False, description="Taken, and without effect: the first stage always casts floating-point inputs."
+    )
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What layers compute in."""
+
+    dtype: torch.dtype = torch.float32
+    block: BF16Config | FP16Config | None = None
+    """The DeepSpeed block that says so; ``None`` for float32."""
+
+    @property
+    def is_low(self) -> bool:
+        """Whether there are masters."""
+        return self.block is not None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Precision:
+        """What a DeepSpeed config asks for.
+
+        Raises:
+            ALConfigError: both blocks are on, or a key of one is unknown, not honoured or out of range.
+        """
+        name = "bfloat16" if "bfloat16" in config and "bf16" not in config else "bf16"  # DeepSpeed's older name
+        bf16 = _block(BF16Config, config.get(name), where=name)
+        fp16 = _block(FP16Config, config.get("fp16"), where="fp16")
+        if bf16.enabled and fp16.enabled:
+            raise ALConfigError(f'"{name}" and "fp16" are both enabled: set "enabled": false in one of them')
+        if bf16.enabled:
+            return cls(torch.bfloat16, bf16)
+        return cls(torch.float16, fp16) if fp16.enabled else cls()
+
+    def check_device(self) -> None:
+        """Asks DeepSpeed's accelerator.
+
+        Raises:
+            ALConfigError: it does not compute in this precision.
+        """
+        from deepspeed.accelerator import get_accelerator  # late: who only reads a config needs no DeepSpeed
+
+        accelerator = get_accelerator()
+        supported = {torch.bfloat16: accelerator.is_bf16_supported, torch.float16: accelerator.is_fp16_supported}
+        if self.is_low and not supported[self.dtype]():
+            name = "bf16" if self.dtype is torch.bfloat16 else "fp16"
+            other = "bf16" if name == "fp16" and accelerator.is_bf16_supported() else None
+            raise ALConfigError(
+                f'"{name}": DeepSpeed\'s accelerator {accelerator.device_name()!r} does not compute in it: '
+                + (f'enable "{other}", or train in fp32' if other else "train in fp32: remove the block")
+            )
+
+
+FULL = Precision()
+"""float32."""
+
+
+def _block(model: type[StrictModel], block: Any, *, where: str) -> Any:
+    """The validated block, without the keys that are off."""
+    if isinstance(block, Mapping):
+        for key in sorted(set(block) - set(model.model_fields)):
+            if key in _REFUSED and not block[key]:
+                continue
+            if key in _REFUSED:
+                raise ALConfigError(f'"{where}.{key}": got {block[key]!r}. {_REFUSED[key]}: remove it')
+        block = {key: value for key, value in block.items() if key not in _REFUSED}
+    return validate(model, {} if block is None else block, where=where)
+
+
+_FP32_STATE = "Masters and optimizer state are float32, or small steps would be rounded away"
+_REFUSED = {
+    "bf16_master_weights_and_grads": _FP32_STATE,
+    "bf16_optimizer_states": _FP32_STATE,
+    "fp16_master_weights_and_grads": _FP32_STATE,
+}
+
+
+# ---- masters ---------------------------------------------------------------------------------------
+
+
+def stepped(parameter: nn.Parameter) -> nn.Parameter:
+    """What an optimizer steps for a weight: its master, or in float32 the weight itself."""
+    return getattr(parameter, _MASTER, parameter)
+
+
+def lower(modules: Iterable[nn.Module], dtype: torch.dtype, *, owned: Callable[[nn.Parameter], bool]) -> None:
+    """Casts modules in place, and gives each weight that is trained a master, on which its gradients are summed up.
+
+    Args:
+        owned: whether this rank steps a weight. Of one that another rank steps there is a placeholder, which has the
+            shape of a master and takes gradients, but has no values and no memory.
+    """
+    for module in modules:
+        masters = {}
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                own = owned(parameter)
+                masters[parameter] = nn.Parameter(
+                    parameter.detach().to(torch.float32, copy=True)
+                    if own
+                    else torch.zeros((), device=parameter.device).expand(parameter.shape)
+                )
+                masters[parameter].ds_al_is_elsewhere = not own  # type: ignore[attr-defined]
+        module.to(dtype)
+        for parameter, master in masters.items():
+            if hasattr(parameter, "use_muon"):
+                master.use_muon = parameter.use_muon  # type: ignore[attr-defined]
+            setattr(parameter, _MASTER, master)
+            parameter.register_post_accumulate_grad_hook(_hand_over)
+
+
+def _hand_over(parameter: Tensor) -> None:
+    """Adds a gradient to that of the master, in float32, and drops it."""
+    master, gradient = getattr(parameter, _MASTER), parameter.grad
+    assert gradient is not None
+    if master.grad is None:
+        master.grad = gradient.to(torch.float32)
+    else:
+        master.grad += gradient
+    parameter.grad = None
+
+
+def master_here(parameter: nn.Parameter) -> Tensor | None:
+    """The master of a weight, with its values; ``None`` where it has none, or another copy of the stage has it."""
+    master = stepped(parameter)
+    return None if master is parameter or master.ds_al_is_elsewhere else master.detach()  # type: ignore[attr-defined]
+
+
+def full_state(layer: nn.Module, masters: Mapping[nn.Parameter, Tensor] | None = None) -> dict[str, Any]:
+    """A layer's ``state_dict``; if it has masters, in float32: masters instead of rounded weights, and all other
+    numbers widened, without loss. So a checkpoint says nothing of the precision that it was trained in.
+
+    Args:
+        masters: those of all weights, where copies of a stage share them out; without them weights whose master is
+            elsewhere come as they are rounded.
+    """
+    state = dict(layer.state_dict())
+    weights = dict(layer.named_parameters(remove_duplicate=False))
+    if all(stepped(parameter) is parameter for parameter in weights.values()):
+        return state
+    for name, value in state.items():
+        if name in weights:
+            master = masters.get(weights[name]) if masters is not None else master_here(weights[name])
+            value = value if master is None else master
+        if isinstance(value, Tensor) and value.is_floating_point():
+            state[name] = value.to(torch.float32)
+    return state

@@ -1,0 +1,1 @@
+"""What tables, charts and pages are made of."""

@@ -1,0 +1,204 @@
+"""Starts ranks on this machine: own processes, a free port, a time-out, no orphans.
+
+``run_ranks("package.module:function", 4, key=value)`` calls ``function(key=value)`` on every rank and
+returns what each returned. The ranks compute on the CPU unless ``env`` says otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ds_al.launch.warm import WarmProcess, start_server
+from ds_al.parallel.world import remove_buffers
+
+_GRACE = 30.0  # seconds from the first failure until the other ranks, which may wait for it, are ended
+_POLL = 0.02
+_SHOWN = 3000  # characters of each rank's output that an error shows
+_NEWS = "DS_AL_NEWS"
+_IMPORTED = ("ds_al.engine", "ds_al.module", "ds_al.experiment.job")  # by each rank, sooner or later
+_forks = False
+_ON_CPU = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+RankProcess = subprocess.Popen[Any] | WarmProcess
+
+
+class RankFailure(RuntimeError):
+    """A rank exited with a code other than 0, or the ranks ran out of time.
+
+    ``outputs`` and ``codes`` are by rank (a code is ``None`` where the rank still ran), ``seconds`` is how long
+    the ranks lived.
+    """
+
+    def __init__(self, message: str, outputs: list[str], codes: list[int | None], seconds: float) -> None:
+        super().__init__(message)
+        self.outputs, self.codes, self.seconds = outputs, codes, seconds
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
+    """What a launcher would set, and the import path of this process."""
+    here = str(Path(__file__).resolve().parents[2])
+    return {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        **_ON_CPU,
+        "PYTHONPATH": os.pathsep.join([here, *(path or os.getcwd() for path in sys.path)]),
+    }
+
+
+def tell(line: str) -> None:
+    """Called on a rank: hands one line to the ``news`` of the :func:`run_ranks` that started it, if any."""
+    path = os.environ.get(_NEWS)
+    if path:
+        with open(path, "a") as file:
+            file.write(line + "\n")
+
+
+def start_quickly() -> None:
+    """From now on :func:`run_ranks` forks its ranks from a process that has imported torch, DeepSpeed and ds_al.
+
+    It saves seconds for each world; for tests, which start hundreds. What is measured should start anew.
+    """
+    global _forks
+    start_server(*_IMPORTED, env=_ON_CPU)
+    _forks = True
+
+
+def run_ranks(
+    target: str,
+    world: int,
+    *,
+    timeout: float = 240.0,
+    env: Mapping[str, str] | None = None,
+    news: Callable[[str], None] | None = None,
+    within: Sequence[Sequence[str]] | None = None,
+    **kwargs: Any,
+) -> list[Any]:
+    """Calls a function on ``world`` ranks and returns their results, in the order of ranks.
+
+    Args:
+        target: ``"module:function"``, importable from this process. Arguments and results are pickled.
+        world: number of ranks.
+        timeout: seconds until all ranks are ended.
+        env: variables on top of :func:`rank_environment`.
+        news: called in this process with every line that a rank gives to :func:`tell`.
+        within: by rank, the command that runs its process, such as ``("ip", "netns", "exec", "name")``.
+        **kwargs: arguments of the function.
+
+    Raises:
+        RankFailure: a rank failed or the time is over; the others were ended. Its message shows the output
+            of the rank that failed first before that of all others.
+    """
+    port, start = free_port(), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        (path / "kwargs.pkl").write_bytes(pickle.dumps(kwargs))
+        (path / "news").touch()
+        processes: list[RankProcess] = []
+        try:
+            for rank in range(world):
+                own = {**rank_environment(rank, world, port), _NEWS: str(path / "news"), **(env or {})}
+                processes.append(_start(target, path, rank, env=own, within=within[rank] if within else ()))
+            codes, failed = _wait(processes, start + timeout, path, news)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+            remove_buffers(port)  # of ranks that were ended before they had joined
+        if codes != [0] * world:
+            outputs = [(path / f"log{rank}").read_text(errors="replace") for rank in range(world)]
+            order = failed + [rank for rank in range(world) if rank not in failed]
+            shown = "\n".join(f"--- rank {r}, exit code {codes[r]}\n{outputs[r][-_SHOWN:]}" for r in order)
+            raise RankFailure(f"ranks exited with {codes}\n{shown}", outputs, codes, time.monotonic() - start)
+        return [pickle.loads(_result(path, rank).read_bytes()) for rank in range(world)]
+
+
+def _start(target: str, folder: Path, rank: int, *, env: dict[str, str], within: Sequence[str]) -> RankProcess:
+    log = folder / f"log{rank}"
+    log.touch()
+    if _forks and not within:
+        return WarmProcess(main, target, str(folder), env=env, log=log)
+    command = [*within, sys.executable, "-m", "ds_al.launch", target, str(folder)]
+    with log.open("a") as file:
+        return subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def _wait(
+    processes: Sequence[RankProcess], deadline: float, folder: Path, news: Callable[[str], None] | None
+) -> tuple[list[int | None], list[int]]:
+    """Waits until every rank has its result or has ended, or until it is time to give up.
+
+    Returns:
+        The exit codes, 0 where there is a result, and the ranks that failed, the first failure first.
+    """
+    failed: list[int] = []
+    with (folder / "news").open() as lines:
+        while True:
+            codes = [0 if _result(folder, r).exists() else p.poll() for r, p in enumerate(processes)]
+            for line in lines.readlines():
+                if news is not None:
+                    news(line.rstrip("\n"))
+            now = time.monotonic()
+            fresh = [rank for rank, code in enumerate(codes) if code and rank not in failed]
+            if fresh and not failed:
+                deadline = min(deadline, now + _GRACE)
+            failed += fresh
+            if None not in codes or now > deadline:
+                return codes, failed
+            time.sleep(_POLL)
+
+
+def _result(folder: Path, rank: int) -> Path:
+    return folder / f"result{rank}.pkl"
+
+
+def _end_with(parent: int) -> None:
+    """Ends this rank when the process that started it is gone without having ended it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(target: str, folder: str) -> None:
+    """One rank. Its result given, it stays until it is ended, since others may still read what it has sent."""
+    _end_with(os.getppid())
+    import torch
+
+    torch.set_num_threads(1)
+    module, function = target.split(":")
+    kwargs = pickle.loads(Path(folder, "kwargs.pkl").read_bytes())
+    result = getattr(importlib.import_module(module), function)(**kwargs)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    path = _result(Path(folder), int(os.environ["RANK"]))
+    path.with_suffix(".part").write_bytes(pickle.dumps(result))
+    path.with_suffix(".part").rename(path)
+    threading.Event().wait()

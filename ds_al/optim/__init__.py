@@ -1,0 +1,1 @@
+"""Optimizers of one stage: by layer, with masters, loss scales and ZeRO-1."""

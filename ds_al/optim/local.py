@@ -1,0 +1,203 @@
+"""One stage's optimizer: an instance for f and b, one for g and h, with a parameter group per AL layer.
+
+A step, of which every part looks at one layer alone:
+
+    [1] scales     gradients divided by the layer's loss scale; a layer with overflow drops them   (fp16, bf16)
+    [2] clip       to a norm of the layer's f and b, and of its g and h
+    [3] shards     gradients of weights that another copy of the stage steps are dropped           (ZeRO-1)
+    [4] step       both instances
+    [5] masters    rounded to the weights                                                          (fp16, bf16)
+    [6] shards     weights are sent to the other copies of the stage                               (ZeRO-1)
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ds_al.config.precision import master_here, stepped
+from ds_al.layer import ALLayer
+from ds_al.optim.loss_scale import LayerScale
+from ds_al.optim.zero import Shards
+
+ParamGroups = list[dict[str, Any]]
+Factory = Callable[[ParamGroups], torch.optim.Optimizer]
+
+
+class LocalOptimizer(torch.optim.Optimizer):
+    """Steps a stage's layers: ``associated`` trains f and b, ``autoencoder`` trains g and h.
+
+    Its ``param_groups`` are those of both instances, named ``layer_02/associated`` and so on, so that LR
+    schedules of DeepSpeed and torch drive both. Either instance is ``None`` where a stage has no such
+    parameters.
+
+    Args:
+        layers: ``(index in the network, layer)`` of the stage.
+        associated: makes the optimizer of f and b from parameter groups.
+        autoencoder: makes that of g and h.
+        clip: 2-norm to which the gradients of f and b, and those of g and h, of one layer are clipped; 0 is off.
+        scales: loss scale by index of the layer, where layers look for overflow.
+        shards: which weights this copy of the stage steps, with ZeRO-1.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[tuple[int, ALLayer]],
+        *,
+        associated: Factory,
+        autoencoder: Factory,
+        clip: float = 0.0,
+        scales: Mapping[int, LayerScale] | None = None,
+        shards: Shards | None = None,
+    ) -> None:
+        # torch.optim.Optimizer.__init__ is left out: it would demand parameters, which a stage may lack,
+        # and copy the groups, which have to stay those of the two instances.
+        self.defaults: dict[str, Any] = {}
+        self.clip = clip
+        self.scales = scales or {}
+        self.shards = shards
+        sides = {
+            "associated": _groups(layers, "associated", ALLayer.associated_parameters),
+            "autoencoder": _groups(layers, "autoencoder", ALLayer.autoencoder_parameters),
+        }
+        # An instance may split a group (MuonAdamW does); what is clipped together is given by the layers alone.
+        self._clipped = [list(group["params"]) for groups in sides.values() for group in groups]
+        self._of_layer = {index: trained_parameters(layer) for index, layer in layers}
+        self._weights = [parameter for parameters in self._of_layer.values() for parameter in parameters]
+        self._rounded = [parameter for parameter in self._weights if stepped(parameter) is not parameter]
+        self.associated = associated(sides["associated"]) if sides["associated"] else None
+        self.autoencoder = autoencoder(sides["autoencoder"]) if sides["autoencoder"] else None
+        self.parts = {"associated": self.associated, "autoencoder": self.autoencoder}
+        self.elsewhere = frozenset(stepped(p) for p in self._weights if shards is not None and not shards.owns(p))
+        """What another copy of the stage steps."""
+        for part in filter(None, self.parts.values()):
+            for parameter in self.elsewhere:  # some optimizers make their state at once, for all
+                part.state.pop(parameter, None)
+        self._link()
+
+    def _link(self) -> None:
+        parts = [part for part in self.parts.values() if part is not None]
+        self.param_groups: ParamGroups = list(chain.from_iterable(part.param_groups for part in parts))
+        state: defaultdict[Tensor, Any] = defaultdict(dict)
+        for part in parts:
+            state.update(part.state)
+            part.state = state
+        self.state = state
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step, as drawn above."""
+        for index, scale in self.scales.items():  # [1]
+            masters = [stepped(parameter) for parameter in self._of_layer[index]]
+            if not scale.admits([master.grad for master in masters if master.grad is not None]):
+                _drop_gradients(masters)
+        if self.clip > 0:  # [2]
+            for parameters in self._clipped:
+                nn.utils.clip_grad_norm_(parameters, self.clip)
+        _drop_gradients(self.elsewhere)  # [3]
+        for part in self.parts.values():  # [4]
+            if part is not None:
+                part.step()
+        self.round_masters()  # [5]
+        if self.shards is not None:  # [6]
+            self.shards.share()
+
+    @torch.no_grad()
+    def round_masters(self) -> None:
+        """Sets the weights to their masters, where this copy of the stage has them."""
+        masters = {p: master for p in self._rounded if (master := master_here(p)) is not None}
+        if masters:
+            torch._foreach_copy_([parameter.detach() for parameter in masters], list(masters.values()))
+
+    @torch.no_grad()
+    def refresh_fp32_params(self) -> None:
+        """Sets the masters to the weights, after those were changed by something else than a step."""
+        for parameter in self._rounded:
+            if (master := master_here(parameter)) is not None:
+                master.copy_(parameter)
+
+    def gather(self) -> tuple[dict[Tensor, dict[str, Any]], dict[nn.Parameter, Tensor]]:
+        """All of this stage's state, by what is stepped, and its masters, by weight. With ZeRO-1 what other copies of
+        the stage have is brought here: all copies call it."""
+        masters = {p: master for p in self._rounded if (master := master_here(p)) is not None}
+        if self.shards is None:
+            return dict(self.state), masters
+        own: dict[nn.Parameter, dict[str, Any]] = {}
+        for parameter in self._weights:
+            if self.shards.owns(parameter):
+                values = {f"state/{name}": value for name, value in self.state.get(stepped(parameter), {}).items()}
+                own[parameter] = {**values, **({"master": masters[parameter]} if parameter in masters else {})}
+        state: dict[Tensor, dict[str, Any]] = {}
+        for parameter, values in self.shards.gather(own).items():
+            if "master" in values:
+                masters[parameter] = values.pop("master")
+            state[stepped(parameter)] = {name.removeprefix("state/"): value for name, value in values.items()}
+        return state, masters
+
+    def gradients_of(self) -> list[nn.Parameter]:
+        """What holds the gradients: the weights that are trained, or their masters."""
+        return [stepped(parameter) for parameter in self._weights]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drops the gradients of all parameters."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if set_to_none:
+                    parameter.grad = None
+                elif parameter.grad is not None:
+                    parameter.grad.zero_()
+
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+        """The state of both instances, by name."""
+        return {name: part and _own_state(part) for name, part in self.parts.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
+        """Restores what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: the groups differ from those of this stage.
+        """
+        for name, part in self.parts.items():
+            if part is not None:
+                part.load_state_dict(state_dict[name])
+        self._link()
+
+    def __repr__(self) -> str:
+        names = {name: type(part).__name__ for name, part in self.parts.items()}
+        return f"{type(self).__name__}({names}, layers={len(self.param_groups)} groups, clip={self.clip})"
+
+
+def trained_parameters(layer: ALLayer) -> list[nn.Parameter]:
+    """All weights of a layer that an optimizer steps, each once."""
+    both = chain(layer.associated_parameters(), layer.autoencoder_parameters())
+    return list(dict.fromkeys(parameter for parameter in both if parameter.requires_grad))
+
+
+def _drop_gradients(parameters: Iterable[Tensor]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def _groups(
+    layers: Sequence[tuple[int, ALLayer]], role: str, parameters: Callable[[ALLayer], Iterable[nn.Parameter]]
+) -> ParamGroups:
+    return [
+        {"params": [stepped(parameter) for parameter in trained], "name": f"layer_{index:02d}/{role}"}
+        for index, layer in layers
+        if (trained := [p for p in dict.fromkeys(parameters(layer)) if p.requires_grad])  # tied ones once
+    ]
+
+
+def _own_state(part: torch.optim.Optimizer) -> dict[str, Any]:
+    """The state dict of one instance without the other's entries in the shared ``state``."""
+    own = {p for group in part.param_groups for p in group["params"]}
+    shared = part.state
+    part.state = defaultdict(dict, {p: s for p, s in shared.items() if p in own})
+    try:
+        return part.state_dict()
+    finally:
+        part.state = shared

@@ -1,0 +1,91 @@
+"""A loss scale for each AL layer, and the steps that a layer leaves out because its gradients overflow.
+
+float16 ends at 65,504 and its small numbers are rounded to 0, so the losses of a layer are multiplied before backward,
+and its gradients divided before the step. How the scale moves is DeepSpeed's own ``DynamicLossScaler``. A layer looks
+at its own gradients alone: no other layer, and so no other stage, is asked. Data parallel copies of a stage find the
+same, since they look at the same means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
+from torch import Tensor
+
+from ds_al.config.precision import FP16Config, Precision
+from ds_al.errors import ALLayerError
+
+
+class LayerScale:
+    """The loss scale of one layer.
+
+    Args:
+        layer: its index, for errors.
+        precision: of the layer, not float32. In bfloat16 the scale is always 1, and only overflows are looked for.
+    """
+
+    def __init__(self, layer: int, precision: Precision) -> None:
+        self.layer = layer
+        self.skipped = 0
+        """Steps that the layer left out."""
+        block = precision.block
+        dynamic, static, arguments = False, 1.0, None
+        if isinstance(block, FP16Config):
+            dynamic, static = block.loss_scale == 0, block.loss_scale
+            arguments = {
+                "init_scale": 2.0**block.initial_scale_power,
+                "scale_window": block.loss_scale_window,
+                "min_scale": block.min_loss_scale,
+                "delayed_shift": block.hysteresis,
+                "consecutive_hysteresis": block.consecutive_hysteresis,
+                "raise_error_at_min_scale": False,  # DeepSpeed's error names no layer
+            }
+        self._scaler = CreateLossScaler(precision.dtype, static, dynamic, arguments)
+        self._minimum = float(arguments["min_scale"]) if arguments and dynamic else 0.0
+
+    @property
+    def value(self) -> float:
+        """What the losses are multiplied by until the next step."""
+        return float(self._scaler.cur_scale)
+
+    def admits(self, gradients: Sequence[Tensor]) -> bool:
+        """Divides a layer's gradients in place by the scale, and moves the scale on.
+
+        Returns:
+            Whether the layer is to step: all gradients are finite.
+
+        Raises:
+            ALLayerError: they are not, and the scale has already been at its minimum.
+        """
+        before = self.value
+        if before != 1.0 and gradients:
+            torch._foreach_mul_(list(gradients), 1.0 / before)
+        finite = not gradients or bool(torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all())
+        at_end = before <= self._minimum and self._scaler.cur_hysteresis == 1
+        self._scaler.update_scale(not finite)
+        if finite:
+            return True
+        self.skipped += 1
+        if at_end:
+            raise ALLayerError(
+                f"AL layer {self.layer}: its gradients overflow float16 at the smallest loss scale, {before:g}: lower "
+                'the learning rate, enable "bf16" instead of "fp16", or train in fp32'
+            )
+        return False
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`restore` takes, as numbers."""
+        return {name: value for name, value in vars(self._scaler).items() if name in _MOVING} | {
+            "skipped": self.skipped
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what :meth:`state` gave."""
+        vars(self._scaler).update({name: value for name, value in state.items() if name in _MOVING})
+        self.skipped = state["skipped"]
+
+
+_MOVING = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")

@@ -1,0 +1,136 @@
+"""What becomes of the optimizer that a config names: ``"MuonAdamW"`` is ours, and torch's own are fused."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from deepspeed.runtime.pipe.engine import PipelineEngine
+from torch import nn
+
+from ds_al.config.associated_learning import AL_METHODS, BLOCK, ALConfig, MuonAdamWConfig, OptimizerConfig, validate
+from ds_al.errors import ALConfigError
+from ds_al.optim import muon
+from ds_al.optim.local import Factory
+
+MUON_ADAMW = "MuonAdamW"
+_FORMS = {"fused", "foreach", "capturable", "differentiable"}
+"""Options that say how to step."""
+_FUSABLE = ("adam", "adamw", "SGD")
+"""Names, as DeepSpeed's config holds them, of torch's optimizers with a fused step on CPU and GPU since torch 2.4."""
+
+_REFUSED = {
+    "LBFGS": "which evaluates the loss anew in each step, while a stage steps once per gradient: use another",
+    "SparseAdam": "which takes sparse gradients alone: layers have others, too. Use another",
+    "Muon": 'which takes matrices alone: use "MuonAdamW", which steps all others by AdamW',
+    "muon": 'whose groups are those of DeepSpeed\'s ZeRO: use "MuonAdamW"',
+}
+"""Of DeepSpeed and torch, what cannot train AL layers, and why."""
+
+
+class NamedOptimizers(PipelineEngine):
+    """The part of both engines that makes the optimizer which a config names.
+
+    DeepSpeed goes on to make the LR schedule, and to save and load, as with an optimizer of its own.
+    """
+
+    def _is_supported_optimizer(self, optimizer_name: str) -> bool:
+        return _is_ours(optimizer_name) or super()._is_supported_optimizer(optimizer_name)
+
+    def _configure_basic_optimizer(self, model_parameters: Any) -> torch.optim.Optimizer:
+        if not _is_ours(self._config.optimizer_name):
+            given = self._config.optimizer_params
+            self._config.optimizer_params = self._fused(self._config.optimizer_name, dict(given or {}))
+            try:
+                return super()._configure_basic_optimizer(model_parameters)
+            except Exception as error:  # a kernel that this device has not, a package that is missing, an option
+                raise ALConfigError(
+                    f'"optimizer.type": {self._config.optimizer_name!r} cannot be made on {self.device.type} with '
+                    f"{given!r}: {type(error).__name__}: {error}. Correct its params, or use one of torch.optim, such "
+                    'as "AdamW" with "torch_adam": true'
+                ) from error
+            finally:
+                self._config.optimizer_params = given
+        if self.zero_optimization() or self.fp16_enabled() or self.bfloat16_enabled():
+            raise ALConfigError(
+                '"optimizer.type": got "MuonAdamW" with ZeRO or mixed precision, where DeepSpeed joins parameters into '
+                'vectors, and Muon needs matrices: train in fp32 at "zero_optimization" stage 0, or use "AdamW"'
+            )
+        muon.tag_embeddings(self.module)
+        options = validate(MuonAdamWConfig, self._config.optimizer_params or {}, where="optimizer.params")
+        return muon.MuonAdamW(model_parameters, **options.model_dump())
+
+    def _fused(self, name: str, params: dict[str, Any]) -> dict[str, Any]:
+        """Adds ``"fused": true`` where the config says nothing of how to step and torch can: it steps each tensor by
+        itself, so no weight depends on which others a stage holds."""
+        own_form = bool(params.keys() & _FORMS)
+        plain = not (self.zero_optimization() or self.fp16_enabled() or self.bfloat16_enabled())
+        is_torch = name in _FUSABLE and (name == "SGD" or params.get("torch_adam", False))
+        if own_form or not plain or not is_torch or not _can_fuse(self.module):
+            return params
+        return {**params, "fused": True}
+
+
+def _can_fuse(module: nn.Module) -> bool:
+    sparse = any(getattr(part, "sparse", False) is True for part in module.modules())
+    return not sparse and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in module.parameters())
+
+
+def without_engine(optimizer: OptimizerConfig, module: nn.Module) -> Factory:
+    """Makes an optimizer as an engine would, for timing; torch's AdamW stands for one that only DeepSpeed has."""
+    name, params = optimizer.type, optimizer.params
+    options = {key: value for key, value in params.items() if key not in ("torch_adam", "adam_w_mode")}
+    if _is_ours(name):
+        muon.tag_embeddings(module)
+        return lambda groups: muon.MuonAdamW(groups, **validate(MuonAdamWConfig, options, where="params").model_dump())
+    own = {kind.lower(): kind for kind in ("Adam", "AdamW", "Adagrad")}.get(name.lower(), name)
+    maker = getattr(torch.optim, own, None)
+    if maker is None:
+        own, maker, options = "AdamW", torch.optim.AdamW, {}
+    if own == "Adam" and params.get("adam_w_mode", True):
+        maker = torch.optim.AdamW  # as DeepSpeed does
+    if own in ("Adam", "AdamW", "SGD") and not options.keys() & _FORMS and _can_fuse(module):
+        options["fused"] = True
+    return lambda groups: maker(groups, **options)
+
+
+def check(config: Mapping[str, Any], al: ALConfig) -> None:
+    """Checks names, and the options of our own optimizers: on every rank, also one with nothing for them to train.
+
+    Raises:
+        ALConfigError: a name (of an AL engine) or an option is unknown (the nearest is named) or out of range, or the
+            optimizer cannot step layers.
+    """
+    blocks: dict[str, Any] = {"optimizer": config.get("optimizer")}
+    if al.autoencoder_optimizer is not None:
+        blocks[f"{BLOCK}.autoencoder_optimizer"] = al.autoencoder_optimizer.model_dump()
+    for where, block in blocks.items():
+        if not isinstance(block, Mapping):
+            continue
+        if _is_ours(block.get("type")):
+            validate(MuonAdamWConfig, block.get("params", {}), where=f"{where}.params")
+        elif al.method in AL_METHODS:
+            _check_name(block.get("type"), where=where)
+
+
+def _check_name(name: Any, *, where: str) -> None:
+    """Raises :class:`~ds_al.errors.ALConfigError` where no engine could train with an optimizer of that name."""
+    from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
+
+    of_torch = [
+        each
+        for each, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+    ]
+    if name in _REFUSED:
+        raise ALConfigError(f'"{where}.type": got {name!r}, {_REFUSED[name]}')
+    if not isinstance(name, str) or (name not in of_torch and name.lower() not in DEEPSPEED_OPTIMIZERS):
+        near = difflib.get_close_matches(str(name), [*of_torch, MUON_ADAMW, "Lamb", "Lion"], n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]!r}?" if near else "use one of torch.optim, of DeepSpeed, or MuonAdamW"
+        raise ALConfigError(f'"{where}.type": got {name!r}, which neither DeepSpeed nor torch.optim has: {hint}')
+
+
+def _is_ours(name: Any) -> bool:
+    return isinstance(name, str) and name.lower() == MUON_ADAMW.lower()

@@ -1,0 +1,1 @@
+"""Ranks: how they meet, and the data parallel replicas of a stage."""

@@ -1,0 +1,1 @@
+"""How a network is cut into stages: plans, and what layers cost."""

@@ -1,0 +1,97 @@
+"""Keeps what layers were measured to cost, by what decides it: their code and shapes, the input, devices and versions.
+
+Files lie in ``$DS_AL_CACHE``, or ``$XDG_CACHE_HOME/ds_al``, or ``~/.cache/ds_al``: one JSON file per measurement,
+which says what was measured and can be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ds_al.partition.layer_times import LayerTime
+
+Times = list[list[LayerTime]]
+"""By rank and layer."""
+
+
+def folder() -> Path:
+    """Where the files lie."""
+    if own := os.environ.get("DS_AL_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ds_al"
+
+
+def signature(layers: Iterable[nn.Module]) -> str:
+    """A hash of layers: their modules, plain attributes, parameters' shapes, and the source of their classes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for layer in layers:
+        digest.update(repr(layer).encode())
+        for name, module in layer.named_modules():
+            plain = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str, tuple))}
+            digest.update(repr((name, sorted(plain.items()), _source(type(module)))).encode())
+        shapes = [(name, tuple(p.shape), str(p.dtype), p.requires_grad) for name, p in layer.named_parameters()]
+        digest.update(repr(shapes).encode())
+    return digest.hexdigest()
+
+
+def path_of(facts: Any) -> Path:
+    """The file of a measurement.
+
+    Args:
+        facts: what decides the outcome, as JSON can hold it.
+    """
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return folder() / f"layer-times-{digest}.json"
+
+
+def read(facts: Any, *, ranks: int, layers: int) -> Times | None:
+    """What an earlier job measured under the same facts, or ``None``. Names a file that it cannot use."""
+    path = path_of(facts)
+    if not path.exists():
+        return None
+    try:
+        times = [[LayerTime(**entry) for entry in rank] for rank in json.loads(path.read_text())["times"]]
+        numbers = [getattr(each, field.name) for rank in times for each in rank for field in fields(LayerTime)]
+        if [len(rank) for rank in times] != [layers] * ranks:
+            raise ValueError(f"expected {layers} layers on each of {ranks} ranks")
+        if not all(isinstance(x, (int, float)) and math.isfinite(x) and x >= 0 for x in numbers):
+            raise ValueError("expected finite numbers of at least 0")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        print(f"ds_al: ignored the measured times in {path}: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
+    return times
+
+
+def write(facts: Any, times: Sequence[Sequence[LayerTime]]) -> None:
+    """Keeps a measurement; a folder that cannot be written to is named, and no error."""
+    path = path_of(facts)
+    content = {"facts": facts, "times": [[asdict(layer) for layer in rank] for rank in times]}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
+            json.dump(content, file, indent=1)
+        os.replace(file.name, path)  # so that no other job reads half a file
+    except OSError as error:
+        print(f"ds_al: could not keep the measured times in {path}: {error}", file=sys.stderr)
+
+
+def _source(kind: type) -> str:
+    """The source of a class that is not torch's own: a change to it may change what a layer costs."""
+    if kind.__module__.partition(".")[0] == "torch":
+        return ""
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return kind.__qualname__

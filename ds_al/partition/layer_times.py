@@ -1,0 +1,128 @@
+"""What AL layers cost, measured where they will run: time forward, backward and to step, and memory."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ds_al.layer import Activation, ALLayer, first, stop_gradient
+from ds_al.trace.meter import ActivationMeter
+
+MakeOptimizer = Callable[[ALLayer], torch.optim.Optimizer | None]
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Seconds that one AL layer takes for a micro-batch, bridge and target side included, and bytes that it needs."""
+
+    forward: float
+    backward: float
+    """Local losses and their backward."""
+    step: float
+    """One optimizer step of all its parameters."""
+    memory: int = 0
+    """Parameters, buffers, gradients, optimizer state, and what backward keeps of one micro-batch."""
+
+    @property
+    def u(self) -> float:
+        """The step, in units of forward and backward."""
+        return self.step / (self.forward + self.backward)
+
+    def cost(self, steps: float = 1.0) -> float:
+        """Seconds per micro-batch where so many steps are taken for one, as ``steps_per_batch`` / micro-batches."""
+        return self.forward + self.backward + steps * self.step
+
+
+def adamw(layer: ALLayer) -> torch.optim.Optimizer | None:
+    """The optimizer of a layer where nothing is known of the run's."""
+    trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=1e-3, fused=True) if trained else None
+
+
+def measure(
+    build: Callable[[int], ALLayer],
+    *,
+    layers: int,
+    example: Activation,
+    num_classes: int,
+    device: torch.device,
+    make_optimizer: MakeOptimizer = adamw,
+    repeat: int = 5,
+) -> Iterator[LayerTime]:
+    """Times every layer, one after the other, on this rank's device; medians after a warm-up.
+
+    Args:
+        build: makes the layer of an index. Each is freed before the next one is made.
+        layers: N.
+        example: a micro-batch ``x``, of the size that will be trained on.
+        num_classes: V.
+        make_optimizer: makes the optimizer of one layer.
+        repeat: times that are measured.
+    """
+    s: Any = tuple(part.to(device) for part in example) if isinstance(example, tuple) else example.to(device)
+    t: Any = None
+    decoders: list[nn.Module] = []
+    for index in range(layers):
+        layer = build(index).to(device).train()
+        if layer.objective.needs_earlier_decoders:
+            layer.objective.take_earlier(list(decoders))
+            decoders.append(copy.deepcopy(layer.h).requires_grad_(False))
+        if t is None:
+            t = _first_target(layer, s, num_classes)
+        optimizer = make_optimizer(layer)
+        with ActivationMeter(exclude=layer.parameters()) as meter:
+            _once(layer, s, t, optimizer, device)
+        times = [_once(layer, s, t, optimizer, device) for _ in range(repeat + 1)][1:]
+        forward, backward, step = (statistics.median(column) for column in zip(*times, strict=True))
+        yield LayerTime(forward, backward, step, memory=_held(layer, optimizer) + meter.peak_bytes)
+        with torch.no_grad():
+            s_out, t_out = layer(s, t)
+        s, t = stop_gradient(s_out), stop_gradient(t_out)
+        del layer, optimizer
+
+
+def _first_target(layer: ALLayer, x: Any, num_classes: int) -> Any:
+    """``t_0`` of a micro-batch whose labels are all 0."""
+    shape = first(x).shape[: 2 if layer.objective.per_token else 1]
+    labels = torch.zeros(shape, dtype=torch.int64, device=first(x).device)
+    if layer.objective.per_token:
+        return layer.objective.first_target(labels, labels)
+    return layer.objective.first_target(labels, F.one_hot(labels, num_classes).to(torch.get_default_dtype()))
+
+
+def _once(
+    layer: ALLayer, s: Any, t: Any, optimizer: torch.optim.Optimizer | None, device: torch.device
+) -> tuple[float, float, float]:
+    marks = [_now(device)]
+    s_out, t_out = layer(s, t)
+    marks.append(_now(device))
+    learning: list[Tensor] = [loss for loss in layer.local_losses(s_out, t_out, t) if loss.requires_grad]
+    if learning:
+        torch.autograd.backward(learning)
+    marks.append(_now(device))
+    if optimizer is not None:
+        optimizer.step()
+        optimizer.zero_grad()
+    marks.append(_now(device))
+    return marks[1] - marks[0], marks[2] - marks[1], marks[3] - marks[2]
+
+
+def _held(layer: ALLayer, optimizer: torch.optim.Optimizer | None) -> int:
+    state = optimizer.state.values() if optimizer is not None else ()
+    tensors = [value for entry in state for value in entry.values() if isinstance(value, Tensor)]
+    gradients = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    return sum(t.numel() * t.element_size() for t in (*layer.parameters(), *layer.buffers(), *gradients, *tensors))
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,1 @@
+"""Measurements and comparisons that the documentation reports. Not part of the installed package."""

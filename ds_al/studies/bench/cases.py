@@ -1,0 +1,229 @@
+"""Runs the measurements on ranks of this machine, and turns what they return into rows.
+
+``measure_*`` starts the ranks; the functions of a rank follow below. All cases of
+one number of stages share one set of ranks, since these take seconds to start.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deepspeed import comm as dist
+
+from ds_al.baseline.data_parallel import micro_batches_per_replica
+from ds_al.launch.ranks import run_ranks, tell
+from ds_al.parallel.world import join_world
+from ds_al.schedule import ideal_seconds
+from ds_al.studies.bench import workloads
+from ds_al.studies.bench.recomputed import measure_recomputed
+from ds_al.trace import ActivationMeter
+
+Row = dict[str, Any]
+START_UP = 120.0  # seconds that a machine may need to start a set of ranks
+
+
+@dataclass(frozen=True)
+class SleepingCases:
+    """What to time: every method with every number of stages and of micro-batches."""
+
+    methods: Sequence[str]
+    stages: Sequence[int]
+    micro_batches: Sequence[int]
+    batches: int
+    forward: float
+    """Seconds that a layer sleeps in its forward pass."""
+    backward: float
+    """Seconds that a layer sleeps in its backward pass."""
+    repeat: int
+    """How often each case is timed; repetitions of different cases alternate."""
+
+    def ideal(self, method: str, *, stages: int, micro_batches: int) -> float:
+        """Seconds of one case if nothing but the sleeping layers took time."""
+        return ideal_seconds(
+            method,
+            stages=stages,
+            micro_batches=micro_batches,
+            batches=self.batches,
+            forward=self.forward,
+            backward=self.backward,
+        )
+
+    def total_seconds(self, *, stages: int) -> float:
+        """Ideal seconds of all cases with this number of stages, repetitions included."""
+        pairs = [(method, m) for method in self.methods for m in self.micro_batches]
+        return self.repeat * sum(self.ideal(method, stages=stages, micro_batches=m) for method, m in pairs)
+
+
+def measure_sleeping(cases: SleepingCases, *, progress: Callable[[Row], None] | None = None) -> list[Row]:
+    """Times all cases.
+
+    A case lasts from a barrier before its first batch until the last stage has finished its last batch.
+    A short batch that is not timed comes before the first time.
+
+    Args:
+        progress: called after every timed case with its ``method, stages, micro_batches, ideal`` and the last
+            stage's ``seconds``.
+
+    Returns:
+        Rows with ``method, stages, micro_batches, batches, seconds`` (median), ``seconds_min, seconds_max,
+        ideal, efficiency`` (ideal / seconds).
+
+    Raises:
+        RankFailure: a rank failed.
+    """
+    rows = []
+    for stages in cases.stages:
+
+        def news(line: str, stages: int = stages) -> None:
+            method, m, seconds = line.split()
+            row = {"method": method, "stages": stages, "micro_batches": int(m), "seconds": float(seconds)}
+            if progress is not None:
+                progress({**row, "ideal": cases.ideal(method, stages=stages, micro_batches=int(m))})
+
+        by_rank = run_ranks(
+            f"{__name__}:time_sleeping",
+            stages,
+            timeout=START_UP + 3 * cases.total_seconds(stages=stages),
+            news=news,
+            cases=cases,
+        )
+        for method, m in by_rank[0]:
+            spans = [rank[method, m] for rank in by_rank]
+            seconds = [
+                max(end for _, end in repetition) - min(start for start, _ in repetition)
+                for repetition in zip(*spans, strict=True)
+            ]
+            median, ideal = statistics.median(seconds), cases.ideal(method, stages=stages, micro_batches=m)
+            rows.append(
+                {
+                    "method": method,
+                    "stages": stages,
+                    "micro_batches": m,
+                    "batches": cases.batches,
+                    "seconds": median,
+                    "seconds_min": min(seconds),
+                    "seconds_max": max(seconds),
+                    "ideal": ideal,
+                    "efficiency": ideal / median,
+                }
+            )
+    return rows
+
+
+def measure_memory(
+    *,
+    methods: Sequence[str],
+    stages: Sequence[int],
+    micro_batches: Sequence[int],
+    width: int,
+    micro_batch: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[Row]:
+    """Counts what autograd holds for backward at its fullest, on every stage, in one batch of dense layers.
+
+    Args:
+        width: width of the dense layers.
+        micro_batch: samples per micro-batch.
+        progress: called with a number of stages when it is measured.
+
+    Returns:
+        Rows ``workload, method, stages, micro_batches, stage, layers, checkpoint_interval, peak_bytes, peak_tensors``:
+        of the dense layers, and after them of :func:`~ds_al.studies.bench.recomputed.measure_recomputed`.
+
+    Raises:
+        RankFailure: a rank failed.
+    """
+    rows: list[Row] = []
+    for count in stages:
+        by_rank = run_ranks(
+            f"{__name__}:count_memory",
+            count,
+            timeout=4 * START_UP,
+            methods=methods,
+            micro_batches=micro_batches,
+            width=width,
+            micro_batch=micro_batch,
+        )
+        for method, m in by_rank[0]:
+            for stage, peaks in enumerate(by_rank):
+                nbytes, tensors = peaks[method, m]
+                row = {
+                    "workload": "dense",
+                    "layers": count,
+                    "checkpoint_interval": 0,
+                    "method": method,
+                    "stages": count,
+                }
+                row |= {"micro_batches": m, "stage": stage, "peak_bytes": nbytes, "peak_tensors": tensors}
+                rows.append(row)
+        if progress is not None:
+            progress(count)
+    one_stage = {"workload": "transformer", "method": "streaming", "stages": 1, "micro_batches": 1, "stage": 0}
+    return rows + [{**one_stage, **row} for row in measure_recomputed(micro_batch=micro_batch)]
+
+
+# ---- what a rank does --------------------------------------------------------------------------------
+
+
+def time_sleeping(cases: SleepingCases) -> dict[tuple[str, int], list[tuple[float, float]]]:
+    """Start and end of every repetition on this rank, in seconds of the clock that all ranks share."""
+    world = world_size()
+    engines = {
+        method: workloads.sleeping_engine(method, stages=world, forward=cases.forward, backward=cases.backward)
+        for method in cases.methods
+    }
+    for engine in engines.values():
+        train(
+            engine, workloads.micro_batches(engine), micro_batches=2, batches=1
+        )  # shapes travel with the first batch, and threads start
+    pairs = [(method, m) for m in cases.micro_batches for method in cases.methods]
+    spans: dict[tuple[str, int], list[tuple[float, float]]] = {pair: [] for pair in pairs}
+    for _ in range(cases.repeat):
+        for method, m in pairs:
+            start, end = train(
+                engines[method], workloads.micro_batches(engines[method]), micro_batches=m, batches=cases.batches
+            )
+            spans[method, m].append((start, end))
+            if dist.get_rank() == world - 1:
+                tell(f"{method} {m} {end - start}")
+    return spans
+
+
+def count_memory(
+    methods: Sequence[str], micro_batches: Sequence[int], width: int, micro_batch: int
+) -> dict[tuple[str, int], tuple[int, int]]:
+    """Peak bytes and tensors on this rank."""
+    peaks = {}
+    for method in methods:
+        engine = workloads.dense_engine(method, stages=world_size(), width=width, micro_batch=micro_batch)
+        for m in micro_batches:
+            with ActivationMeter(exclude=engine.module.parameters()) as meter:
+                train(engine, workloads.micro_batches(engine, width=width), micro_batches=m, batches=1)
+            peaks[method, m] = meter.peak_bytes, meter.peak_tensors
+    return peaks
+
+
+def train(engine: Any, data: Iterator[Any], *, micro_batches: int, batches: int) -> tuple[float, float]:
+    """Trains; nothing but the engine's own messages passes between the stages from start to end.
+
+    Args:
+        micro_batches: of a whole batch, M; data parallel replicas share them.
+    """
+    replicas = engine.dp_world_size
+    own = micro_batches_per_replica(micro_batches, replicas)
+    engine.set_train_batch_size(own * replicas * engine.train_micro_batch_size_per_gpu())
+    dist.barrier()
+    start = time.perf_counter()
+    for _ in range(batches):
+        engine.train_batch(data)
+    return start, time.perf_counter()
+
+
+def world_size() -> int:
+    """Number of ranks; joins them first, if that has not been done."""
+    join_world()
+    return dist.get_world_size()

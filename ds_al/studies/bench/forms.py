@@ -1,0 +1,210 @@
+"""Both forms of a network in one process, timed layer by layer and in turn: what rho and the balance are made of.
+
+The measurements of two cores share this: which network, its micro-batches, where it is cut, what each stage costs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ds_al.layer import Activation, ALLayer, stop_gradient
+from ds_al.models import build_al, build_twin
+from ds_al.models.cost import model_cost
+from ds_al.optim.local import LocalOptimizer
+from ds_al.partition.layer_times import LayerTime
+from ds_al.partition.plan import balance
+from ds_al.planner import StageCost
+from ds_al.stage import LocalStage
+from ds_al.studies.bench import workloads
+
+_DEVICE = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A small network of :mod:`ds_al.models` on random data, which AdamW trains."""
+
+    model: str
+    stages: int
+    micro_batch: int
+    """Samples."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of both forms. An embedding, which takes little time, comes on top of as many blocks as stages can share."""
+        options = workloads.model_options(self.model, self.stages)
+        return {**options, "num_blocks": options["num_blocks"] + 1} if "num_blocks" in options else options
+
+    def micro_batches(self, *, count: int = 8) -> list[tuple[Tensor, Tensor]]:
+        """Random ones, made once, so that making them takes no time of a stage."""
+        endless = workloads.random_batches(self.model, size=self.micro_batch)
+        return list(itertools.islice(endless, count))
+
+    def engine(self, method: str, cuts: Sequence[int]) -> Any:
+        """This rank's engine, cut at these bounds ``[0, ..., N]``."""
+        return workloads.model_engine(
+            method,
+            model=self.model,
+            stages=self.stages,
+            micro_batch=self.micro_batch,
+            options=self.options,
+            partition=f"cuts:{','.join(map(str, cuts[1:-1]))}",
+            optimizer=workloads.ADAMW,
+        )
+
+    def rho_by_flops(self) -> float:
+        """Operations of the AL form over those of the twin."""
+        x, _ = self.micro_batches(count=1)[0]
+        return model_cost(self.model, shape=x.shape, dtype=x.dtype, **self.options).rho
+
+
+class ALForm:
+    """All AL layers of a network, each as a stage of its own."""
+
+    def __init__(self, network: Network) -> None:
+        self.layers = [spec.build().train() for spec in build_al(network.model, **network.options)]
+        self.classes = network.options["num_classes"]
+        self._stages = [
+            LocalStage([(index, layer)], stage_id=0, base_seed=0, device=_DEVICE)
+            for index, layer in enumerate(self.layers)
+        ]
+        self._optimizers = [_local_optimizer(index, layer) for index, layer in enumerate(self.layers)]
+
+    def once(self, x: Tensor, labels: Tensor) -> list[LayerTime]:
+        """Trains every layer on a micro-batch; seconds of each."""
+        times = []
+        s, t = self.first(x, labels)
+        for stage, optimizer in zip(self._stages, self._optimizers, strict=True):
+            marks = [time.perf_counter()]
+            s, t = stage.forward(s, t)
+            marks.append(time.perf_counter())
+            stage.backward(scale=1.0)
+            marks.append(time.perf_counter())
+            optimizer.step()
+            optimizer.zero_grad()
+            marks.append(time.perf_counter())
+            times.append(_between(marks))
+        return times
+
+    def first(self, x: Tensor, labels: Tensor) -> tuple[Activation, Any]:
+        """What enters the first layer."""
+        one_hot = F.one_hot(labels, self.classes).to(torch.get_default_dtype())
+        return x, self.layers[0].objective.first_target(labels, one_hot)
+
+    @torch.no_grad()
+    def inputs(self, layer: int, x: Tensor, labels: Tensor) -> tuple[Activation, Any]:
+        """What enters a layer, for a given micro-batch."""
+        s, t = self.first(x, labels)
+        for each in self.layers[:layer]:
+            s, t = each(s, t)
+        return stop_gradient(s), stop_gradient(t)
+
+
+class TwinForm:
+    """All modules of a twin, with the graph cut between them, as it is between stages."""
+
+    def __init__(self, network: Network) -> None:
+        self.modules = [spec.build().train() for spec in build_twin(network.model, **network.options)]
+        self._optimizers = [_adamw(list(module.parameters())) for module in self.modules]
+
+    def once(self, x: Tensor, labels: Tensor) -> list[LayerTime]:
+        """Trains every module on a micro-batch; seconds of each. The loss is part of the last one."""
+        forward, backward, step = [], [], []
+        inputs, outputs = [], []
+        s: Any = x
+        for module in self.modules:
+            inputs.append(s)
+            start = time.perf_counter()
+            output = module(s)
+            if module is self.modules[-1]:
+                output = F.cross_entropy(output, labels)
+            forward.append(time.perf_counter() - start)
+            outputs.append(output)
+            s = _leaves(output)
+        gradient: Tensor | None = None
+        for output, source in zip(reversed(outputs), reversed(inputs), strict=True):
+            start = time.perf_counter()
+            (output if isinstance(output, Tensor) else output[0]).backward(gradient)
+            backward.append(time.perf_counter() - start)
+            gradient = (source if isinstance(source, Tensor) else source[0]).grad
+        for optimizer in self._optimizers:
+            start = time.perf_counter()
+            if optimizer is not None:
+                optimizer.step()
+                optimizer.zero_grad()
+            step.append(time.perf_counter() - start)
+        return [LayerTime(*each) for each in zip(forward, reversed(backward), step, strict=True)]
+
+
+def time_forms(network: Network, *, repeat: int) -> Iterator[tuple[list[LayerTime], list[LayerTime]]]:
+    """Trains both forms in turn, after a warm-up; yields the seconds of every AL layer and of every twin's module."""
+    al, twin = ALForm(network), TwinForm(network)
+    batches = itertools.cycle(network.micro_batches())
+    for number, (x, labels) in enumerate(itertools.islice(batches, repeat + 3)):
+        forms: list[Callable[..., list[LayerTime]]] = [al.once, twin.once]
+        order = forms if number % 2 else forms[::-1]
+        seconds = {form: form(x, labels) for form in order}
+        if number >= 3:
+            yield seconds[al.once], seconds[twin.once]
+
+
+def medians(repetitions: Sequence[Sequence[LayerTime]]) -> list[LayerTime]:
+    """Of each layer, over repetitions."""
+    names = ("forward", "backward", "step")
+    return [
+        LayerTime(*(statistics.median(getattr(time, name) for time in layer) for name in names))
+        for layer in zip(*repetitions, strict=True)
+    ]
+
+
+def best_cuts(times: Sequence[LayerTime], *, stages: int) -> list[int]:
+    """Bounds ``[0, ..., N]`` with the smallest slowest stage."""
+    return balance([[each.cost() for each in times]] * stages)
+
+
+def stage_costs(times: Sequence[LayerTime], cuts: Sequence[int]) -> list[StageCost]:
+    """Seconds of each stage, from those of its layers."""
+    stages = [times[start:stop] for start, stop in itertools.pairwise(cuts)]
+    return [
+        StageCost(sum(t.forward for t in own), sum(t.backward for t in own), sum(t.step for t in own)) for own in stages
+    ]
+
+
+def _between(marks: Sequence[float]) -> LayerTime:
+    forward, backward, step = (end - start for start, end in itertools.pairwise(marks))
+    return LayerTime(forward, backward, step)
+
+
+def _local_optimizer(index: int, layer: ALLayer) -> LocalOptimizer:
+    def adamw(groups: Any) -> torch.optim.Optimizer:
+        optimizer = _adamw(groups)
+        assert optimizer is not None
+        return optimizer
+
+    return LocalOptimizer([(index, layer)], associated=adamw, autoencoder=adamw)
+
+
+def _adamw(parameters: Sequence[nn.Parameter | Mapping[str, Any]]) -> torch.optim.Optimizer | None:
+    return torch.optim.AdamW(parameters, lr=workloads.ADAMW["params"]["lr"]) if parameters else None  # type: ignore[arg-type]
+
+
+def _leaves(s: Activation) -> Activation:
+    """Copies of no graph, which gather gradients where they can."""
+    if isinstance(s, Tensor):
+        return s.detach().requires_grad_(s.is_floating_point())
+    return tuple(part.detach().requires_grad_(part.is_floating_point()) for part in s)
+
+
+def seconds_per_micro_batch(network: Network) -> float:
+    """Of the AL form, in this process: for estimates."""
+    with torch.random.fork_rng(devices=[]):
+        return min(sum(layer.cost() for layer in al) for al, _ in time_forms(network, repeat=2))

@@ -1,0 +1,219 @@
+"""Records runs of all methods, and says where their time went, on every stage, beside what the formula expects."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ds_al.launch.ranks import run_ranks, tell
+from ds_al.planner import StageCost, simulate
+from ds_al.schedule import bubble_formula, ideal_seconds
+from ds_al.studies.bench import workloads
+from ds_al.studies.bench.cases import START_UP, Row, train, world_size
+from ds_al.trace import ActivationMeter, Event, Recorder
+from ds_al.trace.analysis import CAUSES, bytes_sent, computing, critical_path, stage_times
+from ds_al.trace.clock import ClockOffset
+from ds_al.trace.files import merge
+
+Runs = dict[tuple[str, int], list[list[Event]]]
+"""Repetitions, as the events of all stages on one clock, by (method, micro-batches)."""
+
+
+@dataclass(frozen=True)
+class ProfileCases:
+    """What to record: every method with every number of micro-batches, on one number of stages."""
+
+    methods: Sequence[str]
+    stages: int
+    micro_batches: Sequence[int]
+    batches: int
+    repeat: int
+    """How often each case is recorded; repetitions of different cases alternate."""
+    model: str | None
+    """A name of ``ds_al.models``; ``None`` is sleeping layers."""
+    micro_batch: int
+    """Samples per micro-batch of a model."""
+    forward: float
+    """Seconds that a sleeping layer takes forward."""
+    backward: float
+    """Seconds that it takes backward."""
+    memory: bool = False
+    """Whether to record memory, too, which takes time."""
+
+    def engine(self, method: str) -> Any:
+        """This rank's engine."""
+        if self.model is None:
+            return workloads.sleeping_engine(method, stages=self.stages, forward=self.forward, backward=self.backward)
+        return workloads.model_engine(method, model=self.model, stages=self.stages, micro_batch=self.micro_batch)
+
+    def data(self, engine: Any) -> Iterator[Any]:
+        """Micro-batches for an engine of :meth:`engine`."""
+        if self.model is None:
+            return workloads.micro_batches(engine)
+        return workloads.model_batches(engine, model=self.model)
+
+    @property
+    def recordings(self) -> int:
+        """How many runs are recorded in all."""
+        return len(self.methods) * len(self.micro_batches) * self.repeat
+
+    def sleep_seconds(self) -> float:
+        """Ideal seconds of all recordings of sleeping layers."""
+        pairs = [(method, m) for method in self.methods for m in self.micro_batches]
+        return self.repeat * sum(
+            ideal_seconds(
+                method,
+                stages=self.stages,
+                micro_batches=m,
+                batches=self.batches,
+                forward=self.forward,
+                backward=self.backward,
+            )
+            for method, m in pairs
+        )
+
+
+def record_runs(cases: ProfileCases, *, progress: Callable[[str], None] | None = None) -> Runs:
+    """Records all cases on ranks of this machine.
+
+    Args:
+        progress: called with a line after every recording.
+
+    Raises:
+        RankFailure: a rank failed.
+    """
+    by_rank = run_ranks(
+        f"{__name__}:record_on_rank",
+        cases.stages,
+        timeout=4 * START_UP + 3 * cases.sleep_seconds(),
+        news=progress,
+        cases=cases,
+    )
+    clocks = [ClockOffset(0.0, 0.0)] * cases.stages  # ranks of one machine share a clock
+    return {
+        case: [merge(stages, clocks) for stages in zip(*(rank[case] for rank in by_rank), strict=True)]
+        for case in by_rank[0]
+    }
+
+
+def record_on_rank(cases: ProfileCases) -> dict[tuple[str, int], list[list[Event]]]:
+    """What one rank does: its own events of every case and repetition."""
+    world_size()
+    engines = {method: cases.engine(method) for method in cases.methods}
+    data = {method: cases.data(engine) for method, engine in engines.items()}
+    for method, engine in engines.items():
+        train(engine, data[method], micro_batches=2, batches=2)  # shapes travel, threads start, memory is there
+    pairs = [(method, m) for m in cases.micro_batches for method in cases.methods]
+    runs: dict[tuple[str, int], list[list[Event]]] = {pair: [] for pair in pairs}
+    for _ in range(cases.repeat):
+        for method, m in pairs:
+            runs[method, m].append(_record(engines[method], data[method], micro_batches=m, cases=cases))
+            if engines[method].is_last_stage():
+                tell(f"{method}, {m} micro-batches")
+    return runs
+
+
+def _record(engine: Any, data: Iterator[Any], *, micro_batches: int, cases: ProfileCases) -> list[Event]:
+    meter = ActivationMeter(exclude=engine.module.parameters()) if cases.memory else None
+    if meter is not None:
+        meter.__enter__()
+    engine.recorder = recorder = Recorder(engine.stage_id, device=engine.device, meter=meter)
+    train(engine, data, micro_batches=micro_batches, batches=cases.batches)
+    engine.recorder = None
+    if meter is not None:
+        meter.__exit__(None, None, None)
+    return recorder.events
+
+
+def typical(runs: Sequence[Sequence[Event]]) -> Sequence[Event]:
+    """The repetition of median length."""
+    return sorted(runs, key=lambda events: stage_times(events)[0].span)[(len(runs) - 1) // 2]
+
+
+def profile_rows(runs: Runs, cases: ProfileCases) -> list[Row]:
+    """One row per method, number of micro-batches and stage; times and shares are medians of the repetitions.
+
+    Columns: ``workload, method, stages, micro_batches, batches, stage``; ``seconds`` of the run; shares of it
+    ``busy, wait_input, wait_queue, wait_data, wait_barrier, drained, other``
+    (:class:`~ds_al.trace.analysis.StageTime`); ``bubble`` (1 - busy) with its least and largest value over the
+    repetitions, ``bubble_formula`` (:func:`~ds_al.schedule.bubble_formula` with the mean measured forward and
+    backward of all stages) and ``difference``; ``bubble_simulated``, that of the same schedule with each stage's
+    own mean times (:func:`~ds_al.planner.simulate`), for stages that are not equal; ``forward_ms, backward_ms,
+    step_ms`` per micro-batch or step;
+    ``bytes_per_micro_batch`` sent; ``critical_path``, the stage's share of it; ``peak_bytes`` held for backward,
+    where memory was recorded.
+    """
+    rows = []
+    for (method, m), repetitions in runs.items():
+        times = [stage_times(events) for events in repetitions]
+        formula = statistics.median(_formula(method, m, events, cases) for events in repetitions)
+        events = typical(repetitions)
+        simulated = stage_times(simulate(method, _costs(events, cases), micro_batches=m, batches=cases.batches))
+        for stage in range(cases.stages):
+            own = [each[stage] for each in times]
+            shares = {name: statistics.median(getattr(time, name) for time in own) for name in ("busy", *CAUSES)}
+            bubbles = [time.bubble for time in own]
+            bubble = statistics.median(bubbles)
+            rows.append(
+                {
+                    "workload": cases.model or "sleeping",
+                    "method": method,
+                    "stages": cases.stages,
+                    "micro_batches": m,
+                    "batches": cases.batches,
+                    "stage": stage,
+                    "seconds": statistics.median(time.span for time in own),
+                    **shares,
+                    "bubble": bubble,
+                    "bubble_min": min(bubbles),
+                    "bubble_max": max(bubbles),
+                    "bubble_formula": formula,
+                    "difference": bubble - formula,
+                    "bubble_simulated": simulated[stage].bubble,
+                    **_instruction_times(events, stage),
+                    "bytes_per_micro_batch": bytes_sent(events)[stage] / (m * cases.batches),
+                    "critical_path": _critical_share(events, stage),
+                    "peak_bytes": _peak(events, stage),
+                }
+            )
+    return rows
+
+
+def _formula(method: str, micro_batches: int, events: Sequence[Event], cases: ProfileCases) -> float:
+    """With forward and backward as they were measured; a step counts as part of the backward before it."""
+    per_micro_batch = cases.stages * micro_batches * cases.batches
+    forward = sum(event.seconds for event in computing(events) if event.instruction == "ForwardPass")
+    rest = sum(event.seconds for event in computing(events)) - forward
+    return bubble_formula(
+        method,
+        stages=cases.stages,
+        micro_batches=micro_batches,
+        batches=cases.batches,
+        forward=forward / per_micro_batch,
+        backward=rest / per_micro_batch,
+    )
+
+
+def _costs(events: Sequence[Event], cases: ProfileCases) -> list[StageCost]:
+    times = [_instruction_times(events, stage) for stage in range(cases.stages)]
+    return [StageCost(t["forward_ms"] / 1000, t["backward_ms"] / 1000, t["step_ms"] / 1000) for t in times]
+
+
+def _instruction_times(events: Sequence[Event], stage: int) -> dict[str, float]:
+    named = {"forward_ms": "ForwardPass", "backward_ms": "BackwardPass", "step_ms": "OptimizerStep"}
+    own = [event for event in computing(events) if event.stage == stage]
+    return {
+        column: 1000 * statistics.mean(event.seconds for event in own if event.instruction == name)
+        for column, name in named.items()
+    }
+
+
+def _critical_share(events: Sequence[Event], stage: int) -> float:
+    path = critical_path(events)
+    return sum(event.seconds for event in path if event.stage == stage) / sum(event.seconds for event in path)
+
+
+def _peak(events: Sequence[Event], stage: int) -> int | None:
+    return max((event.memory for event in events if event.stage == stage and event.memory is not None), default=None)

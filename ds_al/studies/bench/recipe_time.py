@@ -1,0 +1,132 @@
+"""Time of a micro-batch by a recipe, all layers in one process, beside the twin that its optimizer trains."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ds_al.experiment.recipes import RECIPES
+from ds_al.launch.ranks import run_ranks
+from ds_al.models import preset_options
+from ds_al.studies.bench import workloads
+from ds_al.studies.bench.cases import Row
+from ds_al.studies.bench.interleaved import quartiles, turns
+from ds_al.system.allocator import keep_freed_memory
+
+_WARM_UP = 3
+_SAMPLES = {"vgg": 100, "resnet": 100, "lstm": 50, "transformer": 50}
+"""Of a micro-batch, as in ds_configs/suites/small.yaml."""
+_IMAGE = (3, 32, 32)
+"""Of CIFAR, on which the recipe for images was chosen."""
+_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "vgg": {"half bridges": {"bridge_width": 0.5, "bridge_depth": None, "bridge_muon": True}},
+    "resnet": {"wide bridges": {"bridge_width": 1.0, "bridge_depth": 2, "bridge_muon": False}},
+}
+"""Options beside the recipe's, as in ds_configs/suites/small.yaml."""
+
+
+def measure_recipe(
+    *,
+    recipe: str = "ours",
+    networks: Sequence[str] | None = None,
+    layers: Sequence[int] = (2, 4),
+    repeat: int = 15,
+    progress: Callable[[Row], None] | None = None,
+) -> list[Row]:
+    """Times networks with their ``small`` preset, each form in turn with the other.
+
+    Args:
+        networks: by default all that the recipe is for.
+        layers: K, of each network.
+        repeat: micro-batches of each form.
+        progress: called after each row.
+
+    Returns:
+        Rows ``network, variant, K, recipe, micro_batch, repeats, al_ms, twin_ms``, medians, ``ratio, ratio_low,
+        ratio_high``, median and quartiles of the pairs' own ratios.
+
+    Raises:
+        RankFailure: the process failed.
+    """
+    rows = []
+    for network in networks or [name for name in RECIPES[recipe] if name in _SAMPLES]:
+        variants: dict[str, dict[str, Any]] = {"": {}, **_VARIANTS.get(network, {})}
+        for variant, depth in itertools.product(variants, layers):
+            what: dict[str, Any] = {"recipe": recipe, "network": network, "options": variants[variant], "layers": depth}
+            (pairs,) = run_ranks(f"{__name__}:pairs_on_rank", 1, timeout=900, repeat=repeat, **what)
+            al, twin = zip(*pairs, strict=True)
+            low, ratio, high = quartiles([a / b for a, b in pairs])
+            rows.append({
+                "network": network,
+                "variant": variant,
+                "K": depth,
+                "recipe": recipe,
+                "micro_batch": _SAMPLES[network],
+                "repeats": repeat,
+                "al_ms": 1000 * statistics.median(al),
+                "twin_ms": 1000 * statistics.median(twin),
+                "ratio": ratio,
+                "ratio_low": low,
+                "ratio_high": high,
+            })  # fmt: skip
+            if progress is not None:
+                progress(rows[-1])
+    return rows
+
+
+def pairs_on_rank(
+    *, recipe: str, network: str, options: Mapping[str, Any], layers: int, repeat: int
+) -> list[tuple[float, float]]:
+    """Seconds of a micro-batch of the AL form, with options beside the recipe's, and of the twin, pair by pair."""
+    keep_freed_memory()  # as a run does
+    parts, size = RECIPES[recipe][network], _SAMPLES[network]
+    shared = {**workloads.model_options(network, 1), **preset_options(network, "small")}
+    if "in_shape" in shared:
+        shared["in_shape"] = _IMAGE
+
+    def form(method: str, **more: Any) -> Callable[[], float]:
+        engine = workloads.model_engine(
+            method,
+            model=network,
+            stages=1,
+            micro_batch=size,
+            options={**shared, **more, "num_layers": layers},
+            optimizer=parts["optimizer"],
+        )
+        return lambda: _seconds(engine, workloads.model_batches(engine, model=network, image=_IMAGE))
+
+    forms = {"al": form("streaming", **{**parts["al_options"], **options}), "twin": form("bp_1f1b")}
+    pairs = []
+    for number in range(repeat + _WARM_UP):
+        seconds = {name: forms[name]() for name in turns(list(forms), number)}
+        pairs.append((seconds["al"], seconds["twin"]))
+    return pairs[_WARM_UP:]
+
+
+def _seconds(engine: Any, batches: Iterator[Any]) -> float:
+    data = iter([next(batches)])  # made before the clock starts
+    start = time.perf_counter()
+    engine.train_batch(data)
+    return time.perf_counter() - start
+
+
+def recipe_time_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One row per network, variant and K."""
+    lines = [
+        "| network | K | samples | twin, ms | recipe, ms | times as long (quartiles) | pairs |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        *(
+            f"| `{row['network']}`{_variant(row)} | {row['K']} | {row['micro_batch']} | {row['twin_ms']:.1f} "
+            f"| {row['al_ms']:.1f} | {row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f}) "
+            f"| {row['repeats']} |"
+            for row in rows
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _variant(row: Mapping[str, Any]) -> str:
+    return f", {row['variant']}" if row.get("variant") else ""

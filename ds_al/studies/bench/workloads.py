@@ -1,0 +1,239 @@
+"""The networks that the measurements train, each in its AL form and as its backprop twin.
+
+    sleeping   f sleeps forward and backward: what takes time but no core, so stages never compete
+    dense      f is Linear-ReLU-Linear-ReLU: what holds activations
+    a model    a network of ds_al.models, small, on random data: real maths, and stages that are not equal
+
+The first two have one layer per stage unless told otherwise, so that all stages are equal and cost the same whatever
+their number is. With ``bp_dp`` every rank holds the whole twin (:mod:`ds_al.baseline.data_parallel`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from deepspeed.pipe import LayerSpec, PipelineModule
+from torch import Tensor, nn
+
+import ds_al
+from ds_al.baseline import data_parallel
+from ds_al.config.associated_learning import BLOCK
+from ds_al.models import build_al, build_twin
+from ds_al.partition.plan import explicit
+from ds_al.schedule import AL_SCHEDULES, BACKPROP_SCHEDULES
+
+IMAGE = (1, 28, 28)
+TOKENS, VOCABULARY = 64, 2000
+"""Length of a sequence, and number of different tokens."""
+
+METHODS: tuple[str, ...] = (*AL_SCHEDULES, *BACKPROP_SCHEDULES)
+"""Methods that have a schedule of their own; ``bp_dp`` is beside them."""
+SGD: Mapping[str, Any] = {"type": "SGD", "params": {"lr": 1e-3}}
+ADAMW: Mapping[str, Any] = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
+CLASSES = 4
+
+
+class _Sleep(torch.autograd.Function):
+    """Adds a weight, and sleeps. The weight needs a gradient, so backward runs on the first stage, too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, forward: float, backward: float) -> Tensor:
+        ctx.seconds = backward
+        time.sleep(forward)
+        return x + weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        time.sleep(ctx.seconds)
+        return gradient, gradient.sum().view(1), None, None
+
+
+class Sleeping(nn.Module):
+    """A block that sleeps for ``forward`` seconds, and for ``backward`` seconds in the backward pass."""
+
+    def __init__(self, *, forward: float, backward: float) -> None:
+        super().__init__()
+        self.seconds = forward, backward
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns ``x`` plus a weight."""
+        return _Sleep.apply(x, self.weight, *self.seconds)
+
+
+class Dense(nn.Sequential):
+    """Linear-ReLU-Linear-ReLU of one width."""
+
+    def __init__(self, *, width: int) -> None:
+        super().__init__(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+
+
+class TwinModule(PipelineModule):
+    """DeepSpeed's module with one more ``partition_method``: ``"cuts:2,5"``, where the stages after the first begin."""
+
+    def _partition_layers(self, method: str = "uniform") -> None:
+        if not method.startswith("cuts:"):
+            super()._partition_layers(method)
+            return
+        self.parts = explicit(method, layers=len(self._layer_specs), stages=self.num_stages)
+        stage = self._topo.get_coord(self.global_rank).pipe
+        self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
+
+
+def sleeping_engine(
+    method: str,
+    *,
+    stages: int,
+    forward: float,
+    backward: float,
+    layers: int | None = None,
+    keys: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Any:
+    """An engine over sleeping layers, by default one per stage; its micro-batches are ``(1, CLASSES)``.
+
+    Args:
+        keys: more of DeepSpeed's config.
+        options: what the ``"associated_learning"`` block has beside the method.
+    """
+    block = partial(LayerSpec, Sleeping, forward=forward, backward=backward)
+    return _engine(
+        method, block, stages=stages, width=CLASSES, micro_batch=1, layers=layers, keys=keys, options=options
+    )
+
+
+def dense_engine(method: str, *, stages: int, width: int, micro_batch: int) -> Any:
+    """An engine over dense layers; its micro-batches are ``(micro_batch, width)``."""
+    return _engine(method, partial(LayerSpec, Dense, width=width), stages=stages, width=width, micro_batch=micro_batch)
+
+
+def micro_batches(engine: Any, *, width: int = CLASSES) -> Iterator[tuple[Tensor, Tensor]]:
+    """Zeros for ever, in tensors of their own, so that each micro-batch counts where memory is counted."""
+    size = engine.train_micro_batch_size_per_gpu()
+    while True:
+        yield torch.zeros(size, width), torch.zeros(size, dtype=torch.int64)
+
+
+def model_engine(
+    method: str,
+    *,
+    model: str,
+    stages: int,
+    micro_batch: int,
+    options: Mapping[str, Any] | None = None,
+    partition: str = "uniform",
+    optimizer: Mapping[str, Any] = SGD,
+    block: Mapping[str, Any] | None = None,
+) -> Any:
+    """An engine over a small network of :mod:`ds_al.models`.
+
+    Args:
+        options: of both forms; by default :func:`model_options`.
+        partition: ``"uniform"``, or ``"cuts:..."``.
+        optimizer: DeepSpeed's ``"optimizer"`` block.
+        block: what the ``"associated_learning"`` block has beside the method.
+    """
+    options = dict(options or model_options(model, stages))
+    specs = build_al(model, **options) if method in AL_SCHEDULES else None
+    twin = build_twin(model, **options) if specs is None else None
+    return _initialize(
+        method,
+        specs=specs,
+        twin=twin,
+        stages=stages,
+        micro_batch=micro_batch,
+        classes=options["num_classes"],
+        partition=partition,
+        optimizer=optimizer,
+        block=block or {},
+    )
+
+
+def model_batches(engine: Any, *, model: str, image: Sequence[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Random samples and labels for ever, for an engine."""
+    return random_batches(model, size=engine.train_micro_batch_size_per_gpu(), image=image)
+
+
+def random_batches(model: str, *, size: int, image: Sequence[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Random samples and labels for ever, in micro-batches; images of :data:`IMAGE`'s shape where none is given."""
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        labels = torch.randint(CLASSES, (size,), generator=generator)
+        if model in ("lstm", "transformer"):
+            yield torch.randint(1, VOCABULARY, (size, TOKENS), generator=generator), labels
+        else:
+            yield torch.randn(size, *(image or IMAGE), generator=generator), labels
+
+
+def model_options(model: str, stages: int) -> dict[str, Any]:
+    """Sizes of a small network, with two AL layers per stage where it may have so many."""
+    if model in ("lstm", "transformer"):
+        return {"vocab_size": VOCABULARY, "num_classes": CLASSES, "num_blocks": 2 * stages}
+    if model == "mlp":
+        return {"in_shape": IMAGE, "num_classes": CLASSES, "widths": (256,) * (2 * stages)}
+    return {"in_shape": IMAGE, "num_classes": CLASSES}
+
+
+def _engine(
+    method: str,
+    block: Callable[[], LayerSpec],
+    *,
+    stages: int,
+    width: int,
+    micro_batch: int,
+    layers: int | None = None,
+    keys: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Any:
+    layers = layers or stages
+    if method not in AL_SCHEDULES:
+        twin = [block() for _ in range(layers)]
+        return _initialize(method, specs=None, twin=twin, stages=stages, micro_batch=micro_batch)
+    codes = [CLASSES] * (layers + 1)
+    specs = [
+        ds_al.ALLayerSpec(
+            f=block(),
+            b=LayerSpec(nn.Linear, width, codes[i + 1]),
+            g=LayerSpec(nn.Linear, codes[i], codes[i + 1]),
+            h=LayerSpec(nn.Linear, codes[i + 1], codes[i]),
+        )
+        for i in range(layers)
+    ]
+    return _initialize(method, specs=specs, twin=None, stages=stages, micro_batch=micro_batch, block=options, keys=keys)
+
+
+def _initialize(
+    method: str,
+    *,
+    specs: list[ds_al.ALLayerSpec] | None,
+    twin: Sequence[LayerSpec] | None,
+    stages: int,
+    micro_batch: int,
+    classes: int = CLASSES,
+    partition: str = "uniform",
+    optimizer: Mapping[str, Any] = SGD,
+    block: Mapping[str, Any] | None = None,
+    keys: Mapping[str, Any] | None = None,
+) -> Any:
+    model: PipelineModule
+    if specs is not None:
+        model = ds_al.ALPipelineModule(specs, num_stages=stages, num_classes=classes, partition_method=partition)
+    elif method == data_parallel.METHOD:
+        model = data_parallel.replica_module(twin or (), loss_fn=nn.CrossEntropyLoss(), partition_method="uniform")
+    else:
+        model = TwinModule(twin, num_stages=stages, loss_fn=nn.CrossEntropyLoss(), partition_method=partition)
+    config = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": 1,
+        "optimizer": dict(optimizer),
+        "gradient_clipping": 0.0,  # DeepSpeed's default of 1.0 would make all stages agree on a norm
+        "steps_per_print": None,
+        BLOCK: {"method": method, **(block or {})},
+        **(keys or {}),
+    }
+    engine, *_ = ds_al.initialize(model=model, config=config)
+    return engine

@@ -1,0 +1,207 @@
+"""One run of the study: a small GPT-2, trained by one method on so many steps, and its loss at each exit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from deepspeed.pipe import PipelineModule
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import ds_al
+from ds_al.convert.hugging_face import twin_layers
+from ds_al.objectives.per_token import next_token_loss
+from ds_al.parallel.world import join_world
+from ds_al.studies.language.corpus import Corpus
+
+TWIN = "backprop"
+LM = "causal-lm"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the network and of a step, alike in all cells.
+
+    Attributes:
+        blocks, width, heads: of the GPT-2; no dropout, head and embedding not tied.
+        length: T, tokens of a piece.
+        batch: B, pieces of a step.
+        held_out: pieces of the validation and of the test part that are scored.
+    """
+
+    blocks: int = 4
+    width: int = 64
+    heads: int = 4
+    length: int = 64
+    batch: int = 8
+    held_out: int = 600
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one run is told.
+
+    Attributes:
+        method: ``"backprop"``, or an objective.
+        layers: K; of no meaning to the twin, which is the same network for any.
+        seed: of the weights and of the order of the data.
+        lr: highest learning rate of AdamW; warm-up over a tenth of the steps, then a cosine to a tenth of it.
+        steps: optimizer steps, each on ``B T`` tokens.
+        bridge_blocks: H.
+        objective: options of the objective, as pairs.
+        budget: what the number of steps is equal to the twin's in: ``"tokens"`` or ``"operations"``; ``"trial"`` for
+            runs that choose settings.
+    """
+
+    method: str
+    layers: int
+    seed: int
+    lr: float
+    steps: int
+    bridge_blocks: int = 0
+    objective: tuple[tuple[str, Any], ...] = ()
+    budget: str = "tokens"
+
+    @property
+    def key(self) -> str:
+        """Its file name without suffix."""
+        parts = [self.budget, self.method, f"K{self.layers}", f"H{self.bridge_blocks}", f"lr{self.lr:g}"]
+        parts += [f"{name}-{value}" for name, value in self.objective]
+        return "_".join([*parts, f"steps{self.steps}", f"seed{self.seed}"])
+
+
+def run(
+    cell: Cell, sizes: Sizes, corpus: Corpus, *, test: bool, tell: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Trains and scores.
+
+    Args:
+        test: scores the test part, too; trials leave it alone.
+        tell: gets a line now and then.
+
+    Returns:
+        The cell, losses in nats per token at every exit, operations per token of a training step, and seconds.
+    """
+    engine = make_engine(cell, sizes, corpus)
+    batches = pieces(corpus.train, size=sizes.batch, seed=cell.seed)
+    seconds, losses = 0.0, []
+    for step in range(cell.steps):
+        start = time.perf_counter()
+        loss = engine.train_batch(batches)
+        seconds += time.perf_counter() - start
+        losses.append(float(loss))
+        if (step + 1) % max(1, cell.steps // 8) == 0:
+            tell(f"{cell.key}: step {step + 1} of {cell.steps}, loss {losses[-1]:.3f}, {seconds:.0f} s")
+    found = {
+        **asdict(cell),
+        "sizes": asdict(sizes),
+        "vocabulary": corpus.vocabulary,
+        "tokens": cell.steps * sizes.batch * sizes.length,
+        "training_seconds": seconds,
+        "operations_per_token": operations(cell, sizes, corpus),
+        "validation_loss": evaluate(engine, corpus.validation[: sizes.held_out], sizes.batch),
+        "training_loss": losses[:: max(1, cell.steps // 50)],
+    }
+    if test:
+        found["test_loss"] = evaluate(engine, corpus.test[: sizes.held_out], sizes.batch)
+    engine.destroy()
+    return found
+
+
+def make_engine(cell: Cell, sizes: Sizes, corpus: Corpus, *, attention: str = "sdpa") -> Any:
+    """The engine of a cell, all layers in this process. The twin starts from the very weights of the AL form's f."""
+    import transformers  # late: its model classes take seconds to import
+
+    join_world()
+    torch.manual_seed(cell.seed)
+    options: dict[str, Any] = {"attn_implementation": attention}
+    config = transformers.GPT2Config(
+        vocab_size=corpus.vocabulary,
+        n_positions=sizes.length,
+        n_embd=sizes.width,
+        n_layer=sizes.blocks,
+        n_head=sizes.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
+        **options,
+    )
+    model = transformers.GPT2LMHeadModel(config)
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": sizes.batch,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "steps_per_print": None,
+        "optimizer": {"type": "AdamW", "params": {"lr": cell.lr, "betas": [0.9, 0.95], "torch_adam": True}},
+        "scheduler": {
+            "type": "WarmupCosineLR",
+            "params": {
+                "total_num_steps": cell.steps,
+                "warmup_num_steps": max(2, cell.steps // 10),
+                "cos_min_ratio": 0.1,
+            },
+        },
+    }
+    if cell.method == TWIN:
+        settings["associated_learning"] = {"method": "bp_1f1b"}
+        layers = twin_layers(model, task=LM, num_al_layers=1)
+        module: Any = PipelineModule(layers, num_stages=1, loss_fn=next_token_loss, base_seed=cell.seed)
+    else:
+        del settings["gradient_clipping"]
+        module = ds_al.from_pretrained(
+            model,
+            task=LM,
+            num_al_layers=cell.layers,
+            objective={"name": cell.method, **dict(cell.objective)},
+            code_width=sizes.width,
+            bridge_blocks=cell.bridge_blocks,
+            base_seed=cell.seed,
+        )
+    engine, *_ = ds_al.initialize(model=module, config=settings)
+    return engine
+
+
+def pieces(part: Tensor, *, size: int, seed: int) -> Iterator[tuple[Any, Tensor]]:
+    """Micro-batches ``((ids, mask), labels)`` without end, each epoch in an order of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(part), generator=generator)
+        for start in range(0, len(part) - size + 1, size):
+            yield _batch(part[order[start : start + size]])
+
+
+def _batch(ids: Tensor) -> tuple[Any, Tensor]:
+    return (ids, torch.ones_like(ids)), ids
+
+
+@torch.no_grad()
+def evaluate(engine: Any, part: Tensor, size: int) -> list[float]:
+    """Loss in nats per token at every exit; of the twin, at its only one."""
+    batches = [_batch(ids) for ids in part.split(size)]
+    if isinstance(engine, ds_al.ALPipelineEngine):
+        return list(engine.evaluate(batches)["loss"])
+    engine.module.eval()
+    total = sum(float(next_token_loss(engine.module(x), labels)) * len(labels) for x, labels in batches)
+    engine.module.train()
+    return [total / len(part)]
+
+
+def operations(cell: Cell, sizes: Sizes, corpus: Corpus) -> float:
+    """Floating-point operations of a training step per token: matrix products, forward and backward, as torch counts.
+
+    Attention is computed by plain products for it, which are counted; norms, softmax and the optimizer are not.
+    """
+    engine = make_engine(cell, sizes, corpus, attention="eager")
+    batches = pieces(corpus.train, size=sizes.batch, seed=cell.seed)
+    engine.train_batch(batches)
+    with FlopCounterMode(display=False) as counter:
+        engine.train_batch(batches)
+    engine.destroy()
+    return counter.get_total_flops() / (sizes.batch * sizes.length)

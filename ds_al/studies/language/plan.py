@@ -1,0 +1,129 @@
+"""Which cells are run: trials that choose settings, then every method with every seed, at equal tokens and operations.
+
+Every method has as many trials as every other: the twin by its learning rate alone, the others by learning rate and
+bridge blocks. Trials are shorter, have seed 0, and see validation text alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ds_al.studies.language.cell import TWIN, Cell
+
+Result = dict[str, Any]
+Form = tuple[str, int]
+"""A method and its K."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of a whole table.
+
+    Attributes:
+        methods: objectives beside the twin, with their options.
+        layers: K of each of them.
+        seeds: how many.
+        steps: of the runs at equal tokens.
+        trial_steps: of the trials.
+        twin_rates: learning rates that the twin's trials have.
+        rates, blocks: those of the other methods, and H; each with each.
+    """
+
+    methods: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = (
+        ("next_token", ()),
+        ("readout", ()),
+        ("token_codes", ()),
+    )
+    layers: tuple[int, ...] = (2, 4)
+    seeds: int = 3
+    steps: int = 1000
+    trial_steps: int = 250
+    twin_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 4e-3)
+    rates: tuple[float, ...] = (1e-3, 2e-3)
+    blocks: tuple[int, ...] = (0, 1)
+
+    def forms(self) -> list[Form]:
+        """The twin first. It is the same network for every K, and is run once."""
+        return [(TWIN, 1), *((method, layers) for layers in self.layers for method, _ in self.methods)]
+
+    def trials(self) -> Iterator[Cell]:
+        """Of all forms."""
+        for method, layers in self.forms():
+            pairs = [(lr, 0) for lr in self.twin_rates]
+            if method != TWIN:
+                pairs = [(lr, blocks) for lr in self.rates for blocks in self.blocks]
+            for lr, blocks in pairs:
+                yield Cell(method, layers, 0, lr, self.trial_steps, blocks, self.options(method), "trial")
+
+    def options(self, method: str) -> tuple[tuple[str, Any], ...]:
+        """Of an objective."""
+        return dict(self.methods).get(method, ())
+
+
+def choose(results: Iterable[Result], plan: Plan) -> dict[Form, Result]:
+    """The best trial of each form that has all of its trials, by the last exit's loss on validation text."""
+    found = {result["key"]: result for result in results}
+    chosen: dict[Form, Result] = {}
+    for form in plan.forms():
+        own = [found.get(cell.key) for cell in plan.trials() if (cell.method, cell.layers) == form]
+        good = [result for result in own if result is not None and "failure" not in result]
+        if all(own) and good:
+            chosen[form] = min(good, key=lambda result: result["validation_loss"][-1])
+    return chosen
+
+
+def measured_cells(chosen: dict[Form, Result], plan: Plan) -> list[Cell]:
+    """Cells with the chosen settings, seed by seed: at equal tokens, then at as many operations as the twin has."""
+    equal_tokens = [
+        Cell(method, layers, seed, trial["lr"], plan.steps, trial["bridge_blocks"], plan.options(method))
+        for seed in range(plan.seeds)
+        for (method, layers), trial in chosen.items()
+    ]
+    if (TWIN, 1) not in chosen:
+        return equal_tokens
+    twin = chosen[TWIN, 1]["operations_per_token"]
+    equal_operations = [
+        replace(
+            cell,
+            steps=round(cell.steps * twin / chosen[cell.method, cell.layers]["operations_per_token"]),
+            budget="operations",
+        )
+        for cell in equal_tokens
+        if cell.method != TWIN
+    ]
+    return equal_tokens + equal_operations
+
+
+def read(folder: Path) -> list[Result]:
+    """All results that are there."""
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+
+
+def run_all(
+    cells: Sequence[Cell], folder: Path, run: Callable[[Cell], Result], *, done: Callable[[Cell, Result, bool], None]
+) -> None:
+    """Runs what is not there yet, and keeps each result as a file; what fails is kept with its reason.
+
+    Args:
+        run: of one cell.
+        done: told of each cell, of its result, and whether it was there already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for cell in cells:
+        file = folder / f"{cell.key}.json"
+        known = file.is_file()
+        if known:
+            result = json.loads(file.read_text())
+        else:
+            try:
+                result = {"key": cell.key, **run(cell)}
+            except Exception as error:  # a failure is a result, too
+                result = {"key": cell.key, "failure": f"{type(error).__name__}: {error}"}
+            unfinished = file.with_suffix(".part")
+            unfinished.write_text(json.dumps(result, indent=1) + "\n")
+            unfinished.replace(file)
+        done(cell, result, known)

@@ -1,0 +1,101 @@
+"""A suite's results as a page: what is there, what is missing, tables and pictures; all from the same cells."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ds_al.studies.bench import report
+from ds_al.studies.sweep.exits import exit_markdown
+from ds_al.studies.sweep.suite import Cell
+from ds_al.studies.sweep.table import Result, Row, group_markdown
+
+INTRODUCTION = """\
+# Results
+
+Same network, same data, same number of samples and steps; the optimizer and learning rate of each method are its
+own, chosen on validation samples ([accuracy.md](accuracy.md)). Test accuracy is that of the **last epoch**, mean and
+sample standard deviation over seeds; *at best validation* is the epoch that the validation samples would have chosen,
+*after epoch 1* the validation accuracy that the first epoch brought. *All exits averaged* is the mean of the softmax of
+all layers' exits, whose bridges have been trained anyway; the twin has one exit.
+`bp` is back-propagation through the same blocks, the twin. FLOPs are counted, forward and backward, over the twin's.
+Seconds are of runs that shared a machine with others: compare them within a table, roughly.
+
+Rows with fewer than {seeds} seeds are unfinished: nothing is to be concluded from them, and their difference to the
+twin is left out.
+"""
+
+
+def results_page(
+    cells: Sequence[Cell],
+    done: Sequence[bool],
+    *,
+    waits: Sequence[str],
+    results: Sequence[Result],
+    table: Sequence[Row],
+    exits: Sequence[Row],
+    pictures: Mapping[str, Path],
+    header: Mapping[str, Any],
+    seeds: int,
+    page: Path,
+) -> str:
+    """The page, in Markdown.
+
+    Args:
+        cells: all of the suite, and ``done``, which of them have a result.
+        waits: groups that have no cells yet.
+        results: of the cells.
+        table: what :func:`~ds_al.studies.sweep.table.rows` made of them, and ``exits``, :func:`.exits.exit_table`.
+        pictures: by group.
+        header: of the results file: date, command, machine, versions.
+        seeds: number of seeds that the suite asks for.
+        page: where the page will lie, for links to pictures.
+    """
+    parts = [INTRODUCTION.format(seeds=seeds), "## What is missing\n\n" + _missing(cells, done, waits)]
+    for group in dict.fromkeys(row["group"] for row in table):
+        own = [row for row in table if row["group"] == group]
+        parts.append(f"## {group}\n\n{group_markdown(own, seeds=seeds)}\n\n{_origin(results, group)}")
+        if found := exit_markdown(exits, group):
+            parts.append(
+                "Test accuracy at each exit, at the share of the full path's operations; of the mean of the last ones, "
+                "where it was looked at; and where each sample leaves at the first exit whose softmax is so confident "
+                "of a class:\n\n" + found
+            )
+        if group in pictures:
+            link = os.path.relpath(pictures[group], page.parent)
+            parts.append(f"![{group}: accuracy over epochs, over time, by number of layers, by exit]({link})")
+    parts.append(
+        f"`{header['command']}`, {report.machine_and_versions(header)} The config, "
+        "versions and curve of every run are in its file in `results/`."
+    )
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def _origin(results: Sequence[Result], group: str) -> str:
+    """When and where a group was run; a page may be written elsewhere, and later."""
+    own = [result for result in results if result["group"] == group and "failure" not in result]
+    days = sorted({result["date"][:10] for result in own})
+    machines = dict.fromkeys(f"{result['cores']} cores ({result['cpu']})" for result in own)
+    return f"Runs of {' to '.join(dict.fromkeys((days[0], days[-1])))}, {'; '.join(machines)}."
+
+
+def _missing(cells: Sequence[Cell], done: Sequence[bool], waits: Sequence[str]) -> str:
+    """Finished runs by group; a group with all of them is one word."""
+    lines = ["| group | runs done | missing |", "|---|---:|---|"]
+    for group in dict.fromkeys(cell.group for cell in cells):
+        own = [(cell, there) for cell, there in zip(cells, done, strict=True) if cell.group == group]
+        left: dict[str, list[int]] = {}
+        for cell, there in own:
+            if not there:
+                name = f"`{cell.method}`" + ("" if cell.layers is None else f" K = {cell.layers}")
+                left.setdefault(name, []).append(cell.seed)
+        count = sum(there for _, there in own)
+        if not count:
+            what = "all"
+        else:
+            what = "; ".join(f"{name} (seed {', '.join(map(str, seeds))})" for name, seeds in left.items()) or "none"
+        lines.append(f"| {group} | {count} of {len(own)} | {what} |")
+    lines += [f"| {group} | 0 | all: its settings are not chosen yet |" for group in waits]
+    return "\n".join(lines)

@@ -1,0 +1,176 @@
+"""Runs the cells of a suite, several at a time; what is done stays done."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from ds_al.experiment.config import override
+from ds_al.launch.ranks import RankFailure, free_port, run_ranks
+from ds_al.studies.sweep.suite import Cell
+
+_TAIL = 2000  # characters of a failed run's output that are kept
+
+
+class _Failure(Exception):
+    """How a run failed."""
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    *,
+    results: Path,
+    script: Path | None,
+    data: Path | None,
+    jobs: int,
+    timeout: float,
+    done: Callable[[Cell, dict[str, Any]], None],
+) -> None:
+    """Runs each cell that has no result yet.
+
+    A cell's result is ``<results>/<key>.json``: its summary and the metrics of its epochs, or how it failed. A
+    failed cell is run again the next time.
+
+    Args:
+        results: folder of results; runs keep their files below it.
+        script: ``run/train.py``, which DeepSpeed's launcher then starts for each cell; ``None`` trains in forks of one
+            process on the CPU (:func:`ds_al.launch.ranks.start_quickly`), which saves each cell the start-up.
+        data: folder that relative data paths of the suite start from.
+        jobs: cells at a time.
+        timeout: seconds after which a cell is ended and counts as failed.
+        done: called with each cell and its result, as they end.
+    """
+    results.mkdir(parents=True, exist_ok=True)
+    lock = threading.Lock()
+
+    def work(cell: Cell) -> tuple[Cell, dict[str, Any]]:
+        with lock:
+            port = free_port()
+        return cell, _run(cell, results=results, script=script, data=data, port=port, timeout=timeout)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for future in as_completed([pool.submit(work, cell) for cell in cells if not is_done(cell, results)]):
+                done(*future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def is_done(cell: Cell, results: Path) -> bool:
+    """Whether a cell has a result that is no failure."""
+    result = read_result(cell, results)
+    return result is not None and "failure" not in result
+
+
+def read_result(cell: Cell, results: Path) -> dict[str, Any] | None:
+    """A cell's result, if there is one, under the cell's present names."""
+    path = results / f"{cell.key}.json"
+    return {**json.loads(path.read_text()), **_about(cell)} if path.exists() else None
+
+
+def train_on_rank(config: dict[str, Any]) -> str:
+    """One rank of a cell in a fork. Returns the run's folder."""
+    from ds_al.experiment.job import Job
+
+    job = Job(config)
+    folder: str = job.run()["folder"]
+    job.close()
+    return folder
+
+
+def _run(
+    cell: Cell, *, results: Path, script: Path | None, data: Path | None, port: int, timeout: float
+) -> dict[str, Any]:
+    assignments = {"experiment.output": str(results / "runs")}
+    path = cell.config["experiment"]["data"].get("path")
+    if path is not None and data is not None:
+        assignments["experiment.data.path"] = str(data / path)  # an absolute path stays as it is
+    config = override(_in_group(cell, results.stem), [f"{k}={json.dumps(v)}" for k, v in assignments.items()])
+    try:
+        if script is None:
+            folder = _fork(config, stages=cell.stages, timeout=timeout)
+        else:
+            folder = _launch(config, results / cell.key, script=script, stages=cell.stages, port=port, timeout=timeout)
+        content = json.loads((folder / "summary.json").read_text())
+        content["data"].pop("path", None)  # where this machine keeps things is no part of a result
+        result = {key: value for key, value in content.items() if key not in ("folder", "command")}
+        result |= {**_about(cell), "history": _history(folder)}
+    except _Failure as failure:
+        result = {**_about(cell), "failure": str(failure)}
+    path = results / f"{cell.key}.json"
+    path.with_suffix(".part").write_text(json.dumps(result, indent=1) + "\n")
+    path.with_suffix(".part").rename(path)
+    return result
+
+
+def _fork(config: dict[str, Any], *, stages: int, timeout: float) -> Path:
+    """Trains in forks; returns the run's folder."""
+    env = {"WANDB_MODE": os.environ.get("WANDB_MODE", "disabled")}
+    try:
+        return Path(run_ranks(f"{__name__}:train_on_rank", stages, timeout=timeout, env=env, config=config)[0])
+    except RankFailure as error:
+        raise _Failure(_late(timeout) if error.seconds >= timeout else str(error)[-_TAIL:]) from error
+
+
+def _launch(config: dict[str, Any], file: Path, *, script: Path, stages: int, port: int, timeout: float) -> Path:
+    """Trains through DeepSpeed's launcher; returns the run's folder."""
+    written, summary = file.with_suffix(".config.json"), file.with_suffix(".summary.json")
+    written.write_text(json.dumps(config, indent=2))
+    command = [
+        *(sys.executable, "-m", "deepspeed.launcher.runner"),
+        *("--num_accelerators", str(stages), "--master_port", str(port)),
+        *(str(script), "--deepspeed_config", str(written), "--json", str(summary)),
+    ]
+    _call(command, timeout=timeout)
+    folder = Path(json.loads(summary.read_text())["folder"])
+    summary.unlink()
+    written.unlink()
+    return folder
+
+
+def _in_group(cell: Cell, suite: str) -> dict[str, Any]:
+    """The cell's config, whose W&B run, where there is one, is grouped with those it is compared with."""
+    experiment = cell.config["experiment"]
+    block = {"group": f"{suite}-{cell.group}", **experiment.get("wandb", {})}
+    return {**cell.config, "experiment": {**experiment, "wandb": block}}
+
+
+def _call(command: list[str], *, timeout: float) -> None:
+    """Runs a command with all it starts."""
+    environment = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", **os.environ}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise _Failure(_late(timeout)) from None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # the launcher and its ranks
+            process.wait()
+    if process.returncode:
+        raise _Failure(f"exit code {process.returncode}\n{output[-_TAIL:]}")
+
+
+def _late(timeout: float) -> str:
+    return f"not done after {timeout:.0f} s"
+
+
+def _about(cell: Cell) -> dict[str, Any]:
+    about = {"group": cell.group, "suite_method": cell.method, "K": cell.layers, "P": cell.stages, "seed": cell.seed}
+    return about if cell.trial is None else {**about, "trial": cell.trial}
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == "epoch"]

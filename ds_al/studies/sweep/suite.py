@@ -1,0 +1,271 @@
+"""A suite of comparisons: which cells there are, and the config of each.
+
+A suite is a YAML file (``ds_configs/suites/``)::
+
+    name: small
+    config: ../cifar10_vgg_al.json         # what all runs share, a config of run/train.py
+    groups:
+      - name: CIFAR-10, VGG                # one table: same data, network and budget
+        set: {experiment.epochs: 15}       # keys of the config, for all methods of this group
+        layers: [2, 4]                     # K, the number of AL layers
+        cuts: {2: [1, 3]}                  # how many blocks each of them holds, where not evenly many
+        stages: [1]                        # P, the number of processes
+        methods:
+          bp: {}                           # a name, and keys for this method alone
+          contrast: {experiment.model.al_options.objective.temperature: 0.05}
+          contrast, no mimic: {method: contrast, experiment.model.al_options.bridge_depth: 0}
+
+A suite that chooses settings has ``trials``, with which every method is run, and ``own_trials`` of one method::
+
+        trials:
+          AdamW 0.001: {optimizer.params.lr: 0.001}
+          AdamW 0.003: {optimizer.params.lr: 0.003}
+        own_trials:
+          contrast: {warm: {experiment.model.al_options.objective.temperature: 0.3}}
+
+What was chosen (:mod:`ds_al.studies.sweep.choice`) another suite takes over: ``chosen: [results.json]`` at its top,
+and in a group ``tuned: <group that was tuned>``. Until ``bp`` and every objective of the group have a choice
+there, the group waits (:func:`waiting`): it has no cells. A recipe brings its own settings.
+
+A method's name is that of a schedule, of an objective (which trains by ``streaming``), of a recipe, of a
+back-propagation schedule, or ``bp`` (``bp_single`` is the same): the twin in one process. ``bp_dp`` is the twin in P
+processes, each a replica. Back-propagation has no AL layers, so it runs once for all K. All of its methods take over
+what was chosen for ``bp``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from ds_al.config import associated_learning as configs
+from ds_al.config.associated_learning import StrictModel, validate
+from ds_al.errors import ALConfigError
+from ds_al.experiment.config import experiment_config, override
+from ds_al.experiment.recipes import RECIPES, with_recipe
+from ds_al.objectives import OBJECTIVES
+
+_SINGLE = ("bp", "bp_single")
+
+
+class Group(StrictModel):
+    """One table of a suite."""
+
+    name: str = Field(description="Title of the table.")
+    config: str | None = Field(default=None, description="A config file of its own, instead of the suite's.")
+    set: dict[str, Any] = Field(default_factory=dict, description="Keys of the config for all methods.")
+    layers: list[int] = Field(min_length=1, description="K: numbers of AL layers.")
+    cuts: dict[int, list[int]] = Field(
+        default_factory=dict,
+        description="For a K: how many blocks each of its AL layers holds; evenly many where nothing is said.",
+    )
+    stages: list[int] = Field(default=[1], min_length=1, description="P: numbers of processes.")
+    methods: dict[str, dict[str, Any]] = Field(
+        min_length=1, description="Methods by name, each with keys of the config for it alone."
+    )
+    trials: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Settings to choose from, for every method; keys by name."
+    )
+    own_trials: dict[str, dict[str, dict[str, Any]]] = Field(
+        default_factory=dict, description="More of them, for one method."
+    )
+    tuned: str | None = Field(
+        default=None, description="Takes each method's settings over that were chosen for this group of the tuning."
+    )
+
+
+class Suite(StrictModel):
+    """A suite file."""
+
+    name: str = Field(description="Name of the suite.")
+    config: str | None = Field(default=None, description="Config file that all groups share; relative to the suite.")
+    chosen: list[str] = Field(
+        default_factory=list, description="Files of chosen settings, relative to the suite; for groups with `tuned`."
+    )
+    groups: list[Group] = Field(min_length=1, description="The tables.")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a method on a network and data set, with one K, P and seed."""
+
+    group: str
+    method: str
+    """Its name in the suite."""
+    trial: str | None
+    """Name of the settings that are tried; ``None`` where nothing is to be chosen."""
+    layers: int | None
+    """K; ``None`` for back-propagation."""
+    stages: int
+    seed: int
+    config: Mapping[str, Any]
+    """Of run/train.py, complete but for the folder of its files."""
+
+    @property
+    def key(self) -> str:
+        """Names the cell's result; another config is another cell."""
+        text = json.dumps([self.config, self.stages, self.seed], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    @property
+    def title(self) -> str:
+        """For progress and messages."""
+        depth = "" if self.layers is None else f", K = {self.layers}"
+        trial = "" if self.trial is None else f" ({self.trial})"
+        return f"{self.group}, {self.method}{trial}{depth}, P = {self.stages}, seed {self.seed}"
+
+
+def read_suite(path: Path) -> Suite:
+    """Reads a suite file.
+
+    Raises:
+        ALConfigError: it does not exist, is not YAML, or has an unknown key or method.
+    """
+    if not path.is_file():
+        raise ALConfigError(f"suite {str(path)!r} does not exist: give the path of a YAML file")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ALConfigError(f"suite {str(path)!r} is not valid YAML: {error}") from error
+    suite: Suite = validate(Suite, content, where=path.name)
+    for group in suite.groups:
+        for name, keys in group.methods.items():
+            _settings(keys.get("method", name))
+        for depth, cut in group.cuts.items():
+            if len(cut) != depth:
+                raise ALConfigError(
+                    f"cuts of group {group.name!r}: got {cut} for K = {depth}, expected {depth} numbers"
+                )
+        if stray := sorted(group.own_trials.keys() - group.methods.keys()):
+            raise ALConfigError(f"own_trials of {stray[0]!r}: group {group.name!r} has {', '.join(group.methods)}")
+    return suite
+
+
+def cells(suite: Suite, *, folder: Path, seeds: int) -> Iterator[Cell]:
+    """All cells, seed by seed, so that an interrupted suite has complete rows of few seeds.
+
+    Args:
+        folder: that config files are relative to: of the suite file.
+        seeds: number of seeds, 0 .. seeds - 1.
+
+    Raises:
+        ALConfigError: a config file is missing or wrong, or a key cannot be set.
+    """
+    chosen = _read_chosen(suite, folder)
+    for seed in range(seeds):
+        for group in suite.groups:
+            if _waits(group, chosen):
+                continue
+            name = group.config or suite.config
+            if name is None:
+                raise ALConfigError(f"suite {suite.name!r}, group {group.name!r}: give a config, there or to the suite")
+            base = override(configs.read(folder / name), _assignments(group.set))
+            tuned = chosen[group.tuned] if group.tuned else {}
+            seen = set()
+            for stages in group.stages:
+                for cell in _of_group(group, base, tuned, stages=stages, seed=seed):
+                    identity = (cell.method, cell.trial, cell.layers, cell.stages)
+                    if identity not in seen:  # "bp" is the same for all stages
+                        seen.add(identity)
+                        yield cell
+
+
+def _of_group(
+    group: Group, base: dict[str, Any], tuned: Mapping[str, Mapping[str, Any]], *, stages: int, seed: int
+) -> Iterator[Cell]:
+    for method, keys in group.methods.items():
+        name = keys.get("method", method)
+        own = {key: value for key, value in keys.items() if key != "method"}
+        own_choice = {} if name in RECIPES else tuned.get(method, tuned.get(name, {}))
+        chosen = own_choice or (tuned.get("bp", {}) if name.startswith("bp_") else {})
+        settings = {**_settings(name), **chosen, **own}
+        is_backprop = str(settings["associated_learning.method"]).startswith("bp_")
+        processes = 1 if name in _SINGLE else stages
+        for trial, tried in _trials(group, method).items():
+            for depth in [None] if is_backprop else group.layers:
+                cut = None if depth is None else group.cuts.get(depth, depth)
+                layers = {} if depth is None else {"experiment.model.al_options.num_layers": cut}
+                keys_of_cell = {**layers, **settings, **tried, "experiment.seed": seed}
+                config = with_recipe(override(base, _assignments(keys_of_cell)))
+                experiment_config(config)
+                configs.al_config(config)
+                yield Cell(group.name, method, trial, depth, processes, seed, config)
+
+
+def _trials(group: Group, method: str) -> Mapping[str | None, Mapping[str, Any]]:
+    found: dict[str | None, dict[str, Any]] = {}
+    found.update(group.trials)
+    found.update(group.own_trials.get(method, {}))
+    return found or {None: {}}
+
+
+def trial_keys(group: Group, method: str, trial: str) -> dict[str, Any]:
+    """Keys of the config that a trial sets for a method of a group that is being tuned, the method's own included."""
+    own = {key: value for key, value in group.methods[method].items() if key != "method"}
+    return {**own, **_trials(group, method)[trial]}
+
+
+def with_methods(suite: Suite, methods: Sequence[str]) -> None:
+    """Adds methods that are asked for by name to all groups, where no group has any of that name.
+
+    Raises:
+        ALConfigError: a name is neither one of the suite's methods nor one that all suites know.
+    """
+    own = {method for group in suite.groups for method in group.methods}
+    for name in (name for name in methods if name not in own):
+        _settings(name)
+        for group in suite.groups:
+            group.methods[name] = {}
+
+
+def waiting(suite: Suite, folder: Path) -> list[str]:
+    """Groups that wait for settings to be chosen.
+
+    Args:
+        suite: the suite.
+        folder: that its files are relative to.
+    """
+    chosen = _read_chosen(suite, folder)
+    return [group.name for group in suite.groups if _waits(group, chosen)]
+
+
+def _waits(group: Group, chosen: Mapping[str, Mapping[str, Any]]) -> bool:
+    if group.tuned is None:
+        return False
+    names = {keys.get("method", method) for method, keys in group.methods.items()}
+    needed = names & {"bp", *OBJECTIVES}
+    return not needed <= chosen.get(group.tuned, {}).keys()
+
+
+def _read_chosen(suite: Suite, folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Keys by group and method, of all files of chosen settings that are there."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in (folder / name for name in suite.chosen):
+        for row in configs.read(path)["rows"] if path.exists() else ():
+            found.setdefault(row["group"], {})[row["method"]] = row["keys"]
+    return found
+
+
+def _settings(name: str) -> dict[str, Any]:
+    """What a method's name stands for, as keys of the config."""
+    if name in _SINGLE:
+        return {"associated_learning.method": "bp_1f1b"}
+    if name in (*configs.AL_METHODS, *configs.BACKPROP_METHODS):
+        return {"associated_learning.method": name}
+    if name in OBJECTIVES:
+        return {"associated_learning.method": "streaming", "experiment.model.al_options.objective.name": name}
+    if name in RECIPES:
+        return {"associated_learning.method": "streaming", "experiment.recipe": name, "optimizer": None}
+    known = [*_SINGLE, *RECIPES, *configs.AL_METHODS, *configs.BACKPROP_METHODS, *OBJECTIVES]
+    raise ALConfigError(f"unknown method {name!r}: expected one of {', '.join(known)}, or a key 'method' that is one")
+
+
+def _assignments(keys: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in keys.items()]

@@ -1,0 +1,1 @@
+"""This process and machine: versions, origin of results, allocator."""

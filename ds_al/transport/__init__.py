@@ -1,0 +1,1 @@
+"""Messages between neighbouring stages: channels, layouts, wire formats, an artificial slow link."""

@@ -1,0 +1,209 @@
+"""What was trained goes back to a plain model of transformers, or to a program, with the scores of the AL network."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ds_al.convert.export import plain
+from ds_al.convert.fold import Folded, fold
+from ds_al.convert.hugging_face import AUTO_CLASSES, layer_specs
+from ds_al.convert.layers import layer_specs as list_specs
+from ds_al.convert.program import InferencePath, write
+from ds_al.convert.recipe import made_again
+from ds_al.errors import ALCheckpointError, ALConfigError
+from ds_al.layer import ALLayer, predict
+from ds_al.objectives import Contrast
+from tests.convert.test_hugging_face import built
+from tests.support.hugging_face_models import CASES, LM, V
+
+CLASSIFIERS = [name for name, case in CASES.items() if case.task != LM]
+OBJECTIVES = ["mse", "decoded", "contrast", "greedy"]
+
+
+def network(name: str, **options: Any) -> tuple[list[ALLayer], Any]:
+    """AL layers whose new weights are far from their usual start, and their source."""
+    case = CASES[name]
+    specs, source = layer_specs(case.build(), task=case.task, num_al_layers=3, code_width=6, **options)
+    layers = built(specs)
+    with torch.no_grad():
+        for layer in layers:
+            for parameter in [*layer.b.parameters(), *layer.g.parameters(), *layer.h.parameters()]:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return layers, source
+
+
+def loaded(folder: Path, auto: str) -> Any:
+    import transformers
+
+    return getattr(transformers, auto).from_pretrained(folder).eval()
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("objective", ["mse", "decoded", "greedy"])
+def test_a_plain_model_gives_the_same_scores(tmp_path: Path, name: str, objective: str) -> None:
+    case = CASES[name]
+    layers, source = network(name, objective=objective)
+    assert isinstance(plain(layers, source, tmp_path, num_classes=V), Folded)
+    assert (tmp_path / "model.safetensors").is_file() and not list(tmp_path.glob("*.py"))
+    with torch.no_grad():
+        scores = loaded(tmp_path, AUTO_CLASSES[case.task])(**case.inputs()).logits
+    want = predict(layers, case.x(), num_classes=V)
+    if objective == "greedy" and not name.startswith(("gpt2", "llama", "qwen2")):
+        assert torch.equal(scores, want)
+    torch.testing.assert_close(scores, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "resnet"])
+def test_contrast_folds_for_its_labels_alone(tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    layers, source = network(name, objective="contrast")
+    assert "cosines" in str(fold(layers, num_classes=V, same="scores"))
+    assert isinstance(plain(layers, source, tmp_path, num_classes=V, same="labels"), Folded)
+    with torch.no_grad():
+        scores = loaded(tmp_path, AUTO_CLASSES[case.task])(**case.inputs()).logits
+        length = layers[-1].bridge(_activation(layers, case.x())).norm(dim=1, keepdim=True)
+    want = predict(layers, case.x(), num_classes=V)
+    torch.testing.assert_close(scores, want * length, rtol=1e-4, atol=1e-5)
+    assert torch.equal(scores.argmax(dim=1), want.argmax(dim=1))
+
+
+def test_contrast_that_decodes_folds(tmp_path: Path) -> None:
+    layers, source = network("bert", objective={"name": "contrast", "exit": "decode"})
+    assert isinstance(plain(layers, source, tmp_path, num_classes=V), Folded)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].task == LM])
+def test_a_language_model_comes_back_and_generates(tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    layers, source = network(name)
+    plain(layers, source, tmp_path, num_classes=40)
+    model = loaded(tmp_path, "AutoModelForCausalLM")
+    assert not model.config.tie_word_embeddings
+    with torch.no_grad():
+        assert torch.equal(model(**case.inputs()).logits, predict(layers, case.x()))
+        ids = case.inputs()["input_ids"][:1]
+        made = model.generate(ids, max_new_tokens=3, do_sample=False, eos_token_id=None)
+        by_hand = ids
+        for _ in range(3):
+            scores = predict(layers, (by_hand, torch.ones_like(by_hand)))
+            by_hand = torch.cat([by_hand, scores[:, -1:].argmax(dim=2)], dim=1)
+    assert torch.equal(made, by_hand)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_architecture_is_made_again_from_its_recipe_alone(name: str) -> None:
+    layers, source = network(name)
+    specs, again = made_again(json.loads(json.dumps(source.recipe)))
+    assert (again.names, again.model_class, again.classifier) == (source.names, source.model_class, source.classifier)
+    new = built(specs)
+    for one, two in zip(layers, new, strict=True):
+        two.load_state_dict(one.state_dict())
+    options: Any = {} if CASES[name].task == LM else {"num_classes": V}
+    assert torch.equal(predict(layers, CASES[name].x(), **options), predict(new, CASES[name].x(), **options))
+
+
+def test_what_a_recipe_cannot_say_is_refused_where_it_is_needed() -> None:
+    """A bridge that was a module once ended from_pretrained with a KeyError: its weights are not the model's."""
+    own: Any = nn.Linear(8, 6)
+    _, source = network("resnet", bridges=[own, None, None])
+    assert source.recipe["own_bridges"] == [0] and made_again(source.recipe), "exits before the last are not exported"
+    _, source = network("resnet", bridges=[None, None, own])
+    with pytest.raises(ALCheckpointError, match=r"last AL layer is one of your own.*weights=checkpoint"):
+        made_again(source.recipe)
+    _, source = network("vit", objective=Contrast())
+    with pytest.raises(ALCheckpointError, match=r"objective is one of your own"):
+        made_again(source.recipe)
+    with pytest.raises(ALCheckpointError, match=r"made of a NewModel, which transformers .* has not"):
+        made_again({**source.recipe, "objective": "mse", "model_class": "NewModel"})
+
+
+def test_without_folding_the_trunk_is_written(tmp_path: Path) -> None:
+    layers, source = network("bert", objective="mse", code="tanh")
+    assert plain(layers, source, tmp_path, num_classes=V) == "its codes end on Tanh"
+    trunk = loaded(tmp_path, "AutoModel")
+    with torch.no_grad():
+        hidden = trunk(**CASES["bert"].inputs()).last_hidden_state
+    assert torch.equal(hidden, _activation(layers, CASES["bert"].x())[0])
+
+
+READ = """
+import sys, torch
+sys.modules["ds_al"] = sys.modules["deepspeed"] = None
+x, want = torch.load(sys.argv[2])
+program = torch.export.load(sys.argv[1]).module() if sys.argv[1].endswith("pt2") else torch.jit.load(sys.argv[1])
+torch.testing.assert_close(program(*x), want, rtol=1e-4, atol=1e-5)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [("bert", "torch.export"), ("gpt2", "torch.export"), ("resnet", "torch.export"), ("roberta", "torchscript")],
+)
+def test_a_program_needs_no_ds_al(tmp_path: Path, name: str, format: Any) -> None:
+    case = CASES[name]
+    layers, _ = network(name, objective="contrast", code="tanh")
+    x, want = parts(case.x()), predict(layers, case.x(), num_classes=V)
+    example = tuple(part[:2] for part in x)
+    file = write(InferencePath(layers, num_classes=V), example, tmp_path / "new", format=format)
+    torch.save((x, want), tmp_path / "check.pt")
+    subprocess.run([sys.executable, "-c", READ, str(file), str(tmp_path / "check.pt")], check=True, timeout=120)
+
+
+def test_a_layer_list_becomes_a_program(tmp_path: Path) -> None:
+    net = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, V)]
+    x = torch.randn(6, 4)
+    layers = built(list_specs(net, num_classes=V, example=x, num_al_layers=2))
+    for exit in (1, 2):
+        path = InferencePath(layers, num_classes=V, exit=exit)
+        program = torch.export.load(str(write(path, x[:2], tmp_path, format="torch.export"))).module()
+        torch.testing.assert_close(program(x), predict(layers, x, exit=exit))
+
+
+def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    layers, _ = network("bert")
+    path = InferencePath(layers, num_classes=V)
+    with pytest.raises(ALConfigError, match=r"expected one of torch\.export"):
+        write(path, CASES["bert"].x(), tmp_path, format="coreml")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["bert", "resnet"])
+def test_an_onnx_program_gives_the_same_scores(tmp_path: Path, name: str) -> None:
+    """Runs where both packages are there; they are no dependencies."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    from onnx.reference import ReferenceEvaluator
+
+    case = CASES[name]
+    layers, _ = network(name, objective="contrast", code="tanh")
+    x, want = parts(case.x()), predict(layers, case.x(), num_classes=V)
+    example = tuple(part[:2] for part in x)
+    program = ReferenceEvaluator(str(write(InferencePath(layers, num_classes=V), example, tmp_path, format="onnx")))
+    names = [each.name for each in program.proto_.graph.input]
+    (scores,) = program.run(None, {key: part.numpy() for key, part in zip(names, x, strict=True)})
+    torch.testing.assert_close(torch.from_numpy(scores), want, rtol=1e-3, atol=1e-4)
+
+
+def test_onnx_names_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    layers, _ = network("bert")
+    with pytest.raises(ALConfigError, match="pip install onnx onnxscript"):
+        write(InferencePath(layers, num_classes=V), CASES["bert"].x(), tmp_path, format="onnx")
+
+
+def parts(x: Any) -> tuple[Tensor, ...]:
+    return x if isinstance(x, tuple) else (x,)
+
+
+@torch.no_grad()
+def _activation(layers: list[ALLayer], s: Any) -> Any:
+    for layer in layers:
+        s = layer.f(s)
+    return s

@@ -1,0 +1,167 @@
+"""W&B of a run, apart from training: modes, failures, and where it comes from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+
+from ds_al.experiment.config import WandbConfig
+from ds_al.experiment.wandb_run import WandbRun, named_losses
+from ds_al.system import provenance
+from tests.support.wandb_files import WandbFile
+
+FACTS = {"method": "streaming", "stages": 2}
+SUMMARY = {
+    "test_accuracy": [0.5],
+    "best_validation_accuracy": 0.6,
+    "best_epoch": 1,
+    "training_seconds": 2.0,
+    "samples_per_second": 3.0,
+    "idle": [0.1, 0.2],
+}
+
+
+class FakeRun:
+    """A run that fails at every log."""
+
+    id = "an id"
+
+    def log(self, values: Any, step: int | None = None) -> None:
+        raise ConnectionError("the line is dead")
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+
+
+@pytest.fixture
+def modes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """In which modes ``wandb.init`` was called; online it finds no network."""
+    modes: list[str] = []
+
+    def init(mode: str, **options: Any) -> FakeRun:
+        modes.append(mode)
+        if mode == "online":
+            raise wandb.errors.CommError("connection refused\nand more")
+        return FakeRun()
+
+    monkeypatch.setattr(wandb, "init", init)
+    return modes
+
+
+def run(folder: Path, **options: Any) -> WandbRun:
+    return WandbRun(WandbConfig(**options), folder=folder, name="n", facts=FACTS)
+
+
+@pytest.mark.parametrize(
+    ("mode", "account", "expected"),
+    [(None, False, ["offline"]), (None, True, ["online", "offline"]), ("offline", True, ["offline"])],
+)
+def test_the_mode_follows_the_account_and_the_variable(
+    modes: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+    mode: str | None,
+    account: bool,
+    expected: list[str],
+) -> None:
+    if account:
+        monkeypatch.setenv("WANDB_API_KEY", "a key")
+    if mode:
+        monkeypatch.setenv("WANDB_MODE", mode)
+    run(tmp_path)
+    assert modes == expected
+    assert (tmp_path / "wandb_id").read_text() == "an id\n"
+    said = [str(w.message) for w in recwarn if "W&B" in str(w.message)]
+    assert len(said) == expected.count("online")
+    assert all("stays offline" in text and "connection refused" in text for text in said)
+
+
+def test_online_without_an_account_does_not_ask(
+    modes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.warns(UserWarning, match="no W&B account"):
+        run(tmp_path)
+    assert modes == ["offline"]
+
+
+def test_disabled_does_nothing(modes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, enabled=False).finish(SUMMARY)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    run(tmp_path).log({"loss": 1.0})
+    assert not modes and not list(tmp_path.iterdir())
+
+
+def test_a_failure_is_warned_of_once_and_ends_the_logging(modes: list[str], tmp_path: Path) -> None:
+    logged = run(tmp_path)
+    with pytest.warns(UserWarning, match="training goes on") as said:
+        logged.log({"loss": 1.0}, step=1)
+        logged.log({"loss": 1.0}, step=2)
+        logged.finish(SUMMARY)
+    assert len([w for w in said if "training goes on" in str(w.message)]) == 1
+
+
+@pytest.mark.parametrize("timeline", [True, False])
+def test_pictures_of_the_folder_are_logged_where_they_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeline: bool
+) -> None:
+    import matplotlib.image
+    import numpy
+
+    matplotlib.image.imsave(tmp_path / "curves.png", numpy.zeros((2, 2, 3)))
+    if timeline:
+        matplotlib.image.imsave(tmp_path / "timeline.png", numpy.zeros((2, 3, 3)))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run(tmp_path, group="given").finish(SUMMARY)
+    wandb.teardown()  # an offline run's file is complete when wandb's process ends, which is after `finish`
+    file = WandbFile.of(tmp_path)
+    assert file.group == "given" and file.summary["best_epoch"] == 1
+    assert "curves/_type" in file.history and ("timeline/_type" in file.history) == timeline
+
+
+def test_losses_of_a_stage_are_means_over_its_layers() -> None:
+    named = named_losses([[1.0, 10.0], [3.0, 30.0], [5.0, 50.0]], bounds=[0, 2, 3])
+    assert named["stage_0/associated_loss"] == 2.0 and named["stage_0/autoencoder_loss"] == 20.0
+    assert named["stage_0/loss"] == 22.0 and named["stage_1/loss"] == 55.0
+
+
+def git(folder: Path, *args: str) -> None:
+    subprocess.run(
+        ["git", "-c", "user.name=n", "-c", "user.email=e@example.org", *args],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+
+
+def test_the_commit_is_named_and_marked_where_files_differ(tmp_path: Path) -> None:
+    assert provenance.git_commit(tmp_path) is None
+    git(tmp_path, "init")
+    assert provenance.git_commit(tmp_path) is None  # no commit yet
+    (tmp_path / "file").write_text("1")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "m")
+    commit = provenance.git_commit(tmp_path)
+    assert commit is not None and len(commit) == 40
+    (tmp_path / "file").write_text("2")
+    assert provenance.git_commit(tmp_path) == f"{commit}-dirty"
+
+
+def test_no_git_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert provenance.git_commit(".") is None
+
+
+def test_the_command_leaves_out_the_launchers_own_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["run/train.py", "--local_rank=1", "--set", "a b=1"])
+    assert provenance.command() == "python run/train.py --set 'a b=1'"

@@ -1,0 +1,87 @@
+"""Data parallel copies of a pipeline: two stages, twice, train as one process does on all micro-batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import ds_al
+from ds_al.data import ShuffledLoader
+from ds_al.errors import ALConfigError
+from tests.support import reference
+from tests.support.engines import MICRO_BATCHES, SEED, State, different, engine_config, engine_state, merge
+from tests.support.networks import NETWORKS
+from tests.support.ranks import run_ranks
+
+pytestmark = pytest.mark.distributed
+
+METHODS = ("streaming", "sequential")
+BATCHES, COPIES = 3, 2
+
+
+def trained() -> dict[str, Any]:
+    """Worker: weights by method, which copy and stage this is, losses; then with a data set, and what is refused."""
+    found: dict[str, Any] = {}
+    data = NETWORKS["mlp"].batches(BATCHES * MICRO_BATCHES * COPIES)
+    for method in METHODS:
+        engine = make_engine(method=method)
+        mine = iter(data[engine.replicas.index :: COPIES])
+        for _ in range(BATCHES):
+            engine.train_batch(mine)
+        found[method] = engine_state(engine)
+        found["losses"] = engine.gather_losses()
+    found["place"] = engine.replicas.index, engine.stage_id
+    found["samples"] = engine.global_samples
+    found["accuracy"] = engine.evaluate(data[:4])["accuracy"]
+
+    engine = make_engine(training_data=samples())
+    for _ in range(BATCHES):
+        engine.train_batch()
+    found["data set"] = engine_state(engine)
+    if engine.is_first_stage():
+        loader = ShuffledLoader(samples(), batch_size=8, seed=0, share=(1 - engine.replicas.index, COPIES))
+        with pytest.raises(ALConfigError, match="every copy of the pipeline would train on the same"):
+            engine._loader(loader)
+    return found
+
+
+def make_engine(training_data: Any = None, **al: Any) -> ds_al.ALPipelineEngine:
+    module = ds_al.ALPipelineModule(NETWORKS["mlp"].layers(), num_classes=4, base_seed=SEED, num_stages=2)
+    return ds_al.initialize(model=module, config=engine_config(**al), training_data=training_data)[0]
+
+
+def samples() -> torch.utils.data.TensorDataset:
+    return torch.utils.data.TensorDataset(*NETWORKS["mlp"].batches(1, size=20 * 8)[0])
+
+
+def in_sequence(batches: list[Any]) -> State:
+    layers = NETWORKS["mlp"].build(SEED)
+    optimizers = reference.train(
+        layers,
+        batches,
+        num_classes=4,
+        make_optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3, fused=True),
+        base_seed=SEED,
+        accumulate=COPIES,
+    )
+    return reference.state(layers, optimizers)
+
+
+def test_two_copies_of_two_stages_train_as_one_process_does_on_all_micro_batches() -> None:
+    """Halves of gradients are exact, so with two copies even the bits agree."""
+    ranks = run_ranks(f"{__name__}:trained", 2 * COPIES)
+    assert sorted(rank["place"] for rank in ranks) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    count = BATCHES * MICRO_BATCHES * COPIES
+    loader = ShuffledLoader(samples(), batch_size=8, seed=SEED)
+    expected = dict.fromkeys(METHODS, in_sequence(NETWORKS["mlp"].batches(count)))
+    expected["data set"] = in_sequence([next(loader) for _ in range(count)])
+    for name, state in expected.items():
+        for copy in range(COPIES):
+            own = merge([rank[name] for rank in ranks if rank["place"][0] == copy])
+            assert different(own, state) == [], (name, copy)
+    for rank in ranks:
+        assert rank["samples"] == count * 8
+        assert torch.equal(rank["losses"], ranks[0]["losses"]) and rank["losses"].shape == (BATCHES, 4, 2)
+        assert rank["accuracy"] == ranks[0]["accuracy"]

@@ -1,0 +1,157 @@
+"""The study of language models: its corpus, how settings are chosen, what goes on after a stop, and the page."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ds_al.errors import ALDataError
+from ds_al.launch.ranks import run_ranks
+from ds_al.studies.language.cell import TWIN, Cell, Sizes, pieces, run
+from ds_al.studies.language.corpus import END, bpe, load_corpus
+from ds_al.studies.language.page import rows, write_tables
+from ds_al.studies.language.plan import Plan, choose, measured_cells, read, run_all
+from tests.support.parquet_files import write_texts
+
+PLAN = Plan(methods=(("readout", ()),), layers=(2,), seeds=2, steps=60, trial_steps=6)
+
+
+def corpus_of(folder: Path, **options: Any) -> Any:
+    known = {"vocabulary": 300, "length": 16, "validation_fraction": 0.2, "cache_folder": str(folder / "cache")}
+    return load_corpus("own", path=str(folder), **{**known, **options})
+
+
+def test_pieces_hold_the_texts_one_after_the_other_and_are_kept(tmp_path: Path) -> None:
+    write_texts(tmp_path, train=60, test=30)
+    corpus = corpus_of(tmp_path)
+    assert corpus.vocabulary <= 300 and corpus.train.shape[1] == 16
+    (file,) = (tmp_path / "cache" / "ds_al").glob("bpe-*.json")
+    tokenizer = bpe([], size=0, file=file)
+    import pyarrow.parquet as pq
+
+    texts = pq.read_table(tmp_path / "test.parquet")["text"].to_pylist()
+    said = tokenizer.decode(corpus.test.flatten().tolist(), skip_special_tokens=False)
+    assert "".join(text + END for text in texts).startswith(said) and len(said) > 100
+    kept = np.load(next((tmp_path / "cache" / "ds_al").glob("*-train.npy")))
+    assert np.array_equal(kept[: corpus.train.numel()], corpus.train.flatten().numpy())
+    assert torch.equal(corpus_of(tmp_path).train, corpus.train), "the second time from the cache"
+    with pytest.raises(ALDataError, match="expected 100000 or more"):
+        corpus_of(tmp_path, length=100000)
+
+
+def test_every_epoch_has_each_piece_once() -> None:
+    part = torch.arange(12).view(6, 2)
+    stream = pieces(part, size=2, seed=0)
+    epochs = [[next(stream) for _ in range(3)] for _ in range(2)]
+    for epoch in epochs:
+        assert sorted(int(ids[0]) for (x, _), labels in epoch for ids in x) == [0, 2, 4, 6, 8, 10]
+        assert all(torch.equal(x, labels) for (x, _), labels in epoch)
+    assert not torch.equal(epochs[0][0][1], epochs[1][0][1])
+
+
+def fake(cell: Cell) -> dict[str, Any]:
+    """A result that a rate of 2e-3 and a private block make better."""
+    loss = 4.0 + abs(cell.lr - 2e-3) * 100 - 0.1 * cell.bridge_blocks + 0.01 * cell.seed
+    loss += 0.2 if cell.method != TWIN else 0
+    if cell.method != TWIN and cell.budget == "operations":
+        loss += 0.5
+    exits = [loss] if cell.method == TWIN else [loss + 1, loss]
+    return {
+        **asdict(cell),
+        "sizes": asdict(Sizes()),
+        "vocabulary": 300,
+        "tokens": cell.steps * 512,
+        "training_seconds": 1.0,
+        "operations_per_token": 2e6 if cell.method == TWIN else 3e6,
+        "validation_loss": exits,
+        "test_loss": exits,
+    }
+
+
+def finish(folder: Path, run: Any = fake) -> list[str]:
+    """Runs the plan; names of the cells that were there already."""
+    known: list[str] = []
+    run_all(list(PLAN.trials()), folder, run, done=lambda c, r, k: known.append(c.key) if k else None)
+    cells = measured_cells(choose(read(folder), PLAN), PLAN)
+    run_all(cells, folder, run, done=lambda c, r, k: known.append(c.key) if k else None)
+    return known
+
+
+def test_settings_are_chosen_by_as_many_trials_for_each_and_the_rest_goes_on_after_a_stop(tmp_path: Path) -> None:
+    trials = list(PLAN.trials())
+    assert len([t for t in trials if t.method == TWIN]) == len([t for t in trials if t.method == "readout"]) == 4
+    assert {t.seed for t in trials} == {0} and {t.budget for t in trials} == {"trial"}
+
+    def stopped(cell: Cell) -> dict[str, Any]:
+        if cell.budget == "operations":
+            raise KeyboardInterrupt
+        return fake(cell)
+
+    with pytest.raises(KeyboardInterrupt):
+        finish(tmp_path, stopped)
+    known = finish(tmp_path)
+    assert len(known) == 8 + 4 and not any(key.startswith("operations") for key in known)
+    chosen = choose(read(tmp_path), PLAN)
+    assert [(r["lr"], r["bridge_blocks"]) for r in chosen.values()] == [(2e-3, 0), (2e-3, 1)]
+    steps = {(c.method, c.budget): c.steps for c in measured_cells(chosen, PLAN)}
+    assert steps == {(TWIN, "tokens"): 60, ("readout", "tokens"): 60, ("readout", "operations"): 40}
+
+
+def test_a_method_without_all_of_its_trials_is_not_chosen_and_failures_stay(tmp_path: Path) -> None:
+    def failing(cell: Cell) -> dict[str, Any]:
+        if cell.method == "readout" and cell.budget == "tokens" and cell.seed == 1:
+            raise RuntimeError("no memory")
+        return fake(cell)
+
+    finish(tmp_path, failing)
+    next(tmp_path.glob("trial_backprop*lr0.004*")).unlink()
+    assert list(choose(read(tmp_path), PLAN)) == [("readout", 2)]
+    finish(tmp_path)
+    text = write_tables(read(tmp_path), PLAN, json_path=tmp_path / "out.json", page=tmp_path / "page.md")
+    assert "RuntimeError: no memory" in text
+    page = (tmp_path / "page.md").read_text()
+    assert "* equal tokens: `readout`, K = 2: 1 of 2 seeds" in page and "2609.35440" in page
+
+
+def test_the_gap_is_to_the_twin_of_the_same_seed(tmp_path: Path) -> None:
+    finish(tmp_path / "cells")
+    twin, readout, shorter = rows(read(tmp_path / "cells"), PLAN)
+    assert twin["perplexity"] == pytest.approx((math.exp(4.0) + math.exp(4.01)) / 2)
+    assert readout["ratio"] == pytest.approx(math.exp(0.1)) and len(readout["exits"]) == 2
+    assert readout["gap"] == pytest.approx((math.exp(4.1) - math.exp(4) + math.exp(4.11) - math.exp(4.01)) / 2)
+    assert shorter["budget"] == "operations" and shorter["ratio"] == pytest.approx(math.exp(0.6))
+    text = write_tables(read(tmp_path / "cells"), PLAN, json_path=tmp_path / "out.json", page=tmp_path / "page.md")
+    assert "### At equal operations" in text and "lr 0.002, H 1: 60.3" in text
+    assert "Not run yet" not in (tmp_path / "page.md").read_text()
+    assert len(json.loads((tmp_path / "out.json").read_text())["rows"]) == 3 and (tmp_path / "out.png").is_file()
+
+
+def three_runs(folder: str) -> list[dict[str, Any]]:
+    """Worker: the twin, the AL form of one layer, and one of two layers."""
+    corpus = corpus_of(Path(folder))
+    sizes = Sizes(blocks=2, width=16, heads=2, length=16, batch=4, held_out=6)
+    cells = [
+        Cell(TWIN, 1, 0, 5e-3, 12),
+        Cell("next_token", 1, 0, 5e-3, 12),
+        Cell("token_codes", 2, 0, 5e-3, 12, bridge_blocks=1),
+    ]
+    return [run(cell, sizes, corpus, test=True) for cell in cells]
+
+
+@pytest.mark.distributed
+def test_one_al_layer_is_the_twin(tmp_path: Path) -> None:
+    """Same weights, pieces, order and learning rates: what remains are the operations, which are the same, too."""
+    write_texts(tmp_path, train=60, test=30)
+    ((twin, one, codes),) = run_ranks(f"{__name__}:three_runs", 1, folder=str(tmp_path))
+    assert one["test_loss"] == pytest.approx(twin["test_loss"], rel=1e-5)
+    assert one["validation_loss"] == pytest.approx(twin["validation_loss"], rel=1e-5)
+    assert one["operations_per_token"] == twin["operations_per_token"]
+    assert twin["training_loss"][-1] < twin["training_loss"][0]
+    assert len(codes["test_loss"]) == 2 and codes["operations_per_token"] > twin["operations_per_token"]
