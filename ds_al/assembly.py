@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from ds_al.config.associated_learning import ALConfig
-from ds_al.config.precision import BF16Config, Precision, lower
+from ds_al.config.precision import BF16Config, Precision
 from ds_al.data.loader import ShuffledLoader
 from ds_al.errors import ALConfigError
 from ds_al.module import ALPipelineModule
 from ds_al.optim import muon
 from ds_al.optim.local import LocalOptimizer, ParamGroups, trained_parameters
 from ds_al.optim.loss_scale import LayerScale
+from ds_al.optim.masters import lower
 from ds_al.optim.names import NamedOptimizers
 from ds_al.optim.zero import Shards
 from ds_al.parallel.replicas import Replicas

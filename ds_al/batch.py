@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ds_al.errors import ALDataError
-from ds_al.layer import Activation
-from ds_al.objectives import Objective, Target
+from ds_al.objectives import Objective
 from ds_al.objectives.per_token import IGNORED
+from ds_al.tensors import Activation, Target
 
 
-class BatchIntake:
+class BatchPreparation:
     """Turns ``(x, labels)`` into ``(s_0, t_0)``.
 
     Args:

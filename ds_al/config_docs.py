@@ -12,9 +12,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from ds_al.config import associated_learning as config
 from ds_al.config import deepspeed as deepspeed_keys
 from ds_al.config import precision
+from ds_al.config.associated_learning import ALConfig, CheckpointConfig, CompileConfig, LinkConfig, TraceConfig
+from ds_al.config.base import BLOCK
+from ds_al.config.optimizers import MuonAdamWConfig, OptimizerConfig
 from ds_al.experiment import config as experiment
 
 _INTRODUCTION = """# Config
@@ -31,13 +33,13 @@ def document() -> str:
     """The whole page, in Markdown."""
     parts = [
         _INTRODUCTION,
-        _section(f'`"{config.BLOCK}"`', config.ALConfig),
-        _section(f'`"{config.BLOCK}.autoencoder_optimizer"`', config.OptimizerConfig),
-        _section(f'`"{config.BLOCK}.compile"`', config.CompileConfig),
-        _section(f'`"{config.BLOCK}.link"`', config.LinkConfig),
-        _section(f'`"{config.BLOCK}.trace"`', config.TraceConfig),
-        _section(f'`"{config.BLOCK}.checkpoint"`', config.CheckpointConfig),
-        _section('`"params"` of an optimizer of type `"MuonAdamW"`', config.MuonAdamWConfig),
+        _section(f'`"{BLOCK}"`', ALConfig),
+        _section(f'`"{BLOCK}.autoencoder_optimizer"`', OptimizerConfig),
+        _section(f'`"{BLOCK}.compile"`', CompileConfig),
+        _section(f'`"{BLOCK}.link"`', LinkConfig),
+        _section(f'`"{BLOCK}.trace"`', TraceConfig),
+        _section(f'`"{BLOCK}.checkpoint"`', CheckpointConfig),
+        _section('`"params"` of an optimizer of type `"MuonAdamW"`', MuonAdamWConfig),
         'For `"optimizer"`, of the AL and the `bp_*` methods alike, and for `autoencoder_optimizer`. Muon steps '
         "parameters of two or more dimensions, a convolution's kernel as `out x rest`; AdamW steps all others, the "
         "weights of `nn.Embedding`, and any parameter whose attribute `use_muon` is `False`. A `scheduler` sets the "

@@ -39,7 +39,8 @@ class DecoderCopies:
         self._first = engine.layers[0][0]
         # Only those of earlier layers are decoded with here; this stage's own are sent on.
         self._copies = [
-            h.to(engine.device, engine.intake.dtype) for h in engine.module.build_decoders(self._first + len(self._own))
+            h.to(engine.device, engine.preparation.dtype)
+            for h in engine.module.build_decoders(self._first + len(self._own))
         ]
         for index, layer in engine.layers:
             layer.objective.take_earlier(self._copies[:index])

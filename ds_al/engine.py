@@ -34,7 +34,7 @@ from deepspeed.runtime.pipe.schedule import (
 from torch import Tensor
 
 from ds_al.assembly import AssembledStage
-from ds_al.batch import BatchIntake
+from ds_al.batch import BatchPreparation
 from ds_al.checkpoint import Checkpoints
 from ds_al.compute.compile import ComputeOptions
 from ds_al.config.associated_learning import ALConfig
@@ -43,15 +43,14 @@ from ds_al.data.loader import ShuffledLoader
 from ds_al.decoders import DecoderCopies
 from ds_al.errors import ALDataError
 from ds_al.inference import Inference
-from ds_al.layer import Activation, first
 from ds_al.measured import MeasuredStage
 from ds_al.module import ALPipelineModule
-from ds_al.objectives import Target
 from ds_al.optim.local import LocalOptimizer
 from ds_al.schedule import AL_SCHEDULES, Barrier, RefreshDecoders, Repeated, SendDecoders
 from ds_al.stage import LocalStage
-from ds_al.trace import Report, StallWatch, Tracing, VitalsMeter
-from ds_al.transport.compression import WIRES
+from ds_al.tensors import Activation, Target, first
+from ds_al.trace import Report, StageMeter, Tracing, Watchdog
+from ds_al.transport.compression import COMPRESSIONS
 from ds_al.transport.message import pack, unpack
 
 
@@ -72,7 +71,7 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
     """
 
     module: ALPipelineModule
-    stall_watch: StallWatch | None = None
+    watchdog: Watchdog | None = None
 
     def __init__(
         self,
@@ -97,7 +96,7 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
             number=self.replicas.number,
             loss_scales=getattr(self.optimizer, "scales", {}),
         )
-        self.intake = BatchIntake(
+        self.preparation = BatchPreparation(
             objective=self.module.objective,
             num_classes=self.module.num_classes,
             micro_batch_size=self.micro_batch_size,
@@ -107,7 +106,7 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
             dynamic_shape=self.dynamic_shape,
         )
         self.sender, self.receiver = self._open_channels()
-        self.wire = WIRES[al_config.message_dtype]()
+        self.compression = COMPRESSIONS[al_config.message_dtype]()
         self.decoder_copies = DecoderCopies(self) if self.module.objective.needs_earlier_decoders else None
         self.inference = Inference(self)
         self.loader: ShuffledLoader | None = None
@@ -124,7 +123,7 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
         )
         self.report = self._report.losses
         """Latest known ``(A_i, E_i)`` of every layer up to this stage, means over a batch; NaN where unknown."""
-        self._meter = VitalsMeter()
+        self._meter = StageMeter()
         self._loss_history: list[Tensor] = []
         self._now = _Now()
         self._schedules: dict[tuple[Any, ...], PipeSchedule] = {}
@@ -168,7 +167,7 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
         self._exec_schedule(self._train_schedule())
         loss = self._end_batch()
         self._counters.wall += time.perf_counter() - start
-        self._report.set_vitals(self._meter.stop(self._totals(), micro_batches=self.stage.trained_micro_batches))
+        self._report.set_metrics(self._meter.stop(self._totals(), micro_batches=self.stage.trained_micro_batches))
         if self.tracing is not None:
             self.tracing.after_batch()
         return loss
@@ -231,12 +230,12 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
         counters = self._counters
         counters.waited_for_data = time.perf_counter() - start
         counters.wait_data += counters.waited_for_data
-        self._now.s, self._now.t = self.intake(batch)
+        self._now.s, self._now.t = self.preparation(batch)
 
     def _exec_recv_activations(self, buffer_id: int) -> None:
         assert self.receiver is not None
-        now, message = self._now, self.wire.decode(self.receiver.receive())
-        now.s, now.t, report = unpack(message, target_tensors=self.intake.objective.target_tensors)
+        now, message = self._now, self.compression.decode(self.receiver.receive())
+        now.s, now.t, report = unpack(message, target_tensors=self.preparation.objective.target_tensors)
         self._report.take_over(report)
 
     def _exec_forward_pass(self, buffer_id: int) -> None:
@@ -256,7 +255,7 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
 
     def _exec_send_activations(self, buffer_id: int) -> None:
         assert self.sender is not None
-        self.sender.send(self.wire.encode(pack(self._now.s, self._now.t, self._report.flat)))
+        self.sender.send(self.compression.encode(pack(self._now.s, self._now.t, self._report.flat)))
 
     def _exec_backward_pass(self, buffer_id: int) -> None:
         self.stage.backward(scale=(self.al.steps_per_batch or self.micro_batches) / self.micro_batches)
@@ -332,12 +331,12 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
         self.checkpoint_writer.flush()
 
     def destroy(self) -> None:
-        """Lets the last messages leave, ends the stall watch, and frees what DeepSpeed holds."""
+        """Lets the last messages leave, ends the watchdog, and frees what DeepSpeed holds."""
         try:
             self.flush()
         finally:
-            if self.stall_watch is not None:
-                self.stall_watch.stop()
+            if self.watchdog is not None:
+                self.watchdog.stop()
             super().destroy()
 
     def reset_activation_shape(self) -> None:
@@ -345,7 +344,7 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
         for channel in (self.sender, self.receiver):
             if channel is not None:
                 channel.reset()
-        self.intake.reset_shape()
+        self.preparation.reset_shape()
 
     def eval_batch(
         self,

@@ -15,8 +15,10 @@ from deepspeed.runtime.config import DeepSpeedConfig
 
 from ds_al.baseline import data_parallel
 from ds_al.baseline.engine import BackpropPipelineEngine
-from ds_al.config import associated_learning as configs
 from ds_al.config import deepspeed as deepspeed_keys
+from ds_al.config.associated_learning import CheckpointConfig, al_config
+from ds_al.config.base import BLOCK, read_file
+from ds_al.config.methods import AL_METHODS, BACKPROP_METHODS
 from ds_al.config.precision import FULL, Precision
 from ds_al.engine import ALPipelineEngine
 from ds_al.errors import ALConfigError
@@ -24,7 +26,7 @@ from ds_al.module import ALPipelineModule
 from ds_al.optim import names as optimizer_names
 from ds_al.parallel.world import join_world
 from ds_al.system.versions import check_deepspeed
-from ds_al.trace import StallWatch
+from ds_al.trace import Watchdog
 
 
 def initialize(
@@ -82,21 +84,21 @@ def initialize(
     zero.partition_parameters.shutdown_init_context()
     join_world(distributed_port=distributed_port, dist_init_required=dist_init_required)
     config = read_config(args, config)
-    al = configs.al_config(config)
+    al = al_config(config)
     is_al = isinstance(model, ALPipelineModule)
-    if is_al != (al.method in configs.AL_METHODS):
-        fitting = configs.AL_METHODS if is_al else configs.BACKPROP_METHODS
+    if is_al != (al.method in AL_METHODS):
+        fitting = AL_METHODS if is_al else BACKPROP_METHODS
         raise ALConfigError(
-            f'"{configs.BLOCK}.method": got {al.method!r} for a {type(model).__name__}: use one of {", ".join(fitting)}'
+            f'"{BLOCK}.method": got {al.method!r} for a {type(model).__name__}: use one of {", ".join(fitting)}'
         )
     if al.method == data_parallel.METHOD:
         data_parallel.check_module(model)
-    if not is_al and al.checkpoint != configs.CheckpointConfig():
-        raise ALConfigError(f'"{configs.BLOCK}.checkpoint": {al.method!r} saves as DeepSpeed does: remove the block')
+    if not is_al and al.checkpoint != CheckpointConfig():
+        raise ALConfigError(f'"{BLOCK}.checkpoint": {al.method!r} saves as DeepSpeed does: remove the block')
     optimizer_names.check(config, al)
     precision = Precision.of(config) if is_al else FULL
     precision.check_device()
-    ds_dict = deepspeed_keys.honour(config, al) if is_al else {k: v for k, v in config.items() if k != configs.BLOCK}
+    ds_dict = deepspeed_keys.honour(config, al) if is_al else {k: v for k, v in config.items() if k != BLOCK}
     ds_config = DeepSpeedConfig(ds_dict, model.mpu())
     deepspeed.set_optimizer_flags(ds_config, model)
     common = {
@@ -120,7 +122,7 @@ def initialize(
     else:
         engine = BackpropPipelineEngine(al_config=al, **common)
     model.parts = [int(bound) for bound in model.parts]  # numpy's where DeepSpeed balanced them: no JSON takes those
-    engine.stall_watch = StallWatch.start(engine, seconds=al.stall_seconds, on_stall=al.on_stall)
+    engine.watchdog = Watchdog.start(engine, seconds=al.stall_seconds, on_stall=al.on_stall)
     zero.partition_parameters.restore_init_context()
     if hasattr(engine, "_configure_python_gc"):
         engine._configure_python_gc()
@@ -141,4 +143,4 @@ def read_config(args: Any, config: str | Path | Mapping[str, Any] | None) -> dic
         raise ALConfigError("no config: give --deepspeed_config PATH, or initialize(config=...)")
     if isinstance(config, Mapping):
         return json.loads(json.dumps(config))  # a deep copy, of exactly what a file could hold
-    return configs.read(config)
+    return read_file(config)

@@ -67,3 +67,24 @@ def check_threshold(threshold: float) -> None:
     """
     if not 0 < threshold <= 1:
         raise ALConfigError(f"got an exit confidence of {threshold}: expected a probability above 0 and at most 1")
+
+
+def averaged_accuracy(probabilities: Tensor, labels: Tensor) -> list[float]:
+    """Accuracy of the mean of the last n exits, for n = 1 .. N.
+
+    Args:
+        probabilities: of every exit, the first one first ``(N, S, V)``.
+        labels: ``(S,)``.
+    """
+    means = probabilities.flip(0).cumsum(dim=0)  # sums name the same class as means
+    return [float((mean.argmax(dim=1) == labels).double().mean()) for mean in means]
+
+
+def check_average(average: int, *, exit: int) -> None:
+    """Refuses to average exits that are not there.
+
+    Raises:
+        ALConfigError: ``average`` is not in 1..exit.
+    """
+    if not 1 <= average <= exit:
+        raise ALConfigError(f"got average={average}: expected 1..{exit}, the number of exits up to the one asked for")

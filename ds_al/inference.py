@@ -16,10 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ds_al.errors import ALDataError
-from ds_al.exit_average import averaged_accuracy, check_average
-from ds_al.exits import check_threshold, confidence_of, early_exits
-from ds_al.layer import Activation
-from ds_al.objectives.losses import widened
+from ds_al.exits import averaged_accuracy, check_average, check_threshold, confidence_of, early_exits
+from ds_al.tensors import Activation, to_float32
 from ds_al.transport.channel import Receiver, Sender
 
 if TYPE_CHECKING:
@@ -78,7 +76,7 @@ class Inference:
         count = self._announce(_length(batches) if engine.is_first_stage() else 0)
         sums = torch.zeros(engine.module.num_layers, 3, dtype=torch.float64, device=engine.device)
         for s, labels in self._forward(self._mapped(iter(batches or ())), count):
-            target = engine.intake.compared(labels)
+            target = engine.preparation.compared(labels)
             if averaged:
                 all_labels.append(labels.to("cpu", copy=True))
             for index, scores in self._exits(s):
@@ -129,7 +127,7 @@ class Inference:
         losses, all_scores = [], []
         for s, labels in self._forward(self._mapped(data_iter), micro_batches):
             for scores in (scores for index, scores in self._exits(s) if index == engine.module.num_layers - 1):
-                losses.append(engine.module.label_loss(scores, engine.intake.compared(labels)))
+                losses.append(engine.module.label_loss(scores, engine.preparation.compared(labels)))
                 all_scores.append(scores)
         losses, all_scores = engine.gather(
             (torch.stack(losses).cpu() if losses else None, torch.cat(all_scores).cpu() if all_scores else None)
@@ -181,7 +179,7 @@ class Inference:
 
     def _without_labels(self, x: Activation | None) -> tuple[Activation | None, Tensor]:
         head = x[0] if isinstance(x, tuple) else x
-        return x, self.engine.intake.no_labels(0 if head is None else len(head))
+        return x, self.engine.preparation.no_labels(0 if head is None else len(head))
 
     @torch.no_grad()
     def predict_early(self, x: Activation | None, *, confidence: float) -> tuple[Tensor, Tensor]:
@@ -267,8 +265,8 @@ class Inference:
             batch = next(batches) if batches is not None else None
         except StopIteration:
             raise ALDataError("the data to evaluate ran out: pass as many micro-batches as are asked for") from None
-        x, labels = engine.intake.split(batch)
-        parts = tuple(engine.intake.cast(part.to(engine.device)) for part in (x if isinstance(x, tuple) else (x,)))
+        x, labels = engine.preparation.split(batch)
+        parts = tuple(engine.preparation.cast(part.to(engine.device)) for part in (x if isinstance(x, tuple) else (x,)))
         return (parts if isinstance(x, tuple) else parts[0]), labels.to(engine.device)
 
     def _exits(self, outputs: list[Activation]) -> Iterator[tuple[int, Tensor]]:
@@ -281,7 +279,7 @@ class Inference:
         assert self._earlier is not None
         earlier = [*self._earlier, *(layer.h for _, layer in self.engine.layers[:k])]
         layer, table = self.engine.layers[k][1], self._tables[k] if self._tables else None
-        return widened(layer.objective.scores(layer, s, earlier=earlier, table=table))
+        return to_float32(layer.objective.scores(layer, s, earlier=earlier, table=table))
 
     def _exchange_decoders(self) -> None:
         """Brings the weights of all earlier ``h`` here, and sends them on with this stage's own.
@@ -291,7 +289,7 @@ class Inference:
         engine = self.engine
         if self._earlier is None:
             earlier = engine.module.build_decoders(engine.layers[0][0])
-            self._earlier = [decoder.to(engine.device, engine.intake.dtype) for decoder in earlier]
+            self._earlier = [decoder.to(engine.device, engine.preparation.dtype) for decoder in earlier]
         for weight in _weights(self._earlier):
             weight.copy_(self._receive_one())
         if self._sender is not None:
@@ -306,7 +304,7 @@ class Inference:
         if not objective.has_code_table:
             return
         if self._receiver is None:
-            table = engine.intake.cast(objective.all_classes(engine.module.num_classes, device=engine.device))
+            table = engine.preparation.cast(objective.all_classes(engine.module.num_classes, device=engine.device))
         else:
             table = self._receive_one()
         for _, layer in engine.layers:

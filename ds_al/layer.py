@@ -17,7 +17,7 @@ Shapes: ``B`` batch, ``K`` width of a target code, ``V`` classes. This file know
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,8 @@ from torch import Tensor, nn
 from ds_al import objectives
 from ds_al.compute.recompute import Recomputed
 from ds_al.errors import ALLayerError
-from ds_al.objectives import Objective, Target, losses
-from ds_al.tensors import dense
-
-Activation = Tensor | tuple[Tensor, ...]
-"""What travels between layers on the input side: a tensor, or a tuple (hidden, state, mask, ...)."""
+from ds_al.objectives import Objective, losses
+from ds_al.tensors import Activation, Target, first, to_float32
 
 
 class LocalLosses(NamedTuple):
@@ -37,23 +34,6 @@ class LocalLosses(NamedTuple):
 
     associated: Tensor
     autoencoder: Tensor
-
-
-def first(s: Activation) -> Tensor:
-    """The default ``reduce``: the tensor itself, or the first of a tuple."""
-    return s if isinstance(s, Tensor) else s[0]
-
-
-@overload
-def stop_gradient(activation: Tensor) -> Tensor: ...
-@overload
-def stop_gradient(activation: Activation) -> Activation: ...
-def stop_gradient(activation: Activation) -> Activation:
-    """Cuts the graph, and makes the values dense (:mod:`ds_al.tensors`), so that a layer sees the same bits
-    and the same strides whether its predecessor lives in this process or in another one."""
-    if isinstance(activation, Tensor):
-        return dense(activation.detach())
-    return tuple(dense(tensor.detach()) for tensor in activation)
 
 
 class ALLayer(nn.Module):
@@ -118,10 +98,8 @@ class ALLayer(nn.Module):
         """Computes ``A_i`` and ``E_i`` of one micro-batch from what :meth:`forward` returned and ``t_{i-1}``."""
         associated = self.objective.associated_loss(self, s_out, t_out)
         autoencoder = self.objective.autoencoder_loss(self, t_out, t_in)
-        associated = losses.widened(associated)  # a loss of the user's may keep the precision of the layer
-        return LocalLosses(
-            associated, torch.zeros_like(associated) if autoencoder is None else losses.widened(autoencoder)
-        )
+        associated = to_float32(associated)  # a loss of the user's may keep the precision of the layer
+        return LocalLosses(associated, torch.zeros_like(associated) if autoencoder is None else to_float32(autoencoder))
 
     def bridge(self, s: Activation) -> Tensor:
         """``b_i(reduce(s_i))``: the code ``(B, K)`` that the input side predicts for the target side."""

@@ -16,7 +16,7 @@ from deepspeed.runtime.pipe.schedule import (
 from torch import Tensor
 
 from ds_al.schedule import Barrier, RefreshDecoders, SendDecoders
-from ds_al.trace import Observation, RecordedSchedule, Report, StageStats, Vitals
+from ds_al.trace import Observation, RecordedSchedule, Report, StageMetrics, StageStats
 
 if TYPE_CHECKING:
     from ds_al.decoders import DecoderCopies
@@ -86,9 +86,9 @@ class MeasuredStage(RecordedSchedule):
         both = self.receiver, None if self.decoder_copies is None else self.decoder_copies.receiver
         return [receiver for receiver in both if receiver is not None]
 
-    def vitals(self) -> dict[int, Vitals]:
-        """Latest known vitals by stage, of this stage and those before it; waits for the device, not for a stage."""
-        return dict(enumerate(self._report.vitals()[: self.stage_id + 1]))
+    def stage_metrics(self) -> dict[int, StageMetrics]:
+        """Latest known metrics by stage, of this stage and those before it; waits for the device, not for a stage."""
+        return dict(enumerate(self._report.stage_metrics()[: self.stage_id + 1]))
 
     def _totals(self) -> dict[str, float]:
         totals = {**self.instruction_seconds, "samples": self._counters.samples}

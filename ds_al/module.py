@@ -12,12 +12,13 @@ from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError, ALLayerError
-from ds_al.layer import Activation, ALLayer, predict
+from ds_al.layer import ALLayer, predict
 from ds_al.objectives import Objective
 from ds_al.parallel.world import join_world
 from ds_al.partition.measure import Measuring, measure_stages
 from ds_al.partition.plan import describe, explicit
 from ds_al.spec import ALLayerSpec, Part
+from ds_al.tensors import Activation
 
 
 class ALPipelineModule(PipelineModule):

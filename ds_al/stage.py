@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ds_al.errors import ALError, ALLayerError
-from ds_al.layer import Activation, ALLayer, seed_layer, stop_gradient
-from ds_al.objectives import Target
+from ds_al.layer import ALLayer, seed_layer
 from ds_al.optim.loss_scale import LayerScale
+from ds_al.tensors import Activation, Target, stop_gradient
 from ds_al.trace.recorder import Recorder
 
 

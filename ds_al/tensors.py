@@ -1,13 +1,22 @@
-"""How the numbers of a tensor lie when it travels: as torch's convolutions left them, or else row by row.
+"""Tensors between layers: their types, where gradients stop, and how values are laid out in memory.
 
-A map ``(B, C, H, W)`` with channels last stays so, on its way to another process as within one. Turning it around and
-back would cost a convolution network some percent of its time. This file knows no ranks.
+A map ``(B, C, H, W)`` with channels last keeps its layout, in a message as within a process: to turn it around and back
+would cost a convolution network some percent of its time. This module imports neither DeepSpeed nor
+``torch.distributed``.
 """
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
+
+Activation = Tensor | tuple[Tensor, ...]
+"""What travels between layers on the input side: a tensor, or a tuple (hidden, state, mask, ...)."""
+
+Target = Tensor | tuple[Tensor, ...]
+"""What travels between layers on the target side: a tensor, or a tuple of tensors."""
 
 
 def is_channels_last(tensor: Tensor) -> bool:
@@ -18,3 +27,25 @@ def is_channels_last(tensor: Tensor) -> bool:
 def dense(tensor: Tensor) -> Tensor:
     """The tensor itself if it is contiguous or a map with channels last, else a contiguous copy."""
     return tensor if is_channels_last(tensor) else tensor.contiguous()
+
+
+def first(s: Activation) -> Tensor:
+    """The default ``reduce``: the tensor itself, or the first of a tuple."""
+    return s if isinstance(s, Tensor) else s[0]
+
+
+@overload
+def stop_gradient(activation: Tensor) -> Tensor: ...
+@overload
+def stop_gradient(activation: Activation) -> Activation: ...
+def stop_gradient(activation: Activation) -> Activation:
+    """Cuts the graph, and makes the values dense (:mod:`ds_al.tensors`), so that a layer sees the same bits
+    and the same strides whether its predecessor lives in this process or in another one."""
+    if isinstance(activation, Tensor):
+        return dense(activation.detach())
+    return tuple(dense(tensor.detach()) for tensor in activation)
+
+
+def to_float32(x: Tensor) -> Tensor:
+    """bfloat16 and float16 as float32, all others as they are: losses are computed with the digits of float32."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from ds_al.data import ShuffledLoader, load_vision, ordered_batches
-from ds_al.layer import ALLayer, predict, stop_gradient
+from ds_al.layer import ALLayer, predict
+from ds_al.tensors import stop_gradient
 
 torch.manual_seed(0)
 CLASSES, CODE, WIDTH = 10, 32, 128

@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ds_al.config import associated_learning as configs
+from ds_al.config.base import read_file
 from ds_al.errors import ALError
 from ds_al.planner import COMPARED, METHODS, Link, Machines, Prediction, Work, advice, break_even, grid
 from ds_al.planner.network import Device, Network
@@ -144,7 +144,7 @@ def _given(args: argparse.Namespace) -> tuple[Work, Machines, str]:
     if args.measure and not args.config:
         raise ValueError("--measure goes with --config")
     if args.config:
-        network = Network.of(configs.read(args.config))
+        network = Network.of(read_file(args.config))
         device = Device(args.tflops * 1e12, args.memory_gbyte * 1e9)
         work = network.measured() if args.measure else network.work(device)
         machines = Machines(queue_depth=network.config.queue_depth, steps_per_batch=network.config.steps_per_batch)

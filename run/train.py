@@ -99,12 +99,12 @@ def main() -> None:
     ]  # fmt: skip
     import torch
 
-    from ds_al.config import associated_learning as config
+    from ds_al.config.base import read_file
     from ds_al.experiment.config import override
     from ds_al.experiment.job import Job, write_json
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    job = Job(override(config.read(args.deepspeed_config), assignments), resume=args.resume)
+    job = Job(override(read_file(args.deepspeed_config), assignments), resume=args.resume)
     summary = job.run()
     if args.json and job.records:
         write_json(args.json, summary)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ds_al.errors import ALConfigError
-from ds_al.exit_average import averaged_accuracy, check_average
+from ds_al.exits import averaged_accuracy, check_average
 
 
 def test_each_number_of_exits_is_averaged_from_the_last_one_on() -> None:

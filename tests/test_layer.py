@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError, ALLayerError
-from ds_al.layer import ALLayer, predict, seed_layer, stop_gradient
+from ds_al.layer import ALLayer, predict, seed_layer
 from ds_al.objectives.mse import decode
+from ds_al.tensors import stop_gradient
 
 B, X, V, D, K = 5, 7, 3, 6, 4
 

@@ -29,7 +29,7 @@ from ds_al.baseline import data_parallel
 from ds_al.config.associated_learning import ALConfig
 from ds_al.optim.names import NamedOptimizers
 from ds_al.schedule import BACKPROP_SCHEDULES
-from ds_al.trace import Observation, RecordedSchedule, StageStats, StallWatch, Tracing, Vitals, VitalsMeter
+from ds_al.trace import Observation, RecordedSchedule, StageMeter, StageMetrics, StageStats, Tracing, Watchdog
 from ds_al.transport.slow_link import SlowLink, wait_until
 
 
@@ -41,7 +41,7 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
             ``"bp_naive"``, or ``"bp_dp"`` (:mod:`ds_al.baseline.data_parallel`).
     """
 
-    stall_watch: StallWatch | None = None
+    watchdog: Watchdog | None = None
 
     def __init__(self, *args: Any, al_config: ALConfig, **kwargs: Any) -> None:
         self.method = al_config.method
@@ -51,8 +51,8 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
         """Bytes of ``"activations"`` and of ``"gradients"`` that this stage has sent since the last reset."""
         self._down, self._up = (SlowLink(al_config.link) if al_config.link else None for _ in range(2))
         self._losses: dict[int, torch.Tensor] = {}
-        self._meter = VitalsMeter()
-        self._vitals: dict[int, Vitals] = {}
+        self._meter = StageMeter()
+        self._metrics: dict[int, StageMetrics] = {}
         super().__init__(*args, **kwargs)
         self.tracing = Tracing.of(self, al_config)
 
@@ -66,7 +66,7 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
         self._wall += time.perf_counter() - start
         self._samples += self.train_batch_size()
         batches = self.global_steps
-        self._vitals[self.stage_id] = self._meter.stop(self._totals(), micro_batches=batches * self.micro_batches)
+        self._metrics[self.stage_id] = self._meter.stop(self._totals(), micro_batches=batches * self.micro_batches)
         if self.tracing is not None:
             self.tracing.after_batch()
         return loss
@@ -79,14 +79,14 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
     def _totals(self) -> dict[str, float]:
         return {**self.instruction_seconds, "samples": self._samples}
 
-    def vitals(self) -> dict[int, Vitals]:
-        """This stage's vitals, by its number: nothing of other stages travels with the messages of the twin."""
-        return self._vitals
+    def stage_metrics(self) -> dict[int, StageMetrics]:
+        """This stage's metrics, by its number: nothing of other stages travels with the messages of the twin."""
+        return self._metrics
 
     def destroy(self) -> None:
-        """Ends the stall watch, and frees what DeepSpeed holds."""
-        if self.stall_watch is not None:
-            self.stall_watch.stop()
+        """Ends the watchdog, and frees what DeepSpeed holds."""
+        if self.watchdog is not None:
+            self.watchdog.stop()
         super().destroy()
 
     def _exec_schedule(self, pipe_schedule: PipeSchedule) -> None:

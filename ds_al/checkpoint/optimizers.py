@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ds_al.checkpoint.plain import Tensors, pack, unpack
-from ds_al.config.precision import stepped
 from ds_al.errors import ALCheckpointError
+from ds_al.optim.masters import stepped
 
 if TYPE_CHECKING:
     from ds_al.engine import ALPipelineEngine

@@ -17,8 +17,8 @@ from ds_al.checkpoint.check import Wanted, check, client_of, source_of
 from ds_al.checkpoint.folder import INDEX, Record, find, read_client_state, read_index, read_tensors
 from ds_al.checkpoint.plain import Tensors, unpack
 from ds_al.checkpoint.writer import Target, Writer
-from ds_al.config.precision import master_here
 from ds_al.errors import ALCheckpointError
+from ds_al.optim.masters import master_here
 
 if TYPE_CHECKING:
     from ds_al.engine import ALPipelineEngine

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from ds_al.checkpoint import optimizers
 from ds_al.checkpoint.folder import FORMAT, Record, layer_file
 from ds_al.checkpoint.plain import Tensors, pack, unpack
-from ds_al.config.precision import full_state
 from ds_al.layer import ALLayer
 from ds_al.optim.local import LocalOptimizer
+from ds_al.optim.masters import full_state
 
 if TYPE_CHECKING:
     from ds_al.engine import ALPipelineEngine

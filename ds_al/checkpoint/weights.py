@@ -16,9 +16,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ds_al.checkpoint.folder import INDEX, LATEST, read_index, verify
-from ds_al.config.precision import master_here
 from ds_al.errors import ALCheckpointError
 from ds_al.module import ALPipelineModule
+from ds_al.optim.masters import master_here
 
 Names = Mapping[str, str] | Callable[[str], str | None]
 

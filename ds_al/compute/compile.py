@@ -16,7 +16,8 @@ from deepspeed.runtime.pipe.engine import PipelineEngine
 from torch import nn
 
 from ds_al.compute.recompute import Recomputed
-from ds_al.config.associated_learning import BLOCK, ALConfig, CompileConfig
+from ds_al.config.associated_learning import ALConfig, CompileConfig
+from ds_al.config.base import BLOCK
 from ds_al.errors import ALConfigError
 
 if TYPE_CHECKING:

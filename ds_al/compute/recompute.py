@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
-    from ds_al.layer import Activation
+    from ds_al.tensors import Activation
 
 
 class Recomputed:

@@ -5,72 +5,14 @@ Every key is honoured or refused by name; none is ignored. ``docs/config.md`` is
 
 from __future__ import annotations
 
-import difflib
-import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from ds_al.errors import ALConfigError
-
-BLOCK = "associated_learning"
-
-ALMethod = Literal["streaming", "forward_first", "parallel_backward", "sequential"]
-BackpropMethod = Literal["bp_1f1b", "bp_gpipe", "bp_naive", "bp_dp"]
-AL_METHODS: tuple[str, ...] = ("streaming", "forward_first", "parallel_backward", "sequential")
-BACKPROP_METHODS: tuple[str, ...] = ("bp_1f1b", "bp_gpipe", "bp_naive", "bp_dp")
-
-
-class StrictModel(BaseModel):
-    """A block of a config in which an unknown key is an error that names the nearest valid one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class OptimizerConfig(StrictModel):
-    """An optimizer, in the form of DeepSpeed's own ``"optimizer"`` block."""
-
-    type: str = Field(
-        description="A name that DeepSpeed or `torch.optim` knows, or `MuonAdamW`: Muon on matrices, AdamW on the rest."
-    )
-    params: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the optimizer.")
-
-
-class MuonAdamWConfig(StrictModel):
-    """``"params"`` of an optimizer of type ``"MuonAdamW"``; see :class:`ds_al.optim.muon.MuonAdamW`."""
-
-    lr: float = Field(
-        default=0.02,
-        gt=0,
-        allow_inf_nan=False,
-        description="Learning rate of Muon. An LR schedule sets this one; that of AdamW is kept in proportion.",
-    )
-    momentum: float = Field(default=0.95, ge=0, lt=1, description="Decay of Muon's running mean of gradients.")
-    nesterov: bool = Field(default=True, description="Muon looks one step ahead along that mean.")
-    weight_decay: float = Field(
-        default=0.0, ge=0, description="Of matrices: each step shrinks them by the factor `1 - lr * weight_decay`."
-    )
-    adjust_lr_fn: Literal["original", "match_rms_adamw"] = Field(
-        default="original",
-        description="How Muon's rate follows the shape of a matrix: `original` times `sqrt(max(1, out / rest))`; "
-        "`match_rms_adamw` times `0.2 * sqrt(max(out, rest))`, so that rates and decays of AdamW fit.",
-    )
-    ns_steps: int = Field(default=5, ge=1, lt=100, description="Newton-Schulz iterations of Muon.")
-    ns_dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        default="auto",
-        description="What they are done in; `auto` is bfloat16 on an accelerator and float32 on a CPU, most of which "
-        "compute bfloat16 many times slower.",
-    )
-    adamw_lr: float = Field(
-        default=1e-3, ge=0, allow_inf_nan=False, description="Learning rate of AdamW where Muon's is `lr`."
-    )
-    adamw_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        default=(0.9, 0.999), description="Decays of AdamW's two running means."
-    )
-    adamw_eps: float = Field(default=1e-8, ge=0, description="Added to AdamW's denominator.")
-    adamw_weight_decay: float = Field(default=0.01, ge=0, description="As `weight_decay`, of all that AdamW steps.")
+from ds_al.config.base import BLOCK, StrictModel, validate
+from ds_al.config.methods import BACKPROP_METHODS, ALMethod, BackpropMethod
+from ds_al.config.optimizers import OptimizerConfig
 
 
 class CompileConfig(StrictModel):
@@ -270,52 +212,6 @@ class ALConfig(StrictModel):
         if link is not None and info.data.get("method") == "bp_dp":
             raise ValueError("bp_dp has no messages between stages: expected null")
         return link
-
-
-def read(path: str | Path) -> dict[str, Any]:
-    """Reads a config file.
-
-    Raises:
-        ALConfigError: the file does not exist, is not JSON, or is not an object.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ALConfigError(f"config {str(path)!r} does not exist: give --deepspeed_config the path of a JSON file")
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ALConfigError(f"config {str(path)!r} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ALConfigError(f"config {str(path)!r} holds a {type(config).__name__}: expected an object {{...}}")
-    return config
-
-
-def with_scheduler_steps(config: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """A config in which ``"total_num_steps": "auto"`` of the LR schedule is the number of steps of a run."""
-    params = config.get("scheduler", {}).get("params", {})
-    if params.get("total_num_steps") != "auto":
-        return dict(config)
-    return {**config, "scheduler": {**config["scheduler"], "params": {**params, "total_num_steps": steps}}}
-
-
-def validate(model: type[BaseModel], block: Any, *, where: str) -> Any:
-    """Validates one block, and turns pydantic's errors into one :class:`ALConfigError`."""
-    if not isinstance(block, Mapping):
-        raise ALConfigError(f'"{where}" is a {type(block).__name__}: expected an object {{...}}')
-    try:
-        return model.model_validate(dict(block))
-    except ValidationError as error:
-        lines = [_explain(model, item, where) for item in error.errors()]
-        raise ALConfigError("\n".join(lines)) from None
-
-
-def _explain(model: type[BaseModel], item: Any, where: str) -> str:
-    path = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(item["loc"][-1]), model.model_fields, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(model.model_fields)}"
-        return f'"{where}.{path}" is not a key of this block: {hint}'
-    return f'"{where}.{path}": got {item["input"]!r}: {item["msg"]}'
 
 
 def al_config(config: Mapping[str, Any]) -> ALConfig:

@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from ds_al.config.associated_learning import BLOCK, ALConfig
+from ds_al.config.associated_learning import ALConfig
+from ds_al.config.base import BLOCK
 from ds_al.config.precision import Precision
 from ds_al.errors import ALConfigError
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ds_al.convert.bodies import ClassTokenBody, DenseBody, EveryTokenBody, LastTokenBody, PooledBody
 from ds_al.convert.private_blocks import PrivateBlocks
 from ds_al.convert.text import GPT2Embeddings, PlainEmbeddings, TextBlocks, TextInput, TypedEmbeddings
-from ds_al.layer import Activation
+from ds_al.tensors import Activation
 
 CLASSIFY, GENERATE, LOOK = "sequence-classification", "causal-lm", "image-classification"
 

@@ -11,11 +11,11 @@ from torch import nn
 from ds_al.convert.bridges import bridge
 from ds_al.convert.head import CodeHead, Head
 from ds_al.errors import ALConfigError
-from ds_al.layer import Activation, first
 from ds_al.models.targets import default_code_width, target_side
 from ds_al.models.text_bridges import whole
 from ds_al.objectives import Readout, TokenCodes, resolve
 from ds_al.spec import ALLayerSpec, Part
+from ds_al.tensors import Activation, first
 
 
 def al_layers(

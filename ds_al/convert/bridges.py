@@ -20,9 +20,9 @@ from deepspeed.pipe import LayerSpec
 from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError
-from ds_al.layer import Activation, first
 from ds_al.models.bridges import BridgeOptions, MimicBridge, Stage
 from ds_al.models.sequence import SequenceBridge, masked_mean
+from ds_al.tensors import Activation, first
 
 
 def bridge(

@@ -21,16 +21,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ds_al.checkpoint.folder import Record, layer_weights, opened
-from ds_al.config.precision import full_state
 from ds_al.convert.fold import Folded, Same, fold
 from ds_al.convert.program import Format, InferencePath, check_format, write
 from ds_al.convert.recipe import made_again
 from ds_al.convert.source import Source
 from ds_al.engine import ALPipelineEngine
 from ds_al.errors import ALCheckpointError, ALConfigError, ALError
-from ds_al.layer import Activation, ALLayer
+from ds_al.layer import ALLayer
 from ds_al.module import ALPipelineModule
 from ds_al.optim.local import LocalOptimizer
+from ds_al.optim.masters import full_state
+from ds_al.tensors import Activation
 
 TEXT_EXAMPLE = (2, 8)
 

@@ -11,7 +11,7 @@ from deepspeed.runtime import utils as ds_utils
 from torch import nn
 
 from ds_al.convert.head import last_linear, without
-from ds_al.layer import Activation
+from ds_al.tensors import Activation
 
 
 class Function(nn.Module):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from deepspeed.pipe import LayerSpec
 from torch import Tensor, nn
 
-from ds_al.layer import Activation
 from ds_al.models.targets import code_end
 from ds_al.spec import Part, _build
+from ds_al.tensors import Activation
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ from ds_al.convert.bridges import TokenBridge
 from ds_al.convert.head import CodeHead, Head
 from ds_al.convert.private_blocks import PrivateBlocks
 from ds_al.errors import ALConfigError
-from ds_al.layer import first
 from ds_al.models.output import Output
 from ds_al.models.text_bridges import whole
 from ds_al.objectives import NextToken, Objective, Readout, TokenCodes, resolve
 from ds_al.spec import ALLayerSpec, Part
+from ds_al.tensors import first
 
 NAMES = {"greedy": "next_token", None: "next_token"}
 """Other names of objectives, for language models."""

@@ -15,9 +15,9 @@ from ds_al.convert.group import Group, HeadBody, head_scores
 from ds_al.convert.head import Head, last_linear, without
 from ds_al.convert.probe import Found, probe
 from ds_al.errors import ALConfigError
-from ds_al.layer import Activation, first
 from ds_al.partition.plan import balance
 from ds_al.spec import ALLayerSpec, Part
+from ds_al.tensors import Activation, first
 
 
 def layer_specs(

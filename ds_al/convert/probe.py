@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ds_al.convert.group import build, on_meta
 from ds_al.errors import ALConfigError
-from ds_al.layer import Activation
+from ds_al.tensors import Activation
 
 
 @dataclass(frozen=True)

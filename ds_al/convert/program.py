@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError
-from ds_al.layer import Activation, ALLayer
+from ds_al.layer import ALLayer
+from ds_al.tensors import Activation
 
 Format = Literal["torch.export", "torchscript", "onnx"]
 FILES: dict[str, str] = {"torch.export": "inference.pt2", "torchscript": "inference.ts", "onnx": "inference.onnx"}

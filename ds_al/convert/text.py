@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError, ALLayerError
-from ds_al.layer import Activation
+from ds_al.tensors import Activation
 
 
 class TextInput(nn.Module):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ds_al.config.associated_learning import StrictModel, validate
+from ds_al.config.base import StrictModel, validate
 from ds_al.errors import ALConfigError
 
 BLOCK = "experiment"

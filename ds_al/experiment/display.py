@@ -93,19 +93,24 @@ class Display:
 
     def _stages(self) -> Group:
         """The table of stages, and under it the slowest of them, if one is."""
-        engine, vitals = self.job.engine, self.job.engine.vitals()
-        parts, busy = engine.module.parts, self._averages.busy(vitals)
+        engine, stage_metrics = self.job.engine, self.job.engine.stage_metrics()
+        parts, busy = engine.module.parts, self._averages.busy(stage_metrics)
         marked = slowest(busy)
         if hasattr(engine, "report"):
             report = engine.report.tolist()
-            losses = [[mean(rows) for rows in zip(*report[parts[s] : parts[s + 1]], strict=True)] for s in vitals]
+            losses = [
+                [mean(rows) for rows in zip(*report[parts[s] : parts[s + 1]], strict=True)] for s in stage_metrics
+            ]
         else:
-            losses = [[float(engine.agg_train_loss)]] * len(vitals)
-        lines: list[Any] = [stage_table(vitals, busy, losses, marked), Text(f"lr {engine.get_lr()[0]:.2e}", "dim")]
+            losses = [[float(engine.agg_train_loss)]] * len(stage_metrics)
+        lines: list[Any] = [
+            stage_table(stage_metrics, busy, losses, marked),
+            Text(f"lr {engine.get_lr()[0]:.2e}", "dim"),
+        ]
         if marked is not None:
             sentence = advice(
                 marked,
-                data=vitals[marked.stage].data,
+                data=stage_metrics[marked.stage].data,
                 layers=parts[marked.stage + 1] - parts[marked.stage],
                 partition_method=self.job.experiment.partition_method,
             )

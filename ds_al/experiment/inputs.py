@@ -14,8 +14,8 @@ from ds_al.data.loader import SizedDataset
 from ds_al.data.splits import Kind
 from ds_al.errors import ALConfigError, ALDataError
 from ds_al.experiment.config import DataConfig
-from ds_al.layer import Activation
 from ds_al.models import AL_MODELS, TWINS
+from ds_al.tensors import Activation
 
 PARTS = ("train", "validation", "test")
 

@@ -21,7 +21,9 @@ from deepspeed.runtime.utils import set_random_seed
 from torch import nn
 
 import ds_al
-from ds_al.config import associated_learning as configs
+from ds_al.config.associated_learning import al_config
+from ds_al.config.base import with_scheduler_steps
+from ds_al.config.methods import AL_METHODS, BACKPROP_METHODS
 from ds_al.data import ShuffledLoader, Splits, load_data, ordered_batches
 from ds_al.errors import ALConfigError, ALLayerError
 from ds_al.experiment.budget import Budget
@@ -59,7 +61,7 @@ class Job:
         self.experiment: ExperimentConfig = experiment_config(config)
         if self.experiment.keep_freed_memory and get_accelerator().device_name() == "cpu":
             keep_freed_memory()
-        self.al = configs.al_config(config)
+        self.al = al_config(config)
         self.layout = Layout.of(
             method=self.al.method,
             num_stages=self.experiment.num_stages,
@@ -87,7 +89,7 @@ class Job:
             self.engine = self._engine()
             if resume is not None:
                 self.engine.load_checkpoint(resume)
-                if self.loader is not None and self.al.method in configs.BACKPROP_METHODS:
+                if self.loader is not None and self.al.method in BACKPROP_METHODS:
                     # An AL engine does this itself, DeepSpeed's does not.
                     self.loader.seek(self.engine.global_samples // self.micro_batch // self.layout.copies)
         self.first_epoch = self.engine.global_samples // (self.batches_per_epoch * self.batch_samples)
@@ -166,7 +168,7 @@ class Job:
         Back-propagation reads labels on the last stage, so there it needs the data, too.
         """
         first, last = self.layout.stage == 0, self.layout.stage == self.layout.stages - 1
-        reads = first or (last and self.al.method in configs.BACKPROP_METHODS)
+        reads = first or (last and self.al.method in BACKPROP_METHODS)
         splits = load_data(self.experiment.data, seed=self.experiment.seed) if reads else None
         facts: list[Any] = [DataFacts.of(splits) if self.layout.rank == 0 and splits is not None else None]
         dist.broadcast_object_list(facts, src=0)
@@ -191,7 +193,7 @@ class Job:
 
     def _engine(self) -> Any:
         model, seed, method = self.experiment.model, self.experiment.seed, self.experiment.partition_method
-        if self.al.method in configs.BACKPROP_METHODS and method.startswith(("measured", "cuts:")):
+        if self.al.method in BACKPROP_METHODS and method.startswith(("measured", "cuts:")):
             raise ALConfigError(
                 f'"{BLOCK}.partition_method": got {method!r}, which is for AL methods: a {self.al.method} run is '
                 "DeepSpeed's own, use uniform, parameters or type:<regex>"
@@ -204,8 +206,8 @@ class Job:
                     )
         ds_config = {key: value for key, value in self.config.items() if key != BLOCK}
         ds_config["gradient_accumulation_steps"] = self.own_micro_batches
-        ds_config = configs.with_scheduler_steps(ds_config, self._scheduler_steps())
-        if self.al.method in configs.AL_METHODS:
+        ds_config = with_scheduler_steps(ds_config, self._scheduler_steps())
+        if self.al.method in AL_METHODS:
             if self.experiment.label_smoothing is not None:
                 raise ALConfigError(
                     f'"{BLOCK}.label_smoothing" is for bp_* methods: got {self.al.method}, give it to its objective, '
@@ -242,7 +244,7 @@ class Job:
     def _scheduler_steps(self) -> int:
         """What the LR schedule counts, over the whole run."""
         batches = self.budget.total_batches
-        if self.al.count == "step" and self.al.method in configs.AL_METHODS:
+        if self.al.count == "step" and self.al.method in AL_METHODS:
             return batches * (self.al.steps_per_batch or self.own_micro_batches)
         return batches
 
@@ -269,7 +271,7 @@ class Job:
             "wait_data": stats[0].wait_data,
             "bytes_sent": [s.bytes_sent for s in stats],
         }
-        if self.al.method in configs.AL_METHODS:
+        if self.al.method in AL_METHODS:
             losses = engine.gather_losses()
             row["associated_loss"], row["autoencoder_loss"] = losses.mean(dim=0).t().tolist()
             if record:
@@ -343,7 +345,7 @@ class Job:
 
     def _test(self) -> dict[str, Any]:
         """The look at the test samples."""
-        if self.al.method in configs.BACKPROP_METHODS:
+        if self.al.method in BACKPROP_METHODS:
             return self.engine.evaluate(self._batches("test"))
         return self.engine.inference.evaluate(
             self._batches("test"),
@@ -354,7 +356,7 @@ class Job:
     @functools.cached_property
     def exit_costs(self) -> list[ExitCost] | None:
         """What inference costs at every exit; ``None`` for back-propagation, and where it cannot be counted."""
-        if self.al.method in configs.BACKPROP_METHODS:
+        if self.al.method in BACKPROP_METHODS:
             return None
         model, shape = self.experiment.model, (self.micro_batch, *self.data.shape)
         try:
@@ -369,7 +371,7 @@ class Job:
             return {}
         train = self.engine.evaluate(self._batches("train"))["accuracy"]
         averaged = None
-        if self.al.method in configs.AL_METHODS:
+        if self.al.method in AL_METHODS:
             averaged = self.engine.inference.evaluate(self._batches("validation"), averaged=True)["averaged"]
         return {
             "train_accuracy": train[-1],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from ds_al.trace import Vitals
+from ds_al.trace import StageMetrics
 
 MARGIN = 1.15
 """A stage is marked when it is busy for more than so many times as long as any other."""
@@ -61,31 +61,34 @@ def advice(found: Slowest, *, data: float, layers: int, partition_method: str) -
 
 
 class Averages:
-    """Vitals of each stage, evened out over looks: a single batch may be short."""
+    """StageMetrics of each stage, evened out over looks: a single batch may be short."""
 
     def __init__(self) -> None:
         self._busy: dict[int, float] = {}
 
-    def busy(self, vitals: Mapping[int, Vitals]) -> dict[int, float]:
-        """Takes the latest vitals in, and returns the averaged busy shares."""
-        for stage, now in vitals.items():
+    def busy(self, stage_metrics: Mapping[int, StageMetrics]) -> dict[int, float]:
+        """Takes the latest metrics in, and returns the averaged busy shares."""
+        for stage, now in stage_metrics.items():
             before = self._busy.get(stage, math.nan)
             self._busy[stage] = now.busy if math.isnan(before) else _KEEP * before + (1 - _KEEP) * now.busy
         return self._busy
 
 
 def stage_table(
-    vitals: Mapping[int, Vitals], busy: Mapping[int, float], losses: Iterable[Sequence[float]], marked: Slowest | None
+    stage_metrics: Mapping[int, StageMetrics],
+    busy: Mapping[int, float],
+    losses: Iterable[Sequence[float]],
+    marked: Slowest | None,
 ) -> Table:
     """One row per stage.
 
     Args:
-        vitals: latest ones, by stage; others get no row.
-        busy: busy shares to show in place of those of ``vitals``.
+        stage_metrics: latest ones, by stage; others get no row.
+        busy: busy shares to show in place of those of ``stage_metrics``.
         losses: of each of these stages, in the same order: associated and autoencoder loss, or one loss.
         marked: the row to point out.
     """
-    rows = list(zip(vitals.items(), losses, strict=True))
+    rows = list(zip(stage_metrics.items(), losses, strict=True))
     single = all(len(values) == 1 for _, values in rows)
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     names = ["loss"] if single else ["associated", "autoencoder"]

@@ -12,7 +12,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from ds_al.config import associated_learning as configs
+from ds_al.config.base import BLOCK
+from ds_al.config.methods import BACKPROP_METHODS
 from ds_al.errors import ALConfigError
 
 # A convolution or an inner linear layer is stepped by Muon; classifiers, codes, norms and embeddings by AdamW.
@@ -77,7 +78,7 @@ def with_recipe(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_backprop(config: Mapping[str, Any]) -> bool:
-    return str(config.get(configs.BLOCK, {}).get("method", "")) in configs.BACKPROP_METHODS
+    return str(config.get(BLOCK, {}).get("method", "")) in BACKPROP_METHODS
 
 
 def _objective(own: str | Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:

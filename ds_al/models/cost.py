@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ds_al.errors import ALError, ALLayerError
-from ds_al.layer import Activation, ALLayer
+from ds_al.layer import ALLayer
 from ds_al.models import build_al, build_twin
 from ds_al.spec import ALLayerSpec
+from ds_al.tensors import Activation
 
 Result = TypeVar("Result")
 

@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ds_al.layer import Activation
 from ds_al.models.cost import counted, forward_flops, isolated
 from ds_al.spec import ALLayerSpec
+from ds_al.tensors import Activation
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ds_al.errors import ALConfigError
-from ds_al.layer import Activation
 from ds_al.models.grouping import Layers, block_groups, chain_specs
 from ds_al.models.output import Output
 from ds_al.models.recurrence import States, bidirectional_lstm
@@ -27,6 +26,7 @@ from ds_al.models.text_bridges import BlockBridge, BridgeKind, check_bridge, who
 from ds_al.models.word_vectors import WordVectors
 from ds_al.models.word_vectors import word_vectors as find_vectors
 from ds_al.spec import ALLayerSpec
+from ds_al.tensors import Activation
 
 
 class LSTMLayer(nn.Module):

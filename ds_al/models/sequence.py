@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ds_al.layer import Activation
 from ds_al.models.output import Output
 from ds_al.models.targets import code_end
 from ds_al.models.word_vectors import WordVectors
+from ds_al.tensors import Activation
 
 
 class Embedding(nn.Module):

@@ -13,10 +13,10 @@ from deepspeed.pipe import LayerSpec
 from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError
-from ds_al.layer import Activation
 from ds_al.models.output import Output
 from ds_al.models.sequence import masked_mean
 from ds_al.models.targets import code_end
+from ds_al.tensors import Activation
 
 BridgeKind = Literal["linear", "block"]
 

@@ -14,7 +14,6 @@ from deepspeed.pipe import LayerSpec
 from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError
-from ds_al.layer import Activation
 from ds_al.models.grouping import Layers, block_groups, chain_specs
 from ds_al.models.output import Output
 from ds_al.models.sequence import Embedding, SequenceBridge, masked_mean
@@ -23,6 +22,7 @@ from ds_al.models.text_bridges import BlockBridge, BridgeKind, check_bridge, who
 from ds_al.models.word_vectors import WordVectors
 from ds_al.models.word_vectors import word_vectors as find_vectors
 from ds_al.spec import ALLayerSpec
+from ds_al.tensors import Activation
 
 
 class EncoderLayer(nn.Module):

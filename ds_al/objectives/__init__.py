@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ds_al.errors import ALConfigError
-from ds_al.objectives.base import Objective, Target
+from ds_al.objectives.base import Objective
 from ds_al.objectives.contrast import Contrast
 from ds_al.objectives.decoded import Decoded
 from ds_al.objectives.greedy import Greedy
@@ -15,6 +15,7 @@ from ds_al.objectives.mse import Mse
 from ds_al.objectives.next_token import NextToken
 from ds_al.objectives.readout import Readout
 from ds_al.objectives.token_codes import TokenCodes
+from ds_al.tensors import Target
 
 __all__ = [
     "OBJECTIVES",

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from ds_al.layer import Activation, ALLayer
+from ds_al.tensors import Activation, Target
 
-Target = Tensor | tuple[Tensor, ...]
-"""What travels between layers on the target side: a tensor, or a tuple of tensors."""
+if TYPE_CHECKING:
+    from ds_al.layer import ALLayer
 
 
 class Objective(nn.Module):

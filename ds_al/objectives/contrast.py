@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ds_al.errors import ALConfigError
-from ds_al.objectives.base import Objective, Target
-from ds_al.objectives.losses import check_smoothing, label_loss, widened
+from ds_al.objectives.base import Objective
+from ds_al.objectives.losses import check_smoothing, label_loss
 from ds_al.objectives.mse import decode
+from ds_al.tensors import Target, to_float32
 
 if TYPE_CHECKING:
-    from ds_al.layer import Activation, ALLayer
+    from ds_al.layer import ALLayer
+    from ds_al.tensors import Activation
 
 
 class Contrast(Objective):
@@ -91,5 +93,5 @@ class Contrast(Objective):
 
     def similarity(self, layer: ALLayer, s: Activation, table: Tensor) -> Tensor:
         """``cos(b(s), C) / temperature``: ``(B, V)``."""
-        code = F.normalize(widened(layer.bridge(s)), dim=1)
-        return code @ F.normalize(widened(table), dim=1).t() / widened(self.log_temperature).exp()
+        code = F.normalize(to_float32(layer.bridge(s)), dim=1)
+        return code @ F.normalize(to_float32(table), dim=1).t() / to_float32(self.log_temperature).exp()

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ds_al.errors import ALConfigError
-from ds_al.objectives.base import Objective, Target
+from ds_al.objectives.base import Objective
 from ds_al.objectives.losses import check_smoothing, label_loss
 from ds_al.objectives.mse import decode
+from ds_al.tensors import Target
 
 if TYPE_CHECKING:
-    from ds_al.layer import Activation, ALLayer
+    from ds_al.layer import ALLayer
+    from ds_al.tensors import Activation
 
 
 class Decoded(Objective):

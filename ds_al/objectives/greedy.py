@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ds_al.objectives.base import Objective, Target
+from ds_al.objectives.base import Objective
 from ds_al.objectives.losses import check_smoothing, label_loss
+from ds_al.tensors import Target
 
 if TYPE_CHECKING:
-    from ds_al.layer import Activation, ALLayer
+    from ds_al.layer import ALLayer
+    from ds_al.tensors import Activation
 
 
 class Greedy(Objective):

@@ -7,23 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ds_al.errors import ALConfigError
+from ds_al.tensors import to_float32
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def widened(x: Tensor) -> Tensor:
-    """bfloat16 and float16 as float32, all others as they are: losses are computed with the digits of float32."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
 def mse(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error over all elements; both ``(B, K)``. The published default of both losses."""
-    return F.mse_loss(widened(prediction), widened(target))
+    return F.mse_loss(to_float32(prediction), to_float32(target))
 
 
 def cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
@@ -32,7 +27,7 @@ def cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
     Against one-hot labels this is the cross-entropy against the class index, which the published
     method uses for the autoencoder of the first layer in text models.
     """
-    return F.cross_entropy(widened(prediction), widened(target))
+    return F.cross_entropy(to_float32(prediction), to_float32(target))
 
 
 def label_loss(scores: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
@@ -40,7 +35,7 @@ def label_loss(scores: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Ten
 
     Source of the smoothing: Szegedy et al., "Rethinking the inception architecture", CVPR 2016, section 7.
     """
-    return F.cross_entropy(widened(scores), labels, label_smoothing=smoothing)
+    return F.cross_entropy(to_float32(scores), labels, label_smoothing=smoothing)
 
 
 def check_smoothing(smoothing: float) -> None:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ds_al.objectives.base import Objective, Target
+from ds_al.objectives.base import Objective
+from ds_al.tensors import Target
 
 if TYPE_CHECKING:
-    from ds_al.layer import Activation, ALLayer
+    from ds_al.layer import ALLayer
+    from ds_al.tensors import Activation
 
 
 class Mse(Objective):

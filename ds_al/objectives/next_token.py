@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ds_al.objectives.base import Target
 from ds_al.objectives.per_token import PerToken, next_token_loss
+from ds_al.tensors import Target
 
 if TYPE_CHECKING:
-    from ds_al.layer import Activation, ALLayer
+    from ds_al.layer import ALLayer
+    from ds_al.tensors import Activation
 
 
 class NextToken(PerToken):

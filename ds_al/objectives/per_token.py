@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ds_al.objectives.base import Objective
-from ds_al.objectives.losses import widened
+from ds_al.tensors import to_float32
 
 if TYPE_CHECKING:
     from ds_al.layer import ALLayer
@@ -52,5 +52,5 @@ def next_token_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
 def mean_loss(scores: Tensor, classes: Tensor) -> Tensor:
     """Mean cross-entropy of scores ``(N, M)`` against classes ``(N,)`` that are not :data:`IGNORED`; 0 without any."""
-    total = F.cross_entropy(widened(scores), classes, ignore_index=IGNORED, reduction="sum")
+    total = F.cross_entropy(to_float32(scores), classes, ignore_index=IGNORED, reduction="sum")
     return total / torch.clamp((classes != IGNORED).sum(), min=1)

@@ -11,7 +11,8 @@ from ds_al.errors import ALConfigError
 from ds_al.objectives.next_token import NextToken
 
 if TYPE_CHECKING:
-    from ds_al.layer import Activation, ALLayer
+    from ds_al.layer import ALLayer
+    from ds_al.tensors import Activation
 
 
 class Readout(NextToken):

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ds_al.errors import ALConfigError
-from ds_al.objectives.base import Target
-from ds_al.objectives.losses import widened
 from ds_al.objectives.per_token import IGNORED, PerToken, mean_loss
+from ds_al.tensors import Target, to_float32
 
 if TYPE_CHECKING:
-    from ds_al.layer import Activation, ALLayer
+    from ds_al.layer import ALLayer
+    from ds_al.tensors import Activation
 
 
 class TokenCodes(PerToken):
@@ -96,7 +96,9 @@ class TokenCodes(PerToken):
             return None
         codes = t_out[3]
         if isinstance(t_in, Tensor):
-            return F.cross_entropy(widened(layer.h(codes) @ codes.t()), torch.arange(len(codes), device=codes.device))
+            return F.cross_entropy(
+                to_float32(layer.h(codes) @ codes.t()), torch.arange(len(codes), device=codes.device)
+            )
         return layer.autoencoder_loss(layer.h(codes), t_in[3])
 
     def all_classes(self, num_classes: int, *, device: torch.device | str) -> Tensor:

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ds_al.config.precision import master_here, stepped
 from ds_al.layer import ALLayer
 from ds_al.optim.loss_scale import LayerScale
+from ds_al.optim.masters import master_here, stepped
 from ds_al.optim.zero import Shards
 
 ParamGroups = list[dict[str, Any]]

@@ -10,7 +10,10 @@ import torch
 from deepspeed.runtime.pipe.engine import PipelineEngine
 from torch import nn
 
-from ds_al.config.associated_learning import AL_METHODS, BLOCK, ALConfig, MuonAdamWConfig, OptimizerConfig, validate
+from ds_al.config.associated_learning import ALConfig
+from ds_al.config.base import BLOCK, validate
+from ds_al.config.methods import AL_METHODS
+from ds_al.config.optimizers import MuonAdamWConfig, OptimizerConfig
 from ds_al.errors import ALConfigError
 from ds_al.optim import muon
 from ds_al.optim.local import Factory

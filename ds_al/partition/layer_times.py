@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ds_al.layer import Activation, ALLayer, first, stop_gradient
+from ds_al.layer import ALLayer
+from ds_al.tensors import Activation, first, stop_gradient
 from ds_al.trace.meter import ActivationMeter
 
 MakeOptimizer = Callable[[ALLayer], torch.optim.Optimizer | None]

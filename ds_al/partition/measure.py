@@ -14,16 +14,18 @@ from deepspeed.accelerator import get_accelerator
 
 from ds_al.compute.compile import compile_layer
 from ds_al.compute.recompute import Recomputed
-from ds_al.config import associated_learning as configs
 from ds_al.config import deepspeed as deepspeed_keys
+from ds_al.config.associated_learning import ALConfig, al_config
+from ds_al.config.optimizers import OptimizerConfig
 from ds_al.errors import ALConfigError
-from ds_al.layer import Activation, ALLayer
+from ds_al.layer import ALLayer
 from ds_al.optim import names as optimizer_names
 from ds_al.optim.local import LocalOptimizer
 from ds_al.partition import cache as time_cache
 from ds_al.partition.layer_times import MakeOptimizer, adamw, measure
 from ds_al.partition.plan import balance
 from ds_al.system import provenance
+from ds_al.tensors import Activation
 
 Build = Callable[[int], ALLayer]
 
@@ -71,7 +73,7 @@ def measure_stages(build: Build, *, layers: int, measuring: Measuring, stages: S
     Raises:
         ALConfigError: no cut keeps the memory limit, or the config cannot be honoured.
     """
-    al, world = configs.al_config(measuring.config), dist.get_world_size()
+    al, world = al_config(measuring.config), dist.get_world_size()
     deepspeed_keys.honour(measuring.config, al)
     device = torch.device(get_accelerator().current_device_name())
     interval = measuring.config.get("pipeline", {}).get("activation_checkpoint_interval", 0) or measuring.interval
@@ -112,7 +114,7 @@ def measure_stages(build: Build, *, layers: int, measuring: Measuring, stages: S
 
 
 def _facts(
-    build: Build, layers: int, measuring: Measuring, al: configs.ALConfig, interval: int, device: torch.device
+    build: Build, layers: int, measuring: Measuring, al: ALConfig, interval: int, device: torch.device
 ) -> dict[str, Any]:
     """What decides how long layers take, of all ranks; the same on each."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else provenance.cpu()
@@ -150,17 +152,17 @@ def _gathered(own: Any) -> list[Any]:
     return everyone
 
 
-def _steps(config: Mapping[str, Any], al: configs.ALConfig) -> float:
+def _steps(config: Mapping[str, Any], al: ALConfig) -> float:
     micro_batches = config.get("gradient_accumulation_steps", 1)
     return 1.0 if al.steps_per_batch is None else al.steps_per_batch / micro_batches
 
 
-def _optimizer(config: Mapping[str, Any], al: configs.ALConfig) -> MakeOptimizer:
+def _optimizer(config: Mapping[str, Any], al: ALConfig) -> MakeOptimizer:
     """The run's own, for one layer: as on a stage, an instance for f and b and one for g and h."""
     block = config.get("optimizer")
     if not isinstance(block, Mapping):
         return adamw
-    first = configs.OptimizerConfig(type=str(block.get("type", "AdamW")), params=block.get("params", {}))
+    first = OptimizerConfig(type=str(block.get("type", "AdamW")), params=block.get("params", {}))
     second = al.autoencoder_optimizer or first
 
     def make(layer: ALLayer) -> torch.optim.Optimizer:

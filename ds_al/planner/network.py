@@ -23,12 +23,12 @@ from ds_al.data import load_data
 from ds_al.errors import ALConfigError
 from ds_al.experiment.config import DataConfig, experiment_config
 from ds_al.experiment.inputs import DataFacts
-from ds_al.layer import first, stop_gradient
 from ds_al.models import build_al, build_twin
 from ds_al.models.cost import NetworkCost, isolated, network_cost
 from ds_al.partition.layer_times import measure
 from ds_al.planner.work import Layer, Work
 from ds_al.spec import ALLayerSpec
+from ds_al.tensors import first, stop_gradient
 
 _IMAGES: dict[str, tuple[tuple[int, ...], int]] = {
     "fashion-mnist-small": ((1, 28, 28), 10),

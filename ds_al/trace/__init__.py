@@ -2,11 +2,11 @@
 
 from ds_al.trace.events import Event
 from ds_al.trace.meter import ActivationMeter
-from ds_al.trace.metrics import Report, Vitals, VitalsMeter
+from ds_al.trace.metrics import Report, StageMeter, StageMetrics
 from ds_al.trace.recorder import Observation, RecordedSchedule, Recorder
 from ds_al.trace.stats import StageStats
 from ds_al.trace.tracing import Tracing
-from ds_al.trace.watchdog import StallWatch
+from ds_al.trace.watchdog import Watchdog
 
 __all__ = [
     "ActivationMeter",
@@ -15,9 +15,9 @@ __all__ = [
     "RecordedSchedule",
     "Recorder",
     "Report",
+    "StageMeter",
+    "StageMetrics",
     "StageStats",
-    "StallWatch",
     "Tracing",
-    "Vitals",
-    "VitalsMeter",
+    "Watchdog",
 ]

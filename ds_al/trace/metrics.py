@@ -16,14 +16,14 @@ _WAITS = (
 )  # for other ranks
 
 
-class Vitals(NamedTuple):
-    """One stage's vitals; NaN where unknown. Shares are of its time in its last ``train_batch()``.
+class StageMetrics(NamedTuple):
+    """One stage's metrics; NaN where unknown. Shares are of its time in its last ``train_batch()``.
 
     Seconds are the host's: on a GPU, where the host runs ahead of the device, all stages look busy.
     """
 
     micro_batches: float
-    """Trained so far (exact up to 2^24, since vitals travel as float32)."""
+    """Trained so far (exact up to 2^24, since metrics are sent as float32)."""
     busy: float
     """Share of time in which it did not wait for other stages, nor for copies of itself."""
     data: float
@@ -33,8 +33,8 @@ class Vitals(NamedTuple):
     samples_per_second: float
 
 
-class VitalsMeter:
-    """Turns an engine's running totals into the vitals of one ``train_batch()``."""
+class StageMeter:
+    """Turns an engine's running totals into the metrics of one ``train_batch()``."""
 
     def __init__(self) -> None:
         self._start = 0.0
@@ -44,8 +44,8 @@ class VitalsMeter:
         """Called before a batch, with what :meth:`stop` gets after it."""
         self._start, self._before = time.perf_counter(), dict(totals)
 
-    def stop(self, totals: Mapping[str, float], *, micro_batches: int) -> Vitals:
-        """The vitals of the batch that ends now.
+    def stop(self, totals: Mapping[str, float], *, micro_batches: int) -> StageMetrics:
+        """The metrics of the batch that ends now.
 
         Args:
             totals: seconds by name of instruction, ``"samples"`` trained, and, where the queue can be looked at,
@@ -56,7 +56,7 @@ class VitalsMeter:
         since = {key: total - self._before.get(key, 0.0) for key, total in totals.items()}
         waits = sum(since.get(name, 0.0) for name in _WAITS)
         messages = since.get("messages", 0)
-        return Vitals(
+        return StageMetrics(
             micro_batches=micro_batches,
             busy=min(max(1 - waits / seconds, 0.0), 1.0),
             data=min(since.get("LoadMicroBatch", 0.0) / seconds, 1.0),
@@ -66,11 +66,11 @@ class VitalsMeter:
 
 
 class Report:
-    """Losses and vitals of all stages up to this one: one flat float32 tensor, which is part of every message.
+    """Losses and metrics of all stages up to this one: one flat float32 tensor, which is part of every message.
 
     ::
 
-        | vitals of stage P-1 | ... | vitals of stage 0 | losses of layer 1 | ... | losses of layer N |
+        | metrics of stage P-1 | ... | metrics of stage 0 | losses of layer 1 | ... | losses of layer N |
                           `---- what stage p takes over from stage p - 1: one piece, one copy ---´
 
     Args:
@@ -82,11 +82,11 @@ class Report:
     """
 
     def __init__(self, *, stages: int, layers: int, stage: int, first_layer: int, device: torch.device) -> None:
-        width = len(Vitals._fields)
+        width = len(StageMetrics._fields)
         self.flat = torch.full((width * stages + 2 * layers,), math.nan, device=device)
         self.losses = self.flat[width * stages :].view(layers, 2)
         """``(N, 2)``, a view: ``(A_i, E_i)`` of every layer."""
-        self._vitals = self.flat[: width * stages].view(stages, width)
+        self._metrics = self.flat[: width * stages].view(stages, width)
         self._own = stages - 1 - stage
         self._earlier = slice(width * (stages - stage), width * stages + 2 * first_layer)
 
@@ -94,11 +94,11 @@ class Report:
         """Copies what the previous stage knows of itself and those before it."""
         self.flat[self._earlier] = flat[self._earlier]
 
-    def set_vitals(self, vitals: Vitals) -> None:
+    def set_metrics(self, metrics: StageMetrics) -> None:
         """Notes this stage's own, without waiting for the device."""
         pinned = self.flat.device.type == "cuda"
-        self._vitals[self._own].copy_(torch.tensor(vitals, dtype=torch.float32, pin_memory=pinned), non_blocking=True)
+        self._metrics[self._own].copy_(torch.tensor(metrics, dtype=torch.float32, pin_memory=pinned), non_blocking=True)
 
-    def vitals(self) -> list[Vitals]:
+    def stage_metrics(self) -> list[StageMetrics]:
         """Those of all stages, in their order; waits for the device."""
-        return [Vitals(*row) for row in reversed(self._vitals.tolist())]
+        return [StageMetrics(*row) for row in reversed(self._metrics.tolist())]

@@ -143,7 +143,7 @@ class RecordedSchedule:
 
     @property
     def current(self) -> tuple[PipeInstruction, float] | None:
-        """The instruction that this stage is in, and when it began; read by the stall watch's thread."""
+        """The instruction that this stage is in, and when it began; read by the watchdog's thread."""
         instruction = self.progress.instruction
         return None if instruction is None else (instruction, self.progress.since)
 

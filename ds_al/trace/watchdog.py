@@ -110,7 +110,7 @@ def waits_for(
     return "computes"
 
 
-class StallWatch:
+class Watchdog:
     """Watches one engine from a thread of its own; made by :meth:`start`, ended by :meth:`stop`.
 
     Args:
@@ -129,13 +129,13 @@ class StallWatch:
         _watches += 1
         self._store: Store | None = None
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ds_al stall watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="ds_al watchdog", daemon=True)
         self._thread.start()
         # A daemon thread that comes back from the store while the interpreter is being taken down would abort it.
         atexit.register(self.stop)
 
     @classmethod
-    def start(cls, engine: Any, *, seconds: float | None, on_stall: Literal["continue", "end"]) -> StallWatch | None:
+    def start(cls, engine: Any, *, seconds: float | None, on_stall: Literal["continue", "end"]) -> Watchdog | None:
         """A running watch; ``None``, and no thread, where ``seconds`` is ``None``."""
         return None if seconds is None else cls(engine, seconds=seconds, on_stall=on_stall)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ds_al.config.associated_learning import StrictModel, validate
+from ds_al.config.base import StrictModel, validate
 from ds_al.errors import ALConfigError
 
 Strategy = Literal["no", "steps", "epoch"]

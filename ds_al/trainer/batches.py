@@ -11,7 +11,7 @@ from torch import Tensor
 from ds_al.convert import batch_fn as of_transformers
 from ds_al.data.loader import OrderedBatches
 from ds_al.errors import ALDataError
-from ds_al.layer import Activation
+from ds_al.tensors import Activation
 
 LABELS = ("labels", "label", "label_ids")
 COLUMNS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values", *LABELS)

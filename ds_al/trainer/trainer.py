@@ -36,7 +36,7 @@ from transformers.trainer_utils import (
 )
 
 from ds_al.checkpoint.folder import INDEX
-from ds_al.config import associated_learning as configs
+from ds_al.config.base import BLOCK, with_scheduler_steps
 from ds_al.convert.export import export
 from ds_al.engine import ALPipelineEngine
 from ds_al.entry import initialize, read_config
@@ -377,12 +377,12 @@ class ALTrainer:
             data = self.batches.used(self.train_dataset)
         by_epochs = math.ceil(self.args.num_train_epochs * self._steps_per_epoch)
         self._max_steps = steps = self.args.max_steps if self.args.max_steps > 0 else by_epochs
-        al = dict(content.get(configs.BLOCK, {}))
+        al = dict(content.get(BLOCK, {}))
         if self.args.save_total_limit is not None:
             al["checkpoint"] = {**al.get("checkpoint", {}), "keep_last": self.args.save_total_limit}
         per_batch = al.get("steps_per_batch") or content.get("gradient_accumulation_steps", 1)
         counted = steps * per_batch if al.get("count") == "step" else steps
-        content = configs.with_scheduler_steps({**content, configs.BLOCK: al}, counted)
+        content = with_scheduler_steps({**content, BLOCK: al}, counted)
         engine, *_ = initialize(model=module, config=content, training_data=data, collate_fn=self.batches.collate)
         return engine
 

@@ -5,9 +5,9 @@
     (s ..., t ..., report)  --- encode --->  tensors that travel  --- decode --->  (s ..., t ..., report)
 
 Encoded are the activations and what is float32 of the target message: codes and code tables. Labels and other
-integers, masks of booleans, other floats and the report (losses and vitals) travel as they are. A stage's neighbour
-trains on what arrives, so the result depends on where the network is cut; it depends on nothing else, neither on the
-schedule nor on the queue depth. Nothing is drawn at random, and no device is waited for.
+integers, masks of booleans, other floats and the report (losses and stage metrics) travel as they are. A stage's
+neighbour trains on what arrives, so the result depends on where the network is cut; it depends on nothing else, neither
+on the schedule nor on the queue depth. Nothing is drawn at random, and no device is waited for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BLOCK = 128
 _STEPS = 127  # of int8, on either side of 0
 
 
-class Wire:
+class Compression:
     """Messages as they are: ``"fp32"``."""
 
     def encode(self, message: Message) -> Message:
@@ -51,7 +51,7 @@ class Wire:
         return torch.zeros_like(x)
 
 
-class BFloat16Wire(Wire):
+class BFloat16Compression(Compression):
     """``"bf16"``: rounded to the nearest bfloat16, so to within ``2^-8`` of each number. NaN and infinity arrive."""
 
     def encode(self, message: Message) -> Message:
@@ -78,7 +78,7 @@ class BFloat16Wire(Wire):
         return (2.0**-8 * x.abs()).clamp_min(2.0**-133)
 
 
-class Int8Wire(Wire):
+class Int8Compression(Compression):
     """``"int8"``: a scale per block of :data:`BLOCK` numbers, the largest magnitude in it, in float32.
 
     Numbers arrive to within half a step, ``scale / 254``; zeros and the largest of a block are exact. A block that
@@ -110,7 +110,7 @@ class Int8Wire(Wire):
         return scales * (0.5 / _STEPS + 2.0**-22) + torch.finfo(torch.float32).tiny
 
 
-WIRES: dict[str, type[Wire]] = {"fp32": Wire, "bf16": BFloat16Wire, "int8": Int8Wire}
+COMPRESSIONS: dict[str, type[Compression]] = {"fp32": Compression, "bf16": BFloat16Compression, "int8": Int8Compression}
 """By ``message_dtype``."""
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ds_al.layer import Activation
-from ds_al.objectives import Target
+from ds_al.tensors import Activation, Target
 
 
 def pack(s: Activation, t: Target, report: Tensor) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import ds_al
 from ds_al.baseline import data_parallel
-from ds_al.config.associated_learning import BLOCK
+from ds_al.config.base import BLOCK
 from ds_al.errors import ALConfigError
 from ds_al.models import build_twin
 from ds_al.parallel.world import join_world

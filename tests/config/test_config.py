@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from ds_al.config.associated_learning import BLOCK, ALConfig, al_config, read
+from ds_al.config.associated_learning import ALConfig, al_config
+from ds_al.config.base import BLOCK, read_file
 from ds_al.config.deepspeed import DEEPSPEED_KEYS, honour, zero_stage
 from ds_al.config.precision import Precision
 from ds_al.errors import ALConfigError
@@ -131,13 +132,13 @@ def test_defaults() -> None:
 
 def test_reading_a_file(tmp_path: Path) -> None:
     with pytest.raises(ALConfigError, match="does not exist"):
-        read(tmp_path / "none.json")
+        read_file(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text('{"a": 1,}')
     with pytest.raises(ALConfigError, match=r"bad\.json' is not valid JSON: .*line 1"):
-        read(tmp_path / "bad.json")
+        read_file(tmp_path / "bad.json")
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ALConfigError, match="holds a list: expected an object"):
-        read(tmp_path / "list.json")
+        read_file(tmp_path / "list.json")
 
 
 def test_override_sets_json_values_and_strings() -> None:
@@ -158,7 +159,7 @@ def test_a_missing_experiment_block_is_named() -> None:
     "path", sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json")), ids=lambda p: p.stem
 )
 def test_the_configs_in_the_repository_are_valid(path: Path) -> None:
-    config = read(path)
+    config = read_file(path)
     experiment = experiment_config(config)
     assert path.stem == experiment.name
     honour({key: value for key, value in config.items() if key != "experiment"}, al_config(config))

@@ -14,8 +14,9 @@ from ds_al.convert import batch_fn
 from ds_al.convert.hugging_face import layer_specs, load, twin_layers
 from ds_al.convert.text import attention_masks
 from ds_al.errors import ALConfigError
-from ds_al.layer import ALLayer, predict, stop_gradient
+from ds_al.layer import ALLayer, predict
 from ds_al.spec import _build
+from ds_al.tensors import stop_gradient
 from tests.support.hugging_face_models import CASES, LM, WORDS, Case, V
 
 TEXT = [name for name, case in CASES.items() if case.task != "image-classification"]

@@ -14,10 +14,11 @@ from ds_al.convert.language import TokenReader
 from ds_al.convert.layers import layer_specs as list_specs
 from ds_al.convert.text import TextBlocks
 from ds_al.errors import ALConfigError
-from ds_al.layer import ALLayer, predict, stop_gradient
+from ds_al.layer import ALLayer, predict
 from ds_al.objectives import TokenCodes
 from ds_al.optim.local import LocalOptimizer
 from ds_al.partition.layer_times import measure
+from ds_al.tensors import stop_gradient
 from tests.convert.test_hugging_face import _without_gradient, built
 from tests.support.hugging_face_models import CASES, LM, WORDS
 

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from ds_al.convert.layers import layer_specs
 from ds_al.errors import ALConfigError
-from ds_al.layer import ALLayer, predict, stop_gradient
+from ds_al.layer import ALLayer, predict
 from ds_al.models import build_twin
+from ds_al.tensors import stop_gradient
 
 V, SEED = 5, 7
 

@@ -19,7 +19,8 @@ from ds_al.__main__ import main
 from ds_al.convert.hugging_face import layer_specs
 from ds_al.convert.layers import layer_specs as list_specs
 from ds_al.launch.ranks import run_ranks
-from ds_al.layer import ALLayer, predict, seed_layer, stop_gradient
+from ds_al.layer import ALLayer, predict, seed_layer
+from ds_al.tensors import stop_gradient
 from tests.convert.test_layers import V, cnn
 from tests.support import reference, reference_objectives
 from tests.support.engines import SEED, State, different, engine_config, merge

@@ -14,7 +14,7 @@ from rich.console import Console
 from ds_al.experiment.budget import Budget
 from ds_al.experiment.display import Display
 from ds_al.experiment.live import Averages, Slowest, advice, slowest
-from ds_al.trace import Report, Vitals, VitalsMeter
+from ds_al.trace import Report, StageMeter, StageMetrics
 
 NAN = math.nan
 
@@ -58,16 +58,18 @@ def test_the_advice_fits_the_cause(data: float, layers: int, method: str, expect
 def test_one_short_batch_marks_nobody() -> None:
     averages = Averages()
     for _ in range(10):
-        busy = averages.busy({0: vitals(busy=0.9), 1: vitals(busy=0.9)})
+        busy = averages.busy({0: stage_metrics(busy=0.9), 1: stage_metrics(busy=0.9)})
     assert slowest(busy) is None
-    assert slowest(averages.busy({0: vitals(busy=0.6), 1: vitals(busy=0.9)})) is None
+    assert slowest(averages.busy({0: stage_metrics(busy=0.6), 1: stage_metrics(busy=0.9)})) is None
     for _ in range(10):
-        busy = averages.busy({0: vitals(busy=0.6), 1: vitals(busy=0.9)})
+        busy = averages.busy({0: stage_metrics(busy=0.6), 1: stage_metrics(busy=0.9)})
     assert slowest(busy) is not None
 
 
-def vitals(**values: float) -> Vitals:
-    return Vitals(**{"micro_batches": 0, "busy": 0, "data": 0, "queue_full": 0, "samples_per_second": 0, **values})
+def stage_metrics(**values: float) -> StageMetrics:
+    return StageMetrics(
+        **{"micro_batches": 0, "busy": 0, "data": 0, "queue_full": 0, "samples_per_second": 0, **values}
+    )
 
 
 def shown(engine: Any, *, method: str = "streaming", terminal: bool = True) -> str:
@@ -100,7 +102,7 @@ class FakeEngine(SimpleNamespace):
     def get_lr(self) -> list[float]:
         return [0.003]
 
-    def vitals(self) -> dict[int, Vitals]:
+    def stage_metrics(self) -> dict[int, StageMetrics]:
         return self.known
 
 
@@ -108,9 +110,9 @@ AL = FakeEngine(
     module=SimpleNamespace(parts=[0, 1, 2, 4]),
     report=torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [6.0, 7.0]]),
     known={
-        0: vitals(micro_batches=1240, busy=0.31, queue_full=1.0, samples_per_second=2100),
-        1: vitals(micro_batches=1236, busy=0.28, queue_full=0.75, samples_per_second=2101),
-        2: vitals(micro_batches=1232, busy=0.97, queue_full=NAN, samples_per_second=2102),
+        0: stage_metrics(micro_batches=1240, busy=0.31, queue_full=1.0, samples_per_second=2100),
+        1: stage_metrics(micro_batches=1236, busy=0.28, queue_full=0.75, samples_per_second=2101),
+        2: stage_metrics(micro_batches=1232, busy=0.97, queue_full=NAN, samples_per_second=2102),
     },
 )
 
@@ -131,7 +133,7 @@ def test_the_twin_shows_its_own_row() -> None:
     twin = FakeEngine(
         module=SimpleNamespace(parts=[0, 1, 2, 4]),
         agg_train_loss=torch.tensor(0.25),
-        known={2: vitals(micro_batches=8, busy=0.5, queue_full=NAN, samples_per_second=900)},
+        known={2: stage_metrics(micro_batches=8, busy=0.5, queue_full=NAN, samples_per_second=900)},
     )
     text = shown(twin, method="bp_1f1b")
     assert ["2", "8", "900", "50%", "-", "0.2500"] in rows(text)
@@ -149,22 +151,22 @@ def test_a_stage_takes_over_what_those_before_it_know_and_no_more() -> None:
         for stage, first in enumerate([0, 1, 3])
     ]
     for stage, (report, bounds) in enumerate(zip(reports, [(0, 1), (1, 3), (3, 4)], strict=True)):
-        report.set_vitals(vitals(micro_batches=stage + 1))
+        report.set_metrics(stage_metrics(micro_batches=stage + 1))
         report.losses[slice(*bounds)] = float(stage)
     reports[1].take_over(reports[0].flat)
     reports[2].take_over(reports[1].flat)
-    reports[0].set_vitals(vitals(micro_batches=99))  # what has not been sent is not known
-    assert [v.micro_batches for v in reports[2].vitals()] == [1, 2, 3]
+    reports[0].set_metrics(stage_metrics(micro_batches=99))  # what has not been sent is not known
+    assert [v.micro_batches for v in reports[2].stage_metrics()] == [1, 2, 3]
     assert reports[2].losses.tolist() == [[0, 0], [1, 1], [1, 1], [2, 2]]
-    assert reports[1].losses[3:].isnan().all() and math.isnan(reports[1].vitals()[2].busy)
+    assert reports[1].losses[3:].isnan().all() and math.isnan(reports[1].stage_metrics()[2].busy)
 
 
 def test_vitals_are_of_the_last_batch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 12.0])
     monkeypatch.setattr("ds_al.trace.metrics.time.perf_counter", lambda: next(clock))
-    meter = VitalsMeter()
+    meter = StageMeter()
     before = {"RecvActivation": 5.0, "SendActivation": 1.0, "samples": 100, "messages": 10, "found_full": 3}
     meter.start(before)
     after = {"RecvActivation": 5.5, "SendActivation": 1.25, "LoadMicroBatch": 0.5, "Barrier": 0.25, "ForwardPass": 0.5}
     read = meter.stop({**after, "samples": 140, "messages": 14, "found_full": 4}, micro_batches=14)
-    assert read == Vitals(micro_batches=14, busy=0.5, data=0.25, queue_full=0.25, samples_per_second=20.0)
+    assert read == StageMetrics(micro_batches=14, busy=0.5, data=0.25, queue_full=0.25, samples_per_second=20.0)

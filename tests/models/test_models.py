@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from ds_al.errors import ALConfigError
-from ds_al.layer import predict, stop_gradient
+from ds_al.layer import predict
 from ds_al.models import AL_MODELS, TWINS, build_al, build_twin
 from ds_al.models.grouping import block_groups
 from ds_al.models.vision import Subsampled
-from ds_al.tensors import is_channels_last
+from ds_al.tensors import is_channels_last, stop_gradient
 from tests.support.model_cases import BATCH, CASES, CLASSES, CODE, Case, al_layers, one_hot, parts, twin_layers
 
 

@@ -7,8 +7,9 @@ import copy
 import pytest
 import torch
 
-from ds_al.layer import predict, stop_gradient
+from ds_al.layer import predict
 from ds_al.objectives import OBJECTIVES
+from ds_al.tensors import stop_gradient
 from tests.support.model_cases import BATCH, CASES, CLASSES, al_layers, one_hot
 
 LABELS = torch.arange(BATCH) % CLASSES

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ds_al.errors import ALConfigError
-from ds_al.layer import predict, stop_gradient
+from ds_al.layer import predict
 from ds_al.models import build_al, build_twin
 from ds_al.models.text_bridges import pooled
+from ds_al.tensors import stop_gradient
 from tests.support.model_cases import (
     BATCH,
     CASES,

@@ -9,11 +9,12 @@ import torch
 from deepspeed.runtime.fp16 import loss_scaler
 from torch import nn
 
-from ds_al.config.precision import BF16Config, FP16Config, Precision, full_state, lower, stepped
+from ds_al.config.precision import BF16Config, FP16Config, Precision
 from ds_al.errors import ALLayerError
 from ds_al.layer import ALLayer
 from ds_al.optim.local import LocalOptimizer
 from ds_al.optim.loss_scale import LayerScale
+from ds_al.optim.masters import full_state, lower, stepped
 
 FINITE, OVERFLOW = 1.0, float("inf")
 

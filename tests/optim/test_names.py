@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from ds_al.config.associated_learning import ALConfig, OptimizerConfig
+from ds_al.config.associated_learning import ALConfig
+from ds_al.config.optimizers import OptimizerConfig
 from ds_al.errors import ALConfigError
 from ds_al.optim.names import check
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 import ds_al
 from ds_al.checkpoint.consolidate import consolidate
-from ds_al.config.precision import stepped
 from ds_al.errors import ALConfigError
-from ds_al.layer import first
+from ds_al.optim.masters import stepped
 from ds_al.optim.muon import MuonAdamW, tag_embeddings
+from ds_al.tensors import first
 from tests.support import reference
 from tests.support.collectives import collectives
 from tests.support.engines import (

@@ -10,9 +10,9 @@ import torch
 from deepspeed import comm as dist
 
 import ds_al
-from ds_al.config.precision import stepped
 from ds_al.errors import ALConfigError
 from ds_al.optim.local import trained_parameters
+from ds_al.optim.masters import stepped
 from tests.support.collectives import collectives
 from tests.support.engines import MICRO_BATCHES, SEED, State, different, engine_config, engine_state, merge
 from tests.support.networks import NETWORKS

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import ds_al
-from ds_al.config.precision import full_state, stepped
+from ds_al.optim.masters import full_state, stepped
 from tests.support.networks import NETWORKS
 
 SEED = 7

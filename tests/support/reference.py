@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ds_al.layer import ALLayer, seed_layer, stop_gradient
+from ds_al.layer import ALLayer, seed_layer
+from ds_al.tensors import stop_gradient
 
 Optimizers = list[tuple[torch.optim.Optimizer | None, torch.optim.Optimizer | None]]
 Maker = Callable[[list[nn.Parameter]], torch.optim.Optimizer]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ds_al.layer import ALLayer, seed_layer, stop_gradient
+from ds_al.layer import ALLayer, seed_layer
+from ds_al.tensors import stop_gradient
 
 Optimizers = list[list[torch.optim.Optimizer]]
 

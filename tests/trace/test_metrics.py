@@ -10,7 +10,7 @@ from torch import nn
 
 from ds_al.experiment.live import slowest
 from ds_al.launch.ranks import run_ranks
-from ds_al.trace import Vitals
+from ds_al.trace import StageMetrics
 from tests.support.engines import MICRO_BATCHES, make_engine
 from tests.support.networks import NETWORKS
 
@@ -30,7 +30,7 @@ class Sleeps(nn.Module):
         return self.block(x)
 
 
-def known(slow: int) -> tuple[dict[int, Vitals], list[list[float]]]:
+def known(slow: int) -> tuple[dict[int, StageMetrics], list[list[float]]]:
     """Worker: what this stage knows after some batches, of which one stage takes longer than the others."""
     engine = make_engine()
     for _, layer in engine.layers:
@@ -39,21 +39,21 @@ def known(slow: int) -> tuple[dict[int, Vitals], list[list[float]]]:
     for _ in range(BATCHES):
         engine.train_batch(batches)
     engine.flush()
-    return engine.vitals(), engine.report.tolist()
+    return engine.stage_metrics(), engine.report.tolist()
 
 
 @pytest.mark.parametrize("slow", [0, 1])
 def test_the_last_stage_knows_who_is_the_slowest(slow: int) -> None:
     first, last = run_ranks(f"{__name__}:known", 2, slow=slow)
-    vitals, report = last
-    assert list(first[0]) == [0] and list(vitals) == [0, 1]  # nothing comes back
+    stage_metrics, report = last
+    assert list(first[0]) == [0] and list(stage_metrics) == [0, 1]  # nothing comes back
     assert torch.isnan(torch.tensor(first[1][2:])).all() and not torch.isnan(torch.tensor(report)).any()
     # The first stage's are of the end of its last batch but one: they came with the messages of its last.
-    assert vitals[0].micro_batches == (BATCHES - 1) * MICRO_BATCHES
-    assert vitals[1].micro_batches == BATCHES * MICRO_BATCHES
-    found = slowest({stage: now.busy for stage, now in vitals.items()})
+    assert stage_metrics[0].micro_batches == (BATCHES - 1) * MICRO_BATCHES
+    assert stage_metrics[1].micro_batches == BATCHES * MICRO_BATCHES
+    found = slowest({stage: now.busy for stage, now in stage_metrics.items()})
     assert found is not None and found.stage == slow
     # Before a slow stage the queue is full most of the time, before a fast one it is not.
-    assert (vitals[0].queue_full > 0.5) == (slow == 1)
+    assert (stage_metrics[0].queue_full > 0.5) == (slow == 1)
     expected = 8 / (2 * 0.04)  # samples of a micro-batch, by the seconds that the slow stage's two layers take
-    assert all(0.3 * expected < now.samples_per_second <= 1.1 * expected for now in vitals.values())
+    assert all(0.3 * expected < now.samples_per_second <= 1.1 * expected for now in stage_metrics.values())

@@ -16,7 +16,7 @@ from deepspeed.pipe import LayerSpec, PipelineModule
 from torch import nn
 
 import ds_al
-from ds_al.config.associated_learning import BLOCK
+from ds_al.config.base import BLOCK
 from ds_al.launch.ranks import RankFailure, run_ranks
 from ds_al.models import build_al
 from ds_al.schedule import AL_SCHEDULES, BACKPROP_SCHEDULES

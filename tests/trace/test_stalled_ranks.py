@@ -153,7 +153,7 @@ def evaluate_slowly() -> str:
         batches = iter(NETWORKS["mlp"].batches(MICRO_BATCHES))
         engine.train_batch(batches)
         engine.evaluate(Slow(NETWORKS["mlp"].batches(8)))
-    engine.stall_watch.stop()
+    engine.watchdog.stop()
     return text.getvalue()
 
 
@@ -178,7 +178,7 @@ def test_the_watch_neither_holds_a_process_up_nor_disturbs_its_end() -> None:
 def without_a_watch() -> list[str]:
     """Worker: the names of this rank's threads."""
     engine = make_engine()
-    assert engine.stall_watch is None
+    assert engine.watchdog is None
     return [thread.name for thread in threading.enumerate()]
 
 

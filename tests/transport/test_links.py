@@ -25,7 +25,7 @@ from ds_al.models import build_al, build_twin
 from ds_al.schedule import AL_SCHEDULES
 from ds_al.studies.bench.traffic import measure_traffic
 from ds_al.transport import slow_link as link
-from ds_al.transport.compression import WIRES
+from ds_al.transport.compression import COMPRESSIONS
 from ds_al.transport.slow_link import SlowReceiver, SlowSender, wait_until
 from tests.support.engines import MICRO_BATCHES, SEED, State, different, engine_config, engine_state, merge
 from tests.support.networks import NETWORKS, Network
@@ -133,7 +133,7 @@ def channel(config: LinkConfig) -> list[tuple[float, int, int]]:
 def test_counted_bytes_are_those_of_the_formula() -> None:
     rows = measure_traffic(("transformer",), stages=2, micro_batch=4)
     assert [(row["method"], row["message_dtype"]) for row in rows] == [
-        *(("streaming", message_dtype) for message_dtype in WIRES), ("bp_1f1b", "fp32"),
+        *(("streaming", message_dtype) for message_dtype in COMPRESSIONS), ("bp_1f1b", "fp32"),
     ]  # fmt: skip
     for row in rows:
         assert row["bytes"] == row["formula"], row

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ds_al.layer import Activation, ALLayer, stop_gradient
+from ds_al.layer import ALLayer
 from ds_al.models import build_al, build_twin
 from ds_al.models.cost import model_cost
 from ds_al.optim.local import LocalOptimizer
@@ -25,6 +25,7 @@ from ds_al.partition.plan import balance
 from ds_al.planner import StageCost
 from ds_al.stage import LocalStage
 from ds_al.studies.bench import workloads
+from ds_al.tensors import Activation, stop_gradient
 
 _DEVICE = torch.device("cpu")
 

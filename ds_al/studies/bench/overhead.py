@@ -21,7 +21,7 @@ from deepspeed.pipe import LayerSpec, PipelineModule
 from torch import Tensor, nn
 
 import ds_al
-from ds_al.config.associated_learning import BLOCK
+from ds_al.config.base import BLOCK
 from ds_al.launch.ranks import run_ranks, tell
 from ds_al.parallel.world import join_world
 from ds_al.schedule import AL_SCHEDULES

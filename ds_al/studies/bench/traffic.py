@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ds_al.launch.ranks import run_ranks
-from ds_al.layer import stop_gradient
 from ds_al.models import build_al
 from ds_al.studies.bench import workloads
 from ds_al.studies.bench.cases import START_UP, train, world_size
-from ds_al.trace.metrics import Vitals
-from ds_al.transport.compression import BLOCK, WIRES
+from ds_al.tensors import stop_gradient
+from ds_al.trace.metrics import StageMetrics
+from ds_al.transport.compression import BLOCK, COMPRESSIONS
 
 Row = dict[str, Any]
 BP = "bp_1f1b"
@@ -55,7 +55,7 @@ def measure_traffic(
             up = by_rank[boundary + 1][BP]["gradients"]
             backprop = by_rank[boundary][BP]["activations"] + up
             common = {"network": model, "stages": stages, "samples": micro_batch, "boundary": boundary + 1}
-            for message_dtype in WIRES:
+            for message_dtype in COMPRESSIONS:
                 sent = by_rank[boundary][message_dtype]
                 rows.append(
                     {
@@ -107,7 +107,7 @@ def message_shapes(
     x, labels = next(workloads.random_batches(model, size=micro_batch))
     classes = workloads.CLASSES
     s, t = x, layers[0].objective.first_target(labels, F.one_hot(labels, classes).to(torch.float32))
-    report = len(Vitals._fields) * stages + 2 * len(layers)
+    report = len(StageMetrics._fields) * stages + 2 * len(layers)
     for index, layer in enumerate(layers):
         if index in _cuts(len(layers), stages):
             yield _parts(s), _parts(t), report
@@ -127,14 +127,14 @@ def count_on_rank(model: str, micro_batch: int) -> dict[str, dict[str, float]]:
     }
     data = list(itertools.islice(workloads.random_batches(model, size=micro_batch), 2))
     counts: dict[str, dict[str, float]] = {}
-    for message_dtype in WIRES:
+    for message_dtype in COMPRESSIONS:
         engine = workloads.model_engine("streaming", **options, block={"message_dtype": message_dtype})
         sent = _listen(engine)
         _train_twice(engine, data)
         stats = engine.stats()
         counts[message_dtype] = {
             "bytes": stats.bytes_sent // max(stats.messages_sent, 1),
-            "relative_error": engine.wire.relative_error(sent[-1][0]) if sent else 0.0,
+            "relative_error": engine.compression.relative_error(sent[-1][0]) if sent else 0.0,
         }
     engine = workloads.model_engine(BP, **options)
     _train_twice(engine, data)
@@ -151,13 +151,13 @@ def _train_twice(engine: Any, data: Sequence[Any]) -> None:
 def _listen(engine: Any) -> list[tuple[Tensor, ...]]:
     """Keeps what this stage sends, before it is encoded."""
     sent: list[tuple[Tensor, ...]] = []
-    encode = engine.wire.encode
+    encode = engine.compression.encode
 
     def listening(message: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         sent.append(message)
         return encode(message)
 
-    engine.wire.encode = listening
+    engine.compression.encode = listening
     return sent
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import ds_al
 from ds_al.baseline import data_parallel
-from ds_al.config.associated_learning import BLOCK
+from ds_al.config.base import BLOCK
 from ds_al.models import build_al, build_twin
 from ds_al.partition.plan import explicit
 from ds_al.schedule import AL_SCHEDULES, BACKPROP_SCHEDULES

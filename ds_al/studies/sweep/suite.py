@@ -45,8 +45,9 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from ds_al.config import associated_learning as configs
-from ds_al.config.associated_learning import StrictModel, validate
+from ds_al.config.associated_learning import al_config
+from ds_al.config.base import StrictModel, read_file, validate
+from ds_al.config.methods import AL_METHODS, BACKPROP_METHODS
 from ds_al.errors import ALConfigError
 from ds_al.experiment.config import experiment_config, override
 from ds_al.experiment.recipes import RECIPES, with_recipe
@@ -166,7 +167,7 @@ def cells(suite: Suite, *, folder: Path, seeds: int) -> Iterator[Cell]:
             name = group.config or suite.config
             if name is None:
                 raise ALConfigError(f"suite {suite.name!r}, group {group.name!r}: give a config, there or to the suite")
-            base = override(configs.read(folder / name), _assignments(group.set))
+            base = override(read_file(folder / name), _assignments(group.set))
             tuned = chosen[group.tuned] if group.tuned else {}
             seen = set()
             for stages in group.stages:
@@ -195,7 +196,7 @@ def _of_group(
                 keys_of_cell = {**layers, **settings, **tried, "experiment.seed": seed}
                 config = with_recipe(override(base, _assignments(keys_of_cell)))
                 experiment_config(config)
-                configs.al_config(config)
+                al_config(config)
                 yield Cell(group.name, method, trial, depth, processes, seed, config)
 
 
@@ -248,7 +249,7 @@ def _read_chosen(suite: Suite, folder: Path) -> dict[str, dict[str, dict[str, An
     """Keys by group and method, of all files of chosen settings that are there."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for path in (folder / name for name in suite.chosen):
-        for row in configs.read(path)["rows"] if path.exists() else ():
+        for row in read_file(path)["rows"] if path.exists() else ():
             found.setdefault(row["group"], {})[row["method"]] = row["keys"]
     return found
 
@@ -257,13 +258,13 @@ def _settings(name: str) -> dict[str, Any]:
     """What a method's name stands for, as keys of the config."""
     if name in _SINGLE:
         return {"associated_learning.method": "bp_1f1b"}
-    if name in (*configs.AL_METHODS, *configs.BACKPROP_METHODS):
+    if name in (*AL_METHODS, *BACKPROP_METHODS):
         return {"associated_learning.method": name}
     if name in OBJECTIVES:
         return {"associated_learning.method": "streaming", "experiment.model.al_options.objective.name": name}
     if name in RECIPES:
         return {"associated_learning.method": "streaming", "experiment.recipe": name, "optimizer": None}
-    known = [*_SINGLE, *RECIPES, *configs.AL_METHODS, *configs.BACKPROP_METHODS, *OBJECTIVES]
+    known = [*_SINGLE, *RECIPES, *AL_METHODS, *BACKPROP_METHODS, *OBJECTIVES]
     raise ALConfigError(f"unknown method {name!r}: expected one of {', '.join(known)}, or a key 'method' that is one")
 
 
