@@ -11,7 +11,7 @@ from torch import nn
 
 from ds_al import ALLayerSpec
 from ds_al.errors import ALConfigError
-from ds_al.exits import check_threshold, confidence_of, early_exits, leaves_at
+from ds_al.exits import averaged_accuracy, check_average, check_threshold, confidence_of, early_exits, leaves_at
 from ds_al.experiment.exits import averaged_rows, confidence_rows, draw_exits, exit_rows
 from ds_al.models import build_al
 from ds_al.models.exit_cost import ExitCost, averaged_exits, exit_costs, fixed_exit, tried_exits
@@ -85,3 +85,16 @@ def test_the_curve_is_drawn(tmp_path: Path) -> None:
     rows = confidence_rows(early_exits(CONFIDENCE, CORRECT, [0.5, 0.8, 1.0]), COSTS)
     draw_exits(exit_rows([0.5, 0.6, 0.7], COSTS), rows, tmp_path / "early_exit.png")
     assert (tmp_path / "early_exit.png").stat().st_size > 5000
+
+
+def test_each_number_of_exits_is_averaged_from_the_last_one_on() -> None:
+    first = torch.tensor([[0.9, 0.1], [0.4, 0.6]])
+    last = torch.tensor([[0.3, 0.7], [0.45, 0.55]])
+    # Alone the last exit is wrong on the first sample; the first one is so sure there that the mean is right.
+    assert averaged_accuracy(torch.stack([first, last]), torch.tensor([0, 1])) == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("average", [0, 3])
+def test_exits_that_are_not_there_are_refused(average: int) -> None:
+    with pytest.raises(ALConfigError, match=f"average={average}: expected 1..2"):
+        check_average(average, exit=2)
