@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ds_al.checkpoint.weights import load_weights
     from ds_al.convert.export import export
     from ds_al.convert.hugging_face import from_pretrained
+    from ds_al.convert.layers import from_layers
     from ds_al.engine import ALPipelineEngine
     from ds_al.entry import initialize
     from ds_al.errors import (
@@ -47,6 +48,7 @@ __all__ = [
     "ALVersionError",
     "StageStats",
     "export",
+    "from_layers",
     "from_pretrained",
     "initialize",
     "load_weights",
@@ -62,6 +64,7 @@ _HOMES = {
     "ALTrainingArguments": "trainer.arguments",
     "StageStats": "trace",
     "export": "convert.export",
+    "from_layers": "convert.layers",
     "from_pretrained": "convert.hugging_face",
     "initialize": "entry",
     "load_weights": "checkpoint.weights",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ds_al.errors import ALDataError
 from ds_al.objectives import Objective
@@ -77,6 +78,10 @@ class BatchPreparation:
         if self.device.type == "cuda" and tensor.device.type == "cpu":
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
+
+    def on_device(self, modules: Iterable[nn.Module]) -> list[nn.Module]:
+        """Moves modules to the device, in the precision that layers compute in."""
+        return [module.to(self.device, self.dtype) for module in modules]
 
     def split(self, batch: Any) -> tuple[Activation, Tensor]:
         """Checks ``(x, labels)`` of any batch size and returns it with ``x`` a tensor or a tuple."""

@@ -12,50 +12,39 @@ and ``SendDecoders``: a stage that waits for them does not compute.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 import torch
-from deepspeed import comm as dist
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from ds_al.transport.channel import Receiver, Sender
-
-if TYPE_CHECKING:
-    from ds_al.engine import ALPipelineEngine
+from ds_al.layer import ALLayer
+from ds_al.transport.neighbours import Channels
 
 
 class DecoderCopies:
     """The copies of one stage. Every rank makes one, where the objective asks for them.
 
     Args:
-        engine: of the stage; its layers' objectives get their copies from here.
+        layers: ``(index in the network, layer)`` of the stage; their objectives get the copies of earlier layers.
+        decoders: ``[h_1, ..., h_n]`` up to the stage's last layer, frozen, on the device: they become the copies.
+        channels: for the copies alone.
     """
 
-    def __init__(self, engine: ALPipelineEngine) -> None:
-        self._device = engine.device
-        self.refresh_every = engine.module.objective.refresh_every
-        self._own = [layer.h for _, layer in engine.layers]
-        self._first = engine.layers[0][0]
+    def __init__(
+        self,
+        layers: Sequence[tuple[int, ALLayer]],
+        *,
+        decoders: Sequence[nn.Module],
+        channels: Channels,
+    ) -> None:
+        self.refresh_every = layers[0][1].objective.refresh_every
+        self.sender, self.receiver = channels
+        self._own = [layer.h for _, layer in layers]
+        self._first = layers[0][0]
         # Only those of earlier layers are decoded with here; this stage's own are sent on.
-        self._copies = [
-            h.to(engine.device, engine.preparation.dtype)
-            for h in engine.module.build_decoders(self._first + len(self._own))
-        ]
-        for index, layer in engine.layers:
-            layer.objective.take_earlier(self._copies[:index])
-        ranks = [engine.grid.stage_to_global(stage) for stage in range(engine.num_stages)]
-        # Every rank makes the group of every copy of the pipeline, as torch asks.
-        groups = {tuple(each): dist.new_group(each) for each in engine.grid._topo.get_axis_comm_lists("pipe")}
-        group = groups.get(tuple(ranks))
-        stage = engine.stage_id
-        common: dict[str, Any] = {"device": engine.device, "dynamic": False, "group": group}
-        self.sender = None if engine.is_last_stage() else Sender(
-            ranks[stage + 1], queue_depth=2, stages=(stage, stage + 1), **common
-        )  # fmt: skip
-        self.receiver = None if engine.is_first_stage() else Receiver(
-            ranks[stage - 1], stages=(stage, stage - 1), **common
-        )  # fmt: skip
+        self._copies = list(decoders)
+        for index, layer in layers:
+            layer.objective.earlier = self._copies[:index]
 
     def due(self, micro_batch: int) -> bool:
         """Whether copies are refreshed before the forward of this micro-batch, counted from 0."""

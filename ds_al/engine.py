@@ -16,16 +16,19 @@ Nothing flows from a later stage to an earlier one. Losses travel downstream wit
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MethodType
 from typing import Any, ClassVar
 
 import torch
-from deepspeed import comm as dist
+from deepspeed.runtime.pipe.engine import PipelineEngine
 from deepspeed.runtime.pipe.schedule import (
     BackwardPass,
     ForwardPass,
     LoadMicroBatch,
     OptimizerStep,
+    PipeInstruction,
     PipeSchedule,
     RecvActivation,
     ReduceGrads,
@@ -33,85 +36,140 @@ from deepspeed.runtime.pipe.schedule import (
 )
 from torch import Tensor
 
-from ds_al.assembly import AssembledStage
+from ds_al import host
 from ds_al.batch import BatchPreparation
-from ds_al.checkpoint import Checkpoints
-from ds_al.compute.compile import ComputeOptions
-from ds_al.config.associated_learning import ALConfig
-from ds_al.config.precision import FULL, Precision
-from ds_al.data.loader import ShuffledLoader
+from ds_al.checkpoint.check import Wanted
+from ds_al.checkpoint.saving import Checkpoints
+from ds_al.checkpoint.state import StageState
+from ds_al.checkpoint.writer import Target as CheckpointTarget
+from ds_al.compute.compile import compile_config, compile_layers
+from ds_al.compute.recompute import Recomputed
+from ds_al.config.associated_learning import CompileConfig
+from ds_al.config.base import BLOCK
+from ds_al.config.optimizers import OptimizerConfig
+from ds_al.config.settings import Settings
+from ds_al.data.loader import ShuffledLoader, loader_of
 from ds_al.decoders import DecoderCopies
-from ds_al.errors import ALDataError
+from ds_al.errors import ALCheckpointError, ALConfigError, ALDataError
 from ds_al.inference import Inference
-from ds_al.measured import MeasuredStage
 from ds_al.module import ALPipelineModule
-from ds_al.optim.local import LocalOptimizer
+from ds_al.optim import build, names
+from ds_al.optim.local import Factory, LocalOptimizer, ParamGroups
+from ds_al.parallel.replicas import Replicas
+from ds_al.parallel.topology import StageTopology
+from ds_al.runner import Runner
 from ds_al.schedule import AL_SCHEDULES, Barrier, RefreshDecoders, Repeated, SendDecoders
 from ds_al.stage import LocalStage
 from ds_al.tensors import Activation, Target, first
-from ds_al.trace import Report, StageMeter, Tracing, Watchdog
+from ds_al.trace import (
+    Observation,
+    Recording,
+    Report,
+    StageCounters,
+    StageMeter,
+    StageMetrics,
+    StageStats,
+    Tracing,
+    Watchdog,
+)
 from ds_al.transport.compression import COMPRESSIONS
 from ds_al.transport.message import pack, unpack
+from ds_al.transport.neighbours import Links
 
 
 class _Now:
-    """The micro-batch that a stage is at: ``(s, t)`` before or after its layers."""
+    """The present micro-batch: ``(s, t)`` before or after the stage's layers."""
 
     __slots__ = ("s", "t")
     s: Activation
     t: Target
 
 
-class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOptions):
+class ALPipelineEngine(PipelineEngine):
     """Trains an :class:`~ds_al.module.ALPipelineModule`. Made by :func:`ds_al.initialize`.
 
     It is a ``deepspeed.PipelineEngine``: ``train_batch``, ``eval_batch``, ``set_batch_fn``,
     ``set_train_batch_size``, ``reset_activation_shape``, ``is_first_stage``, ``is_last_stage``,
     ``save_checkpoint`` and ``load_checkpoint`` keep their signatures.
+
+    Private names of DeepSpeed that it overrides or uses (runtime/engine.py and runtime/pipe/engine.py, 0.19.0 and
+    0.19.8): ``_config``, ``_configure_optimizer``, ``_configure_basic_optimizer``, ``_is_supported_optimizer``,
+    ``_is_compiled``, ``_exec_schedule``, ``_INSTRUCTION_MAP``, ``_reserve_pipe_buffers``, ``_next_batch``.
     """
 
     module: ALPipelineModule
-    watchdog: Watchdog | None = None
+    _is_compiled: bool
 
     def __init__(
-        self,
-        *args: Any,
-        al_config: ALConfig,
-        precision: Precision = FULL,
-        zero_stage: int = 0,
-        training_data: Any = None,
-        **kwargs: Any,
+        self, *, model: ALPipelineModule, settings: Settings, training_data: Any = None, **options: Any
     ) -> None:
-        self.al, self.precision, self.zero_stage = al_config, precision, zero_stage
-        self.training_step = False
-        super().__init__(*args, training_data=None, **kwargs)
-        self._is_made = True
+        self.settings, self.al = settings, settings.al
+        self.topology = StageTopology.of(model)
+        self.replicas = Replicas(self.topology.replica, self.topology.replicas, group=self.topology.replica_group)
+        super().__init__(model=model, training_data=None, **options)
+        host.set_precision(self._config, dtype=settings.precision.dtype, zero_stage=settings.zero_stage)
         self.layers = self.module.local_layers
-        self._prepare_layers()
+        if interval := self.module.activation_checkpoint_interval:
+            for _, layer in self.layers:
+                layer.recomputed = Recomputed(layer.f, interval=interval)
+        if self.al.compile is not None:
+            self._compile(self.al.compile)
+
+        self.recording = Recording()
+        handlers = {kind: MethodType(handler, self) for kind, handler in self._INSTRUCTION_MAP.items()}
+        self.runner = Runner(handlers, observe=self._observe, recording=self.recording)
         self.stage = LocalStage(
             self.layers,
             stage_id=self.stage_id,
             base_seed=self.module.base_seed,
             device=self.device,
             number=self.replicas.number,
-            loss_scales=getattr(self.optimizer, "scales", {}),
+            loss_scales=self.optimizer.scales if isinstance(self.optimizer, LocalOptimizer) else {},
+            recording=self.recording,
         )
         self.preparation = BatchPreparation(
             objective=self.module.objective,
             num_classes=self.module.num_classes,
             micro_batch_size=self.micro_batch_size,
             device=self.device,
-            dtype=precision.dtype if precision.is_low else None,
-            check=al_config.check_inputs,
+            dtype=settings.precision.dtype if settings.precision.is_low else None,
+            check=self.al.check_inputs,
             dynamic_shape=self.dynamic_shape,
         )
-        self.sender, self.receiver = self._open_channels()
-        self.compression = COMPRESSIONS[al_config.message_dtype]()
-        self.decoder_copies = DecoderCopies(self) if self.module.objective.needs_earlier_decoders else None
-        self.inference = Inference(self)
+        self.checkpoints = Checkpoints(self.topology)
+        self.links = Links(
+            self.topology,
+            config=self.al,
+            device=self.device,
+            dynamic=self.dynamic_shape,
+            decoders=self.module.objective.needs_earlier_decoders,
+        )
+        self.sender, self.receiver = self.links.training
+        self.compression = COMPRESSIONS[self.al.message_dtype]()
+        self.decoder_copies: DecoderCopies | None = None
+        if self.module.objective.needs_earlier_decoders:
+            self.decoder_copies = DecoderCopies(
+                self.layers,
+                decoders=self.preparation.on_device(self.module.build_decoders(self.layers[-1][0] + 1)),
+                channels=self.links.decoders,
+            )
+        self.inference = Inference(
+            self.module,
+            topology=self.topology,
+            preparation=self.preparation,
+            channels=self.links.evaluation,
+            timed=self.runner.timed,
+        )
+        self.counters = StageCounters(self.stage_id, senders=self.links.senders, receivers=self.links.receivers)
         self.loader: ShuffledLoader | None = None
         if training_data is not None and self.is_first_stage():
-            self.loader = self._loader(training_data)
+            self.loader = loader_of(
+                training_data,
+                batch_size=self.micro_batch_size,
+                seed=self.module.base_seed,
+                collate_fn=self.collate_fn,
+                share=(self.replicas.index, self.replicas.count),
+            )
             self.set_dataloader(self.loader)
 
         self._report = Report(
@@ -124,11 +182,57 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
         self.report = self._report.losses
         """Latest known ``(A_i, E_i)`` of every layer up to this stage, means over a batch; NaN where unknown."""
         self._meter = StageMeter()
-        self._loss_history: list[Tensor] = []
         self._now = _Now()
         self._schedules: dict[tuple[Any, ...], PipeSchedule] = {}
-        self.reset_stats()
-        self.tracing = Tracing.of(self, al_config)
+        self.tracing = Tracing.of(
+            self.al,
+            topology=self.topology,
+            device=self.device,
+            recording=self.recording,
+            parameters=self.module.parameters,
+        )
+        self.watchdog = Watchdog.start(
+            self.runner.progress, topology=self.topology, seconds=self.al.stall_seconds, on_stall=self.al.on_stall
+        )
+
+    # ---- optimizers, which DeepSpeed's constructor makes --------------------------------------------
+
+    def _configure_optimizer(self, client_optimizer: Any, model_parameters: Any) -> None:
+        """Called by DeepSpeed's constructor, when only settings, topology and module are there."""
+        if isinstance(client_optimizer, torch.optim.Optimizer):
+            build.check_instance(client_optimizer, self.settings)
+            super()._configure_optimizer(client_optimizer, model_parameters)
+            return
+        self.basic_optimizer = self.optimizer = build.local_optimizer(
+            self.module.local_layers,
+            settings=self.settings,
+            replicas=self.replicas,
+            given=client_optimizer,
+            by_config=self._factory,
+        )
+
+    def _factory(self, block: OptimizerConfig | None) -> Factory:
+        """Makes optimizers by a block of the config, as DeepSpeed makes that of ``"optimizer"``."""
+        if block is None:
+            return self._configure_basic_optimizer
+
+        def make(groups: ParamGroups) -> torch.optim.Optimizer:
+            with host.optimizer_block(self._config, type=block.type, params=block.params):
+                return self._configure_basic_optimizer(groups)
+
+        return make
+
+    def _is_supported_optimizer(self, optimizer_name: str) -> bool:
+        return names.is_ours(optimizer_name) or super()._is_supported_optimizer(optimizer_name)
+
+    def _configure_basic_optimizer(self, model_parameters: Any) -> torch.optim.Optimizer:
+        return names.from_config(
+            self._config,
+            model_parameters,
+            module=self.module,
+            device=self.device,
+            by_deepspeed=super()._configure_basic_optimizer,
+        )
 
     # ---- training ----------------------------------------------------------------------------------
 
@@ -143,12 +247,13 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
                 ``initialize`` was given training data.
 
         Returns:
-            The sum of this stage's local losses, mean over the batch of this copy of the pipeline: a scalar tensor
+            The sum of this stage's local losses, mean over the batch of this replica of the pipeline: a scalar tensor
             on the device, not waited for. :attr:`report` and :meth:`gather_losses` have the losses of other stages.
 
         Raises:
             ALDataError: a batch that cannot be trained on (first stage).
-            ALLayerError: a layer raised or returned something that cannot travel.
+            ALLayerError: a layer raised or returned something that cannot be sent, or a loss is NaN or infinite; on a
+                GPU, whose host does not wait, such a loss is found one or a few batches later.
             ALTransportError: a neighbouring stage is gone, or shapes changed.
         """
         if not torch.is_grad_enabled():
@@ -158,15 +263,14 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
         if not self.module.training:
             self.module.train()
         if self.tracing is not None:
-            self.tracing.before_batch()
-        self.stage.recorder = self.recorder
+            self.tracing.before_batch(micro_batches=self.micro_batches)
         start = time.perf_counter()
         self._meter.start(self._totals())
         if self.receiver is not None:
             self.receiver.expect(self.micro_batches)
         self._exec_schedule(self._train_schedule())
         loss = self._end_batch()
-        self._counters.wall += time.perf_counter() - start
+        self.counters.wall += time.perf_counter() - start
         self._report.set_metrics(self._meter.stop(self._totals(), micro_batches=self.stage.trained_micro_batches))
         if self.tracing is not None:
             self.tracing.after_batch()
@@ -183,18 +287,22 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
             )
         return self._schedules[key]
 
+    def _exec_schedule(self, pipe_schedule: PipeSchedule) -> None:
+        self._reserve_pipe_buffers(pipe_schedule.num_pipe_buffers())
+        self.fwd_outputs: list[Any] = []
+        self.runner.run(pipe_schedule)
+
     def _end_batch(self) -> Tensor:
         self.micro_steps += self.micro_batches
         self.global_samples += self.train_batch_size()
         losses = self.stage.take_losses(self.micro_batches)
-        self._loss_history.append(losses)
+        self._report.history.append(losses)
         index = self.layers[0][0]
         self.report[index : index + len(self.layers)] = losses
         if self.al.count == "batch":
             self._count_step()
         self.agg_train_loss = losses.sum()
-        if self.device.type == "cpu":
-            self.stage.check_finite(losses)
+        self.stage.check_finite(losses)
         self._log()
         return self.agg_train_loss
 
@@ -219,6 +327,7 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
     # ---- instructions ------------------------------------------------------------------------------
 
     def _exec_load_micro_batch(self, buffer_id: int) -> None:
+        """[1] Takes a micro-batch from the data iterator, on the first stage."""
         start = time.perf_counter()
         try:
             batch = self._next_batch()
@@ -227,46 +336,54 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
                 f"the data ran out after {self.stage.trained_micro_batches} micro-batches: a batch takes "
                 f"{self.micro_batches}. Wrap the loader in deepspeed.utils.RepeatingLoader, or train fewer batches"
             ) from None
-        counters = self._counters
+        counters = self.counters
         counters.waited_for_data = time.perf_counter() - start
         counters.wait_data += counters.waited_for_data
         self._now.s, self._now.t = self.preparation(batch)
 
     def _exec_recv_activations(self, buffer_id: int) -> None:
+        """[1] Takes ``(s, t, report)`` from the previous stage; it may have arrived long before."""
         assert self.receiver is not None
         now, message = self._now, self.compression.decode(self.receiver.receive())
         now.s, now.t, report = unpack(message, target_tensors=self.preparation.objective.target_tensors)
         self._report.take_over(report)
 
     def _exec_forward_pass(self, buffer_id: int) -> None:
+        """[2] Runs f and g of the local layers, and keeps what their backward needs."""
         now = self._now
-        self._counters.samples += first(now.s).shape[0]
+        self.counters.samples += first(now.s).shape[0]
         now.s, now.t = self.stage.forward(now.s, now.t)
 
     def _exec_refresh_decoders(self) -> None:
+        """[1] Takes over the copies of earlier decoders, where that is due at this micro-batch."""
         assert self.decoder_copies is not None
         if self.decoder_copies.due(self.stage.trained_micro_batches):
             self.decoder_copies.refresh()
 
     def _exec_send_decoders(self) -> None:
+        """[1] Sends these copies on, before the forward pass."""
         assert self.decoder_copies is not None
         if self.decoder_copies.due(self.stage.trained_micro_batches):
             self.decoder_copies.send()
 
     def _exec_send_activations(self, buffer_id: int) -> None:
+        """[3] Sends ``(s, t, report)`` of the last local layer, without a graph; waits only for a free slot."""
         assert self.sender is not None
         self.sender.send(self.compression.encode(pack(self._now.s, self._now.t, self._report.flat)))
 
     def _exec_backward_pass(self, buffer_id: int) -> None:
+        """[4] Computes the local losses and their gradients, and frees the slot of the input."""
         self.stage.backward(scale=(self.al.steps_per_batch or self.micro_batches) / self.micro_batches)
         if self.receiver is not None:
             self.receiver.release()
 
     def _exec_reduce_grads(self) -> None:
+        """[4] Averages the gradients over the replicas of this stage."""
         own = isinstance(self.optimizer, LocalOptimizer)
         self.replicas.average_gradients(self.optimizer.gradients_of() if own else self.module.parameters())
 
     def _exec_optimizer_step(self, lr_kwargs: Any = None) -> None:
+        """[5] Steps the local layers."""
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -274,7 +391,8 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
             self._count_step()
 
     def _exec_barrier(self) -> None:
-        dist.barrier(group=self.grid.get_pipe_parallel_group())
+        """Waits for all stages; in no streaming schedule."""
+        self.topology.barrier()
 
     _INSTRUCTION_MAP: ClassVar[dict[Any, Callable[..., None]]] = {
         LoadMicroBatch: _exec_load_micro_batch,
@@ -288,6 +406,62 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
         OptimizerStep: _exec_optimizer_step,
         Barrier: _exec_barrier,
     }
+
+    # ---- what a stage reports ----------------------------------------------------------------------
+
+    def reset_stats(self) -> None:
+        """Starts :meth:`stats` anew."""
+        self.counters.reset()
+
+    def stats(self) -> StageStats:
+        """This stage's times and bytes since the last :meth:`reset_stats`."""
+        return self.counters.stats()
+
+    def stage_metrics(self) -> dict[int, StageMetrics]:
+        """Latest known metrics by stage, of this stage and those before it; waits for the device, not for a stage."""
+        return dict(enumerate(self._report.stage_metrics()[: self.stage_id + 1]))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Returns the values of all stages, in their order; drains the pipeline. Every rank must call it."""
+        return self.topology.gather(value)
+
+    def gather_losses(self) -> Tensor:
+        """Local losses of all layers since the last call, ``(batches, N, 2)``, means over data parallel replicas;
+        drains the pipeline.
+
+        ``[..., 0]`` is the associated, ``[..., 1]`` the autoencoder loss, each the mean over a batch. Every
+        rank must call it.
+        """
+        history, self._report.history = self._report.history, []
+        losses = torch.stack(history).cpu() if history else torch.zeros(0, len(self.layers), 2)
+        return torch.cat(self.gather(self.replicas.mean(losses.to(self.device)).cpu()), dim=1)
+
+    def _totals(self) -> dict[str, float]:
+        totals = {**self.runner.progress.seconds, "samples": self.counters.samples}
+        if self.sender is not None and self.device.type == "cpu":  # on a GPU the host does not wait for a slot
+            totals |= {"messages": self.sender.messages, "found_full": self.sender.found_full}
+        return totals
+
+    def _observe(self, instruction: PipeInstruction, seconds: float) -> Observation | None:
+        """What to record of an instruction that has just been executed; ``None`` where it had nothing to do."""
+        match instruction:
+            case Barrier() | ReduceGrads():
+                return Observation(wait=seconds)
+            case LoadMicroBatch():
+                return Observation(wait=self.counters.waited_for_data)
+            case RecvActivation():
+                channel: Any = self.receiver
+            case SendActivation():
+                channel = self.sender
+            case RefreshDecoders() | SendDecoders():
+                assert self.decoder_copies is not None
+                if not self.decoder_copies.due(self.stage.trained_micro_batches):
+                    return None
+                sends = isinstance(instruction, SendDecoders)
+                channel = self.decoder_copies.sender if sends else self.decoder_copies.receiver
+            case _:
+                channel = None
+        return Observation(*channel.latest) if channel is not None else Observation()
 
     # ---- what users of a PipelineEngine call -------------------------------------------------------
 
@@ -318,17 +492,24 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
             )
         super().set_train_batch_size(train_batch_size)
 
+    def set_batch_fn(self, fn: Callable[[Any], Any]) -> None:
+        """Applies a function to every batch of training and evaluation, on the first stage."""
+        super().set_batch_fn(fn)
+        self.inference.batch_fn = fn
+
     def flush(self) -> None:
         """Waits until all messages of this stage have left, and the checkpoint that is being written is complete.
 
-        Done by itself when the process ends.
+        The engine does so itself when the process ends.
 
         Raises:
             ALCheckpointError: an asynchronous save failed.
+            ALLayerError: a loss of the latest batches was NaN or infinite.
         """
         if self.sender is not None:
             self.sender.flush()
-        self.checkpoint_writer.flush()
+        self.checkpoints.flush()
+        self.stage.check_finite(wait=True)
 
     def destroy(self) -> None:
         """Lets the last messages leave, ends the watchdog, and frees what DeepSpeed holds."""
@@ -339,11 +520,134 @@ class ALPipelineEngine(AssembledStage, MeasuredStage, Checkpoints, ComputeOption
                 self.watchdog.stop()
             super().destroy()
 
+    def compile(  # type: ignore[override]
+        self, backend: str = "inductor", compile_kwargs: dict[str, Any] | None = None, **unsupported: Any
+    ) -> None:
+        """Compiles f and b of every layer of this stage, as the config's ``compile`` block does; on every rank.
+
+        Args:
+            backend: of ``torch.compile``.
+            compile_kwargs: ``{"options": {...}}`` for the backend.
+
+        Raises:
+            ALConfigError: the layers are compiled already, shapes may change, or an option is not supported.
+        """
+        self._compile(compile_config(backend, compile_kwargs, unsupported))
+
+    def _compile(self, config: CompileConfig) -> None:
+        if self._is_compiled:
+            raise ALConfigError(
+                f'the layers are compiled already, by "{BLOCK}.compile" or engine.compile(): do it once'
+            )
+        compile_layers(self.layers, config, dynamic_shape=self.dynamic_shape)
+        self._is_compiled = True
+
+    def save_checkpoint(
+        self,
+        save_dir: str,
+        tag: str | None = None,
+        client_state: Mapping[str, Any] | None = None,
+        save_latest: bool = True,
+        exclude_frozen_parameters: bool = False,
+        asynchronous: bool | None = None,
+    ) -> bool:
+        """Saves weights, optimizers, LR schedule, counters, random state and data position, by AL layer.
+
+        Every rank calls it, after the same batch. The former checkpoint stays whole whatever happens on the way.
+
+        Args:
+            save_dir: folder of all checkpoints, which every rank sees. Further arguments as DeepSpeed's.
+            client_state: of the caller, each rank's own: numbers, strings, tensors, lists and dicts of them.
+            asynchronous: copies everything to the host, and returns; a thread writes it while training goes on.
+                :meth:`flush` waits for it. A second save waits for the first. By default what the config says.
+
+        Returns:
+            True.
+
+        Raises:
+            ALCheckpointError: on every rank, if one cannot write, or what is to be saved has no safe form. Of an
+                asynchronous save it is raised by the next save, by ``flush()`` or by ``destroy()``.
+        """
+        if not save_dir:
+            raise ALCheckpointError(f"save_checkpoint: got save_dir={save_dir!r}, expected a folder")
+        options = self.al.checkpoint
+        name = f"global_step{self.global_steps}" if tag is None else str(tag)
+        self.checkpoints.save(
+            self._state(),
+            CheckpointTarget(Path(save_dir), name, latest=save_latest, keep=options.keep_last),
+            client_state=client_state or {},
+            leave_out_frozen=exclude_frozen_parameters,
+            asynchronous=options.asynchronous if asynchronous is None else asynchronous,
+        )
+        return True
+
+    def load_checkpoint(
+        self,
+        load_dir: str,
+        tag: str | None = None,
+        load_module_strict: bool = True,
+        load_optimizer_states: bool = True,
+        load_lr_scheduler_states: bool = True,
+        load_module_only: bool = False,
+        custom_load_fn: None = None,
+    ) -> tuple[str, dict[str, Any]]:
+        """Loads what :meth:`save_checkpoint` saved on any number of stages; training then goes on as if it had
+        never stopped, bit for bit. Every rank calls it.
+
+        Everything is checked on all ranks before anything is changed. Each rank reads the files of its own layers.
+
+        Args:
+            load_dir: folder of all checkpoints. Further arguments as DeepSpeed's.
+            load_module_only: weights and buffers alone.
+
+        Returns:
+            The path of the checkpoint's index, and the ``client_state`` that this rank saved; on another number of
+            stages than at the save that of the first one.
+
+        Raises:
+            ALCheckpointError: on every rank: no checkpoint there, a file that is missing, cut or altered, or a
+                checkpoint of another network, optimizer, LR schedule, seed or micro-batch size.
+        """
+        if custom_load_fn is not None:
+            raise ALCheckpointError("load_checkpoint: a pipeline takes no custom_load_fn: see ds_al.load_weights")
+        wanted = Wanted(
+            training=not load_module_only,
+            optimizer=load_optimizer_states and not load_module_only,
+            schedule=load_lr_scheduler_states and not load_module_only,
+            strict=load_module_strict,
+        )
+        state = self._state()
+        path, client_state = self.checkpoints.load(state, load_dir, tag, wanted)
+        self.stage.trained_micro_batches = state.counters.pop("trained_micro_batches")
+        for counter, value in state.counters.items():
+            setattr(self, counter, value)
+        if state.loaded_stages is not None:
+            self.loaded_checkpoint_mp_world_size = state.loaded_stages
+        return path, client_state
+
+    def _state(self) -> StageState:
+        return StageState(
+            topology=self.topology,
+            module=self.module,
+            optimizer=self.optimizer,
+            lr_scheduler=self.lr_scheduler,
+            report=self._report,
+            decoder_copies=self.decoder_copies,
+            loader=self.loader,
+            micro_batch_size=self.micro_batch_size,
+            counters={
+                "global_steps": self.global_steps,
+                "global_samples": self.global_samples,
+                "skipped_steps": self.skipped_steps,
+                "micro_steps": self.micro_steps,
+                "trained_micro_batches": self.stage.trained_micro_batches,
+            },
+            device=self.device,
+        )
+
     def reset_activation_shape(self) -> None:
         """Lets the shapes of micro-batches change; on every rank, between batches."""
-        for channel in (self.sender, self.receiver):
-            if channel is not None:
-                channel.reset()
+        self.links.reset()
         self.preparation.reset_shape()
 
     def eval_batch(

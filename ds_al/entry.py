@@ -13,20 +13,17 @@ from deepspeed.pipe import PipelineModule
 from deepspeed.runtime import zero
 from deepspeed.runtime.config import DeepSpeedConfig
 
+from ds_al import host
 from ds_al.baseline import data_parallel
 from ds_al.baseline.engine import BackpropPipelineEngine
-from ds_al.config import deepspeed as deepspeed_keys
-from ds_al.config.associated_learning import CheckpointConfig, al_config
-from ds_al.config.base import BLOCK, read_file
-from ds_al.config.methods import AL_METHODS, BACKPROP_METHODS
-from ds_al.config.precision import FULL, Precision
+from ds_al.config.base import read_file
+from ds_al.config.settings import Settings
 from ds_al.engine import ALPipelineEngine
 from ds_al.errors import ALConfigError
 from ds_al.module import ALPipelineModule
-from ds_al.optim import names as optimizer_names
+from ds_al.optim import names
 from ds_al.parallel.world import join_world
 from ds_al.system.versions import check_deepspeed
-from ds_al.trace import Watchdog
 
 
 def initialize(
@@ -61,7 +58,7 @@ def initialize(
     Example:
         >>> layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)]
         >>> x, labels = torch.randn(4, 8), torch.tensor([0, 1, 2, 0])
-        >>> network = ds_al.ALPipelineModule.from_layers(layers, num_al_layers=1, num_classes=3, example=x)
+        >>> network = ds_al.from_layers(layers, num_al_layers=1, num_classes=3, example=x)
         >>> config = {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 2, "steps_per_print": None}
         >>> config["optimizer"] = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
         >>> engine, *_ = ds_al.initialize(model=network, config=config)
@@ -84,48 +81,32 @@ def initialize(
     zero.partition_parameters.shutdown_init_context()
     join_world(distributed_port=distributed_port, dist_init_required=dist_init_required)
     config = read_config(args, config)
-    al = al_config(config)
     is_al = isinstance(model, ALPipelineModule)
-    if is_al != (al.method in AL_METHODS):
-        fitting = AL_METHODS if is_al else BACKPROP_METHODS
-        raise ALConfigError(
-            f'"{BLOCK}.method": got {al.method!r} for a {type(model).__name__}: use one of {", ".join(fitting)}'
-        )
-    if al.method == data_parallel.METHOD:
+    settings = Settings.of(config, is_al=is_al, module=type(model).__name__)
+    if settings.al.method == data_parallel.METHOD:
         data_parallel.check_module(model)
-    if not is_al and al.checkpoint != CheckpointConfig():
-        raise ALConfigError(f'"{BLOCK}.checkpoint": {al.method!r} saves as DeepSpeed does: remove the block')
-    optimizer_names.check(config, al)
-    precision = Precision.of(config) if is_al else FULL
-    precision.check_device()
-    ds_dict = deepspeed_keys.honour(config, al) if is_al else {k: v for k, v in config.items() if k != BLOCK}
-    ds_config = DeepSpeedConfig(ds_dict, model.mpu())
+    names.check(config, settings.al)
+    settings.precision.check_device()
+    ds_config = DeepSpeedConfig(settings.deepspeed, model.mpu())
     deepspeed.set_optimizer_flags(ds_config, model)
-    common = {
-        "args": args,
-        "model": model,
-        "optimizer": optimizer,
-        "model_parameters": model_parameters,
-        "training_data": training_data,
-        "lr_scheduler": lr_scheduler,
-        "mpu": model.mpu(),
-        "dist_init_required": dist_init_required,
-        "collate_fn": collate_fn,
-        "config": ds_dict,
-        "config_class": ds_config,
-    }
-    engine: ALPipelineEngine | BackpropPipelineEngine
-    if is_al:
-        engine = ALPipelineEngine(
-            al_config=al, precision=precision, zero_stage=deepspeed_keys.zero_stage(config), **common
-        )
-    else:
-        engine = BackpropPipelineEngine(al_config=al, **common)
+    engine_class = ALPipelineEngine if is_al else BackpropPipelineEngine
+    engine = engine_class(
+        settings=settings,
+        args=args,
+        model=model,
+        optimizer=optimizer,
+        model_parameters=model_parameters,
+        training_data=training_data,
+        lr_scheduler=lr_scheduler,
+        mpu=model.mpu(),
+        dist_init_required=dist_init_required,
+        collate_fn=collate_fn,
+        config=settings.deepspeed,
+        config_class=ds_config,
+    )
     model.parts = [int(bound) for bound in model.parts]  # numpy's where DeepSpeed balanced them: no JSON takes those
-    engine.watchdog = Watchdog.start(engine, seconds=al.stall_seconds, on_stall=al.on_stall)
     zero.partition_parameters.restore_init_context()
-    if hasattr(engine, "_configure_python_gc"):
-        engine._configure_python_gc()
+    host.configure_python_gc(engine)
     return engine, engine.optimizer, engine.training_dataloader, engine.lr_scheduler
 
 

@@ -9,39 +9,49 @@ only ever sends forward. At its end the counts of all stages are summed up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ds_al.batch import BatchPreparation
 from ds_al.errors import ALDataError
 from ds_al.exits import averaged_accuracy, check_average, check_threshold, confidence_of, early_exits
+from ds_al.module import ALPipelineModule
+from ds_al.parallel.topology import StageTopology
 from ds_al.tensors import Activation, to_float32
-from ds_al.transport.channel import Receiver, Sender
-
-if TYPE_CHECKING:
-    from ds_al.engine import ALPipelineEngine
+from ds_al.transport.neighbours import Channels
 
 
 class Inference:
-    """What ``engine.evaluate``, ``eval_batch`` and ``predict`` do. Every rank calls each method."""
+    """What ``engine.evaluate``, ``eval_batch`` and ``predict`` do. Every rank calls each method.
 
-    def __init__(self, engine: ALPipelineEngine) -> None:
-        self.engine = engine
+    Args:
+        module: the network.
+        topology: place of this rank.
+        preparation: checks batches, and brings them to the device.
+        channels: for evaluation alone; every message announces its own shapes.
+        timed: a context that times what a stage computes, by name.
+    """
+
+    def __init__(
+        self,
+        module: ALPipelineModule,
+        *,
+        topology: StageTopology,
+        preparation: BatchPreparation,
+        channels: Channels,
+        timed: Callable[[str], AbstractContextManager[None]],
+    ) -> None:
+        self.module, self.topology, self.preparation = module, topology, preparation
+        self.layers, self.device = module.local_layers, preparation.device
+        self.batch_fn: Callable[[Any], Any] | None = None
+        """Applied to every batch before it is checked."""
+        (self._sender, self._receiver), self._timed = channels, timed
         self._earlier: list[nn.Module] | None = None
-        common: dict[str, Any] = {"device": engine.device, "dynamic": True}
-        grid, stage = engine.grid, engine.stage_id
-        self._sender = (
-            None
-            if engine.is_last_stage()
-            else Sender(grid.stage_to_global(stage + 1), queue_depth=2, stages=(stage, stage + 1), **common)
-        )
-        self._receiver = (
-            None
-            if engine.is_first_stage()
-            else Receiver(grid.stage_to_global(stage - 1), stages=(stage, stage - 1), **common)
-        )
+        self._tables: list[Tensor] = []
 
     @torch.no_grad()
     def evaluate(
@@ -66,32 +76,31 @@ class Inference:
         Raises:
             ALConfigError: a threshold is not in (0, 1].
         """
-        engine = self.engine
         for threshold in exit_confidence:
             check_threshold(threshold)
-        seen: list[list[Tensor]] = [[] for _ in engine.layers]
+        seen: list[list[Tensor]] = [[] for _ in self.layers]
         kept: tuple[list[Tensor], list[Tensor]] = [], []
-        exits: list[list[Tensor]] = [[] for _ in engine.layers]
+        exits: list[list[Tensor]] = [[] for _ in self.layers]
         all_labels: list[Tensor] = []
-        count = self._announce(_length(batches) if engine.is_first_stage() else 0)
-        sums = torch.zeros(engine.module.num_layers, 3, dtype=torch.float64, device=engine.device)
+        count = self._announce(_length(batches) if self.topology.is_first else 0)
+        sums = torch.zeros(self.module.num_layers, 3, dtype=torch.float64, device=self.device)
         for s, labels in self._forward(self._mapped(iter(batches or ())), count):
-            target = engine.preparation.compared(labels)
+            target = self.preparation.compared(labels)
             if averaged:
                 all_labels.append(labels.to("cpu", copy=True))
             for index, scores in self._exits(s):
                 if averaged:
-                    exits[index - engine.layers[0][0]].append(scores.softmax(dim=1).cpu())
-                correct, labelled = engine.module.objective.hits(scores, labels)
+                    exits[index - self.layers[0][0]].append(scores.softmax(dim=1).cpu())
+                correct, labelled = self.module.objective.hits(scores, labels)
                 if exit_confidence:
                     right = scores.argmax(dim=1) == labels
-                    seen[index - engine.layers[0][0]].append(torch.stack([confidence_of(scores), right.float()]))
-                if keep_scores and index == engine.module.num_layers - 1:
+                    seen[index - self.layers[0][0]].append(torch.stack([confidence_of(scores), right.float()]))
+                if keep_scores and index == self.module.num_layers - 1:
                     kept[0].append(scores.to("cpu", copy=True))
                     kept[1].append(labels.to("cpu", copy=True))  # they lie in a buffer that the next message takes
-                loss = engine.module.label_loss(scores, target) * labelled
+                loss = self.module.label_loss(scores, target) * labelled
                 sums[index] += torch.stack([correct.double(), loss.double(), labelled.double()])
-        sums = torch.stack(engine.gather(sums.cpu())).sum(dim=0)
+        sums = torch.stack(self.topology.gather(sums.cpu())).sum(dim=0)
         if not sums[-1, 2]:
             raise ALDataError("got an empty data set to evaluate: expected at least one sample")
         found = {
@@ -100,12 +109,12 @@ class Inference:
             "samples": int(sums[-1, 2]),
         }
         if keep_scores:
-            found["scores"], found["labels"] = engine.gather(kept)[-1]
+            found["scores"], found["labels"] = self.topology.gather(kept)[-1]
         if averaged:
-            probabilities = engine.gather(torch.stack([torch.cat(batches) for batches in exits]))
+            probabilities = self.topology.gather(torch.stack([torch.cat(batches) for batches in exits]))
             found["averaged"] = averaged_accuracy(torch.cat(probabilities), torch.cat(all_labels))
         if exit_confidence:
-            stages = engine.gather(torch.stack([torch.cat(batches, dim=1).cpu() for batches in seen]))
+            stages = self.topology.gather(torch.stack([torch.cat(batches, dim=1).cpu() for batches in seen]))
             confidence, right = torch.cat(stages).unbind(dim=1)
             found["early_exit"] = early_exits(confidence, right, exit_confidence)
         return found
@@ -123,22 +132,21 @@ class Inference:
         """See ``engine.eval_batch``."""
         if reduce_output not in ("avg", None):
             raise NotImplementedError(f"reduction type {reduce_output} not supported.")
-        engine = self.engine
         losses, all_scores = [], []
         for s, labels in self._forward(self._mapped(data_iter), micro_batches):
-            for scores in (scores for index, scores in self._exits(s) if index == engine.module.num_layers - 1):
-                losses.append(engine.module.label_loss(scores, engine.preparation.compared(labels)))
+            for scores in (scores for index, scores in self._exits(s) if index == self.module.num_layers - 1):
+                losses.append(self.module.label_loss(scores, self.preparation.compared(labels)))
                 all_scores.append(scores)
-        losses, all_scores = engine.gather(
+        losses, all_scores = self.topology.gather(
             (torch.stack(losses).cpu() if losses else None, torch.cat(all_scores).cpu() if all_scores else None)
         )[-1]
         loss = losses.mean() if reduce_output == "avg" else list(losses)
         loss = loss if compute_loss else None
-        return (loss, all_scores.to(engine.device)) if return_logits else loss
+        return (loss, all_scores.to(self.device)) if return_logits else loss
 
     def predict(self, x: Activation | None, *, exit: int | None, average: int = 1) -> Tensor:
         """See ``engine.predict``."""
-        return self.scores([x], exit=exit, average=average)[0].to(self.engine.device)
+        return self.scores([x], exit=exit, average=average)[0].to(self.device)
 
     @torch.no_grad()
     def scores(
@@ -158,18 +166,17 @@ class Inference:
             ValueError: there is no such exit.
             ALConfigError: there are not so many exits to average.
         """
-        engine = self.engine
-        depth = engine.module.num_layers if exit is None else exit
-        if not 1 <= depth <= engine.module.num_layers:
-            raise ValueError(f"exit={exit}: expected 1..{engine.module.num_layers}, the number of layers that x passes")
+        depth = self.module.num_layers if exit is None else exit
+        if not 1 <= depth <= self.module.num_layers:
+            raise ValueError(f"exit={exit}: expected 1..{self.module.num_layers}, the number of layers that x passes")
         check_average(average, exit=depth)
-        count = self._announce(_length(xs) if engine.is_first_stage() else 0)
+        count = self._announce(_length(xs) if self.topology.is_first else 0)
         kept: list[list[Tensor]] = [[] for _ in range(average)]  # by exit, the first of those averaged first
         for s, _ in self._forward(map(self._without_labels, xs or ()), count):
             for index, scores in self._exits(s):
                 if depth - average <= index < depth:
                     kept[index - depth + average].append(scores.to("cpu", copy=True))
-        stages = engine.gather(kept)
+        stages = self.topology.gather(kept)
         exits: list[list[Tensor]] = [next((s[n] for s in stages if s[n]), []) for n in range(average)]
         if average == 1:
             return exits[0]
@@ -179,7 +186,7 @@ class Inference:
 
     def _without_labels(self, x: Activation | None) -> tuple[Activation | None, Tensor]:
         head = x[0] if isinstance(x, tuple) else x
-        return x, self.engine.preparation.no_labels(0 if head is None else len(head))
+        return x, self.preparation.no_labels(0 if head is None else len(head))
 
     @torch.no_grad()
     def predict_early(self, x: Activation | None, *, confidence: float) -> tuple[Tensor, Tensor]:
@@ -196,17 +203,17 @@ class Inference:
             ALConfigError: the confidence is out of range.
         """
         check_threshold(confidence)
-        engine, last = self.engine, self.engine.module.num_layers - 1
+        last = self.module.num_layers - 1
         head = x[0] if isinstance(x, tuple) else x
         self._prepare(1)
         s, numbers = self._take(iter([(x, torch.zeros(0 if head is None else len(head), dtype=torch.int64))]))
         # The number of each sample travels in its label's place; a message without activation says that none is left.
         if self._receiver is None:
-            numbers = torch.arange(len(numbers), device=engine.device)
+            numbers = torch.arange(len(numbers), device=self.device)
         elif isinstance(s, tuple) and not s:
             numbers = numbers[:0]
         found: list[tuple[Tensor, Tensor, int]] = []
-        for k, (index, layer) in enumerate(engine.layers):
+        for k, (index, layer) in enumerate(self.layers):
             if not len(numbers):
                 break
             s = layer.f(s)
@@ -218,17 +225,17 @@ class Inference:
         if self._sender is not None and len(numbers):
             self._sender.send((*(s if isinstance(s, tuple) else (s,)), numbers))
         elif self._sender is not None:
-            self._sender.send((torch.zeros(1, dtype=torch.int64, device=engine.device),))
+            self._sender.send((torch.zeros(1, dtype=torch.int64, device=self.device),))
         if self._receiver is not None:
             self._receiver.release()
-        left = [part for stage in engine.gather(found) for part in stage]
+        left = [part for stage in self.topology.gather(found) for part in stage]
         order = torch.cat([numbers for numbers, _, _ in left]).argsort()
         exits = torch.cat([torch.full((len(numbers),), exit) for numbers, _, exit in left])
-        return torch.cat([scores for _, scores, _ in left])[order].to(engine.device), exits[order].to(engine.device)
+        return torch.cat([scores for _, scores, _ in left])[order].to(self.device), exits[order].to(self.device)
 
     def _prepare(self, messages: int) -> None:
         """What every pass through the stages begins with."""
-        self.engine.module.eval()
+        self.module.eval()
         self._exchange_decoders()
         self._exchange_code_table()
         if self._receiver is not None:
@@ -236,13 +243,12 @@ class Inference:
 
     def _forward(self, batches: Iterator[Any] | None, count: int) -> Iterator[tuple[list[Activation], Tensor]]:
         """Yields ``([s_i of each local layer], labels)`` of ``count`` batches, and sends each one on first."""
-        engine = self.engine
         self._prepare(count)
         for _ in range(count):
-            with engine.recorded("Evaluation"):
+            with self._timed("Evaluation"):
                 s, labels = self._take(batches)
                 outputs = []
-                for _, layer in engine.layers:
+                for _, layer in self.layers:
                     s = layer.f(s)
                     outputs.append(s)
                 if self._sender is not None:
@@ -253,11 +259,9 @@ class Inference:
 
     def _mapped(self, batches: Iterator[Any] | None) -> Iterator[Any] | None:
         """Batches as the user's ``batch_fn`` makes them."""
-        batch_fn = self.engine.batch_fn
-        return batches if batches is None or batch_fn is None else map(batch_fn, batches)
+        return batches if batches is None or self.batch_fn is None else map(self.batch_fn, batches)
 
     def _take(self, batches: Iterator[Any] | None) -> tuple[Activation, Tensor]:
-        engine = self.engine
         if self._receiver is not None:
             *s, labels = self._receiver.receive()
             return (s[0] if len(s) == 1 else tuple(s)), labels
@@ -265,20 +269,20 @@ class Inference:
             batch = next(batches) if batches is not None else None
         except StopIteration:
             raise ALDataError("the data to evaluate ran out: pass as many micro-batches as are asked for") from None
-        x, labels = engine.preparation.split(batch)
-        parts = tuple(engine.preparation.cast(part.to(engine.device)) for part in (x if isinstance(x, tuple) else (x,)))
-        return (parts if isinstance(x, tuple) else parts[0]), labels.to(engine.device)
+        x, labels = self.preparation.split(batch)
+        parts = tuple(self.preparation.cast(part.to(self.device)) for part in (x if isinstance(x, tuple) else (x,)))
+        return (parts if isinstance(x, tuple) else parts[0]), labels.to(self.device)
 
     def _exits(self, outputs: list[Activation]) -> Iterator[tuple[int, Tensor]]:
         """Yields ``(layer index, scores (B, V))`` of each exit of this stage."""
-        for k, (index, _) in enumerate(self.engine.layers):
+        for k, (index, _) in enumerate(self.layers):
             yield index, self._score(k, outputs[k])
 
     def _score(self, k: int, s: Activation) -> Tensor:
         """Scores ``(B, V)`` of the exit after this stage's k-th layer, from what leaves the layer."""
         assert self._earlier is not None
-        earlier = [*self._earlier, *(layer.h for _, layer in self.engine.layers[:k])]
-        layer, table = self.engine.layers[k][1], self._tables[k] if self._tables else None
+        earlier = [*self._earlier, *(layer.h for _, layer in self.layers[:k])]
+        layer, table = self.layers[k][1], self._tables[k] if self._tables else None
         return to_float32(layer.objective.scores(layer, s, earlier=earlier, table=table))
 
     def _exchange_decoders(self) -> None:
@@ -286,28 +290,25 @@ class Inference:
 
         Each tensor is a message of its own, so that a network may have any number of layers.
         """
-        engine = self.engine
         if self._earlier is None:
-            earlier = engine.module.build_decoders(engine.layers[0][0])
-            self._earlier = [decoder.to(engine.device, engine.preparation.dtype) for decoder in earlier]
+            self._earlier = self.preparation.on_device(self.module.build_decoders(self.layers[0][0]))
         for weight in _weights(self._earlier):
             weight.copy_(self._receive_one())
         if self._sender is not None:
-            for weight in _weights([*self._earlier, *(layer.h for _, layer in engine.layers)]):
+            for weight in _weights([*self._earlier, *(layer.h for _, layer in self.layers)]):
                 self._sender.send((weight,))
 
     def _exchange_code_table(self) -> None:
         """Carries the codes of all classes ``(V, K)`` through the layers, where exits are scored with them."""
-        engine = self.engine
-        self._tables: list[Tensor] = []
-        objective = engine.module.objective
+        self._tables = []
+        objective = self.module.objective
         if not objective.has_code_table:
             return
         if self._receiver is None:
-            table = engine.preparation.cast(objective.all_classes(engine.module.num_classes, device=engine.device))
+            table = self.preparation.cast(objective.all_classes(self.module.num_classes, device=self.device))
         else:
             table = self._receive_one()
-        for _, layer in engine.layers:
+        for _, layer in self.layers:
             table = layer.g(table)
             self._tables.append(table)
         if self._sender is not None:
@@ -324,7 +325,7 @@ class Inference:
 
     def _announce(self, count: int) -> int:
         """The first stage's count, on every rank."""
-        return self.engine.gather(count)[0]
+        return self.topology.gather(count)[0]
 
 
 def _weights(decoders: list[nn.Module]) -> Iterator[Tensor]:

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from ds_al import objectives
-from ds_al.compute.recompute import Recomputed
 from ds_al.errors import ALLayerError
 from ds_al.objectives import Objective, losses
 from ds_al.tensors import Activation, Target, first, to_float32
@@ -60,8 +59,8 @@ class ALLayer(nn.Module):
         >>> sum(losses).backward()
     """
 
-    recomputed: Recomputed | None = None
-    """Runs f in training where it is set: activation checkpointing."""
+    recomputed: Callable[[Activation], Activation] | None = None
+    """Runs f in training where it is set: activation checkpointing (:mod:`ds_al.compute.recompute`)."""
 
     def __init__(
         self,

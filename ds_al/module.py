@@ -17,7 +17,7 @@ from ds_al.objectives import Objective
 from ds_al.parallel.world import join_world
 from ds_al.partition.measure import Measuring, measure_stages
 from ds_al.partition.plan import describe, explicit
-from ds_al.spec import ALLayerSpec, Part
+from ds_al.spec import ALLayerSpec
 from ds_al.tensors import Activation
 
 
@@ -106,73 +106,6 @@ class ALPipelineModule(PipelineModule):
         self._check_objectives()
         for index, layer in self.local_layers:
             layer.name = layer.name or f"{index} ({type(layer.f).__name__})"
-
-    @classmethod
-    def from_layers(
-        cls,
-        layers: Sequence[Any],
-        *,
-        num_classes: int,
-        example: Activation,
-        num_al_layers: int = 4,
-        groups: Sequence[int] | None = None,
-        head: int | None = None,
-        objective: str | Mapping[str, Any] = "mse",
-        code_width: int | None = None,
-        code: str = "tanh",
-        bridges: Sequence[Part | None] | None = None,
-        base_seed: int = 1234,
-        **options: Any,
-    ) -> ALPipelineModule:
-        """Makes an AL network of the very list that a plain ``PipelineModule`` gets.
-
-        Neighbouring layers become one AL layer's f. The classifier at the end becomes the last layer's bridge, all
-        other bridges are made for the activations that leave the groups, g and h for the number of classes. Modules are
-        taken over as they are, and trained in place; a ``LayerSpec`` is built where it lives, with the weights that
-        ``PipelineModule(layers, seed_layers=True, base_seed=base_seed)`` gives it.
-
-        Args:
-            layers: ``LayerSpec``, ``TiedLayerSpec``, modules and functions.
-            num_classes: V.
-            example: a micro-batch ``x``, by which the shapes of activations are found; 2 samples will do. The batch
-                that is trained on for ``partition_method="measured"``.
-            num_al_layers: K, groups balanced by their parameters.
-            groups: how many layers each group holds, instead.
-            head: how many layers at the end are the classifier; recognised by its last ``nn.Linear(..., V)`` and what
-                pools, flattens and normalises before it. 0 where the list has no classifier.
-            objective: what trains f and b, see :mod:`ds_al.objectives`.
-            code_width, code: of the codes, see :mod:`ds_al.models.targets`; by default K is about V, at least 64.
-            bridges: b of each AL layer, ``None`` where it is to be chosen, see :mod:`ds_al.convert.bridges`.
-            base_seed: see above.
-            options: all other arguments of :class:`ALPipelineModule`.
-
-        Example:
-            >>> layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)]
-            >>> x = torch.randn(2, 8)
-            >>> network = ds_al.ALPipelineModule.from_layers(layers, num_al_layers=2, num_classes=3, example=x)
-            >>> network(x).shape
-            torch.Size([2, 3])
-
-        Raises:
-            ALConfigError: the list cannot be cut in such a way, the classifier is not found, tied layers fall into
-                two groups, or no bridge is known for an activation.
-        """
-        from ds_al.convert.layers import layer_specs  # late: only who converts needs it
-
-        specs = layer_specs(
-            layers,
-            num_classes=num_classes,
-            example=example,
-            num_al_layers=num_al_layers,
-            groups=groups,
-            head=head,
-            objective=objective,
-            code_width=code_width,
-            code=code,
-            bridges=bridges,
-            base_seed=base_seed,
-        )
-        return cls(specs, num_classes=num_classes, base_seed=base_seed, example=example, **options)
 
     def _partition_layers(self, method: str = "uniform") -> None:
         """Adds the methods ``measured`` and ``cuts:`` to DeepSpeed's."""
@@ -282,7 +215,7 @@ def _check_layers(layers: Sequence[Any]) -> None:
             raise ALConfigError(
                 f"layer {index} is {layer!r}: expected an ALLayerSpec or an ALLayer. A plain layer list runs "
                 "by back-propagation: give it to deepspeed.pipe.PipelineModule, or turn it into AL layers by "
-                "ALPipelineModule.from_layers"
+                "ds_al.from_layers"
             )
     if not layers:
         raise ALConfigError("an ALPipelineModule needs at least one AL layer, got none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -12,8 +13,8 @@ from torch import Tensor
 from ds_al.errors import ALError, ALLayerError
 from ds_al.layer import ALLayer, seed_layer
 from ds_al.optim.loss_scale import LayerScale
-from ds_al.tensors import Activation, Target, stop_gradient
-from ds_al.trace.recorder import Recorder
+from ds_al.tensors import Activation, HostCopy, Target, stop_gradient
+from ds_al.trace.recorder import Recording
 
 
 @dataclass(slots=True)
@@ -37,6 +38,7 @@ class LocalStage:
         device: where the losses are summed up.
         number: this stage's count of micro-batches to the number that fixes the draws of one.
         loss_scales: by index of the layer, where its losses are multiplied before backward.
+        recording: gets each layer's part of forward and backward while a recorder is set.
     """
 
     def __init__(
@@ -48,20 +50,21 @@ class LocalStage:
         device: torch.device,
         number: Callable[[int], int] = int,
         loss_scales: Mapping[int, LayerScale] | None = None,
+        recording: Recording | None = None,
     ) -> None:
         self.layers = layers
         self.stage_id = stage_id
         self.base_seed = base_seed
         self.trained_micro_batches = 0
         """Micro-batches whose backward is done; numbers the random draws of the layers."""
-        self.recorder: Recorder | None = None
-        """Gets each layer's part of forward and backward, where it is set."""
+        self._recording = recording or Recording()
         self._passes: list[_Pass] = []
         self._device = device
         self._number = number
         self._scales = loss_scales or {}
         self._gradient: dict[float, Tensor] = {}
         self._losses: list[Tensor] = []
+        self._unchecked: deque[tuple[HostCopy, int]] = deque()
 
     def forward(self, s: Activation, t: Target) -> tuple[Activation, Target]:
         """Runs f and g of every layer and keeps what the backward needs.
@@ -72,7 +75,7 @@ class LocalStage:
         Raises:
             ALLayerError: a layer raised, or returned something that cannot travel.
         """
-        recorder = self.recorder
+        recorder = self._recording.recorder
         for index, layer in self.layers:
             t_in, start = t, None if recorder is None else recorder.mark()
             try:
@@ -93,7 +96,7 @@ class LocalStage:
             ALLayerError: a layer raised.
         """
         passes, self._passes = self._passes, []
-        recorder = self.recorder
+        recorder = self._recording.recorder
         for row, kept in enumerate(passes):
             start = None if recorder is None else recorder.mark()
             try:
@@ -124,21 +127,32 @@ class LocalStage:
         losses, self._losses = self._losses, []
         return torch.stack(losses).view(-1, len(self.layers), 2).sum(dim=0) / micro_batches
 
-    def check_finite(self, losses: Tensor) -> None:
-        """Looks at the means of a batch.
+    def check_finite(self, losses: Tensor | None = None, *, wait: bool = False) -> None:
+        """Looks at the means of a batch ``(layers, 2)``, and at those before it that were not looked at yet.
+
+        On a GPU the numbers are copied to the host, which does not wait for them: they are looked at in the first call
+        that finds them there.
+
+        Args:
+            wait: waits for all numbers.
 
         Raises:
             ALLayerError: one of them is NaN or infinite.
         """
-        if torch.isfinite(losses).all():
-            return
-        row, column = (int(i) for i in (~torch.isfinite(losses)).nonzero()[0])
-        _, layer = self.layers[row]
-        raise ALLayerError(
-            f"stage {self.stage_id}, {layer.label}: the {('associated', 'autoencoder')[column]} loss is "
-            f"{losses[row, column].item()} up to micro-batch {self.trained_micro_batches}: lower the learning rate or "
-            'set "layer_gradient_clipping"'
-        )
+        if losses is not None:
+            self._unchecked.append((HostCopy(losses), self.trained_micro_batches))
+        while self._unchecked and (wait or self._unchecked[0][0].is_there()):
+            copy, micro_batches = self._unchecked.popleft()
+            values = copy.wait()
+            if torch.isfinite(values).all():
+                continue
+            row, column = (int(i) for i in (~torch.isfinite(values)).nonzero()[0])
+            _, layer = self.layers[row]
+            raise ALLayerError(
+                f"stage {self.stage_id}, {layer.label}: the {('associated', 'autoencoder')[column]} loss is "
+                f"{values[row, column].item()} up to micro-batch {micro_batches}: lower the learning rate or "
+                'set "layer_gradient_clipping"'
+            )
 
     def _seed(self, layer: int, *, part: int) -> None:
         seed_layer(self.base_seed, layer=layer, step=self._number(self.trained_micro_batches), part=part)

@@ -49,3 +49,29 @@ def stop_gradient(activation: Activation) -> Activation:
 def to_float32(x: Tensor) -> Tensor:
     """bfloat16 and float16 as float32, all others as they are: losses are computed with the digits of float32."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+class HostCopy:
+    """A copy of a small tensor on the host, which is not waited for.
+
+    Args:
+        tensor: on any device; one on the CPU is taken as it is.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._value, self._event = tensor, None
+        if tensor.device.type == "cuda":
+            self._value = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._value.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def is_there(self) -> bool:
+        """Whether the values have arrived."""
+        return self._event is None or self._event.query()
+
+    def wait(self) -> Tensor:
+        """Waits for the values, and returns them on the host."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._value

@@ -39,7 +39,7 @@ options = arguments.parse_args()
 data = load_vision("fashion-mnist-small", validation_fraction=0.1, seed=0)
 layers = [nn.Flatten(), LayerSpec(nn.Linear, 784, 64), LayerSpec(nn.ReLU), LayerSpec(nn.Linear, 64, 64)]
 layers += [LayerSpec(nn.ReLU), LayerSpec(nn.Linear, 64, 10)]
-network = ds_al.ALPipelineModule.from_layers(layers, num_al_layers=2, num_classes=10, example=torch.zeros(2, 1, 28, 28))
+network = ds_al.from_layers(layers, num_al_layers=2, num_classes=10, example=torch.zeros(2, 1, 28, 28))
 config = {"train_micro_batch_size_per_gpu": 50, "gradient_accumulation_steps": 10, "steps_per_print": None}
 config["optimizer"] = {"type": "AdamW", "params": {"lr": 2e-3, "torch_adam": True}}
 engine, *_ = ds_al.initialize(model=network, config=config)

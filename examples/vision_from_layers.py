@@ -41,7 +41,7 @@ deepspeed.init_distributed()
 data = load_vision("fashion-mnist-small", validation_fraction=0.1, seed=0)
 batches = ShuffledLoader(data.train, batch_size=50, seed=0)
 x, labels = next(iter(ordered_batches(data.validation, batch_size=1000)))
-network = ds_al.ALPipelineModule.from_layers(layers, num_al_layers=4, num_classes=10, example=x[:2])
+network = ds_al.from_layers(layers, num_al_layers=4, num_classes=10, example=x[:2])
 config = {"train_micro_batch_size_per_gpu": 50, "gradient_accumulation_steps": 10, "steps_per_print": None}
 config["optimizer"] = {"type": "AdamW", "params": {"lr": 2e-3, "torch_adam": True}}
 engine, *_ = ds_al.initialize(model=network, config=config)

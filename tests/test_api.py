@@ -106,5 +106,5 @@ def run_doctests() -> dict[str, list[int]]:
 def test_examples_in_docstrings_run() -> None:
     (found,) = run_ranks(f"{__name__}:run_doctests", 1)
     assert not [name for name, (_, failed) in found.items() if failed]
-    shown = {"ALLayer", "ALLayerSpec", "ALPipelineModule.from_layers", "ALTrainingArguments", "ShuffledLoader"}
+    shown = {"ALLayer", "ALLayerSpec", "from_layers", "ALTrainingArguments", "ShuffledLoader"}
     assert shown | {"batch_fn", "from_pretrained", "initialize", "predict"} <= found.keys()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from types import MethodType
 from typing import Any, ClassVar
 
 import torch
 from deepspeed import comm as dist
+from deepspeed.pipe import PipelineModule
 from deepspeed.runtime.pipe import p2p
 from deepspeed.runtime.pipe.engine import PipelineEngine
 from deepspeed.runtime.pipe.schedule import (
@@ -26,40 +28,74 @@ from deepspeed.runtime.pipe.schedule import (
 )
 
 from ds_al.baseline import data_parallel
-from ds_al.config.associated_learning import ALConfig
-from ds_al.optim.names import NamedOptimizers
-from ds_al.schedule import BACKPROP_SCHEDULES
-from ds_al.trace import Observation, RecordedSchedule, StageMeter, StageMetrics, StageStats, Tracing, Watchdog
+from ds_al.baseline.schedules import BACKPROP_SCHEDULES
+from ds_al.config.settings import Settings
+from ds_al.optim import names
+from ds_al.parallel.topology import StageTopology
+from ds_al.runner import Runner
+from ds_al.trace import Observation, Recording, StageMeter, StageMetrics, StageStats, Tracing, Watchdog
 from ds_al.transport.slow_link import SlowLink, wait_until
 
 
-class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
+class BackpropPipelineEngine(PipelineEngine):
     """Trains a plain ``PipelineModule`` by back-propagation, with DeepSpeed's own instructions.
 
+    Private names of DeepSpeed that it overrides or uses (runtime/pipe/engine.py, 0.19.0 and 0.19.8): ``_config``,
+    ``_configure_basic_optimizer``, ``_is_supported_optimizer``, ``_exec_schedule``, ``_exec_*``, ``_INSTRUCTION_MAP``,
+    ``_reserve_pipe_buffers``, ``_aggregate_total_loss``.
+
     Args:
-        al_config: its ``method`` is ``"bp_1f1b"`` (DeepSpeed's ``TrainSchedule``), ``"bp_gpipe"``,
+        settings: ``al.method`` is ``"bp_1f1b"`` (DeepSpeed's ``TrainSchedule``), ``"bp_gpipe"``,
             ``"bp_naive"``, or ``"bp_dp"`` (:mod:`ds_al.baseline.data_parallel`).
     """
 
-    watchdog: Watchdog | None = None
-
-    def __init__(self, *args: Any, al_config: ALConfig, **kwargs: Any) -> None:
-        self.method = al_config.method
+    def __init__(self, *, model: PipelineModule, settings: Settings, **options: Any) -> None:
+        self.settings, self.al = settings, settings.al
+        self.method = self.al.method
         self._wall = 0.0
         self._samples = self._messages_sent = self._latest_bytes = 0
         self.sent: Counter[str] = Counter()
         """Bytes of ``"activations"`` and of ``"gradients"`` that this stage has sent since the last reset."""
-        self._down, self._up = (SlowLink(al_config.link) if al_config.link else None for _ in range(2))
+        self._down, self._up = (SlowLink(self.al.link) if self.al.link else None for _ in range(2))
         self._losses: dict[int, torch.Tensor] = {}
         self._meter = StageMeter()
         self._metrics: dict[int, StageMetrics] = {}
-        super().__init__(*args, **kwargs)
-        self.tracing = Tracing.of(self, al_config)
+        super().__init__(model=model, **options)
+        self.topology = StageTopology.of(self.module)
+        self.recording = Recording()
+        handlers = {kind: MethodType(handler, self) for kind, handler in self._INSTRUCTION_MAP.items()}
+        self.runner = Runner(handlers, observe=self._observe, recording=self.recording)
+        self.tracing = Tracing.of(
+            self.al,
+            topology=self.topology,
+            device=self.device,
+            recording=self.recording,
+            parameters=self.module.parameters,
+        )
+        self.watchdog = Watchdog.start(
+            self.runner.progress,
+            topology=self.topology,
+            seconds=self.al.stall_seconds,
+            on_stall=self.al.on_stall,
+            sends_ahead=False,
+        )
+
+    def _is_supported_optimizer(self, optimizer_name: str) -> bool:
+        return names.is_ours(optimizer_name) or super()._is_supported_optimizer(optimizer_name)
+
+    def _configure_basic_optimizer(self, model_parameters: Any) -> torch.optim.Optimizer:
+        return names.from_config(
+            self._config,
+            model_parameters,
+            module=self.module,
+            device=self.device,
+            by_deepspeed=super()._configure_basic_optimizer,
+        )
 
     def train_batch(self, data_iter: Any = None) -> torch.Tensor:
         """DeepSpeed's ``train_batch``, timed for :meth:`stats`, and recorded where the config asks for it."""
         if self.tracing is not None:
-            self.tracing.before_batch()
+            self.tracing.before_batch(micro_batches=self.micro_batches)
         start = time.perf_counter()
         self._meter.start(self._totals())
         loss = super().train_batch(data_iter)
@@ -73,11 +109,11 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
 
     def _aggregate_total_loss(self) -> torch.Tensor:
         """DeepSpeed's last stage tells all others the loss of each batch."""
-        with self.recorded("LossBroadcast", waiting=True):
+        with self.runner.timed("LossBroadcast", waiting=True):
             return super()._aggregate_total_loss()
 
     def _totals(self) -> dict[str, float]:
-        return {**self.instruction_seconds, "samples": self._samples}
+        return {**self.runner.progress.seconds, "samples": self._samples}
 
     def stage_metrics(self) -> dict[int, StageMetrics]:
         """This stage's metrics, by its number: nothing of other stages travels with the messages of the twin."""
@@ -93,7 +129,13 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
         """DeepSpeed's ``train_batch`` makes its 1F1B itself: the method's own schedule takes its place."""
         if type(pipe_schedule) is TrainSchedule and self.method != data_parallel.METHOD:
             pipe_schedule = BACKPROP_SCHEDULES[self.method](self.micro_batches, self.num_stages, self.stage_id)
-        super()._exec_schedule(pipe_schedule)
+        self._reserve_pipe_buffers(pipe_schedule.num_pipe_buffers())
+        self.fwd_outputs: list[Any] = []
+        self.runner.run(pipe_schedule)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Returns the values of all stages, in their order; drains the pipeline. Every rank must call it."""
+        return self.topology.gather(value)
 
     def _exec_forward_pass(self, buffer_id: int) -> None:
         super()._exec_forward_pass(buffer_id)
@@ -181,8 +223,7 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
                 correct = (logits.argmax(dim=1) == labels.to(self.device)).sum()
                 sums += torch.stack([correct.double(), loss.double().sum() * len(labels), sums.new_tensor(len(labels))])
         self.reset_activation_shape()
-        last = self.grid.stage_to_global(self.num_stages - 1)
-        dist.broadcast(sums, last, group=self.grid.get_pipe_parallel_group())
+        dist.broadcast(sums, self.topology.pipeline[-1], group=self.topology.pipeline_group)
         correct, loss, samples = sums.tolist()
         return {"accuracy": [correct / samples], "loss": [loss / samples], "samples": int(samples)}
 
@@ -191,11 +232,11 @@ class BackpropPipelineEngine(RecordedSchedule, NamedOptimizers):
         self._wall, self._samples = 0.0, 0
         self._messages_sent = 0
         self.sent.clear()
-        self.instruction_seconds.clear()
+        self.runner.progress.seconds.clear()
 
     def stats(self) -> StageStats:
         """This stage's times and bytes since the last :meth:`reset_stats`; activations and gradients sent."""
-        seconds = self.instruction_seconds
+        seconds = self.runner.progress.seconds
         return StageStats(
             stage=self.stage_id,
             wall=self._wall,

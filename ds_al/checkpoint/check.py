@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ds_al.checkpoint import optimizers
 from ds_al.checkpoint.folder import Record, kinds, verify
 from ds_al.checkpoint.snapshot import given_weights, modules
+from ds_al.checkpoint.state import StageState
 from ds_al.errors import ALCheckpointError
 from ds_al.layer import ALLayer
-
-if TYPE_CHECKING:
-    from ds_al.engine import ALPipelineEngine
 
 
 @dataclass(frozen=True)
@@ -29,44 +27,44 @@ class Wanted:
     """Whether the names of all weights have to be the same."""
 
 
-def check(engine: ALPipelineEngine, folder: Path, index: Record, wanted: Wanted) -> None:
+def check(state: StageState, folder: Path, index: Record, wanted: Wanted) -> None:
     """Compares a checkpoint with this stage, and the files that it needs with their hashes.
 
     Raises:
         ALCheckpointError: it is of another network or job, or a file is missing, cut or altered.
     """
-    if index["num_layers"] != engine.module.num_layers:
+    if index["num_layers"] != state.module.num_layers:
         raise ALCheckpointError(
-            f"the checkpoint has {index['num_layers']} AL layers, this network {engine.module.num_layers}"
+            f"the checkpoint has {index['num_layers']} AL layers, this network {state.module.num_layers}"
         )
     if wanted.training:
-        _same_job(engine, index)
-    layers = {number: index["layers"][number] for number, _ in engine.layers}
-    for number, layer in engine.layers:
+        _same_job(state, index)
+    layers = {number: index["layers"][number] for number, _ in state.layers}
+    for number, layer in state.layers:
         _same_layer(number, layer, layers[number], wanted)
         verify(folder, _files(layers[number], wanted), of=f"AL layer {number}")
     if not wanted.training:
         return
     if wanted.optimizer:
-        optimizers.check(engine, layers)
+        optimizers.check(state, layers)
     if wanted.schedule:
-        optimizers.check_schedule(engine, layers)
-    if engine.decoder_copies is not None:
-        for number in range(len(engine.decoder_copies)):
-            _has_copy(engine, number, index["layers"][number])
+        optimizers.check_schedule(state, layers)
+    if state.decoder_copies is not None:
+        for number in range(len(state.decoder_copies)):
+            _has_copy(state, number, index["layers"][number])
             verify(folder, [index["layers"][number]["files"]["training_states"]], of=f"AL layer {number}")
-    for stage in {source_of(engine, index), client_of(engine, index)}:
+    for stage in {source_of(state, index), client_of(state, index)}:
         verify(folder, index["stages"][stage]["files"].values(), of=f"stage {stage}")
 
 
-def source_of(engine: ALPipelineEngine, index: Record) -> int:
+def source_of(state: StageState, index: Record) -> int:
     """The stage that had this stage's first layer: its random numbers are taken over."""
-    return int(index["layers"][engine.layers[0][0]]["stage"])
+    return int(index["layers"][state.layers[0][0]]["stage"])
 
 
-def client_of(engine: ALPipelineEngine, index: Record) -> int:
+def client_of(state: StageState, index: Record) -> int:
     """The stage whose ``client_state`` this one gets: its own, or the first one's where the number has changed."""
-    return engine.stage_id if index["num_stages"] == engine.num_stages else 0
+    return state.stage if index["num_stages"] == state.topology.stages else 0
 
 
 def _files(layer: Record, wanted: Wanted) -> list[Record]:
@@ -79,8 +77,8 @@ def _files(layer: Record, wanted: Wanted) -> list[Record]:
     ]
 
 
-def _same_job(engine: ALPipelineEngine, index: Record) -> None:
-    for key, value in {"base_seed": engine.module.base_seed, "micro_batch_size": engine.micro_batch_size}.items():
+def _same_job(state: StageState, index: Record) -> None:
+    for key, value in {"base_seed": state.module.base_seed, "micro_batch_size": state.micro_batch_size}.items():
         if index[key] != value:
             raise ALCheckpointError(
                 f"the checkpoint has {key}={index[key]}, this job {value}: its data order and random numbers would "
@@ -115,10 +113,10 @@ def _named(kind: list[Any] | None) -> str:
     return f"{kind[0]} of shape {kind[1]}" if kind else "missing"
 
 
-def _has_copy(engine: ALPipelineEngine, number: int, saved: Record) -> None:
-    assert engine.decoder_copies is not None
+def _has_copy(state: StageState, number: int, saved: Record) -> None:
+    assert state.decoder_copies is not None
     there = saved["files"]["training_states"]["tensors"]
-    for name, kind in kinds(engine.decoder_copies.state(number)).items():
+    for name, kind in kinds(state.decoder_copies.state(number)).items():
         if there.get(f"decoder/{name}") != kind:
             raise ALCheckpointError(
                 f"the checkpoint has no fitting copy of the decoder of AL layer {number}: {name} is "

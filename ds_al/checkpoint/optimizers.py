@@ -11,17 +11,15 @@ it. Of each layer and role (``associated``, ``autoencoder``; ``optimizer`` for a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ds_al.checkpoint.plain import Tensors, pack, unpack
+from ds_al.checkpoint.state import StageState
 from ds_al.errors import ALCheckpointError
 from ds_al.optim.masters import stepped
-
-if TYPE_CHECKING:
-    from ds_al.engine import ALPipelineEngine
 
 Record = dict[str, Any]
 Name = tuple[int, str]
@@ -36,18 +34,17 @@ _BY_GROUP = {"base_lrs", "_last_lr", "min_lrs", "max_lrs", "base_momentums", "ma
 _GROUP = "$group"
 
 
-def parts(engine: ALPipelineEngine) -> dict[str, torch.optim.Optimizer]:
+def parts(state: StageState) -> dict[str, torch.optim.Optimizer]:
     """The instances that step a stage's parameters, by role.
 
     Raises:
         ALCheckpointError: the state is not kept by parameter.
     """
-    optimizer: Any = engine.optimizer
-    if optimizer is None:
+    if state.optimizer is None:
         return {}
-    found: dict[str, Any] = {
-        role: part for role, part in getattr(optimizer, "parts", {"optimizer": optimizer}).items() if part
-    }
+    local = state.local_optimizer
+    roles: dict[str, Any] = {"optimizer": state.optimizer} if local is None else dict(local.parts)
+    found = {role: part for role, part in roles.items() if part}
     for part in found.values():
         if not isinstance(part, torch.optim.Optimizer):
             raise ALCheckpointError(
@@ -57,20 +54,20 @@ def parts(engine: ALPipelineEngine) -> dict[str, torch.optim.Optimizer]:
     return found
 
 
-def names(engine: ALPipelineEngine) -> dict[Tensor, Name]:
+def names(state: StageState) -> dict[Tensor, Name]:
     """What each parameter of the stage is called, or the master that is stepped for it."""
     return {
         stepped(parameter): (index, name)
-        for index, layer in engine.layers
+        for index, layer in state.layers
         for name, parameter in layer.named_parameters()
     }
 
 
-# ---- taking the state ------------------------------------------------------------------------------
+# ---- collecting the state --------------------------------------------------------------------------
 
 
-def take(
-    engine: ALPipelineEngine, states: Mapping[Tensor, Mapping[str, Any]] | None = None
+def collect(
+    state: StageState, states: Mapping[Tensor, Mapping[str, Any]] | None = None
 ) -> dict[int, dict[str, tuple[Record, Tensors]]]:
     """State of the optimizers by layer and role: a record for the index, and its tensors.
 
@@ -80,14 +77,14 @@ def take(
     Raises:
         ALCheckpointError: a parameter belongs to no layer, or a state cannot be saved.
     """
-    called = names(engine)
-    schedule = _group_values(engine)
-    taken: dict[int, dict[str, tuple[Record, Tensors]]] = {index: {} for index, _ in engine.layers}
-    for role, part in parts(engine).items():
+    called = names(state)
+    schedule = _group_values(state)
+    collected: dict[int, dict[str, tuple[Record, Tensors]]] = {index: {} for index, _ in state.layers}
+    for role, part in parts(state).items():
         for group in part.param_groups:
             for index, members in _by_layer(group["params"], called).items():
                 fresh: tuple[Record, Tensors] = ({"class": type(part).__name__, "groups": [], "state": {}}, {})
-                record, tensors = taken[index].setdefault(role, fresh)
+                record, tensors = collected[index].setdefault(role, fresh)
                 number = len(record["groups"])
                 options = {key: value for key, value in group.items() if key not in ("params", "name")}
                 record["groups"].append(
@@ -98,9 +95,9 @@ def take(
                     }
                 )
                 for name, parameter in members.items():
-                    state = (part.state if states is None else states).get(parameter, {})
-                    record["state"][name] = pack(dict(state), tensors, at=name)
-    return taken
+                    values = (part.state if states is None else states).get(parameter, {})
+                    record["state"][name] = pack(dict(values), tensors, at=name)
+    return collected
 
 
 def _by_layer(parameters: list[nn.Parameter], called: Mapping[Tensor, Name]) -> dict[int, dict[str, nn.Parameter]]:
@@ -116,12 +113,12 @@ def _by_layer(parameters: list[nn.Parameter], called: Mapping[Tensor, Name]) -> 
     return layers
 
 
-def _group_values(engine: ALPipelineEngine) -> dict[int, dict[str, Any]]:
+def _group_values(state: StageState) -> dict[int, dict[str, Any]]:
     """What the LR schedule keeps for each group, by the group's identity."""
-    groups = engine.optimizer.param_groups if engine.optimizer is not None else []
+    groups = state.optimizer.param_groups if state.optimizer is not None else []
     values: dict[int, dict[str, Any]] = {id(group): {} for group in groups}
-    if engine.lr_scheduler is not None:
-        for path, entries in _group_lists(engine.lr_scheduler.state_dict(), len(groups)):
+    if state.lr_scheduler is not None:
+        for path, entries in _group_lists(state.lr_scheduler.state_dict(), len(groups)):
             for group, entry in zip(groups, entries, strict=True):
                 values[id(group)][path] = entry
     return values
@@ -137,14 +134,14 @@ def _group_lists(value: Any, groups: int, path: str = "") -> Iterator[tuple[str,
             yield from _group_lists(item, groups, f"{path}/{key}")
 
 
-def take_schedule(engine: ALPipelineEngine, tensors: Tensors) -> Record | None:
+def collect_schedule(state: StageState, tensors: Tensors) -> Record | None:
     """State of the LR schedule without what it keeps by group, as JSON; ``None`` where there is no schedule."""
-    scheduler = engine.lr_scheduler
+    scheduler = state.lr_scheduler
     if scheduler is None:
         return None
-    groups = len(engine.optimizer.param_groups) if engine.optimizer is not None else 0
-    state = pack(_without_lists(scheduler.state_dict(), groups), tensors, at="schedule")
-    return {"class": type(scheduler).__name__, "state": state}
+    groups = len(state.optimizer.param_groups) if state.optimizer is not None else 0
+    values = pack(_without_lists(scheduler.state_dict(), groups), tensors, at="schedule")
+    return {"class": type(scheduler).__name__, "state": values}
 
 
 def _without_lists(value: Any, groups: int) -> Any:
@@ -160,10 +157,10 @@ def _without_lists(value: Any, groups: int) -> Any:
     }
 
 
-# ---- giving it back --------------------------------------------------------------------------------
+# ---- restoring it ----------------------------------------------------------------------------------
 
 
-def check(engine: ALPipelineEngine, layers: Mapping[int, Record]) -> None:
+def check(state: StageState, layers: Mapping[int, Record]) -> None:
     """Compares the optimizers of a checkpoint with those of this stage.
 
     Args:
@@ -172,8 +169,8 @@ def check(engine: ALPipelineEngine, layers: Mapping[int, Record]) -> None:
     Raises:
         ALCheckpointError: other optimizers, or they step other parameters or share groups in another way.
     """
-    mine = parts(engine)
-    called = names(engine)
+    mine = parts(state)
+    called = names(state)
     there = {role: record["class"] for layer in layers.values() for role, record in layer["optimizers"].items()}
     here = {role: type(part).__name__ for role, part in mine.items()}
     if there != here:
@@ -228,20 +225,21 @@ def _saved_group(
     return first, record
 
 
-def give(engine: ALPipelineEngine, layers: Mapping[int, Record], tensors: Mapping[Place, Tensors]) -> None:
+def restore(state: StageState, layers: Mapping[int, Record], tensors: Mapping[Place, Tensors]) -> None:
     """Sets this stage's optimizers to a checkpoint that :func:`check` has let pass.
 
     Args:
         layers: records of this stage's layers, from the index.
         tensors: of each layer and role.
     """
-    called = names(engine)
-    elsewhere: frozenset[Tensor] = getattr(engine.optimizer, "elsewhere", frozenset())
-    states = {role: _state_dict(part, role, called, layers, tensors, elsewhere) for role, part in parts(engine).items()}
-    if hasattr(engine.optimizer, "parts"):
-        engine.optimizer.load_state_dict({role: states.get(role) for role in engine.optimizer.parts})
+    called = names(state)
+    local = state.local_optimizer
+    elsewhere: frozenset[Tensor] = frozenset() if local is None else local.elsewhere
+    states = {role: _state_dict(part, role, called, layers, tensors, elsewhere) for role, part in parts(state).items()}
+    if local is not None:
+        local.load_state_dict({role: states.get(role) for role in local.parts})
     elif states:
-        engine.optimizer.load_state_dict(states["optimizer"])
+        state.optimizer.load_state_dict(states["optimizer"])
 
 
 def _state_dict(
@@ -275,13 +273,13 @@ def _laid_out_as(parameter: Tensor, value: Any) -> Any:
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 
-def check_schedule(engine: ALPipelineEngine, layers: Mapping[int, Record]) -> None:
+def check_schedule(state: StageState, layers: Mapping[int, Record]) -> None:
     """Compares the LR schedule of a checkpoint with this job's.
 
     Raises:
         ALCheckpointError: another schedule, or one that stood elsewhere for some layers of this stage.
     """
-    here = type(engine.lr_scheduler).__name__ if engine.lr_scheduler is not None else None
+    here = type(state.lr_scheduler).__name__ if state.lr_scheduler is not None else None
     first = next(iter(layers))
     for index, layer in layers.items():
         there = layer["schedule"]["class"] if layer["schedule"] else None
@@ -296,31 +294,31 @@ def check_schedule(engine: ALPipelineEngine, layers: Mapping[int, Record]) -> No
                 "checkpoint: start a new one by load_lr_scheduler_states=False"
             )
     if here is not None:
-        list(_schedules(engine, layers))
+        list(_schedules(state, layers))
 
 
-def give_schedule(engine: ALPipelineEngine, layers: Mapping[int, Record], tensors: Mapping[Place, Tensors]) -> None:
+def restore_schedule(state: StageState, layers: Mapping[int, Record], tensors: Mapping[Place, Tensors]) -> None:
     """Sets the LR schedule to a checkpoint that :func:`check_schedule` has let pass.
 
     Args:
         layers: records of this stage's layers, from the index.
         tensors: of each layer's files of optimizers and of training states.
     """
-    if engine.lr_scheduler is None:
+    if state.lr_scheduler is None:
         return
-    groups = [unpack(saved, tensors.get(place, {})) for place, saved in _schedules(engine, layers)]
+    groups = [unpack(saved, tensors.get(place, {})) for place, saved in _schedules(state, layers)]
     index, layer = next(iter(layers.items()))
-    state = unpack(layer["schedule"]["state"], tensors[index, TRAINING])
-    engine.lr_scheduler.load_state_dict(_with_lists(state, groups))
+    values = unpack(layer["schedule"]["state"], tensors[index, TRAINING])
+    state.lr_scheduler.load_state_dict(_with_lists(values, groups))
 
 
-def _schedules(engine: ALPipelineEngine, layers: Mapping[int, Record]) -> Iterator[tuple[Place, Record]]:
+def _schedules(state: StageState, layers: Mapping[int, Record]) -> Iterator[tuple[Place, Record]]:
     """What the schedule kept for each group of this stage, and where its tensors are; DeepSpeed's keep nothing."""
     saved = [group for layer in layers.values() for part in layer["optimizers"].values() for group in part["groups"]]
     if not any(group["schedule"] for group in saved):
         return
-    called = names(engine)
-    for role, part in parts(engine).items():
+    called = names(state)
+    for role, part in parts(state).items():
         for group in part.param_groups:
             index, values = _saved_group(group, role, called, layers)
             yield (index, role), values["schedule"]

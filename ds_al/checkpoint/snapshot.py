@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +16,9 @@ from torch import Tensor, nn
 from ds_al.checkpoint import optimizers
 from ds_al.checkpoint.folder import FORMAT, Record, layer_file
 from ds_al.checkpoint.plain import Tensors, pack, unpack
+from ds_al.checkpoint.state import StageState
 from ds_al.layer import ALLayer
-from ds_al.optim.local import LocalOptimizer
 from ds_al.optim.masters import full_state
-
-if TYPE_CHECKING:
-    from ds_al.engine import ALPipelineEngine
 
 
 @dataclass
@@ -53,7 +50,7 @@ def _copied(value: Any) -> Any:
     return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
-def take(engine: ALPipelineEngine, client_state: Mapping[str, Any], *, leave_out_frozen: bool = False) -> Snapshot:
+def take(state: StageState, client_state: Mapping[str, Any], *, leave_out_frozen: bool = False) -> Snapshot:
     """This stage's part of a checkpoint, between two batches. Its tensors are those of the engine, not copies.
 
     Args:
@@ -62,60 +59,55 @@ def take(engine: ALPipelineEngine, client_state: Mapping[str, Any], *, leave_out
     Raises:
         ALCheckpointError: something that cannot be saved.
     """
-    shot = Snapshot(_common(engine), _stage(engine), [], client_state=client_state)
-    shot.files.append((shot.stage, "random_states", f"stage_{engine.stage_id:02d}-random_states.safetensors", {}))
+    shot = Snapshot(_common(state), _stage(state), [], client_state=client_state)
+    shot.files.append((shot.stage, "random_states", f"stage_{state.stage:02d}-random_states.safetensors", {}))
     shot.stage["random"] = pack(random_states(), shot.files[-1][3], at="random")
     # Copies of a stage that share its optimizer state out bring it together, all of them, here.
-    states, masters = engine.optimizer.gather() if isinstance(engine.optimizer, LocalOptimizer) else (None, None)
-    optimizer_states = optimizers.take(engine, states)
-    history = torch.stack(engine._loss_history) if engine._loss_history else torch.zeros(0, len(engine.layers), 2)
-    for row, (index, layer) in enumerate(engine.layers):
-        record: Record = {"layer": index, "stage": engine.stage_id, "modules": modules(layer), "optimizers": {}}
+    local = state.local_optimizer
+    states, masters = (None, None) if local is None else local.gather()
+    optimizer_states = optimizers.collect(state, states)
+    history = torch.stack(state.report.history) if state.report.history else torch.zeros(0, len(state.layers), 2)
+    for row, (index, layer) in enumerate(state.layers):
+        record: Record = {"layer": index, "stage": state.stage, "modules": modules(layer), "optimizers": {}}
         shot.layers.append(record)
         weights: Tensors = {}
         frozen = {name for name, p in layer.named_parameters() if not p.requires_grad} if leave_out_frozen else set()
-        state = {name: value for name, value in full_state(layer, masters).items() if name not in frozen}
+        values = {name: value for name, value in full_state(layer, masters).items() if name not in frozen}
         record["left_out"] = sorted(frozen)
-        record["extra"] = {n: pack(v, weights, at=n) for n, v in state.items() if not isinstance(v, Tensor)}
-        weights |= {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        record["extra"] = {n: pack(v, weights, at=n) for n, v in values.items() if not isinstance(v, Tensor)}
+        weights |= {name: value for name, value in values.items() if isinstance(value, Tensor)}
         shot.files.append((record, "model_states", layer_file(index, "model_states"), weights))
         for role, (saved, tensors) in optimizer_states[index].items():
             record["optimizers"][role] = saved
             shot.files.append((record, f"{role}_optim_states", layer_file(index, f"{role}_optim_states"), tensors))
-        training: Tensors = {"losses/latest": engine.report[index], "losses/history": history[:, row]}
-        if engine.decoder_copies is not None:
-            training |= {f"decoder/{name}": value for name, value in engine.decoder_copies.state(index).items()}
-        scale = getattr(engine.optimizer, "scales", {}).get(index)
+        training: Tensors = {"losses/latest": state.report.losses[index], "losses/history": history[:, row]}
+        if state.decoder_copies is not None:
+            training |= {f"decoder/{name}": value for name, value in state.decoder_copies.state(index).items()}
+        scale = state.scales.get(index)
         record["loss_scale"] = None if scale is None else scale.state()
-        record["schedule"] = optimizers.take_schedule(engine, training)
+        record["schedule"] = optimizers.collect_schedule(state, training)
         shot.files.append((record, "training_states", layer_file(index, "training_states"), training))
     return shot
 
 
-def _common(engine: ALPipelineEngine) -> Record:
+def _common(state: StageState) -> Record:
     return {
         "format": FORMAT,
         "versions": {"ds_al": _version("ds_al"), "deepspeed": _version("deepspeed"), "torch": torch.__version__},
-        "num_layers": engine.module.num_layers,
-        "num_classes": engine.module.num_classes,
+        "num_layers": state.module.num_layers,
+        "num_classes": state.module.num_classes,
         # None where the network was not made of a model of transformers, and so cannot be exported from the folder.
-        "network": engine.module.source.recipe if engine.module.source is not None else None,
-        "num_stages": engine.num_stages,
-        "partition": [int(bound) for bound in engine.module.parts],
-        "base_seed": engine.module.base_seed,
-        "micro_batch_size": engine.micro_batch_size,
-        "counters": {
-            "global_steps": engine.global_steps,
-            "global_samples": engine.global_samples,
-            "skipped_steps": engine.skipped_steps,
-            "micro_steps": engine.micro_steps,
-            "trained_micro_batches": engine.stage.trained_micro_batches,
-        },
+        "network": state.module.source.recipe if state.module.source is not None else None,
+        "num_stages": state.topology.stages,
+        "partition": [int(bound) for bound in state.module.parts],
+        "base_seed": state.module.base_seed,
+        "micro_batch_size": state.micro_batch_size,
+        "counters": dict(state.counters),
     }
 
 
-def _stage(engine: ALPipelineEngine) -> Record:
-    return {"stage": engine.stage_id, "data_position": engine.loader.position if engine.loader is not None else None}
+def _stage(state: StageState) -> Record:
+    return {"stage": state.stage, "data_position": state.loader.position if state.loader is not None else None}
 
 
 def _version(package: str) -> str | None:

@@ -15,6 +15,7 @@ from deepspeed.pipe import PipelineModule
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ds_al import host
 from ds_al.checkpoint.folder import INDEX, LATEST, read_index, verify
 from ds_al.errors import ALCheckpointError
 from ds_al.module import ALPipelineModule
@@ -103,7 +104,7 @@ def _places(module: PipelineModule) -> dict[str, Tensor]:
     """The tensors of this stage's layers."""
     return {
         f"{index}.{name}": value
-        for index, layer in enumerate(module.forward_funcs, start=module._local_start)
+        for index, layer in enumerate(module.forward_funcs, start=host.layer_range(module).start)
         if isinstance(layer, nn.Module)
         for name, value in layer.state_dict().items()
         if isinstance(value, Tensor)
@@ -114,7 +115,7 @@ def _masters(module: PipelineModule) -> dict[str, Tensor]:
     """The masters of this stage's weights, where layers compute in less than float32."""
     return {
         f"{index}.{name}": master
-        for index, layer in enumerate(module.forward_funcs, start=module._local_start)
+        for index, layer in enumerate(module.forward_funcs, start=host.layer_range(module).start)
         if isinstance(layer, nn.Module)
         for name, parameter in layer.named_parameters()
         if (master := master_here(parameter)) is not None
@@ -128,17 +129,19 @@ def _matching(
     rename = _renamer(names)
     values: dict[str, Tensor] = {}
     rest: list[str] = []
-    for source, file, read in _source(path, into_al=isinstance(module, ALPipelineModule), layers=module._num_layers):
+    for source, file, read in _source(
+        path, into_al=isinstance(module, ALPipelineModule), layers=host.num_layers(module)
+    ):
         name = rename(source)
         if name is None or not _has_place(name, module):
             if name is not None and names is not None:
                 raise ALCheckpointError(
                     f"{source!r} in {str(file)!r} is to become {name!r}: expected '<layer>.<name>' with a layer of "
-                    f"0..{module._num_layers - 1}; let names leave it out"
+                    f"0..{host.num_layers(module) - 1}; let names leave it out"
                 )
             rest.append(source)
             continue
-        if int(name.split(".")[0]) not in range(module._local_start, module._local_stop):
+        if int(name.split(".")[0]) not in host.layer_range(module):
             continue
         if name not in places:
             if names is None and not strict:
@@ -168,7 +171,7 @@ def _matching(
 
 def _has_place(name: str, module: PipelineModule) -> bool:
     layer, dot, rest = name.partition(".")
-    return bool(dot and rest) and layer.isdigit() and int(layer) < module._num_layers
+    return bool(dot and rest) and layer.isdigit() and int(layer) < host.num_layers(module)
 
 
 def _renamer(names: Names | None) -> Callable[[str], str | None]:

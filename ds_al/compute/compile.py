@@ -8,69 +8,47 @@ against another's limit: what is compiled for a layer depends on that layer alon
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
-from deepspeed.runtime.pipe.engine import PipelineEngine
 from torch import nn
 
 from ds_al.compute.recompute import Recomputed
-from ds_al.config.associated_learning import ALConfig, CompileConfig
+from ds_al.config.associated_learning import CompileConfig
 from ds_al.config.base import BLOCK
 from ds_al.errors import ALConfigError
-
-if TYPE_CHECKING:
-    from ds_al.layer import ALLayer
-    from ds_al.module import ALPipelineModule
+from ds_al.layer import ALLayer
 
 
-class ComputeOptions(PipelineEngine):
-    """The part of the AL engine that says how its layers compute: recomputed, compiled, or plainly."""
+def compile_config(
+    backend: str, compile_kwargs: Mapping[str, Any] | None, unsupported: Mapping[str, Any]
+) -> CompileConfig:
+    """The config block that arguments of ``engine.compile`` amount to.
 
-    al: ALConfig
-    module: ALPipelineModule
-    _is_compiled: bool
+    Raises:
+        ALConfigError: an option is not supported.
+    """
+    kwargs = dict(compile_kwargs or {})
+    options = kwargs.pop("options", None) or {}
+    if refused := sorted({*kwargs, *(name for name, value in unsupported.items() if value)}):
+        raise ALConfigError(f"engine.compile({refused[0]}=...) is not supported for AL layers: leave it out")
+    return CompileConfig(backend=backend, options=options)
 
-    def _prepare_layers(self) -> None:
-        """Sets up activation checkpointing, then compilation, as the config says."""
-        interval = self.module.activation_checkpoint_interval
-        for _, layer in self.module.local_layers:
-            layer.recomputed = Recomputed(layer.f, interval=interval) if interval else None
-        if self.al.compile is not None:
-            self._compile_layers(self.al.compile)
 
-    def compile(  # type: ignore[override]
-        self, backend: str = "inductor", compile_kwargs: dict[str, Any] | None = None, **unsupported: Any
-    ) -> None:
-        """Compiles f and b of every layer of this stage, as the config's ``compile`` block does; on every rank.
+def compile_layers(layers: Iterable[tuple[int, ALLayer]], config: CompileConfig, *, dynamic_shape: bool) -> None:
+    """Compiles functions of ``(index in the network, layer)``, each by itself; see :func:`compile_layer`.
 
-        Args:
-            backend: of ``torch.compile``.
-            compile_kwargs: ``{"options": {...}}`` for the backend.
-
-        Raises:
-            ALConfigError: the layers are compiled already, shapes may change, or an option is not supported.
-        """
-        kwargs = dict(compile_kwargs or {})
-        options = kwargs.pop("options", None) or {}
-        if refused := sorted({*kwargs, *(name for name, value in unsupported.items() if value)}):
-            raise ALConfigError(f"engine.compile({refused[0]}=...) is not supported for AL layers: leave it out")
-        self._compile_layers(CompileConfig(backend=backend, options=options))
-
-    def _compile_layers(self, config: CompileConfig) -> None:
-        if self._is_compiled:
-            raise ALConfigError(
-                f'the layers are compiled already, by "{BLOCK}.compile" or engine.compile(): do it once'
-            )
-        if self.module.dynamic_shape:
-            raise ALConfigError(
-                f'"{BLOCK}.compile" with dynamic_shape: a graph is compiled for one shape, so that it depends on no '
-                "other. Give micro-batches of one shape (texts of one length), or do not compile"
-            )
-        for index, layer in self.module.local_layers:
-            compile_layer(layer, config, index=index)
-        self._is_compiled = True
+    Raises:
+        ALConfigError: shapes of micro-batches may change.
+    """
+    if dynamic_shape:
+        raise ALConfigError(
+            f'"{BLOCK}.compile" with dynamic_shape: a graph is compiled for one shape, so that it depends on no '
+            "other. Give micro-batches of one shape (texts of one length), or do not compile"
+        )
+    for index, layer in layers:
+        compile_layer(layer, config, index=index)
 
 
 def compile_layer(layer: ALLayer, config: CompileConfig, *, index: int) -> None:
@@ -82,7 +60,8 @@ def compile_layer(layer: ALLayer, config: CompileConfig, *, index: int) -> None:
         index: of the layer in the network, for the names of the graphs.
     """
     for name in config.functions:
-        targets = layer.recomputed.segments if name == "f" and layer.recomputed else [getattr(layer, name)]
+        recomputed = layer.recomputed if name == "f" else None
+        targets = recomputed.segments if isinstance(recomputed, Recomputed) else [layer.get_submodule(name)]
         for number, module in enumerate(targets):
             if any(True for _ in module.parameters()):
                 _compile(module, config, name=f"layer_{index:02d}_{name}_{number}")

@@ -14,14 +14,12 @@ they would wait for each other; and what it keeps is not seen by :class:`~ds_al.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-if TYPE_CHECKING:
-    from ds_al.tensors import Activation
+from ds_al.tensors import Activation
 
 
 class Recomputed:

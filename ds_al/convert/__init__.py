@@ -1,6 +1,6 @@
 """From what a project has to associated learning, and back to a plain model.
 
-    layers         a layer list of DeepSpeed's ``PipelineModule``: ``ALPipelineModule.from_layers``
+    layers         a layer list of DeepSpeed's ``PipelineModule``: ``ds_al.from_layers``
     hugging_face   a model of ``transformers``: ``ds_al.from_pretrained``
     export         weights that ``transformers`` loads, or a program: ``ds_al.export``
 

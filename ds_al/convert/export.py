@@ -20,6 +20,7 @@ import torch.distributed
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ds_al import host
 from ds_al.checkpoint.folder import Record, layer_weights, opened
 from ds_al.convert.fold import Folded, Same, fold
 from ds_al.convert.program import Format, InferencePath, check_format, write
@@ -187,7 +188,7 @@ def gathered(
         states = _read(weights, module.num_layers)
     if states is None:
         return None
-    layers = _loaded(module._layer_specs, states, origin=weights)
+    layers = _loaded(host.layer_specs(module), states, origin=weights)
     return Network(layers, module.num_classes, module.source)
 
 

@@ -19,6 +19,7 @@ from deepspeed.pipe import LayerSpec
 from deepspeed.runtime import utils as ds_utils
 from torch import Tensor, nn
 
+from ds_al import host
 from ds_al.convert.architectures import CLASSIFY, FAMILIES, GENERATE, LOOK, Anatomy
 from ds_al.convert.assemble import al_layers
 from ds_al.convert.head import Head
@@ -207,7 +208,7 @@ def dissect(model: Any, task: str) -> Anatomy:
         known = sorted(name for name, (_, tasks) in FAMILIES.items() if task in tasks)
         raise ALConfigError(
             f"got a model of type {kind!r} for {task!r}: expected one of {', '.join(known)}. Others can be written as "
-            "a list of layers, for ALPipelineModule.from_layers"
+            "a list of layers, for ds_al.from_layers"
         )
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         raise ALConfigError("got a model with is_decoder or add_cross_attention: its blocks read more than one stream")
@@ -228,7 +229,7 @@ def classes(model: Any, task: str) -> int:
 def _release(module: ALPipelineModule) -> None:
     """Frees the weights of other stages' layers, of a model that nobody else has; their shapes stay."""
     own = {index for index, _ in module.local_layers}
-    for index, spec in enumerate(module._layer_specs):
+    for index, spec in enumerate(host.layer_specs(module)):
         for part in (each for _, whole in modules_of(spec) for each in whole.modules() if index not in own):
             for name, parameter in part._parameters.items():
                 if parameter is not None:

@@ -1,4 +1,4 @@
-"""From the layer list of a ``PipelineModule`` to AL layers. Used through ``ALPipelineModule.from_layers``."""
+"""From the layer list of a ``PipelineModule`` to AL layers. ``ds_al.from_layers``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,74 @@ from ds_al.convert.group import Group, HeadBody, head_scores
 from ds_al.convert.head import Head, last_linear, without
 from ds_al.convert.probe import Found, probe
 from ds_al.errors import ALConfigError
+from ds_al.module import ALPipelineModule
 from ds_al.partition.plan import balance
 from ds_al.spec import ALLayerSpec, Part
 from ds_al.tensors import Activation, first
+
+
+def from_layers(
+    layers: Sequence[Any],
+    *,
+    num_classes: int,
+    example: Activation,
+    num_al_layers: int = 4,
+    groups: Sequence[int] | None = None,
+    head: int | None = None,
+    objective: str | Mapping[str, Any] = "mse",
+    code_width: int | None = None,
+    code: str = "tanh",
+    bridges: Sequence[Part | None] | None = None,
+    base_seed: int = 1234,
+    **options: Any,
+) -> ALPipelineModule:
+    """Makes an AL network of the very list that a plain ``PipelineModule`` gets.
+
+    Neighbouring layers become one AL layer's f. The classifier at the end becomes the last layer's bridge, all
+    other bridges are made for the activations that leave the groups, g and h for the number of classes. Modules are
+    taken over as they are, and trained in place; a ``LayerSpec`` is built where it lives, with the weights that
+    ``PipelineModule(layers, seed_layers=True, base_seed=base_seed)`` gives it.
+
+    Args:
+        layers: ``LayerSpec``, ``TiedLayerSpec``, modules and functions.
+        num_classes: V.
+        example: a micro-batch ``x``, by which the shapes of activations are found; 2 samples will do. The batch
+            that is trained on for ``partition_method="measured"``.
+        num_al_layers: K, groups balanced by their parameters.
+        groups: how many layers each group holds, instead.
+        head: how many layers at the end are the classifier; recognised by its last ``nn.Linear(..., V)`` and what
+            pools, flattens and normalises before it. 0 where the list has no classifier.
+        objective: what trains f and b, see :mod:`ds_al.objectives`.
+        code_width, code: of the codes, see :mod:`ds_al.models.targets`; by default K is about V, at least 64.
+        bridges: b of each AL layer, ``None`` where it is to be chosen, see :mod:`ds_al.convert.bridges`.
+        base_seed: see above.
+        options: all other arguments of :class:`~ds_al.module.ALPipelineModule`.
+
+    Example:
+        >>> layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)]
+        >>> x = torch.randn(2, 8)
+        >>> network = ds_al.from_layers(layers, num_al_layers=2, num_classes=3, example=x)
+        >>> network(x).shape
+        torch.Size([2, 3])
+
+    Raises:
+        ALConfigError: the list cannot be cut in such a way, the classifier is not found, tied layers fall into
+            two groups, or no bridge is known for an activation.
+    """
+    specs = layer_specs(
+        layers,
+        num_classes=num_classes,
+        example=example,
+        num_al_layers=num_al_layers,
+        groups=groups,
+        head=head,
+        objective=objective,
+        code_width=code_width,
+        code=code,
+        bridges=bridges,
+        base_seed=base_seed,
+    )
+    return ALPipelineModule(specs, num_classes=num_classes, base_seed=base_seed, example=example, **options)
 
 
 def layer_specs(
@@ -34,7 +99,7 @@ def layer_specs(
     bridges: Sequence[Part | None] | None = None,
     base_seed: int = 1234,
 ) -> list[ALLayerSpec]:
-    """AL layers of a ``PipelineModule``'s layers; arguments and errors as ``ALPipelineModule.from_layers``."""
+    """AL layers of a ``PipelineModule``'s layers; arguments and errors as :func:`from_layers`."""
     layers = list(layers)
     if not layers:
         raise ALConfigError("got an empty layer list: expected the layers that PipelineModule gets")

@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset, default_collate
 from ds_al.data.augment import Augment
 from ds_al.data.order import bucketed, generator, shuffled
 from ds_al.data.prefetch import Prefetcher
-from ds_al.errors import ALDataError
+from ds_al.errors import ALConfigError, ALDataError
 
 Collate = Callable[[list[Any]], Any]
 """A list of samples ``(x, y)`` to a micro-batch ``(x, y)``."""
@@ -199,6 +199,27 @@ class OrderedBatches:
 def ordered_batches(dataset: SizedDataset, *, batch_size: int, collate_fn: Collate | None = None) -> OrderedBatches:
     """Micro-batches ``(x, y)`` of one pass in order, for evaluation; see :class:`OrderedBatches`."""
     return OrderedBatches(dataset, batch_size=batch_size, collate_fn=collate_fn)
+
+
+def loader_of(
+    data: Any, *, batch_size: int, seed: int, collate_fn: Collate | None, share: tuple[int, int]
+) -> ShuffledLoader:
+    """The loader of training data that a user gave: his own :class:`ShuffledLoader`, or one of his data set.
+
+    Args:
+        share: index of this data parallel replica, and number of replicas.
+
+    Raises:
+        ALConfigError: the user's loader has another share.
+    """
+    if not isinstance(data, ShuffledLoader):
+        return ShuffledLoader(data, batch_size=batch_size, seed=seed, collate_fn=collate_fn, share=share)
+    if data.share != share:
+        raise ALConfigError(
+            f"got a ShuffledLoader with share={data.share}: expected {share}, or every copy of the pipeline would "
+            "train on the same samples"
+        )
+    return data
 
 
 def _check(dataset: SizedDataset, batch_size: int) -> None:

@@ -5,8 +5,8 @@ Functions of a layer are called as ``layer.f, layer.b, layer.g, layer.h``; ``lay
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,24 @@ from torch.nn import functional as F
 
 from ds_al.tensors import Activation, Target
 
-if TYPE_CHECKING:
-    from ds_al.layer import ALLayer
+
+class Layer(Protocol):
+    """What an objective uses of an AL layer, see :class:`~ds_al.layer.ALLayer`."""
+
+    f: nn.Module
+    b: nn.Module
+    g: nn.Module
+    h: nn.Module
+    associated_loss: Callable[[Tensor, Tensor], Tensor]
+    autoencoder_loss: Callable[[Tensor, Tensor], Tensor]
+    target_gradient: bool
+
+    @property
+    def objective(self) -> Any:
+        """The layer's own instance of its objective."""
+
+    def bridge(self, s: Activation) -> Tensor:
+        """``b(reduce(s))``, of shape ``(B, K)``."""
 
 
 class Objective(nn.Module):
@@ -41,29 +57,23 @@ class Objective(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # Modules that are not this module's own: neither trained, nor saved, nor counted with it.
-        self.take_earlier([])
-
-    earlier: Sequence[nn.Module]
-    """Frozen copies of the decoders of all earlier layers, where :attr:`needs_earlier_decoders`."""
-
-    def take_earlier(self, decoders: Sequence[nn.Module]) -> None:
-        """Sets :attr:`earlier`."""
-        object.__setattr__(self, "earlier", decoders)
+        # A list: modules in it are no submodules, and so neither trained, nor saved, nor counted with this one.
+        self.earlier: list[nn.Module] = []
+        """Frozen copies of the decoders of all earlier layers, where :attr:`needs_earlier_decoders`."""
 
     def first_target(self, labels: Tensor, one_hot: Tensor) -> Target:
         """``t_0``, from labels ``(B,)`` and the same as floats ``(B, V)``; twice the labels where :attr:`per_token`."""
         raise NotImplementedError
 
-    def encode(self, layer: ALLayer, t: Target) -> Target:
+    def encode(self, layer: Layer, t: Target) -> Target:
         """``t_i`` from ``t_{i-1}``."""
         raise NotImplementedError
 
-    def associated_loss(self, layer: ALLayer, s_out: Activation, t_out: Target) -> Tensor:
+    def associated_loss(self, layer: Layer, s_out: Activation, t_out: Target) -> Tensor:
         """``A_i``, which trains f and b: a scalar."""
         raise NotImplementedError
 
-    def autoencoder_loss(self, layer: ALLayer, t_out: Target, t_in: Target) -> Tensor | None:
+    def autoencoder_loss(self, layer: Layer, t_out: Target, t_in: Target) -> Tensor | None:
         """``E_i``, which trains g and h: a scalar; ``None`` where there is no target side."""
         raise NotImplementedError
 
@@ -71,7 +81,7 @@ class Objective(nn.Module):
         """What the chain of g makes the codes of all classes of: the identity ``(V, V)``."""
         return torch.eye(num_classes, device=device)
 
-    def scores(self, layer: ALLayer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
+    def scores(self, layer: Layer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
         """Label scores ``(B, V)`` of the exit after this layer.
 
         Args:
@@ -81,7 +91,7 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
-    def label_loss(self, layer: ALLayer, scores: Tensor, target: Tensor) -> Tensor:
+    def label_loss(self, layer: Layer, scores: Tensor, target: Tensor) -> Tensor:
         """How far label scores ``(B, V)`` are from one-hot labels ``(B, V)``, for evaluation."""
         return F.cross_entropy(scores, target)
 
@@ -89,7 +99,7 @@ class Objective(nn.Module):
         """How many of the labels ``(B,)`` the highest score ``(B, V)`` names, and of how many."""
         return (scores.argmax(dim=1) == labels).sum(), labels.new_tensor(len(labels))
 
-    def extra_parameters(self, layer: ALLayer) -> Iterator[nn.Parameter]:
+    def extra_parameters(self, layer: Layer) -> Iterator[nn.Parameter]:
         """What the associated loss trains beside f and b."""
         yield from self.parameters()
         if self.trains_decoder:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ds_al.errors import ALConfigError
-from ds_al.objectives.base import Objective
+from ds_al.objectives.base import Layer, Objective
 from ds_al.objectives.losses import check_smoothing, label_loss
 from ds_al.objectives.mse import decode
-from ds_al.tensors import Target, to_float32
-
-if TYPE_CHECKING:
-    from ds_al.layer import ALLayer
-    from ds_al.tensors import Activation
+from ds_al.tensors import Activation, Target, to_float32
 
 
 class Contrast(Objective):
@@ -69,29 +65,29 @@ class Contrast(Objective):
         """Labels ``(B,)`` and the identity ``(V, V)``."""
         return labels, torch.eye(one_hot.shape[1], dtype=one_hot.dtype, device=one_hot.device)
 
-    def encode(self, layer: ALLayer, t: Target) -> tuple[Tensor, Tensor]:
+    def encode(self, layer: Layer, t: Target) -> tuple[Tensor, Tensor]:
         """Labels as they are, and ``g(C)``."""
         labels, table = t
         return labels, layer.g(table)
 
-    def associated_loss(self, layer: ALLayer, s_out: Activation, t_out: Target) -> Tensor:
+    def associated_loss(self, layer: Layer, s_out: Activation, t_out: Target) -> Tensor:
         """Cross-entropy of the cosines; its gradient stops at the table unless ``target_gradient`` is set."""
         labels, table = t_out
         scores = self.similarity(layer, s_out, table if layer.target_gradient else table.detach())
         return label_loss(scores, labels, smoothing=self.label_smoothing)
 
-    def autoencoder_loss(self, layer: ALLayer, t_out: Target, t_in: Target) -> Tensor:
+    def autoencoder_loss(self, layer: Layer, t_out: Target, t_in: Target) -> Tensor:
         """``D_E(h(C_i), C_{i-1})``, over all classes."""
         return layer.autoencoder_loss(layer.h(t_out[1]), t_in[1])
 
-    def scores(self, layer: ALLayer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
+    def scores(self, layer: Layer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
         """Cosines to the codes over the temperature, or scores through the decoders."""
         if self.exit == "decode":
             return decode([*earlier, layer.h], layer.bridge(s))
         assert table is not None
         return self.similarity(layer, s, table)
 
-    def similarity(self, layer: ALLayer, s: Activation, table: Tensor) -> Tensor:
+    def similarity(self, layer: Layer, s: Activation, table: Tensor) -> Tensor:
         """``cos(b(s), C) / temperature``: ``(B, V)``."""
         code = F.normalize(to_float32(layer.bridge(s)), dim=1)
         return code @ F.normalize(to_float32(table), dim=1).t() / to_float32(self.log_temperature).exp()

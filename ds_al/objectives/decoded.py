@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ds_al.errors import ALConfigError
-from ds_al.objectives.base import Objective
+from ds_al.objectives.base import Layer, Objective
 from ds_al.objectives.losses import check_smoothing, label_loss
 from ds_al.objectives.mse import decode
-from ds_al.tensors import Target
-
-if TYPE_CHECKING:
-    from ds_al.layer import ALLayer
-    from ds_al.tensors import Activation
+from ds_al.tensors import Activation, Target
 
 
 class Decoded(Objective):
@@ -59,12 +55,12 @@ class Decoded(Objective):
         """Labels ``(B,)`` and the same one-hot ``(B, V)``."""
         return labels, one_hot
 
-    def encode(self, layer: ALLayer, t: Target) -> tuple[Tensor, Tensor]:
+    def encode(self, layer: Layer, t: Target) -> tuple[Tensor, Tensor]:
         """Labels as they are, and ``g(code)``."""
         labels, code = t
         return labels, layer.g(code)
 
-    def associated_loss(self, layer: ALLayer, s_out: Activation, t_out: Target) -> Tensor:
+    def associated_loss(self, layer: Layer, s_out: Activation, t_out: Target) -> Tensor:
         """Cross-entropy of the decoded scores."""
         code = layer.bridge(s_out)
         if self.own_decoder == "live":
@@ -74,10 +70,10 @@ class Decoded(Objective):
             code = functional_call(layer.h, frozen, (code,))
         return label_loss(decode(self.earlier, code), t_out[0], smoothing=self.label_smoothing)
 
-    def autoencoder_loss(self, layer: ALLayer, t_out: Target, t_in: Target) -> Tensor:
+    def autoencoder_loss(self, layer: Layer, t_out: Target, t_in: Target) -> Tensor:
         """``D_E(h(t_i), t_{i-1})``."""
         return layer.autoencoder_loss(layer.h(t_out[1]), t_in[1])
 
-    def scores(self, layer: ALLayer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
+    def scores(self, layer: Layer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
         """``h_1(.. h_i(b(s)))``, with the decoders as they are now."""
         return decode([*earlier, layer.h], layer.bridge(s))

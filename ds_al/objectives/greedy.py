@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ds_al.objectives.base import Objective
+from ds_al.objectives.base import Layer, Objective
 from ds_al.objectives.losses import check_smoothing, label_loss
-from ds_al.tensors import Target
-
-if TYPE_CHECKING:
-    from ds_al.layer import ALLayer
-    from ds_al.tensors import Activation
+from ds_al.tensors import Activation, Target
 
 
 class Greedy(Objective):
@@ -40,19 +35,19 @@ class Greedy(Objective):
         """Labels ``(B,)``."""
         return labels
 
-    def encode(self, layer: ALLayer, t: Target) -> Target:
+    def encode(self, layer: Layer, t: Target) -> Target:
         """Labels as they are."""
         return t
 
-    def associated_loss(self, layer: ALLayer, s_out: Activation, t_out: Target) -> Tensor:
+    def associated_loss(self, layer: Layer, s_out: Activation, t_out: Target) -> Tensor:
         """Cross-entropy of the classifier's scores."""
         assert isinstance(t_out, Tensor)
         return label_loss(layer.h(layer.bridge(s_out)), t_out, smoothing=self.label_smoothing)
 
-    def autoencoder_loss(self, layer: ALLayer, t_out: Target, t_in: Target) -> None:
+    def autoencoder_loss(self, layer: Layer, t_out: Target, t_in: Target) -> None:
         """None."""
         return None
 
-    def scores(self, layer: ALLayer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
+    def scores(self, layer: Layer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
         """``h(b(s))``."""
         return layer.h(layer.bridge(s))

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ds_al.objectives.base import Objective
-from ds_al.tensors import Target
-
-if TYPE_CHECKING:
-    from ds_al.layer import ALLayer
-    from ds_al.tensors import Activation
+from ds_al.objectives.base import Layer, Objective
+from ds_al.tensors import Activation, Target
 
 
 class Mse(Objective):
@@ -26,25 +21,25 @@ class Mse(Objective):
         """One-hot labels ``(B, V)``."""
         return one_hot
 
-    def encode(self, layer: ALLayer, t: Target) -> Target:
+    def encode(self, layer: Layer, t: Target) -> Target:
         """``g(t)``."""
         return layer.g(t)
 
-    def associated_loss(self, layer: ALLayer, s_out: Activation, t_out: Target) -> Tensor:
+    def associated_loss(self, layer: Layer, s_out: Activation, t_out: Target) -> Tensor:
         """``D_A(b(s_i), t_i)``; its gradient stops at ``t_i`` unless the layer's ``target_gradient`` is set."""
         assert isinstance(t_out, Tensor)
         return layer.associated_loss(layer.bridge(s_out), t_out if layer.target_gradient else t_out.detach())
 
-    def autoencoder_loss(self, layer: ALLayer, t_out: Target, t_in: Target) -> Tensor:
+    def autoencoder_loss(self, layer: Layer, t_out: Target, t_in: Target) -> Tensor:
         """``D_E(h(t_i), t_{i-1})``."""
         assert isinstance(t_in, Tensor)
         return layer.autoencoder_loss(layer.h(t_out), t_in)
 
-    def scores(self, layer: ALLayer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
+    def scores(self, layer: Layer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
         """``h_1(.. h_i(b(s)))``."""
         return decode([*earlier, layer.h], layer.bridge(s))
 
-    def label_loss(self, layer: ALLayer, scores: Tensor, target: Tensor) -> Tensor:
+    def label_loss(self, layer: Layer, scores: Tensor, target: Tensor) -> Tensor:
         """``D_E`` of the first layer."""
         return layer.autoencoder_loss(scores, target)
 

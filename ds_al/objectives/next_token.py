@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from ds_al.objectives.base import Layer
 from ds_al.objectives.per_token import PerToken, next_token_loss
-from ds_al.tensors import Target
-
-if TYPE_CHECKING:
-    from ds_al.layer import ALLayer
-    from ds_al.tensors import Activation
+from ds_al.tensors import Activation, Target
 
 
 class NextToken(PerToken):
@@ -24,23 +20,23 @@ class NextToken(PerToken):
 
     trains_decoder = True
 
-    def encode(self, layer: ALLayer, t: Target) -> Target:
+    def encode(self, layer: Layer, t: Target) -> Target:
         """Labels as they are."""
         return t
 
-    def associated_loss(self, layer: ALLayer, s_out: Activation, t_out: Target) -> Tensor:
+    def associated_loss(self, layer: Layer, s_out: Activation, t_out: Target) -> Tensor:
         """Mean over the tokens that have a successor to learn; 0 where there is none."""
         assert isinstance(t_out, Tensor)
         return next_token_loss(self.read(layer, s_out, self.earlier), t_out)
 
-    def autoencoder_loss(self, layer: ALLayer, t_out: Target, t_in: Target) -> None:
+    def autoencoder_loss(self, layer: Layer, t_out: Target, t_in: Target) -> None:
         """None."""
         return None
 
-    def scores(self, layer: ALLayer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
+    def scores(self, layer: Layer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
         """``(B, T, V)``; at each token, scores of the next one."""
         return self.read(layer, s, earlier)
 
-    def read(self, layer: ALLayer, s: Activation, earlier: Sequence[nn.Module]) -> Tensor:
+    def read(self, layer: Layer, s: Activation, earlier: Sequence[nn.Module]) -> Tensor:
         """``h(b(s))``."""
         return layer.h(layer.bridge(s))

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ds_al.objectives.base import Objective
+from ds_al.objectives.base import Layer, Objective
 from ds_al.tensors import to_float32
-
-if TYPE_CHECKING:
-    from ds_al.layer import ALLayer
 
 IGNORED = -100
 """The label of a token that no loss looks at, as in ``transformers``."""
@@ -30,7 +25,7 @@ class PerToken(Objective):
         """Labels ``(B, T)``."""
         return labels
 
-    def label_loss(self, layer: ALLayer, scores: Tensor, target: Tensor) -> Tensor:
+    def label_loss(self, layer: Layer, scores: Tensor, target: Tensor) -> Tensor:
         """:func:`next_token_loss`, the logarithm of the perplexity."""
         return next_token_loss(scores, target)
 

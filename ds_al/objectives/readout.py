@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError
+from ds_al.objectives.base import Layer
 from ds_al.objectives.next_token import NextToken
-
-if TYPE_CHECKING:
-    from ds_al.layer import ALLayer
-    from ds_al.tensors import Activation
+from ds_al.tensors import Activation
 
 
 class Readout(NextToken):
@@ -41,7 +38,7 @@ class Readout(NextToken):
             raise ALConfigError(f"objective readout: got refresh_every={refresh_every!r}: expected 1 or more")
         self.refresh_every = refresh_every
 
-    def read(self, layer: ALLayer, s: Activation, earlier: Sequence[nn.Module]) -> Tensor:
+    def read(self, layer: Layer, s: Activation, earlier: Sequence[nn.Module]) -> Tensor:
         """``h_1(b(s))``, in the last layer ``h(b(s))``."""
         h = earlier[0] if isinstance(layer.h, nn.Identity) else layer.h
         return h(layer.bridge(s))

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ds_al.errors import ALConfigError
+from ds_al.objectives.base import Layer
 from ds_al.objectives.per_token import IGNORED, PerToken, mean_loss
-from ds_al.tensors import Target, to_float32
-
-if TYPE_CHECKING:
-    from ds_al.layer import ALLayer
-    from ds_al.tensors import Activation
+from ds_al.tensors import Activation, Target, to_float32
 
 
 class TokenCodes(PerToken):
@@ -57,7 +54,7 @@ class TokenCodes(PerToken):
         self.codes = codes
         self.negatives = negatives
 
-    def encode(self, layer: ALLayer, t: Target) -> tuple[Tensor, ...]:
+    def encode(self, layer: Layer, t: Target) -> tuple[Tensor, ...]:
         """In the first layer, candidates of labels ``(B, T)`` and their codes; in others ``g(codes)``."""
         if isinstance(t, Tensor):
             ids, weights = self.candidates(t, vocabulary=_rows(layer.g))
@@ -80,7 +77,7 @@ class TokenCodes(PerToken):
         others = torch.log((vocabulary - own) / (rows - own).clamp(min=1))
         return ids, torch.where(present[ids], 0.0, others)
 
-    def associated_loss(self, layer: ALLayer, s_out: Activation, t_out: Target) -> Tensor:
+    def associated_loss(self, layer: Layer, s_out: Activation, t_out: Target) -> Tensor:
         """Mean over the tokens that have a successor to learn; its gradient stops at codes of ``"autoencoder"``."""
         labels, ids, weights, codes = t_out
         if self.codes == "autoencoder" and not layer.target_gradient:
@@ -90,7 +87,7 @@ class TokenCodes(PerToken):
         rows = torch.searchsorted(ids, following)
         return mean_loss(scores, torch.where(following == IGNORED, IGNORED, rows))
 
-    def autoencoder_loss(self, layer: ALLayer, t_out: Target, t_in: Target) -> Tensor | None:
+    def autoencoder_loss(self, layer: Layer, t_out: Target, t_in: Target) -> Tensor | None:
         """In the first layer, whether each candidate's code names it; in others ``D_E(h(t_i), t_{i-1})``."""
         if self.codes == "associated":
             return None
@@ -105,7 +102,7 @@ class TokenCodes(PerToken):
         """All token ids ``(V,)``."""
         return torch.arange(num_classes, device=device)
 
-    def scores(self, layer: ALLayer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
+    def scores(self, layer: Layer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
         """``b(s) . C``: ``(B, T, V)``."""
         assert table is not None
         return layer.bridge(s) @ table.t()

@@ -1,4 +1,4 @@
-"""What becomes of the optimizer that a config names: ``"MuonAdamW"`` is ours, and torch's own are fused."""
+"""Optimizers by the name that a config gives: ``"MuonAdamW"`` is made here, and torch's own are fused."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from deepspeed.runtime.pipe.engine import PipelineEngine
 from torch import nn
 
+from ds_al import host
 from ds_al.config.associated_learning import ALConfig
 from ds_al.config.base import BLOCK, validate
 from ds_al.config.methods import AL_METHODS
@@ -33,47 +33,57 @@ _REFUSED = {
 """Of DeepSpeed and torch, what cannot train AL layers, and why."""
 
 
-class NamedOptimizers(PipelineEngine):
-    """The part of both engines that makes the optimizer which a config names.
+def is_ours(name: Any) -> bool:
+    """Whether an optimizer of this name is made here, and not by DeepSpeed."""
+    return isinstance(name, str) and name.lower() == MUON_ADAMW.lower()
+
+
+def from_config(
+    config: Any, groups: Any, *, module: nn.Module, device: torch.device, by_deepspeed: Factory
+) -> torch.optim.Optimizer:
+    """Makes the optimizer that a ``DeepSpeedConfig`` names, for either engine.
 
     DeepSpeed goes on to make the LR schedule, and to save and load, as with an optimizer of its own.
+
+    Args:
+        groups: parameters or parameter groups.
+        module: what is trained.
+        device: of the stage, for errors.
+        by_deepspeed: DeepSpeed's own method, for all other names than ours.
+
+    Raises:
+        ALConfigError: the optimizer cannot be made with these options, or on this device.
     """
-
-    def _is_supported_optimizer(self, optimizer_name: str) -> bool:
-        return _is_ours(optimizer_name) or super()._is_supported_optimizer(optimizer_name)
-
-    def _configure_basic_optimizer(self, model_parameters: Any) -> torch.optim.Optimizer:
-        if not _is_ours(self._config.optimizer_name):
-            given = self._config.optimizer_params
-            self._config.optimizer_params = self._fused(self._config.optimizer_name, dict(given or {}))
-            try:
-                return super()._configure_basic_optimizer(model_parameters)
-            except Exception as error:  # a kernel that this device has not, a package that is missing, an option
-                raise ALConfigError(
-                    f'"optimizer.type": {self._config.optimizer_name!r} cannot be made on {self.device.type} with '
-                    f"{given!r}: {type(error).__name__}: {error}. Correct its params, or use one of torch.optim, such "
-                    'as "AdamW" with "torch_adam": true'
-                ) from error
-            finally:
-                self._config.optimizer_params = given
-        if self.zero_optimization() or self.fp16_enabled() or self.bfloat16_enabled():
+    name, given = config.optimizer_name, config.optimizer_params
+    plain = not (config.zero_enabled or config.float16_config.enabled or config.bfloat16_config.enabled)
+    if not is_ours(name):
+        params = _fused(name, dict(given or {}), module, plain=plain)
+        try:
+            with host.optimizer_block(config, type=name, params=params):
+                return by_deepspeed(groups)
+        except Exception as error:  # a kernel that this device has not, a package that is missing, an option
             raise ALConfigError(
-                '"optimizer.type": got "MuonAdamW" with ZeRO or mixed precision, where DeepSpeed joins parameters into '
-                'vectors, and Muon needs matrices: train in fp32 at "zero_optimization" stage 0, or use "AdamW"'
-            )
-        muon.tag_embeddings(self.module)
-        options = validate(MuonAdamWConfig, self._config.optimizer_params or {}, where="optimizer.params")
-        return muon.MuonAdamW(model_parameters, **options.model_dump())
+                f'"optimizer.type": {name!r} cannot be made on {device.type} with '
+                f"{given!r}: {type(error).__name__}: {error}. Correct its params, or use one of torch.optim, such "
+                'as "AdamW" with "torch_adam": true'
+            ) from error
+    if not plain:
+        raise ALConfigError(
+            '"optimizer.type": got "MuonAdamW" with ZeRO or mixed precision, where DeepSpeed joins parameters into '
+            'vectors, and Muon needs matrices: train in fp32 at "zero_optimization" stage 0, or use "AdamW"'
+        )
+    muon.tag_embeddings(module)
+    options = validate(MuonAdamWConfig, given or {}, where="optimizer.params")
+    return muon.MuonAdamW(groups, **options.model_dump())
 
-    def _fused(self, name: str, params: dict[str, Any]) -> dict[str, Any]:
-        """Adds ``"fused": true`` where the config says nothing of how to step and torch can: it steps each tensor by
-        itself, so no weight depends on which others a stage holds."""
-        own_form = bool(params.keys() & _FORMS)
-        plain = not (self.zero_optimization() or self.fp16_enabled() or self.bfloat16_enabled())
-        is_torch = name in _FUSABLE and (name == "SGD" or params.get("torch_adam", False))
-        if own_form or not plain or not is_torch or not _can_fuse(self.module):
-            return params
-        return {**params, "fused": True}
+
+def _fused(name: str, params: dict[str, Any], module: nn.Module, *, plain: bool) -> dict[str, Any]:
+    """Adds ``"fused": true`` where the config does not choose how to step and torch can: it steps each tensor by
+    itself, so no weight depends on which others a stage holds."""
+    is_torch = name in _FUSABLE and (name == "SGD" or params.get("torch_adam", False))
+    if params.keys() & _FORMS or not plain or not is_torch or not _can_fuse(module):
+        return params
+    return {**params, "fused": True}
 
 
 def _can_fuse(module: nn.Module) -> bool:
@@ -85,7 +95,7 @@ def without_engine(optimizer: OptimizerConfig, module: nn.Module) -> Factory:
     """Makes an optimizer as an engine would, for timing; torch's AdamW stands for one that only DeepSpeed has."""
     name, params = optimizer.type, optimizer.params
     options = {key: value for key, value in params.items() if key not in ("torch_adam", "adam_w_mode")}
-    if _is_ours(name):
+    if is_ours(name):
         muon.tag_embeddings(module)
         return lambda groups: muon.MuonAdamW(groups, **validate(MuonAdamWConfig, options, where="params").model_dump())
     own = {kind.lower(): kind for kind in ("Adam", "AdamW", "Adagrad")}.get(name.lower(), name)
@@ -112,7 +122,7 @@ def check(config: Mapping[str, Any], al: ALConfig) -> None:
     for where, block in blocks.items():
         if not isinstance(block, Mapping):
             continue
-        if _is_ours(block.get("type")):
+        if is_ours(block.get("type")):
             validate(MuonAdamWConfig, block.get("params", {}), where=f"{where}.params")
         elif al.method in AL_METHODS:
             _check_name(block.get("type"), where=where)
@@ -120,8 +130,6 @@ def check(config: Mapping[str, Any], al: ALConfig) -> None:
 
 def _check_name(name: Any, *, where: str) -> None:
     """Raises :class:`~ds_al.errors.ALConfigError` where no engine could train with an optimizer of that name."""
-    from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
-
     of_torch = [
         each
         for each, kind in vars(torch.optim).items()
@@ -129,11 +137,7 @@ def _check_name(name: Any, *, where: str) -> None:
     ]
     if name in _REFUSED:
         raise ALConfigError(f'"{where}.type": got {name!r}, {_REFUSED[name]}')
-    if not isinstance(name, str) or (name not in of_torch and name.lower() not in DEEPSPEED_OPTIMIZERS):
+    if not isinstance(name, str) or (name not in of_torch and name.lower() not in host.OPTIMIZER_NAMES):
         near = difflib.get_close_matches(str(name), [*of_torch, MUON_ADAMW, "Lamb", "Lion"], n=1, cutoff=0.6)
         hint = f"did you mean {near[0]!r}?" if near else "use one of torch.optim, of DeepSpeed, or MuonAdamW"
         raise ALConfigError(f'"{where}.type": got {name!r}, which neither DeepSpeed nor torch.optim has: {hint}')
-
-
-def _is_ours(name: Any) -> bool:
-    return isinstance(name, str) and name.lower() == MUON_ADAMW.lower()

@@ -74,7 +74,7 @@ def measure(
     for index in range(layers):
         layer = build(index).to(device).train()
         if layer.objective.needs_earlier_decoders:
-            layer.objective.take_earlier(list(decoders))
+            layer.objective.earlier = list(decoders)
             decoders.append(copy.deepcopy(layer.h).requires_grad_(False))
         if t is None:
             t = _first_target(layer, s, num_classes)

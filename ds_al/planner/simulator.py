@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from deepspeed.runtime.pipe.schedule import PipeSchedule
 
-from ds_al.schedule import AL_SCHEDULES, BACKPROP_SCHEDULES
+from ds_al.baseline.schedules import BACKPROP_SCHEDULES
+from ds_al.schedule import AL_SCHEDULES
 from ds_al.trace import Event
 
 RECEIVE_SLOTS = 2

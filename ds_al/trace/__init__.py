@@ -3,8 +3,8 @@
 from ds_al.trace.events import Event
 from ds_al.trace.meter import ActivationMeter
 from ds_al.trace.metrics import Report, StageMeter, StageMetrics
-from ds_al.trace.recorder import Observation, RecordedSchedule, Recorder
-from ds_al.trace.stats import StageStats
+from ds_al.trace.recorder import Observation, Progress, Recorder, Recording
+from ds_al.trace.stats import StageCounters, StageStats
 from ds_al.trace.tracing import Tracing
 from ds_al.trace.watchdog import Watchdog
 
@@ -12,9 +12,11 @@ __all__ = [
     "ActivationMeter",
     "Event",
     "Observation",
-    "RecordedSchedule",
+    "Progress",
     "Recorder",
+    "Recording",
     "Report",
+    "StageCounters",
     "StageMeter",
     "StageMetrics",
     "StageStats",

@@ -86,6 +86,8 @@ class Report:
         self.flat = torch.full((width * stages + 2 * layers,), math.nan, device=device)
         self.losses = self.flat[width * stages :].view(layers, 2)
         """``(N, 2)``, a view: ``(A_i, E_i)`` of every layer."""
+        self.history: list[Tensor] = []
+        """Losses ``(layers of this stage, 2)`` of every batch since they were last gathered."""
         self._metrics = self.flat[: width * stages].view(stages, width)
         self._own = stages - 1 - stage
         self._earlier = slice(width * (stages - stage), width * stages + 2 * first_layer)

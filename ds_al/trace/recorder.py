@@ -1,18 +1,15 @@
-"""Records what an engine executes, and brings it together: for AL and for back-propagation alike."""
+"""Records what an engine executes, for associated learning and for back-propagation alike."""
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from deepspeed import comm as dist
-from deepspeed.runtime.pipe.schedule import PipeInstruction, PipeSchedule
+from deepspeed.runtime.pipe.schedule import PipeInstruction
 
-from ds_al.trace.events import LABELS, MESSAGES, Event
+from ds_al.trace.events import MESSAGES, Event
 from ds_al.trace.meter import ActivationMeter
 
 
@@ -102,101 +99,36 @@ def _cuda_mark() -> torch.cuda.Event:
     return event
 
 
-class Progress:
-    """What an engine is doing and has done. Apart from it: an engine is an ``nn.Module``, whose attributes are slow
-    to set, and these change several times per micro-batch."""
+class Recording:
+    """What is recorded now; shared by what executes instructions, by the stage, and by what switches recording."""
 
-    __slots__ = ("executed", "instruction", "instruction_seconds", "since")
+    __slots__ = ("profiling", "recorder")
+
+    def __init__(self) -> None:
+        self.recorder: Recorder | None = None
+        """Gets every executed instruction, and each layer's part of forward and backward, where it is set."""
+        self.profiling = False
+        """Whether a ``torch.profiler`` runs, which then gets a named range per instruction."""
+
+
+class Progress:
+    """What an engine executes now, and what it has executed. A class of its own, since an engine is an ``nn.Module``,
+    whose attributes are slow to set, and these change several times per micro-batch."""
+
+    __slots__ = ("__weakref__", "executed", "instruction", "seconds", "since")
 
     def __init__(self) -> None:
         self.instruction: PipeInstruction | None = None
-        """The instruction that the stage is in."""
+        """The instruction that the stage executes now."""
         self.since = 0.0
         """When it began."""
-        self.instruction_seconds: defaultdict[str, float] = defaultdict(float)
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        """Seconds by instruction; whoever reports them resets them."""
         self.executed: defaultdict[str, int] = defaultdict(int)
-
-
-class RecordedSchedule:
-    """Mix-in for a ``PipelineEngine``: executes schedules, and records them while :attr:`recorder` is set."""
-
-    recorder: Recorder | None = None
-    profiling = False
-    """Whether a ``torch.profiler`` runs, which is then told what is executed."""
-    num_stages: int
-    grid: Any
-    _INSTRUCTION_MAP: ClassVar[dict[Any, Any]]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.progress = Progress()
-        super().__init__(*args, **kwargs)
-
-    @property
-    def instruction_seconds(self) -> defaultdict[str, float]:
-        """Seconds by instruction, whether recorded or not; whoever reports them resets them."""
-        return self.progress.instruction_seconds
-
-    @property
-    def executed(self) -> defaultdict[str, int]:
         """Instructions executed so far, by name; never reset."""
-        return self.progress.executed
 
     @property
     def current(self) -> tuple[PipeInstruction, float] | None:
-        """The instruction that this stage is in, and when it began; read by the watchdog's thread."""
-        instruction = self.progress.instruction
-        return None if instruction is None else (instruction, self.progress.since)
-
-    def _exec_schedule(self, pipe_schedule: PipeSchedule) -> None:
-        self._reserve_pipe_buffers(pipe_schedule.num_pipe_buffers())  # type: ignore[attr-defined]
-        self.fwd_outputs: list[Any] = []
-        for instructions in pipe_schedule:
-            for instruction in instructions:
-                self._execute(instruction)
-        self.progress.instruction = None
-
-    def _execute(self, instruction: PipeInstruction) -> None:
-        handler, recorder = self._INSTRUCTION_MAP[type(instruction)], self.recorder
-        name, progress = type(instruction).__name__, self.progress
-        begin = recorder.mark() if recorder is not None else None
-        start = time.perf_counter()
-        progress.since, progress.instruction = start, instruction
-        if self.profiling:
-            with torch.profiler.record_function(LABELS[name]):
-                handler(self, **instruction.kwargs)
-        else:
-            handler(self, **instruction.kwargs)
-        seconds = time.perf_counter() - start
-        progress.instruction_seconds[name] += seconds
-        progress.executed[name] += 1
-        if recorder is not None:
-            end, observed = recorder.mark(), self._observe(instruction, seconds)
-            if observed is None:
-                recorder.skip(name)
-            else:
-                recorder.add(name, begin, end, observed)
-
-    def _observe(self, instruction: PipeInstruction, seconds: float) -> Observation | None:
-        """Asked only while recording, right after an instruction that took so many seconds of the host.
-
-        ``None`` says that it had nothing to do.
-        """
-        raise NotImplementedError
-
-    @contextlib.contextmanager
-    def recorded(self, name: str, *, waiting: bool = False) -> Iterator[None]:
-        """Times what runs inside, and records it while recording, as an instruction of this name."""
-        recorder = self.recorder
-        begin = recorder.mark() if recorder is not None else None
-        start = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - start
-        self.instruction_seconds[name] += seconds
-        if recorder is not None:
-            recorder.add(name, begin, recorder.mark(), Observation(wait=seconds if waiting else 0.0))
-
-    def gather(self, value: Any) -> list[Any]:
-        """Values of all stages, in their order; so it drains the pipeline. Every rank must call it."""
-        values: list[Any] = [None] * self.num_stages
-        dist.all_gather_object(values, value, group=self.grid.get_pipe_parallel_group())
-        return values
+        """The present instruction, and when it began; read by the watchdog's thread."""
+        instruction = self.instruction
+        return None if instruction is None else (instruction, self.since)

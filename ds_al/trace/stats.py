@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -25,3 +27,50 @@ class StageStats:
     def idle(self) -> float:
         """Share of wall time spent waiting for other stages: the bubble fraction."""
         return (self.wait_input + self.wait_queue) / self.wall if self.wall else 0.0
+
+
+class Channel(Protocol):
+    """What is counted of one end of a channel, see :mod:`ds_al.transport.channel`."""
+
+    waited: float
+    nbytes: int
+    messages: int
+
+
+class StageCounters:
+    """Counts what a stage does while it trains, since the last :meth:`reset`.
+
+    A class of its own for the reason of :class:`~ds_al.trace.recorder.Progress`.
+
+    Args:
+        stage: index of the stage.
+        senders, receivers: its channels.
+    """
+
+    def __init__(self, stage: int, *, senders: Sequence[Channel], receivers: Sequence[Channel]) -> None:
+        self._stage, self._senders, self._receivers = stage, senders, receivers
+        self.reset()
+
+    def reset(self) -> None:
+        """Sets all counts to 0."""
+        self.wall = self.wait_data = 0.0
+        self.waited_for_data = 0.0
+        """Seconds that the latest micro-batch was waited for."""
+        self.samples = 0
+        for channel in (*self._senders, *self._receivers):
+            channel.waited = 0.0
+        self._bytes_before = sum(sender.nbytes for sender in self._senders)
+        self._messages_before = sum(sender.messages for sender in self._senders)
+
+    def stats(self) -> StageStats:
+        """The times and bytes of the stage."""
+        return StageStats(
+            stage=self._stage,
+            wall=self.wall,
+            wait_input=sum(receiver.waited for receiver in self._receivers),
+            wait_queue=sum(sender.waited for sender in self._senders),
+            wait_data=self.wait_data,
+            bytes_sent=sum(sender.nbytes for sender in self._senders) - self._bytes_before,
+            messages_sent=sum(sender.messages for sender in self._senders) - self._messages_before,
+            samples=self.samples,
+        )

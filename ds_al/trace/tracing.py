@@ -4,54 +4,64 @@ from __future__ import annotations
 
 import atexit
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from deepspeed import comm as dist
+from torch import Tensor
 
-from ds_al.config.associated_learning import ALConfig, TraceConfig
+from ds_al.config.associated_learning import ALConfig
+from ds_al.parallel.topology import StageTopology
 from ds_al.trace.clock import ClockOffset, align
 from ds_al.trace.events import Event
 from ds_al.trace.files import merge, write_trace
 from ds_al.trace.meter import ActivationMeter
-from ds_al.trace.recorder import Recorder
-
-if TYPE_CHECKING:
-    from ds_al.trace.recorder import RecordedSchedule
+from ds_al.trace.recorder import Recorder, Recording
 
 
 class Tracing:
     """What the ``"trace"`` block of a config does. Every rank makes one, before its engine trains.
 
     Args:
-        engine: whose instructions are recorded.
-        config: the block; ``enabled``.
-        method: the schedule's name, for readers of the trace.
+        config: the ``"associated_learning"`` block; its ``trace`` is enabled.
+        topology: place of this rank.
+        device: of the stage.
+        recording: where the recorder is set while the chosen batches are trained.
+        parameters: gives the module's parameters, which are no activations.
     """
 
-    def __init__(self, engine: RecordedSchedule, *, config: TraceConfig, method: str) -> None:
-        self.engine, self.config, self.method = engine, config, method
-        self.folder = Path(config.folder)
+    def __init__(
+        self,
+        config: ALConfig,
+        *,
+        topology: StageTopology,
+        device: torch.device,
+        recording: Recording,
+        parameters: Callable[[], Iterable[Tensor]],
+    ) -> None:
+        self.config, self.method = config.trace, config.method
+        self.folder = Path(config.trace.folder)
         """Where the files go; may be changed until they are written."""
         self.events: list[Event] | None = None
         """Events of all ranks on one clock, on every rank, once recording is over."""
-        ranks = list(range(dist.get_world_size()))
-        self.clock: ClockOffset = align(ranks, device=engine.device)  # type: ignore[attr-defined]
+        self._topology, self._device, self._recording, self._parameters = topology, device, recording, parameters
+        self.clock: ClockOffset = align(list(range(dist.get_world_size())), device=device)
         """How far this rank's clock is from the first rank's."""
-        self._batch = 0
+        self._batch = self._micro_batches = 0
         self._meter: ActivationMeter | None = None
         self._profiler: torch.profiler.profile | None = None
         atexit.register(self._complain)
 
     @classmethod
-    def of(cls, engine: RecordedSchedule, config: ALConfig) -> Tracing | None:
+    def of(cls, config: ALConfig, **parts: Any) -> Tracing | None:
         """What a config asks for: ``None`` where it does not ask."""
-        return cls(engine, config=config.trace, method=config.method) if config.trace.enabled else None
+        return cls(config, **parts) if config.trace.enabled else None
 
-    def before_batch(self) -> None:
-        """A batch is about to be trained."""
-        self._batch += 1
+    def before_batch(self, *, micro_batches: int) -> None:
+        """A batch of so many micro-batches is about to be trained."""
+        self._batch, self._micro_batches = self._batch + 1, micro_batches
         if self._batch == self.config.batches[0]:
             self._start()
 
@@ -62,10 +72,10 @@ class Tracing:
 
     def finish(self) -> None:
         """Stops recording, and writes what there is. Every rank must call it; does nothing the second time."""
-        engine, recorder = self.engine, self.engine.recorder
+        recorder = self._recording.recorder
         if recorder is None:
             return
-        engine.recorder = None
+        self._recording.recorder = None
         self._stop()
         parts: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(parts, (recorder.events, self.clock))
@@ -73,36 +83,35 @@ class Tracing:
         if self._writes():
             about = {
                 "method": self.method,
-                "stages": engine.num_stages,
-                "copies": len(parts) // engine.num_stages,
+                "stages": self._topology.stages,
+                "copies": len(parts) // self._topology.stages,
                 "batches": [self.config.batches[0], self._batch],
                 # By rank.
                 "clock_offset_seconds": [clock.offset for _, clock in parts],
                 "clock_error_seconds": [clock.error for _, clock in parts],
             }
-            write_trace(self.folder, self.events, micro_batches=engine.micro_batches, about=about)  # type: ignore[attr-defined]
+            write_trace(self.folder, self.events, micro_batches=self._micro_batches, about=about)
 
     def _start(self) -> None:
-        engine: Any = self.engine
         if self.config.memory:
-            self._meter = ActivationMeter(exclude=engine.module.parameters())
+            self._meter = ActivationMeter(exclude=self._parameters())
             self._meter.__enter__()
-        if engine.global_rank in self.config.profiler_ranks:
+        if self._topology.rank in self.config.profiler_ranks:
             self._profiler = torch.profiler.profile()
             self._profiler.start()
-            engine.profiling = True
-        copy = engine.grid.get_data_parallel_rank()
-        engine.recorder = Recorder(engine.stage_id, copy=copy, device=engine.device, meter=self._meter)
+            self._recording.profiling = True
+        self._recording.recorder = Recorder(
+            self._topology.stage, copy=self._topology.replica, device=self._device, meter=self._meter
+        )
 
     def _stop(self) -> None:
-        engine: Any = self.engine
         if self._meter is not None:
             self._meter.__exit__(None, None, None)
         if self._profiler is not None:
-            engine.profiling = False
+            self._recording.profiling = False
             self._profiler.stop()
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._profiler.export_chrome_trace(str(self.folder / f"profiler-rank{engine.global_rank}.json"))
+            self._profiler.export_chrome_trace(str(self.folder / f"profiler-rank{self._topology.rank}.json"))
 
     def _complain(self) -> None:
         """Says so when a process ends while it still records, or before it ever did."""
@@ -115,6 +124,5 @@ class Tracing:
             )
 
     def _writes(self) -> bool:
-        """Whether this is the rank that writes the files: the last stage of the first copy."""
-        engine: Any = self.engine
-        return engine.is_last_stage() and engine.grid.get_data_parallel_rank() == 0
+        """Whether this is the rank that writes the files: the last stage of the first replica."""
+        return self._topology.is_last and self._topology.replica == 0

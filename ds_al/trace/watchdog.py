@@ -1,7 +1,7 @@
 """Says where a job stands when no stage moves any more: every rank its instruction, what it waits for, its stack.
 
 One daemon thread per rank, only where ``stall_seconds`` is set. The training thread takes no part: it notes the
-instruction that it is in (:class:`~ds_al.trace.recorder.RecordedSchedule`), and the watch reads that note. How far
+instruction that it executes (:class:`~ds_al.trace.recorder.Progress`), and the watchdog reads that note. How far
 the other ranks are goes through the key-value store of the process group, over a connection of the watch's own, so
 that neither a message nor a collective of the training is ever waited for.
 """
@@ -22,6 +22,9 @@ from typing import Any, Literal
 
 from deepspeed import comm as dist
 from torch.distributed import PrefixStore, Store, TCPStore
+
+from ds_al.parallel.topology import StageTopology
+from ds_al.trace.recorder import Progress
 
 _LOOKS = 4  # at the others, within ``stall_seconds``
 _STORE_SECONDS = 5.0  # after which the store counts as out of reach
@@ -114,16 +117,26 @@ class Watchdog:
     """Watches one engine from a thread of its own; made by :meth:`start`, ended by :meth:`stop`.
 
     Args:
-        engine: a :class:`~ds_al.trace.recorder.RecordedSchedule`. It is not kept alive.
+        progress: of the engine. It is not kept alive.
+        topology: place of this rank.
         seconds: how long nobody may move.
-        on_stall: ``"continue"`` tells and goes on; ``"end"`` tells and ends this process with exit code 1.
+        on_stall: ``"continue"`` reports and goes on; ``"end"`` reports and ends this process with exit code 1.
+        sends_ahead: whether messages are sent ahead, as by AL; DeepSpeed's own engine waits until they are taken.
     """
 
-    def __init__(self, engine: Any, *, seconds: float, on_stall: Literal["continue", "end"] = "continue") -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        *,
+        topology: StageTopology,
+        seconds: float,
+        on_stall: Literal["continue", "end"] = "continue",
+        sends_ahead: bool = True,
+    ) -> None:
         global _watches
         self.seconds, self.on_stall = seconds, on_stall
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self._engine = weakref.ref(engine)
+        self._progress, self._topology, self._sends_ahead = weakref.ref(progress), topology, sends_ahead
         self._trains = threading.get_ident()
         self._prefix = f"ds_al/stall/{_watches}"
         _watches += 1
@@ -135,9 +148,9 @@ class Watchdog:
         atexit.register(self.stop)
 
     @classmethod
-    def start(cls, engine: Any, *, seconds: float | None, on_stall: Literal["continue", "end"]) -> Watchdog | None:
-        """A running watch; ``None``, and no thread, where ``seconds`` is ``None``."""
-        return None if seconds is None else cls(engine, seconds=seconds, on_stall=on_stall)
+    def start(cls, progress: Progress, *, seconds: float | None, **options: Any) -> Watchdog | None:
+        """Returns a running watchdog; ``None``, and no thread, where ``seconds`` is ``None``."""
+        return None if seconds is None else cls(progress, seconds=seconds, **options)
 
     def stop(self) -> None:
         """Ends the thread. May be called more than once."""
@@ -150,13 +163,13 @@ class Watchdog:
         self._store = self._connect()
         rule = Stillness(self.seconds)
         while not self._stopped.wait(self.seconds / _LOOKS):
-            engine = self._engine()
-            if engine is None:
+            progress = self._progress()
+            if progress is None:
                 return
-            still = rule.look(self._places(_place(engine)), time.perf_counter())
+            still = rule.look(self._places(_place(progress)), time.perf_counter())
             if still is not None:
-                self._tell(engine, still)
-            del engine
+                self._report(progress, still)
+            del progress
 
     # ---- the other ranks ---------------------------------------------------------------------------
 
@@ -190,20 +203,19 @@ class Watchdog:
 
     # ---- telling -----------------------------------------------------------------------------------
 
-    def _tell(self, engine: Any, still: float) -> None:
-        current = engine.current
+    def _report(self, progress: Progress, still: float) -> None:
+        current, topology = progress.current, self._topology
         name = None if current is None else type(current[0]).__name__
-        micro_batch = 0 if name is None else engine.executed.get(name, 0)
+        micro_batch = 0 if name is None else progress.executed.get(name, 0)
         what = waits_for(
             name,
             micro_batch,
-            stage=engine.stage_id,
-            rank_of=engine.grid.stage_to_global,
-            queue=hasattr(engine, "sender"),
-            others=[rank for rank in _same_stage(engine) if rank != self.rank],
+            stage=topology.stage,
+            rank_of=topology.pipeline.__getitem__,
+            queue=self._sends_ahead,
+            others=[rank for rank in topology.same_stage if rank != self.rank],
         )
-        number = engine.grid.get_data_parallel_rank()
-        copy = f"copy {number}, " if engine.grid.get_data_parallel_world_size() > 1 else ""
+        copy = f"copy {topology.replica}, " if topology.replicas > 1 else ""
         where = "" if current is None else f"{name}, micro-batch {micro_batch}, "
         since = "" if current is None else f", for {time.perf_counter() - current[1]:.1f} s"
         frame = sys._current_frames().get(self._trains)
@@ -212,9 +224,9 @@ class Watchdog:
         # One write, so that the blocks of several ranks do not mix.
         sys.stderr.write(
             f"\n--- stall: no stage moved for {still:.1f} s\n"
-            f"{copy}stage {engine.stage_id}, rank {self.rank}: {where}{what}{since}\n"
+            f"{copy}stage {topology.stage}, rank {self.rank}: {where}{what}{since}\n"
             f"Python stack, most recent call last:\n{stack}"
-            f'--- {copy}stage {engine.stage_id} {"ends" if ends else "goes on"} ("on_stall": "{self.on_stall}")\n'
+            f'--- {copy}stage {topology.stage} {"ends" if ends else "goes on"} ("on_stall": "{self.on_stall}")\n'
         )
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()
@@ -227,13 +239,5 @@ class Watchdog:
             os._exit(1)
 
 
-def _place(engine: Any) -> Place:
-    return sum(tuple(engine.executed.values())), engine.current is not None
-
-
-def _same_stage(engine: Any) -> list[int]:
-    """Global ranks of all copies of an engine's stage, itself included."""
-    return [
-        engine.grid.stage_to_global(engine.stage_id, data=copy)
-        for copy in range(engine.grid.get_data_parallel_world_size())
-    ]
+def _place(progress: Progress) -> Place:
+    return sum(tuple(progress.executed.values())), progress.current is not None

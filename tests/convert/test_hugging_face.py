@@ -112,7 +112,7 @@ def _without_gradient(layers: list[ALLayer], case: Case, labels: Any, compared: 
     t: Any = layers[0].objective.first_target(labels, compared)
     idle = []
     for index, layer in enumerate(layers):
-        layer.objective.take_earlier([earlier.h for earlier in layers[:index]])
+        layer.objective.earlier = [earlier.h for earlier in layers[:index]]
         s_out, t_out = layer.train()(s, t)
         losses = layer.local_losses(s_out, t_out, t)
         torch.autograd.backward([loss for loss in losses if loss.requires_grad])

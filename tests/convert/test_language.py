@@ -92,7 +92,7 @@ def test_a_layer_between_reads_with_the_copy_that_it_was_given() -> None:
     layers = network("gpt2 lm", "readout")
     ids, mask = CASES["gpt2 lm"].x()
     old = nn.Linear(16, WORDS, bias=False).requires_grad_(False)
-    layers[1].objective.take_earlier([old])
+    layers[1].objective.earlier = [old]
     s = layers[1].eval().f(stop_gradient(layers[0].eval().f((ids, mask))))
     loss = layers[1].objective.associated_loss(layers[1], s, ids)
     want = F.cross_entropy(old(layers[1].b(s))[:, :-1].flatten(0, 1), ids[:, 1:].flatten())

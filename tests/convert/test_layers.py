@@ -107,7 +107,7 @@ def test_every_layer_learns(name: str, objective: str) -> None:
     s: Any = x
     t: Any = layers[0].objective.first_target(labels, F.one_hot(labels, V).float())
     for index, layer in enumerate(layers):
-        layer.objective.take_earlier([earlier.h for earlier in layers[:index]])
+        layer.objective.earlier = [earlier.h for earlier in layers[:index]]
         s_out, t_out = layer.train()(s, t)
         losses = layer.local_losses(s_out, t_out, t)
         torch.autograd.backward([loss for loss in losses if loss.requires_grad])

@@ -127,7 +127,7 @@ def trained(folder: str) -> dict[str, Any]:
     engine, *_ = ds_al.initialize(model=module, config=config)
     results["llama"], results["llama evaluated"] = megatron_loop(engine, f"{folder}/llama back")
 
-    module = ds_al.ALPipelineModule.from_layers(
+    module = ds_al.from_layers(
         cnn(), num_classes=V, example=images()[0][0], num_al_layers=2, objective="contrast", base_seed=SEED,
         partition_method="parameters",
     )  # fmt: skip

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 import ds_al
+from ds_al.baseline.schedules import BACKPROP_SCHEDULES
 from ds_al.figures import palette
 from ds_al.planner.predict import METHODS as PREDICTED
-from ds_al.schedule import AL_SCHEDULES, BACKPROP_SCHEDULES
+from ds_al.schedule import AL_SCHEDULES
 
 SOURCES = Path(ds_al.__file__).parent
 

@@ -24,7 +24,7 @@ def test_one_step_of_every_model_by_every_objective(key: str, objective: str) ->
     decoders = [copy.deepcopy(layer.h).requires_grad_(False) for layer in layers]
     for index, layer in enumerate(layers):
         if layer.objective.needs_earlier_decoders:
-            layer.objective.take_earlier(decoders[:index])
+            layer.objective.earlier = decoders[:index]
         before = {name: value.clone() for name, value in layer.named_parameters()}
         groups = [list(layer.associated_parameters()), list(layer.autoencoder_parameters())]
         optimizers = [torch.optim.AdamW(group, lr=0.01) for group in groups if group]

@@ -108,7 +108,7 @@ def test_contrast_predicts_the_nearest_code_or_through_the_decoders() -> None:
 def test_decoded_reads_its_code_through_the_copies_of_earlier_decoders() -> None:
     one = layer("decoded", first=False)
     copy = nn.Linear(K, V)
-    one.objective.take_earlier([copy])
+    one.objective.earlier = [copy]
     labels = torch.tensor([0, 2, 1, 1, 0])
     s_out, t_out = one(torch.randn(B, 6), (labels, torch.randn(B, K)))
     associated = one.objective.associated_loss(one, s_out, t_out)

@@ -9,6 +9,7 @@ import torch
 
 import ds_al
 from ds_al.data import ShuffledLoader
+from ds_al.data.loader import loader_of
 from ds_al.errors import ALConfigError
 from tests.support import reference
 from tests.support.engines import MICRO_BATCHES, SEED, State, different, engine_config, engine_state, merge
@@ -43,7 +44,7 @@ def trained() -> dict[str, Any]:
     if engine.is_first_stage():
         loader = ShuffledLoader(samples(), batch_size=8, seed=0, share=(1 - engine.replicas.index, COPIES))
         with pytest.raises(ALConfigError, match="every copy of the pipeline would train on the same"):
-            engine._loader(loader)
+            loader_of(loader, batch_size=8, seed=0, collate_fn=None, share=(engine.replicas.index, COPIES))
     return found
 
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ds_al.baseline.schedules import BACKPROP_SCHEDULES
 from ds_al.planner import StageCost, batch_ends, rounds, simulate
 from ds_al.planner.rounds import stage_ends
-from ds_al.schedule import AL_SCHEDULES, BACKPROP_SCHEDULES
+from ds_al.schedule import AL_SCHEDULES
 from ds_al.trace.analysis import computing
 
 times = st.integers(0, 5)

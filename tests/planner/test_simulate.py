@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ds_al.baseline.schedules import BACKPROP_SCHEDULES
 from ds_al.planner import StageCost, simulate, simulator
-from ds_al.schedule import AL_SCHEDULES, BACKPROP_SCHEDULES, bubble_formula, ideal_seconds
+from ds_al.schedule import AL_SCHEDULES, bubble_formula, ideal_seconds
 from ds_al.trace.analysis import critical_path, idle_share, span, stage_times
 
 METHODS = [*AL_SCHEDULES, *BACKPROP_SCHEDULES]

@@ -16,10 +16,11 @@ from deepspeed.pipe import LayerSpec, PipelineModule
 from torch import nn
 
 import ds_al
+from ds_al.baseline.schedules import BACKPROP_SCHEDULES
 from ds_al.config.base import BLOCK
 from ds_al.launch.ranks import RankFailure, run_ranks
 from ds_al.models import build_al
-from ds_al.schedule import AL_SCHEDULES, BACKPROP_SCHEDULES
+from ds_al.schedule import AL_SCHEDULES
 from ds_al.trace.analysis import CAUSES, bytes_sent, stage_times
 from ds_al.trace.clock import align
 from ds_al.trace.events import MESSAGES

@@ -56,7 +56,7 @@ def train(
             time.sleep(pause)  # user code
         if not twin:
             engine.flush()
-    executed = engine.executed["BackwardPass"]
+    executed = engine.runner.progress.executed["BackwardPass"]
     engine.destroy()
     assert not any("stall" in thread.name for thread in threading.enumerate())
     return text.getvalue(), executed

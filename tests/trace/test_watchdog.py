@@ -6,8 +6,9 @@ import pytest
 from deepspeed.runtime.pipe import schedule as deepspeed_schedule
 from pydantic import ValidationError
 
+from ds_al.baseline.schedules import BACKPROP_SCHEDULES
 from ds_al.config.associated_learning import ALConfig
-from ds_al.schedule import AL_SCHEDULES, BACKPROP_SCHEDULES
+from ds_al.schedule import AL_SCHEDULES
 from ds_al.trace.watchdog import Stillness, waits_for
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from ds_al.config.associated_learning import al_config
 from ds_al.config.base import BLOCK as CONFIG_BLOCK
 from ds_al.errors import ALConfigError, ALTransportError
-from ds_al.transport.channel import Layout
 from ds_al.transport.compression import BLOCK, COMPRESSIONS, Int8Compression, quantize
+from ds_al.transport.layout import Layout
 
 REPORT = torch.tensor([1.0, float("nan"), 1e-3])  # unknown losses are NaN, and must not disturb anything
 KINDS = ("activation", "labels", "mask", "bytes", "half", "double")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ds_al.errors import ALTransportError
 from ds_al.tensors import dense
-from ds_al.transport.channel import Layout
+from ds_al.transport.layout import Layout
 
 DTYPES = [
     torch.float32,

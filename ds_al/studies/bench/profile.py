@@ -119,9 +119,9 @@ def _record(engine: Any, data: Iterator[Any], *, micro_batches: int, cases: Prof
     meter = ActivationMeter(exclude=engine.module.parameters()) if cases.memory else None
     if meter is not None:
         meter.__enter__()
-    engine.recorder = recorder = Recorder(engine.stage_id, device=engine.device, meter=meter)
+    engine.recording.recorder = recorder = Recorder(engine.stage_id, device=engine.device, meter=meter)
     train(engine, data, micro_batches=micro_batches, batches=cases.batches)
-    engine.recorder = None
+    engine.recording.recorder = None
     if meter is not None:
         meter.__exit__(None, None, None)
     return recorder.events

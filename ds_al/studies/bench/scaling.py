@@ -248,12 +248,12 @@ def time_on_rank(cases: ScalingCases, layers: int) -> None:
 def _timed(engine: Any, data: Iterator[Any], *, cases: ScalingCases, batches: int) -> StageRun:
     """One run. Networks are measured by the processor time of this process, in which no waiting counts."""
     by_processor = cases.texts is not None
-    engine.recorder = recorder = Recorder(engine.stage_id)
+    engine.recording.recorder = recorder = Recorder(engine.stage_id)
     recorder.mark = time.process_time if by_processor else time.perf_counter
     before = time.process_time()
     start, end = train(engine, data, micro_batches=cases.micro_batches, batches=batches)
     processor = time.process_time() - before
-    engine.recorder = None
+    engine.recording.recorder = None
     events = computing(recorder.events)
     times = {
         name: [event.seconds for event in events if event.instruction == instruction]

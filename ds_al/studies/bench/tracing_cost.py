@@ -66,8 +66,8 @@ def _pair(
 ) -> tuple[float, float]:
     times = {}
     for traced in (traced_first, not traced_first):
-        engine.recorder = Recorder(engine.stage_id, device=engine.device) if traced else None
+        engine.recording.recorder = Recorder(engine.stage_id, device=engine.device) if traced else None
         start, _ = train(engine, data, micro_batches=micro_batches, batches=cases.batches)
         times[traced] = time.perf_counter() - start
-        engine.recorder = None
+        engine.recording.recorder = None
     return times[False], times[True]

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 import ds_al
 from ds_al.baseline import data_parallel
+from ds_al.baseline.schedules import BACKPROP_SCHEDULES
 from ds_al.config.base import BLOCK
 from ds_al.models import build_al, build_twin
 from ds_al.partition.plan import explicit
-from ds_al.schedule import AL_SCHEDULES, BACKPROP_SCHEDULES
+from ds_al.schedule import AL_SCHEDULES
 
 IMAGE = (1, 28, 28)
 TOKENS, VOCABULARY = 64, 2000

@@ -1,0 +1,69 @@
+"""What of a stage a checkpoint saves and restores, handed in by the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ds_al.data.loader import ShuffledLoader
+from ds_al.decoders import DecoderCopies
+from ds_al.layer import ALLayer
+from ds_al.module import ALPipelineModule
+from ds_al.optim.local import LocalOptimizer
+from ds_al.optim.loss_scale import LayerScale
+from ds_al.parallel.topology import StageTopology
+from ds_al.trace.metrics import Report
+
+
+@dataclass
+class StageState:
+    """One stage between two batches. Loading changes its parts in place, and :attr:`counters`.
+
+    Attributes:
+        topology: place of this rank.
+        module: the network.
+        optimizer: a :class:`~ds_al.optim.local.LocalOptimizer`, the user's own instance, or ``None``.
+        lr_scheduler: the LR schedule, or ``None``.
+        report: losses, latest and since they were last gathered.
+        decoder_copies: where the objective asks for them.
+        loader: the loader of the first stage, where ds_al made it or the user gave one that can seek.
+        micro_batch_size: samples per micro-batch.
+        counters: numbers of steps, samples and micro-batches, by name.
+        device: of the stage.
+        loaded_stages: number of stages of the checkpoint that was loaded.
+    """
+
+    topology: StageTopology
+    module: ALPipelineModule
+    optimizer: Any
+    lr_scheduler: Any
+    report: Report
+    decoder_copies: DecoderCopies | None
+    loader: ShuffledLoader | None
+    micro_batch_size: int
+    counters: dict[str, int]
+    device: torch.device
+    loaded_stages: int | None = None
+
+    @property
+    def layers(self) -> Sequence[tuple[int, ALLayer]]:
+        """``(index in the network, layer)`` of the stage."""
+        return self.module.local_layers
+
+    @property
+    def stage(self) -> int:
+        """Index of the stage."""
+        return self.topology.stage
+
+    @property
+    def local_optimizer(self) -> LocalOptimizer | None:
+        """The optimizer, unless it is an instance of the user's."""
+        return self.optimizer if isinstance(self.optimizer, LocalOptimizer) else None
+
+    @property
+    def scales(self) -> Mapping[int, LayerScale]:
+        """Loss scales by index of the layer."""
+        return {} if self.local_optimizer is None else self.local_optimizer.scales

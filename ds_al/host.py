@@ -1,0 +1,92 @@
+"""Private names of DeepSpeed that ds_al uses outside of its engines and modules, each with the release it was read in.
+
+What the engines and the module override is in their own files: :mod:`ds_al.engine`, :mod:`ds_al.module` and
+:mod:`ds_al.baseline.engine`. ``make test-matrix`` runs tests with both ends of the range of releases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from deepspeed.pipe import PipelineModule
+from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
+
+OPTIMIZER_NAMES: frozenset[str] = frozenset(DEEPSPEED_OPTIMIZERS)
+"""Names, in lower case, of the optimizers that DeepSpeed has itself (runtime/config.py, 0.19.8)."""
+
+
+# ---- modules (runtime/pipe/module.py, 0.19.0 and 0.19.8) ---------------------------------------------
+
+
+def grid(module: PipelineModule) -> Any:
+    """DeepSpeed's ``PipelineParallelGrid`` of a module."""
+    return module._grid
+
+
+def pipelines(module: PipelineModule) -> list[list[int]]:
+    """Global ranks of every replica of the pipeline, in the order of stages."""
+    return module._topo.get_axis_comm_lists("pipe")
+
+
+def same_stage(module: PipelineModule) -> list[list[int]]:
+    """Global ranks that hold the same stage, for every stage; empty where the topology has no such axis."""
+    return module._topo.get_axis_comm_lists("data")
+
+
+def stage_of(module: PipelineModule, rank: int) -> int:
+    """The stage that a global rank holds."""
+    return module._topo.get_coord(rank).pipe
+
+
+def layer_range(module: PipelineModule) -> range:
+    """Indices of the layers that this rank holds."""
+    return range(module._local_start, module._local_stop)
+
+
+def num_layers(module: PipelineModule) -> int:
+    """Number of layers of the whole network."""
+    return module._num_layers
+
+
+def layer_specs(module: PipelineModule) -> list[Any]:
+    """All entries of the layer list."""
+    return module._layer_specs
+
+
+# ---- configs (runtime/config.py, 0.19.0 and 0.19.8) --------------------------------------------------
+
+
+def set_precision(config: Any, *, dtype: torch.dtype, zero_stage: int) -> None:
+    """Lets a ``DeepSpeedConfig`` report the precision and the ZeRO stage that ds_al implements by layer.
+
+    DeepSpeed's constructor must not know of them, or it would build optimizers of its own. Afterwards
+    ``engine.bfloat16_enabled()``, ``fp16_enabled()`` and ``zero_optimization_stage()`` answer from this config.
+    """
+    config.bfloat16_config.enabled = dtype is torch.bfloat16
+    config.float16_config.enabled = dtype is torch.float16
+    config.zero_optimization_stage = zero_stage
+    config.zero_enabled = zero_stage > 0
+
+
+@contextmanager
+def optimizer_block(config: Any, *, type: str, params: Mapping[str, Any]) -> Iterator[None]:
+    """Lets a ``DeepSpeedConfig`` name another optimizer inside the context.
+
+    DeepSpeed compares the names of its own optimizers in lower case, and takes those of torch as they are.
+    """
+    before = config.optimizer_name, config.optimizer_params
+    config.optimizer_name = type.lower() if type.lower() in OPTIMIZER_NAMES else type
+    config.optimizer_params = dict(params)
+    try:
+        yield
+    finally:
+        config.optimizer_name, config.optimizer_params = before
+
+
+def configure_python_gc(engine: Any) -> None:
+    """What ``deepspeed.initialize`` does last (__init__.py, 0.19.8); releases before 0.19.5 lack it."""
+    if hasattr(engine, "_configure_python_gc"):
+        engine._configure_python_gc()

@@ -1,0 +1,87 @@
+"""Where a rank is: its stage, its replica, its neighbours, and the process groups of both.
+
+::
+
+                 stage 0   stage 1        pipeline   ranks of one replica, by stage
+    replica 0       0 ------- 2           same_stage ranks of one stage, by replica
+    replica 1       1 ------- 3
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from deepspeed import comm as dist
+from deepspeed.pipe import PipelineModule
+
+from ds_al import host
+
+
+@dataclass(frozen=True)
+class StageTopology:
+    """The place of this rank in DeepSpeed's grid.
+
+    Attributes:
+        rank: global rank.
+        stage, stages: index of the stage, and number of stages, P.
+        replica, replicas: index of the data parallel replica of the pipeline, and number of replicas, R.
+        pipeline: global ranks of this replica, by stage.
+        same_stage: global ranks of this stage, by replica.
+        pipelines: ``pipeline`` of every replica, alike on all ranks.
+        pipeline_group, replica_group: process groups of ``pipeline`` and of ``same_stage``.
+    """
+
+    rank: int
+    stage: int
+    stages: int
+    replica: int
+    replicas: int
+    pipeline: tuple[int, ...]
+    same_stage: tuple[int, ...]
+    pipelines: tuple[tuple[int, ...], ...] = ()
+    pipeline_group: Any = None
+    replica_group: Any = None
+
+    @classmethod
+    def of(cls, module: PipelineModule) -> StageTopology:
+        """Reads the grid of a module."""
+        grid = host.grid(module)
+        stage, stages, replicas = grid.get_stage_id(), grid.pipe_parallel_size, grid.get_data_parallel_world_size()
+        return cls(
+            rank=grid.get_global_rank(),
+            stage=stage,
+            stages=stages,
+            replica=grid.get_data_parallel_rank(),
+            replicas=replicas,
+            pipeline=tuple(grid.stage_to_global(other) for other in range(stages)),
+            same_stage=tuple(grid.stage_to_global(stage, data=replica) for replica in range(replicas)),
+            pipelines=tuple(tuple(ranks) for ranks in host.pipelines(module)),
+            pipeline_group=grid.get_pipe_parallel_group(),
+            replica_group=grid.get_data_parallel_group(),
+        )
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the first stage."""
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this is the last stage."""
+        return self.stage == self.stages - 1
+
+    def gather(self, value: Any) -> list[Any]:
+        """Returns the values of all stages, in their order; drains the pipeline. Every rank must call it."""
+        values: list[Any] = [None] * self.stages
+        dist.all_gather_object(values, value, group=self.pipeline_group)
+        return values
+
+    def barrier(self) -> None:
+        """Waits for all stages of this replica."""
+        dist.barrier(group=self.pipeline_group)
+
+    def new_pipeline_group(self) -> Any:
+        """Makes one more process group of this replica's stages. Every rank of the job must call it."""
+        groups = {ranks: dist.new_group(list(ranks)) for ranks in self.pipelines}  # torch asks all ranks for all groups
+        return groups.get(self.pipeline)

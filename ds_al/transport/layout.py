@@ -1,0 +1,95 @@
+"""Shapes and dtypes of a message: where each tensor is in the flat buffer, and the header that announces it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ds_al.errors import ALTransportError
+from ds_al.tensors import is_channels_last
+
+_ALIGNMENT = 64  # bytes: what torch's own allocations have, so kernels choose the same paths
+HEADER = 128  # int64 numbers
+_DTYPES = [
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128,
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool,
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shapes and dtypes of a message, and where each tensor lies in its flat buffer.
+
+    Attributes:
+        tensors: shape and dtype of each.
+        channels_last: of each, whether it is a map that lies so (:mod:`ds_al.tensors`).
+    """
+
+    tensors: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    channels_last: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, message: tuple[Tensor, ...]) -> Layout:
+        """The layout of these tensors."""
+        return cls(
+            tuple((tuple(tensor.shape), tensor.dtype) for tensor in message), tuple(map(is_channels_last, message))
+        )
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of the flat buffer."""
+        return sum(_padded(shape, dtype) for shape, dtype in self.tensors)
+
+    def views(self, buffer: Tensor) -> tuple[Tensor, ...]:
+        """The tensors of a message, as views of a flat ``uint8`` buffer."""
+        views, offset = [], 0
+        for (shape, dtype), last in zip(self.tensors, self.channels_last, strict=True):
+            size = math.prod(shape) * dtype.itemsize
+            flat = buffer[offset : offset + size].view(dtype)
+            if last:
+                batch, channels, height, width = shape
+                views.append(flat.view(batch, height, width, channels).permute(0, 3, 1, 2))
+            else:
+                views.append(flat.view(shape))
+            offset += _padded(shape, dtype)
+        return tuple(views)
+
+    def encode(self) -> list[int]:
+        """The layout as ``HEADER`` integers: count, then dtype, rank (negative: channels last) and sizes of each.
+
+        Raises:
+            ALTransportError: the message has too many tensors or dimensions, or a dtype that cannot travel.
+        """
+        numbers = [len(self.tensors)]
+        for (shape, dtype), last in zip(self.tensors, self.channels_last, strict=True):
+            if dtype not in _DTYPES:
+                raise ALTransportError(f"a tensor of dtype {dtype} cannot travel between stages: use one of {_DTYPES}")
+            numbers += [_DTYPES.index(dtype), -len(shape) if last else len(shape), *shape]
+        if len(numbers) > HEADER:
+            raise ALTransportError(
+                f"a message of {len(self.tensors)} tensors needs a header of {len(numbers)} numbers, at most "
+                f"{HEADER} fit: pass fewer tensors from layer to layer"
+            )
+        return numbers + [0] * (HEADER - len(numbers))
+
+    @classmethod
+    def decode(cls, numbers: list[int]) -> Layout:
+        """The inverse of :meth:`encode`."""
+        tensors, channels_last, at = [], [], 1
+        for _ in range(numbers[0]):
+            dtype, rank = _DTYPES[numbers[at]], abs(numbers[at + 1])
+            channels_last.append(numbers[at + 1] < 0)
+            tensors.append((tuple(numbers[at + 2 : at + 2 + rank]), dtype))
+            at += 2 + rank
+        return cls(tuple(tensors), tuple(channels_last))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{list(shape)} {str(dtype).removeprefix('torch.')}" for shape, dtype in self.tensors)
+
+
+def _padded(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    return -(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
