@@ -273,7 +273,7 @@ class Done(NamedTuple):
 @pytest.fixture
 def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """Runs the command in this process."""
-    monkeypatch.chdir(RESULTS.parent)
+    monkeypatch.chdir(RESULTS.parents[1])
     monkeypatch.setenv("COLUMNS", "120")
 
     def run(*arguments: str) -> Done:
