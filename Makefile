@@ -71,14 +71,14 @@ doctor: $(STAMP) ## say what works on this machine
 	@echo "==> Examining the environment"
 	OMP_NUM_THREADS=1 $(BIN)/python -m ds_al doctor $(ARGS)
 
-bench: $(STAMP) ## measure in short, into results/bench*.json, and compare with what is committed
-	@echo "==> Timing schedules on sleeping layers, into results/bench.json"
+bench: $(STAMP) ## measure in short, into docs/results/bench*.json, and compare with what is committed
+	@echo "==> Timing schedules on sleeping layers, into docs/results/bench.json"
 	@mkdir -p results
 	OMP_NUM_THREADS=1 $(BIN)/python run/bench.py --sleeping --stages 2 --micro-batches 4,8 \
-		--methods streaming,forward_first,bp_1f1b,bp_gpipe --json results/bench.json $(ARGS)
-	@echo "==> Timing the engines, into results/bench_overhead.json"
-	OMP_NUM_THREADS=1 $(BIN)/python run/bench.py --overhead --json results/bench_overhead.json
-	@for baseline in $(wildcard results/sleeping.json results/overhead.json); do \
+		--methods streaming,forward_first,bp_1f1b,bp_gpipe --json docs/results/bench.json $(ARGS)
+	@echo "==> Timing the engines, into docs/results/bench_overhead.json"
+	OMP_NUM_THREADS=1 $(BIN)/python run/bench.py --overhead --json docs/results/bench_overhead.json
+	@for baseline in $(wildcard docs/results/sleeping.json docs/results/overhead.json); do \
 		echo "==> Comparing ratios with $$baseline"; \
 		OMP_NUM_THREADS=1 $(BIN)/python run/bench.py --check $$baseline || exit 1; \
 	done

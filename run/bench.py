@@ -1,12 +1,12 @@
 """Measures the schedules on ranks of this machine; choose a measurement.
 
-    python run/bench.py --sleeping --json results/sleeping.json
-    python run/bench.py --features --json results/features.json
-    python run/bench.py --overhead --json results/overhead.json
-    python run/bench.py --layers --model vgg,transformer --json results/layers.json
-    python run/bench.py --bytes --json results/bytes.json
-    python run/bench.py --memory --json results/memory.json --markdown docs/memory.md
-    python run/bench.py --check results/sleeping.json
+    python run/bench.py --sleeping --json docs/results/sleeping.json
+    python run/bench.py --features --json docs/results/features.json
+    python run/bench.py --overhead --json docs/results/overhead.json
+    python run/bench.py --layers --model vgg,transformer --json docs/results/layers.json
+    python run/bench.py --bytes --json docs/results/bytes.json
+    python run/bench.py --memory --json docs/results/memory.json --markdown docs/memory.md
+    python run/bench.py --check docs/results/sleeping.json
 
 Sleeping layers take time but no core, so the times show what the schedules cost, on any machine. The
 back-propagation methods run the twin of the same layers through DeepSpeed's engine, without clipping.

@@ -1,6 +1,6 @@
 """Compares methods: same network, same data, same budget; accuracy and time of the same runs.
 
-    python run/compare.py --suite ds_configs/suites/small.yaml --seeds 3 --json results/small.json
+    python run/compare.py --suite ds_configs/suites/small.yaml --seeds 3 --json docs/results/small.json
 
 Writes JSON, and beside it CSV, tables in Markdown and a picture per group. May be stopped and started again: what
 is done stays done. --groups and --methods say what is run; the tables hold all there is of the suite. Of a suite with
@@ -19,14 +19,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ds_al.errors import ALConfigError
+from ds_al.errors import ALError
 from ds_al.launch.ranks import start_quickly
 from ds_al.studies.bench import report
+from ds_al.studies.runs import RunFile
 from ds_al.studies.sweep.choice import choice_markdown, choose
 from ds_al.studies.sweep.exits import exit_table
 from ds_al.studies.sweep.figures import draw_group
 from ds_al.studies.sweep.page import results_page
-from ds_al.studies.sweep.runner import is_done, read_result, run_cells
+from ds_al.studies.sweep.runner import is_done, result_of, run_cells
 from ds_al.studies.sweep.suite import Cell, Suite, cells, read_suite, waiting, with_methods
 from ds_al.studies.sweep.table import markdown, rows
 
@@ -39,10 +40,11 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--suite", required=True, help="path of a suite, or the name of one of ds_configs/suites")
     p.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on (default: 3)")
-    p.add_argument("--json", metavar="PATH", type=Path, required=True, help="where the results go; cells beside it")
+    p.add_argument("--json", metavar="PATH", type=Path, required=True, help="where the results go; runs beside it")
     p.add_argument(
-        "--cells", metavar="DIR", type=Path,
-        help="folder of finished cells (default: beside PATH); suites that share it share the runs they have in common",
+        "--runs", "--cells", metavar="FILE", type=Path,
+        help="file of finished runs, NAME.runs.jsonl (default: beside PATH); suites that share it share the runs that "
+        "they have in common",
     )  # fmt: skip
     p.add_argument("--groups", help="only groups whose name contains this text")
     p.add_argument(
@@ -74,24 +76,26 @@ def main() -> None:
         every = list(cells(suite, folder=path.parent, seeds=args.seeds))
         todo = [cell for cell in every if _selected(cell, args)]
         waits = waiting(suite, path.parent)
-    except ALConfigError as error:
+        runs = RunFile(args.runs) if args.runs else RunFile.beside(args.json)
+        runs.read()
+    except ALError as error:
         sys.exit(f"error: {error}")
     for group in waits:
         console.print(f"{group}: waits for settings to be chosen", highlight=False, soft_wrap=True)
-    folder = args.cells or args.json.with_suffix(".cells")
     if not args.table_only:
         if not todo:
             sys.exit("error: no cell is left: look at --groups and --methods")
         try:
-            _run(todo, folder, args, console)
+            _run(todo, runs, args, console)
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on from here")
-    results = [result for cell in every if (result := read_result(cell, folder)) is not None]
+    found = runs.read()
+    results = [result for cell in every if (result := result_of(cell, found)) is not None]
     _tell_failures(results)
     if any(group.trials or group.own_trials for group in suite.groups):
         _write_choice(results, suite, args, console)
     elif results or args.page:
-        _write_tables(results, every, waits, suite, folder, args, console)
+        _write_tables(results, every, waits, suite, found, args, console)
     else:
         sys.exit("error: there is no result yet")
     sys.exit(1 if any("failure" in result for result in results) else 0)
@@ -102,7 +106,7 @@ def _write_tables(
     every: list[Cell],
     waits: list[str],
     suite: Suite,
-    cells_folder: Path,
+    found: dict[str, Any],
     args: argparse.Namespace,
     console: Console,
 ) -> None:
@@ -120,7 +124,7 @@ def _write_tables(
             console.print(f"{group}: {file}", highlight=False, soft_wrap=True)
             pictures.setdefault(group, file)
     if args.page:
-        done = [is_done(cell, cells_folder) for cell in every]
+        done = [is_done(cell, found) for cell in every]
         text = results_page(
             every,
             done,
@@ -159,13 +163,14 @@ def _selected(cell: Cell, args: argparse.Namespace) -> bool:
     return (args.groups is None or args.groups in cell.group) and (methods is None or cell.method in methods)
 
 
-def _run(todo: list[Cell], folder: Path, args: argparse.Namespace, console: Console) -> None:
+def _run(todo: list[Cell], runs: RunFile, args: argparse.Namespace, console: Console) -> None:
     from deepspeed.accelerator import get_accelerator  # imports all of DeepSpeed
 
     forks = get_accelerator().device_name() == "cpu"  # a fork cannot take over an accelerator
     if forks:
         start_quickly()
-    left = [cell for cell in todo if not is_done(cell, folder)]
+    found = runs.read()
+    left = [cell for cell in todo if not is_done(cell, found)]
     jobs = args.jobs or max(1, (os.cpu_count() or 1) // max((cell.stages for cell in left), default=1))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as bar:
@@ -177,7 +182,7 @@ def _run(todo: list[Cell], folder: Path, args: argparse.Namespace, console: Cons
 
         run_cells(
             left,
-            results=folder,
+            runs=runs,
             script=None if forks else ROOT / "run" / "train.py",
             data=None if args.data is None else Path(args.data).resolve(),
             jobs=jobs,

@@ -1,7 +1,7 @@
 """Counts what every network costs, in its AL form and as its twin, and writes the tables of docs/models.md.
 
-    python run/costs.py --json results/costs.json --tables docs/models.md
-    python run/costs.py --time --json results/recipe_time.json --tables docs/accuracy.md
+    python run/costs.py --json docs/results/costs.json --tables docs/models.md
+    python run/costs.py --time --json docs/results/recipe_time.json --tables docs/accuracy.md
 
 Operations are counted on torch's meta device, so this gives the same on every machine; LSTMs, which need values, take
 most of its minute. --time measures instead: a micro-batch by the recipe `ours`, all layers in one process, in turn with

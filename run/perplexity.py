@@ -1,9 +1,9 @@
 """Perplexity of a small language model: every objective at every exit, beside the backprop twin.
 
-    python run/perplexity.py --seeds 3 --json results/perplexity.json --page docs/language_models.md
+    python run/perplexity.py --seeds 3 --json docs/results/perplexity.json --page docs/language_models.md
 
 Trials first, which choose learning rate and bridge blocks on validation text; then every method with every seed. May
-be stopped and started again: each cell is kept, in results/perplexity.cells. --table-only runs nothing.
+be stopped and started again: each run is kept, in docs/results/perplexity.runs.jsonl. --table-only runs nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from rich.console import Console
 from ds_al.errors import ALError
 from ds_al.launch.ranks import free_port, rank_environment
 from ds_al.studies.language.page import write_tables
-from ds_al.studies.language.plan import Plan, choose, measured_cells, read, run_all
+from ds_al.studies.language.plan import Plan, choose, measured_cells, run_all
+from ds_al.studies.runs import RunFile
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on (default: 3)")
     p.add_argument("--steps", type=int, default=Plan.steps, help=f"steps at equal tokens ({Plan.steps})")
     p.add_argument("--trial-steps", type=int, default=Plan.trial_steps, help=f"of a trial ({Plan.trial_steps})")
-    p.add_argument("--json", metavar="PATH", type=Path, required=True, help="where the results go; cells beside it")
+    p.add_argument("--json", metavar="PATH", type=Path, required=True, help="where the results go; runs beside it")
     p.add_argument("--page", metavar="PATH", type=Path, help="also writes a page: tables and picture")
     p.add_argument("--data", default="imdb-small", help="data set of texts; a folder of this name in $DS_AL_DATA")
     p.add_argument("--vocabulary", type=int, default=2048, help="tokens of the BPE, at most (2048)")
@@ -42,22 +43,22 @@ def main() -> None:
     args = parser().parse_args()
     console = Console()
     plan = replace(Plan(), seeds=args.seeds, steps=args.steps, trial_steps=args.trial_steps)
-    folder = args.json.with_suffix(".cells")
+    runs = RunFile.beside(args.json)
     if not args.table_only:
         try:
-            _run(plan, folder, args, console)
+            _run(plan, runs, args, console)
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on from here")
         except ALError as error:
             sys.exit(f"error: {error}")
-    results = read(folder)
+    results = list(runs.read().values())
     if not results:
         sys.exit("error: there is no result yet")
     console.print(write_tables(results, plan, json_path=args.json, page=args.page), highlight=False, soft_wrap=True)
     sys.exit(1 if any("failure" in result for result in results) else 0)
 
 
-def _run(plan: Plan, folder: Path, args: argparse.Namespace, console: Console) -> None:
+def _run(plan: Plan, runs: RunFile, args: argparse.Namespace, console: Console) -> None:
     os.environ.update({name: value for name, value in rank_environment(0, 1, free_port()).items() if value})
     from ds_al.studies.language.cell import Cell, Sizes, run
     from ds_al.studies.language.corpus import load_corpus
@@ -85,13 +86,13 @@ def _run(plan: Plan, folder: Path, args: argparse.Namespace, console: Console) -
 
         run_all(
             cells,
-            folder,
+            runs,
             lambda cell: run(cell, sizes, corpus, test=cell.budget != "trial", tell=tell),
             done=done,
         )
 
     part("trial", list(plan.trials()))
-    part("cell", measured_cells(choose(read(folder), plan), plan))
+    part("cell", measured_cells(choose(list(runs.read().values()), plan), plan))
 
 
 if __name__ == "__main__":

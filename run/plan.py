@@ -1,9 +1,9 @@
 """Says which method would be fastest, and by how much, for a network cut into P stages on a link of some speed.
 
     python run/plan.py --config ds_configs/ag_news_transformer_al.json --stages 2,4 --link 1gbit --micro-batches 4..64
-    python run/plan.py --profile results/profile_transformer.json --stages 2,4 --micro-batches 4,8,16 --link 1gbit
+    python run/plan.py --profile docs/results/profile_transformer.json --stages 2,4 --micro-batches 4,8,16 --link 1gbit
     python run/plan.py --forward-ms 400 --backward-ms 800 --rho 1.05 --stages 4,8,64 --micro-batches 4..64
-    python run/plan.py --against results/sleeping.json results/profile_sleeping.json --json results/planner.json
+    python run/plan.py --against docs/results/sleeping.json --json docs/results/planner.json
 
 Times come from a config (operations and bytes are counted, and become seconds by the rates of a device; with --measure
 layers are timed on this machine), from what run/profile.py measured of `streaming` and `bp_1f1b`, or are given.
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add("--queue-depth", type=positive, help="messages an AL stage may have under way (default: the config's, or 2)")
     add("--methods", type=_methods, default=COMPARED, help=f"comma-separated (default: {','.join(COMPARED)})")
     add("--against", metavar="JSON", type=Path, nargs="+", help="instead: predict the runs of these files")
-    add("--overheads", metavar="JSON", type=Path, default=Path("results/profile_sleeping.json"),
+    add("--overheads", metavar="JSON", type=Path, default=Path("docs/results/profile_sleeping.json"),
         help="with --against: profile with what a layer takes beyond its sleep (default: %(default)s)")  # fmt: skip
     add("--tables", metavar="DOC", type=Path, help="with --against and --json: document whose table is written anew")
     add("--json", metavar="PATH", type=Path, help="write header and rows to PATH, CSV beside it")

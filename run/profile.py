@@ -1,9 +1,9 @@
 """Shows where the time of each method goes: timelines, the measured bubble beside the formula, idle time by cause.
 
-    python run/profile.py --sleeping --stages 4 --micro-batches 4,8,16 --json results/profile_sleeping.json
-    python run/profile.py --model transformer --stages 2 --micro-batches 4,8,16 --json results/profile_transformer.json
-    python run/profile.py --tracing-cost --model transformer --stages 2 --json results/tracing_cost.json
-    python run/profile.py --tables docs/profiling.md results/profile_sleeping.json results/tracing_cost.json
+    python run/profile.py --sleeping --stages 4 --micro-batches 4,8,16 --json docs/results/profile_sleeping.json
+    python run/profile.py --model transformer --stages 2 --micro-batches 8 --json docs/results/profile_transformer.json
+    python run/profile.py --tracing-cost --model transformer --stages 2 --json docs/results/tracing_cost.json
+    python run/profile.py --tables docs/profiling.md docs/results/profile_sleeping.json docs/results/tracing_cost.json
 
 Writes rows as JSON and CSV, and beside them a timeline for each number of micro-batches; with a model also the
 memory over time. Sleeping layers take time but no core, so their times show the schedules on any machine; a

@@ -1,6 +1,6 @@
 """Predicts what 64 to 1,024 stages would do: links from 100 Mbit/s to 400 Gbit/s, unlike machines, stragglers.
 
-    python run/scale.py --json results/scale.json --markdown docs/scale.md
+    python run/scale.py --json docs/results/scale.json --markdown docs/scale.md
 
 Nothing is measured: the assumptions stand in ds_al/studies/scale/predictions.py and on the page. Some 10 minutes of
 one core.

@@ -1,11 +1,11 @@
 """Scaling over stages, and how near two stages on two cores come to what the machine and the schedule allow.
 
-    python run/scaling.py --sleeping --study strong --json results/scaling_sleeping_strong.json
-    python run/scaling.py --model transformer --json results/scaling_transformer.json
-    python run/scaling.py --ceiling --model vgg,transformer --json results/ceiling.json
-    python run/scaling.py --against-1f1b --model vgg,transformer --json results/against_1f1b.json
-    python run/scaling.py --tables docs/performance.md results/scaling_*.json results/ceiling.json
-    python run/scaling.py --draw results/scaling_*.json results/against_1f1b.json
+    python run/scaling.py --sleeping --study strong --json docs/results/scaling_sleeping_strong.json
+    python run/scaling.py --model transformer --json docs/results/scaling_transformer.json
+    python run/scaling.py --ceiling --model vgg,transformer --json docs/results/ceiling.json
+    python run/scaling.py --against-1f1b --model vgg,transformer --json docs/results/against_1f1b.json
+    python run/scaling.py --tables docs/performance.md docs/results/scaling_*.json docs/results/ceiling.json
+    python run/scaling.py --draw docs/results/scaling_*.json docs/results/against_1f1b.json
 
 Weak: k layers on k stages. Strong: 12 layers on more and more stages. Every rank computes on one thread. Layers that
 sleep take time but no core. The Transformer does real maths: where it has more stages than this machine has cores,

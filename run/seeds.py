@@ -1,6 +1,6 @@
 """Trains one config with several seeds and sums up: mean and spread of accuracy and time.
 
-python run/seeds.py --deepspeed_config ds_configs/fashion_mnist_vgg_al.json --seeds 0,1,2 --json results/main_job.json
+python run/seeds.py --deepspeed_config ds_configs/fashion_mnist_vgg_al.json --json docs/results/main_job.json
 """
 
 from __future__ import annotations

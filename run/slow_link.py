@@ -1,6 +1,6 @@
 """Measures how much throughput a slow link costs: streaming, with each message_dtype, against 1F1B. Needs root.
 
-    python run/slow_link.py --json results/slow_link.json --figure results/slow_link.png
+    python run/slow_link.py --json docs/results/slow_link.json --figure docs/results/slow_link.png
 
 Two stages run in two network namespaces of this machine, joined by a virtual interface whose rate `tc` limits; no
 other traffic is touched. Namespaces and interfaces are removed at the end, also after an error or ctrl-C. Takes

@@ -30,7 +30,7 @@ from ds_al.planner.network import Network, saved_bytes
 from ds_al.planner.show import draw
 from ds_al.studies.bench.predictions import against, against_table
 
-RESULTS = Path(__file__).resolve().parents[2] / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 WORK = Work(forward=4.0, backward=8.0)
 
 
@@ -273,7 +273,7 @@ class Done(NamedTuple):
 @pytest.fixture
 def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """Runs the command in this process."""
-    monkeypatch.chdir(RESULTS.parent)
+    monkeypatch.chdir(RESULTS.parents[1])
     monkeypatch.setenv("COLUMNS", "120")
 
     def run(*arguments: str) -> Done:
@@ -292,7 +292,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 def test_the_command_advises_tabulates_and_draws(tmp_path: Path, plan: Callable[..., Done]) -> None:
     path = tmp_path / "plan.json"
     done = plan(
-        *("--profile", "results/profile_transformer.json", "--stages", "2,4", "--micro-batches", "2,8"),
+        *("--profile", "docs/results/profile_transformer.json", "--stages", "2,4", "--micro-batches", "2,8"),
         *("--link", "1gbit", "--parameters", "1e6", "--json", str(path), "--figure", str(tmp_path / "plan.png")),
     )
     assert done.returncode == 0, done.stderr

@@ -163,5 +163,5 @@ def test_a_check_measures_the_short_cases_of_its_baseline_anew(
 
 
 def test_committed_measurements_are_equal_to_themselves() -> None:
-    content = read(ROOT / "results" / "sleeping.json")
+    content = read(ROOT / "docs" / "results" / "sleeping.json")
     assert all(each.change == 0 for each in check(content, content))

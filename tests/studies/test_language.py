@@ -17,7 +17,8 @@ from ds_al.launch.ranks import run_ranks
 from ds_al.studies.language.cell import TWIN, Cell, Sizes, pieces, run
 from ds_al.studies.language.corpus import END, bpe, load_corpus
 from ds_al.studies.language.page import rows, write_tables
-from ds_al.studies.language.plan import Plan, choose, measured_cells, read, run_all
+from ds_al.studies.language.plan import Plan, choose, measured_cells, run_all
+from ds_al.studies.runs import RunFile
 from tests.support.parquet_files import write_texts
 
 PLAN = Plan(methods=(("readout", ()),), layers=(2,), seeds=2, steps=60, trial_steps=6)
@@ -75,12 +76,17 @@ def fake(cell: Cell) -> dict[str, Any]:
     }
 
 
+def read(folder: Path) -> list[dict[str, Any]]:
+    return list(RunFile(folder / "lm.runs.jsonl").read().values())
+
+
 def finish(folder: Path, run: Any = fake) -> list[str]:
     """Runs the plan; names of the cells that were there already."""
     known: list[str] = []
-    run_all(list(PLAN.trials()), folder, run, done=lambda c, r, k: known.append(c.key) if k else None)
+    runs = RunFile(folder / "lm.runs.jsonl")
+    run_all(list(PLAN.trials()), runs, run, done=lambda c, r, k: known.append(c.key) if k else None)
     cells = measured_cells(choose(read(folder), PLAN), PLAN)
-    run_all(cells, folder, run, done=lambda c, r, k: known.append(c.key) if k else None)
+    run_all(cells, runs, run, done=lambda c, r, k: known.append(c.key) if k else None)
     return known
 
 
@@ -111,7 +117,9 @@ def test_a_method_without_all_of_its_trials_is_not_chosen_and_failures_stay(tmp_
         return fake(cell)
 
     finish(tmp_path, failing)
-    next(tmp_path.glob("trial_backprop*lr0.004*")).unlink()
+    file = tmp_path / "lm.runs.jsonl"
+    kept = [line for line in file.read_text().splitlines() if "trial_backprop_K1_H0_lr0.004" not in line]
+    file.write_text("\n".join(kept) + "\n")
     assert list(choose(read(tmp_path), PLAN)) == [("readout", 2)]
     finish(tmp_path)
     text = write_tables(read(tmp_path), PLAN, json_path=tmp_path / "out.json", page=tmp_path / "page.md")

@@ -344,7 +344,7 @@ def test_the_page_says_what_is_missing_and_compares_finished_rows_alone(tmp_path
     page = results_page(
         every, [(cell.method, cell.layers, cell.seed) in there for cell in every], waits=["Fashion, CNN"],
         results=results, table=rows(results), exits=exit_table(results),
-        pictures={"Fashion, MLP": tmp_path / "results" / "tiny-1.png"},
+        pictures={"Fashion, MLP": tmp_path / "docs" / "results" / "tiny-1.png"},
         header={"command": "python run/compare.py", "date": "today", "versions": {"torch": "2"},
                 "machine": {"cores": 2, "cpu": "X"}},
         seeds=2, page=tmp_path / "docs" / "results.md",
@@ -355,7 +355,7 @@ def test_the_page_says_what_is_missing_and_compares_finished_rows_alone(tmp_path
     assert "| 75.00 ± 7.07 | -6.00 |" in finished  # of both exits together
     assert "| -11.00 |" in finished and "| - |" in unfinished and "-10" not in unfinished
     assert "Runs of 2026-01-01 to 2026-01-02, 2 cores (X)." in page
-    assert "](../results/tiny-1.png)" in page and "60.00 at 50 %" in page
+    assert "](results/tiny-1.png)" in page and "60.00 at 50 %" in page
 
 
 def test_the_suites_that_come_along_are_whole(tmp_path: Path) -> None:

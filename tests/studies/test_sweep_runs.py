@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ds_al.studies.sweep.runner import is_done, read_result, run_cells
+from ds_al.studies.runs import RunFile
+from ds_al.studies.sweep.runner import is_done, result_of, run_cells
 from ds_al.studies.sweep.suite import Cell
 from tests.support.ranks import ROOT
 
@@ -46,8 +47,8 @@ def run(cells: list[Cell], folder: Path, *, timeout: float = 60.0, jobs: int = 2
     script.write_text(SCRIPT)
     seen: list[tuple[Cell, dict[str, Any]]] = []
     run_cells(
-        cells, results=folder / "results", script=script, data=Path("/data"), jobs=jobs, timeout=timeout,
-        done=lambda *each: seen.append(each),
+        cells, runs=RunFile(folder / "results.runs.jsonl"), script=script, data=Path("/data"), jobs=jobs,
+        timeout=timeout, done=lambda *each: seen.append(each),
     )  # fmt: skip
     return seen
 
@@ -63,10 +64,10 @@ def test_what_is_done_stays_done_and_a_failure_is_told_and_tried_again(tmp_path:
     assert (results[0]["suite_method"], results[0]["K"], results[0]["P"]) == ("mse", 2, 1)
     assert "broken on purpose" in results[1]["failure"]
     assert results[2]["failure"] == "not done after 5 s"
-    folder = tmp_path / "results"
-    assert [is_done(each, folder) for each in (good, bad, hanging)] == [True, False, False]
+    found = RunFile(tmp_path / "results.runs.jsonl").read()
+    assert [is_done(each, found) for each in (good, bad, hanging)] == [True, False, False]
     renamed = Cell("new title", "contrast", None, 2, 1, 0, good.config)
-    assert (read_result(renamed, folder) or {})["group"] == "new title"
+    assert (result_of(renamed, found) or {})["group"] == "new title"
     assert [each.seed for each, _ in run([good, bad], tmp_path)] == [1]
 
 

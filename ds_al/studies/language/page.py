@@ -165,7 +165,7 @@ def whole_page(
     """The page: what was run, tables, published figures, what is missing."""
     sizes = next((r["sizes"] for r in results if "sizes" in r), None)
     vocabulary = next((r["vocabulary"] for r in results if "vocabulary" in r), None)
-    made = "python run/perplexity.py --seeds 3 --json results/perplexity.json --page docs/language_models.md"
+    made = "python run/perplexity.py --seeds 3 --json docs/results/perplexity.json --page docs/language_models.md"
     lines = [
         "# Language models: perplexity beside the backprop twin",
         "",

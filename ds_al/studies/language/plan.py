@@ -6,15 +6,13 @@ bridge blocks. Trials are shorter, have seed 0, and see validation text alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ds_al.studies.language.cell import TWIN, Cell
+from ds_al.studies.runs import Result, RunFile
 
-Result = dict[str, Any]
 Form = tuple[str, int]
 """A method and its K."""
 
@@ -98,32 +96,25 @@ def measured_cells(chosen: dict[Form, Result], plan: Plan) -> list[Cell]:
     return equal_tokens + equal_operations
 
 
-def read(folder: Path) -> list[Result]:
-    """All results that are there."""
-    return [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
-
-
 def run_all(
-    cells: Sequence[Cell], folder: Path, run: Callable[[Cell], Result], *, done: Callable[[Cell, Result, bool], None]
+    cells: Sequence[Cell], runs: RunFile, run: Callable[[Cell], Result], *, done: Callable[[Cell, Result, bool], None]
 ) -> None:
-    """Runs what is not there yet, and keeps each result as a file; what fails is kept with its reason.
+    """Runs what is not there yet, and keeps each result; what fails is kept with its reason.
 
     Args:
+        runs: file of results.
         run: of one cell.
         done: told of each cell, of its result, and whether it was there already.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    found = runs.read()
     for cell in cells:
-        file = folder / f"{cell.key}.json"
-        known = file.is_file()
+        known = cell.key in found
         if known:
-            result = json.loads(file.read_text())
+            result = found[cell.key]
         else:
             try:
                 result = {"key": cell.key, **run(cell)}
             except Exception as error:  # a failure is a result, too
                 result = {"key": cell.key, "failure": f"{type(error).__name__}: {error}"}
-            unfinished = file.with_suffix(".part")
-            unfinished.write_text(json.dumps(result, indent=1) + "\n")
-            unfinished.replace(file)
+            runs.keep(cell.key, result)
         done(cell, result, known)

@@ -68,7 +68,7 @@ def results_page(
             parts.append(f"![{group}: accuracy over epochs, over time, by number of layers, by exit]({link})")
     parts.append(
         f"`{header['command']}`, {report.machine_and_versions(header)} The config, "
-        "versions and curve of every run are in its file in `results/`."
+        "versions and curve of every run are a line of `docs/results/<suite>.runs.jsonl`."
     )
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from ds_al.experiment.config import override
 from ds_al.launch.ranks import RankFailure, free_port, run_ranks
+from ds_al.studies.runs import Result, RunFile
 from ds_al.studies.sweep.suite import Cell
 
 _TAIL = 2000  # characters of a failed run's output that are kept
@@ -27,7 +28,7 @@ class _Failure(Exception):
 def run_cells(
     cells: Sequence[Cell],
     *,
-    results: Path,
+    runs: RunFile,
     script: Path | None,
     data: Path | None,
     jobs: int,
@@ -36,11 +37,11 @@ def run_cells(
 ) -> None:
     """Runs each cell that has no result yet.
 
-    A cell's result is ``<results>/<key>.json``: its summary and the metrics of its epochs, or how it failed. A
-    failed cell is run again the next time.
+    A cell's result is its summary and the metrics of its epochs, or how it failed. A failed cell is run again the next
+    time.
 
     Args:
-        results: folder of results; runs keep their files below it.
+        runs: file of results; runs keep their own files in its scratch folder.
         script: ``run/train.py``, which DeepSpeed's launcher then starts for each cell; ``None`` trains in forks of one
             process on the CPU (:func:`ds_al.launch.ranks.start_quickly`), which saves each cell the start-up.
         data: folder that relative data paths of the suite start from.
@@ -48,33 +49,34 @@ def run_cells(
         timeout: seconds after which a cell is ended and counts as failed.
         done: called with each cell and its result, as they end.
     """
-    results.mkdir(parents=True, exist_ok=True)
+    runs.scratch.mkdir(parents=True, exist_ok=True)
     lock = threading.Lock()
+    found = runs.read()
 
     def work(cell: Cell) -> tuple[Cell, dict[str, Any]]:
         with lock:
             port = free_port()
-        return cell, _run(cell, results=results, script=script, data=data, port=port, timeout=timeout)
+        result = _run(cell, runs=runs, script=script, data=data, port=port, timeout=timeout)
+        runs.keep(cell.key, result)
+        return cell, result
 
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            for future in as_completed([pool.submit(work, cell) for cell in cells if not is_done(cell, results)]):
+            for future in as_completed([pool.submit(work, cell) for cell in cells if not is_done(cell, found)]):
                 done(*future.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def is_done(cell: Cell, results: Path) -> bool:
-    """Whether a cell has a result that is no failure."""
-    result = read_result(cell, results)
-    return result is not None and "failure" not in result
+def is_done(cell: Cell, found: Mapping[str, Result]) -> bool:
+    """Whether a cell has a result that is no failure, among those of :meth:`RunFile.read`."""
+    return "failure" not in found.get(cell.key, {"failure": "not run"})
 
 
-def read_result(cell: Cell, results: Path) -> dict[str, Any] | None:
+def result_of(cell: Cell, found: Mapping[str, Result]) -> Result | None:
     """A cell's result, if there is one, under the cell's present names."""
-    path = results / f"{cell.key}.json"
-    return {**json.loads(path.read_text()), **_about(cell)} if path.exists() else None
+    return {**found[cell.key], **_about(cell)} if cell.key in found else None
 
 
 def train_on_rank(config: dict[str, Any]) -> str:
@@ -88,28 +90,25 @@ def train_on_rank(config: dict[str, Any]) -> str:
 
 
 def _run(
-    cell: Cell, *, results: Path, script: Path | None, data: Path | None, port: int, timeout: float
+    cell: Cell, *, runs: RunFile, script: Path | None, data: Path | None, port: int, timeout: float
 ) -> dict[str, Any]:
-    assignments = {"experiment.output": str(results / "runs")}
+    assignments = {"experiment.output": str(runs.scratch / "runs")}
     path = cell.config["experiment"]["data"].get("path")
     if path is not None and data is not None:
         assignments["experiment.data.path"] = str(data / path)  # an absolute path stays as it is
-    config = override(_in_group(cell, results.stem), [f"{k}={json.dumps(v)}" for k, v in assignments.items()])
+    config = override(_in_group(cell, runs.name), [f"{k}={json.dumps(v)}" for k, v in assignments.items()])
     try:
         if script is None:
             folder = _fork(config, stages=cell.stages, timeout=timeout)
         else:
-            folder = _launch(config, results / cell.key, script=script, stages=cell.stages, port=port, timeout=timeout)
+            file = runs.scratch / cell.key
+            folder = _launch(config, file, script=script, stages=cell.stages, port=port, timeout=timeout)
         content = json.loads((folder / "summary.json").read_text())
         content["data"].pop("path", None)  # where this machine keeps things is no part of a result
         result = {key: value for key, value in content.items() if key not in ("folder", "command")}
-        result |= {**_about(cell), "history": _history(folder)}
+        return {**result, **_about(cell), "history": _history(folder)}
     except _Failure as failure:
-        result = {**_about(cell), "failure": str(failure)}
-    path = results / f"{cell.key}.json"
-    path.with_suffix(".part").write_text(json.dumps(result, indent=1) + "\n")
-    path.with_suffix(".part").rename(path)
-    return result
+        return {**_about(cell), "failure": str(failure)}
 
 
 def _fork(config: dict[str, Any], *, stages: int, timeout: float) -> Path:

@@ -1,0 +1,101 @@
+"""The runs of a sweep in one file, ``<name>.runs.jsonl``: a line per run, sorted by key.
+
+A run that is kept stays kept: an interrupted sweep continues where it stopped, and two sweeps may write to one file at
+once. Files of a sweep under way (configs, run folders, the lock) are in the folder ``<name>.runs``, which git ignores.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ds_al.studies.results import StudyError
+
+Result = dict[str, Any]
+SUFFIX = ".runs.jsonl"
+
+
+class RunFile:
+    """Results of runs by key.
+
+    Args:
+        path: the file; it need not exist.
+
+    Raises:
+        StudyError: the path has another suffix.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.name.endswith(SUFFIX):
+            raise StudyError(f"file of runs: got {str(path)!r}, expected a name that ends in {SUFFIX}")
+        self.path = path
+
+    @classmethod
+    def beside(cls, results: Path) -> RunFile:
+        """The runs that belong to a file of results: ``small.json`` to ``small.runs.jsonl``."""
+        return cls(results.with_suffix(SUFFIX))
+
+    @property
+    def name(self) -> str:
+        """Of the sweep: the file's name without its suffix."""
+        return self.path.name.removesuffix(SUFFIX)
+
+    @property
+    def scratch(self) -> Path:
+        """Folder of the files that only a sweep under way needs."""
+        return self.path.with_name(f"{self.name}.runs")
+
+    def read(self) -> dict[str, Result]:
+        """All results by key, in the order of the keys.
+
+        A last line that was cut, by a full disk or an interrupted copy, is left out, and a message on stderr says so.
+
+        Raises:
+            StudyError: another line is not a JSON object with a key.
+        """
+        if not self.path.exists():
+            return {}
+        lines = self.path.read_text().split("\n")
+        found: dict[str, Result] = {}
+        for number, line in enumerate(lines, start=1):
+            if not line:
+                continue
+            try:
+                result = json.loads(line)
+                found[result["key"]] = result
+            except (ValueError, KeyError, TypeError) as error:
+                if number < len(lines):  # a whole line ends in a newline, after which the list has one more entry
+                    raise StudyError(
+                        f"{self.path}, line {number}: got {line[:60]!r} ({error}), expected a JSON object with a "
+                        "'key': remove the line, and its run is repeated"
+                    ) from error
+                print(f"{self.path}: the last line was cut; its run is left out, and repeated", file=sys.stderr)
+        return dict(sorted(found.items()))
+
+    def get(self, key: str) -> Result | None:
+        """One result, if the file has it."""
+        return self.read().get(key)
+
+    def keep(self, key: str, result: Result) -> None:
+        """Adds a result, or replaces the one of this key.
+
+        The file is replaced as a whole, under a lock: readers see it without the new line or with it, never in between.
+        """
+        with self._locked():
+            found = {**self.read(), key: {"key": key, **result}}
+            lines = [json.dumps(found[each]) + "\n" for each in sorted(found)]
+            unfinished = self.scratch / f"{self.path.name}.part"
+            unfinished.write_text("".join(lines))
+            unfinished.replace(self.path)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        with (self.scratch / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # held until the file is closed, also by a process that is killed
+            yield
