@@ -19,7 +19,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test test-all test-matrix lint format doctor bench sample-report wheel test-wheel clean
+.PHONY: help install train test test-all test-matrix lint format docs doctor bench sample-report wheel test-wheel clean
 .PHONY: distclean
 
 help: ## show this list
@@ -53,19 +53,29 @@ test-matrix: ## run tests with the oldest and the newest DeepSpeed, each in an e
 	@echo "==> Testing with the ends of the range of DeepSpeed"
 	OMP_NUM_THREADS=1 PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) MATRIX_TESTS="$(MATRIX_TESTS)" .ci/test-matrix $(ARGS)
 
-lint: $(STAMP) ## check style, format and types
+lint: $(STAMP) ## check style, format, types, and the imports between rooms
 	@echo "==> Checking the style"
 	$(BIN)/ruff check .
 	@echo "==> Checking the format"
 	$(BIN)/ruff format --check .
 	@echo "==> Checking the types"
-	$(BIN)/mypy ds_al
+	$(BIN)/mypy ds_al docs/generate
+	@echo "==> Checking the imports between rooms"
+	$(BIN)/lint-imports --no-cache --no-logo
 
 format: $(STAMP) ## sort imports and format the code
 	@echo "==> Sorting imports"
 	$(BIN)/ruff check --select I --fix .
 	@echo "==> Formatting"
 	$(BIN)/ruff format .
+
+docs: $(STAMP) ## write the generated pages: docs/api.md, docs/config.md, docs/architecture.md
+	@for page in api config; do \
+		echo "==> Writing docs/$$page.md"; \
+		$(BIN)/python docs/generate/$$page.py > docs/$$page.md.new && mv docs/$$page.md.new docs/$$page.md || exit 1; \
+	done
+	@echo "==> Writing docs/architecture.md"
+	$(BIN)/python docs/generate/architecture.py
 
 doctor: $(STAMP) ## say what works on this machine
 	@echo "==> Examining the environment"

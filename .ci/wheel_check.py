@@ -73,7 +73,7 @@ def main() -> None:
             subprocess.run([sys.executable, str(path)], check=True, timeout=600)
         else:
             launch(str(path), "--batches", str(SHORT[path.stem]))
-    for command in (["doctor", "--help"], ["config-docs"], ["api-docs"]):
+    for command in (["doctor", "--help"], ["consolidate", "--help"], ["export", "--help"]):
         subprocess.run([sys.executable, "-m", "ds_al", *command], check=True, stdout=subprocess.DEVNULL, timeout=120)
 
 

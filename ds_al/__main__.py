@@ -6,14 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ds_al import api_docs, config_docs, doctor
+from ds_al import doctor
 from ds_al.checkpoint import consolidate
 from ds_al.convert import export_command
 
 _COMMANDS = (
     doctor.add_command,
-    config_docs.add_command,
-    api_docs.add_command,
     consolidate.add_command,
     export_command.add_command,
 )

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import ds_al
-from ds_al import api_docs
+from docs.generate import api
 from ds_al.launch.ranks import run_ranks
 from ds_al.parallel.world import join_world
 
@@ -55,11 +55,11 @@ def test_the_public_names_are_few_and_there() -> None:
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert (ROOT / "docs/api.md").read_text() == api_docs.page(), "run: python -m ds_al api-docs > docs/api.md"
+    assert (ROOT / "docs/api.md").read_text() == api.page(), "run: make docs"
 
 
 def test_the_page_says_what_the_docstrings_say() -> None:
-    page = api_docs.page()
+    page = api.page()
     assert all(f"\n## ds_al.{name}\n" in page for name in ds_al.__all__)
     headings = {re.sub(r"[^\w -]", "", line[3:].lower()) for line in page.splitlines() if line.startswith("## ")}
     assert set(re.findall(r"\(#(\w+)\)", page)) == headings
@@ -90,9 +90,7 @@ def run_doctests() -> dict[str, list[int]]:
     join_world()  # which prints, too, the first time
     names: dict[str, Any] = {"ds_al": ds_al, "torch": torch, "nn": nn, "LayerSpec": LayerSpec}
     objects = [getattr(ds_al, name) for name in ds_al.__all__]
-    objects += [
-        getattr(importlib.import_module(module), name) for module, found in api_docs.ROOMS.items() for name in found
-    ]
+    objects += [getattr(importlib.import_module(module), name) for module, found in api.ROOMS.items() for name in found]
     found = {}
     for value in objects:
         for test in doctest.DocTestFinder().find(value, value.__name__, module=False, globs=names):
