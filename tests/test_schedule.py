@@ -11,7 +11,8 @@ from itertools import chain
 import pytest
 from deepspeed.runtime.pipe.schedule import PipeInstruction
 
-from ds_al.schedule import AL_SCHEDULES, BACKPROP_SCHEDULES, EvaluationSchedule, ideal_seconds
+from ds_al.planner.formulas import ideal_seconds
+from ds_al.schedule import AL_SCHEDULES, BACKPROP_SCHEDULES, EvaluationSchedule
 
 SCHEDULES = {**AL_SCHEDULES, **BACKPROP_SCHEDULES}
 SHORT = {
