@@ -147,10 +147,9 @@ def _given(args: argparse.Namespace) -> tuple[Work, Machines, str]:
         network = Network.of(read_file(args.config))
         device = Device(args.tflops * 1e12, args.memory_gbyte * 1e9)
         work = network.measured() if args.measure else network.work(device)
-        machines = Machines(queue_depth=network.config.queue_depth, steps_per_batch=network.config.steps_per_batch)
         how = "timed on this machine" if args.measure else f"counted, at {device.says}"
         origin = f"{args.config}: {how}; F = {1000 * work.forward:.4g} ms, B = {1000 * work.backward:.4g} ms."
-        return replace(work, **given), machines, origin
+        return replace(work, **given), network.machines, origin
     values = {**(_measured(args.profile) if args.profile else {}), **given}
     if "forward" not in values:
         raise ValueError("no times: give --config, --forward-ms, or --profile with a file of run/profile.py")

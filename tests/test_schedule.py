@@ -12,7 +12,8 @@ import pytest
 from deepspeed.runtime.pipe.schedule import PipeInstruction
 
 from ds_al.baseline.schedules import BACKPROP_SCHEDULES
-from ds_al.schedule import AL_SCHEDULES, ideal_seconds
+from ds_al.planner.formulas import ideal_seconds
+from ds_al.schedule import AL_SCHEDULES
 
 SCHEDULES = {**AL_SCHEDULES, **BACKPROP_SCHEDULES}
 SHORT = {

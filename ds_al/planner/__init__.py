@@ -1,9 +1,9 @@
 """What a schedule would take, computed from the time of each instruction, and which one to use."""
 
 from ds_al.planner.advice import advice, break_even
+from ds_al.planner.formulas import bubble_formula, ideal_seconds
 from ds_al.planner.predict import COMPARED, METHODS, Prediction, grid, predict
-from ds_al.planner.rounds import batch_ends
-from ds_al.planner.simulator import StageCost, simulate
+from ds_al.planner.simulator import StageCost, simulate, stage_ends
 from ds_al.planner.stragglers import Jitter, spread_speeds
 from ds_al.planner.work import Layer, Link, Machines, Work
 
@@ -18,10 +18,12 @@ __all__ = [
     "StageCost",
     "Work",
     "advice",
-    "batch_ends",
     "break_even",
+    "bubble_formula",
     "grid",
+    "ideal_seconds",
     "predict",
     "simulate",
     "spread_speeds",
+    "stage_ends",
 ]

@@ -26,7 +26,7 @@ from ds_al.experiment.inputs import DataFacts
 from ds_al.models import build_al, build_twin
 from ds_al.models.cost import NetworkCost, isolated, network_cost
 from ds_al.partition.layer_times import measure
-from ds_al.planner.work import Layer, Work
+from ds_al.planner.work import Layer, Machines, Work
 from ds_al.spec import ALLayerSpec
 from ds_al.tensors import first, stop_gradient
 
@@ -88,6 +88,15 @@ class Network:
             facts=facts,
             micro_batch=size,
             config=block,
+        )
+
+    @property
+    def machines(self) -> Machines:
+        """Equal machines with the queues and steps of the config."""
+        return Machines(
+            queue_depth=self.config.queue_depth,
+            receive_slots=self.config.receive_slots,
+            steps_per_batch=self.config.steps_per_batch,
         )
 
     def work(self, device: Device) -> Work:

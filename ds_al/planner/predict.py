@@ -27,8 +27,7 @@ from functools import partial
 
 import numpy as np
 
-from ds_al.planner.rounds import batch_ends
-from ds_al.planner.simulator import StageCost
+from ds_al.planner.simulator import StageCost, stage_ends
 from ds_al.planner.work import Machines, Work
 
 AL = ("streaming", "forward_first", "parallel_backward", "sequential")
@@ -137,7 +136,7 @@ def _simulated(method: str, work: Work, stages: int, micro_batches: int, machine
         spread=float(times.std()),
         busy=busy,
         graphs=graphs,
-        messages=(machines.queue_depth + 2) if local and stages > 1 else 0,
+        messages=(machines.queue_depth + machines.receive_slots) if local and stages > 1 else 0,
         sent=micro_batches * directions * max(sizes, default=0.0),
     )
 
@@ -151,11 +150,12 @@ def _seconds(
     # Batches that drain the pipeline are all alike; with jitter the mean of several counts.
     batches = 3 if method == "streaming" else 2
     run = partial(
-        batch_ends,
+        stage_ends,
         method,
         costs,
         steps_per_batch=machines.steps_per_batch,
         queue_depth=machines.queue_depth,
+        receive_slots=machines.receive_slots,
         latency=[link.latency for link in links],
         transfer=[size / link.bytes_per_second for size, link in zip(sizes, links, strict=True)],
     )
@@ -169,12 +169,13 @@ def _seconds(
         batches = 2 * first + 1
         shape = (stages, micro_batches * batches, machines.repeat)
         factors = machines.jitter.sample(shape, seed=machines.seed)
-    ends = run(micro_batches=micro_batches, batches=batches, factors=factors)
+    ends = run(micro_batches=micro_batches, batches=batches, factors=factors).max(axis=0)
     return (ends[-1] - ends[first - 1]) / (batches - first)
 
 
 def _last_batch(ends: np.ndarray) -> np.ndarray:
-    return ends[-1] - ends[-2]
+    by_batch = ends.max(axis=0)
+    return by_batch[-1] - by_batch[-2]
 
 
 def _by_formula(method: str, work: Work, stages: int, micro_batches: int, machines: Machines) -> Prediction:

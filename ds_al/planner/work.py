@@ -47,13 +47,6 @@ class Work:
     layers: tuple[Layer, ...] = ()
     """Where cuts can be made; without them, and for more stages than layers, stages are equal."""
 
-    @property
-    def al_step(self) -> float:
-        """Seconds of a step of the AL form, in proportion to its parameters."""
-        if self.al_parameter_bytes is None or not self.parameter_bytes:
-            return self.step
-        return self.step * self.al_parameter_bytes / self.parameter_bytes
-
     def shares(self, stages: int, *, local: bool) -> tuple[list[float], list[float]]:
         """What part of the network's time each stage takes, ``P`` numbers, and the bytes of an activation at each of
         the ``P - 1`` cuts: those with the smallest slowest stage.
@@ -90,6 +83,8 @@ class Machines:
     """Of each micro-batch on each stage."""
     queue_depth: int = 2
     """Messages that an AL stage may have under way."""
+    receive_slots: int = 2
+    """Messages that an AL stage holds of its predecessor."""
     steps_per_batch: int | None = None
     """Optimizer steps per batch of an AL method; by default M."""
     repeat: int = 8

@@ -334,6 +334,28 @@ def test_a_config_is_planned_for_with_its_own_shapes_and_bytes(tmp_path: Path, p
     assert "Predicted, not measured" in page and "| 8 | 16 | `streaming` |" in page.replace("**", "")
 
 
+def test_queues_of_a_config_are_those_of_its_plan(tmp_path: Path, plan: Callable[..., Done]) -> None:
+    """`receive_slots` was ignored once: the planner took two, whatever the config said."""
+    config = json.loads(Path("ds_configs/cifar10_vgg_al.json").read_text())
+    held = []
+    for queue_depth, receive_slots in ((2, 2), (2, 6), (6, 2)):
+        config["associated_learning"] |= {"queue_depth": queue_depth, "receive_slots": receive_slots}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        plan("--config", f"{tmp_path / 'config.json'}", "--stages", "2", "--micro-batches", "4",
+             "--json", f"{tmp_path / 'plan.json'}")  # fmt: skip
+        rows = json.loads((tmp_path / "plan.json").read_text())["rows"]
+        held.append(next(row["memory_bytes"] for row in rows if row["method"] == "streaming"))
+    assert held[0] < held[1] == held[2]
+
+
+def test_messages_received_ahead_absorb_stragglers() -> None:
+    def seconds(receive_slots: int) -> float:
+        machines = Machines(jitter=Jitter.parse("slow:0.1:5"), queue_depth=1, receive_slots=receive_slots, seed=3)
+        return predict("streaming", WORK, stages=8, micro_batches=16, machines=machines).seconds
+
+    assert seconds(32) < seconds(8) < seconds(2)
+
+
 def test_layers_are_timed_on_this_machine() -> None:
     config = {
         "train_micro_batch_size_per_gpu": 4,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_al.schedule import ideal_seconds
+from ds_al.planner.formulas import ideal_seconds
 from ds_al.studies.bench import measure_memory
 from ds_al.studies.bench.layers import measure_layers
 from ds_al.studies.bench.recipe_time import measure_recipe

@@ -14,7 +14,7 @@ from ds_al.baseline.data_parallel import micro_batches_per_replica, share
 from ds_al.errors import ALConfigError
 from ds_al.partition.plan import LayerTime
 from ds_al.planner import StageCost
-from ds_al.schedule import ideal_seconds
+from ds_al.planner.formulas import ideal_seconds
 from ds_al.studies.bench import published
 from ds_al.studies.bench.ceiling import ceiling_rows
 from ds_al.studies.bench.forms import ALForm, Network, TwinForm, best_cuts, medians, stage_costs

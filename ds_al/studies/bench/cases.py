@@ -17,7 +17,7 @@ from deepspeed import comm as dist
 from ds_al.baseline.data_parallel import micro_batches_per_replica
 from ds_al.launch.ranks import run_ranks, tell
 from ds_al.parallel.world import join_world
-from ds_al.schedule import ideal_seconds
+from ds_al.planner.formulas import ideal_seconds
 from ds_al.studies.bench import workloads
 from ds_al.studies.bench.recomputed import measure_recomputed
 from ds_al.trace import ActivationMeter

@@ -16,7 +16,7 @@ import torch
 from deepspeed import comm as dist
 
 from ds_al.launch.ranks import run_ranks
-from ds_al.schedule import ideal_seconds
+from ds_al.planner.formulas import ideal_seconds
 from ds_al.studies.bench import workloads
 from ds_al.studies.bench.cases import START_UP, train, world_size
 from ds_al.studies.bench.interleaved import together, turns

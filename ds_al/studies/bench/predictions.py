@@ -13,8 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ds_al.planner.rounds import batch_ends
-from ds_al.planner.simulator import StageCost
+from ds_al.planner.simulator import StageCost, stage_ends
 
 Row = dict[str, Any]
 _PARTS = ("forward", "backward", "step")
@@ -116,7 +115,7 @@ def _seconds(row: Mapping[str, Any], costs: list[StageCost]) -> float:
     method, micro_batches = row["method"], row["micro_batches"]
     if method == "bp_dp":
         method, micro_batches, costs = "bp_1f1b", -(-micro_batches // row["stages"]), costs[:1]
-    return float(batch_ends(method, costs, micro_batches=micro_batches, batches=row["batches"])[-1, 0])
+    return float(stage_ends(method, costs, micro_batches=micro_batches, batches=row["batches"])[:, -1, 0].max())
 
 
 def against_table(rows: Sequence[Mapping[str, Any]]) -> str:

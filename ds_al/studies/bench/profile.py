@@ -9,7 +9,7 @@ from typing import Any
 
 from ds_al.launch.ranks import run_ranks, tell
 from ds_al.planner import StageCost, simulate
-from ds_al.schedule import bubble_formula, ideal_seconds
+from ds_al.planner.formulas import bubble_formula, ideal_seconds
 from ds_al.studies.bench import workloads
 from ds_al.studies.bench.cases import START_UP, Row, train, world_size
 from ds_al.trace import ActivationMeter, Event, Recorder
@@ -138,7 +138,7 @@ def profile_rows(runs: Runs, cases: ProfileCases) -> list[Row]:
     Columns: ``workload, method, stages, micro_batches, batches, stage``; ``seconds`` of the run; shares of it
     ``busy, wait_input, wait_queue, wait_data, wait_barrier, drained, other``
     (:class:`~ds_al.trace.analysis.StageTime`); ``bubble`` (1 - busy) with its least and largest value over the
-    repetitions, ``bubble_formula`` (:func:`~ds_al.schedule.bubble_formula` with the mean measured forward and
+    repetitions, ``bubble_formula`` (:func:`~ds_al.planner.formulas.bubble_formula` with the mean measured forward and
     backward of all stages) and ``difference``; ``bubble_simulated``, that of the same schedule with each stage's
     own mean times (:func:`~ds_al.planner.simulate`), for stages that are not equal; ``forward_ms, backward_ms,
     step_ms`` per micro-batch or step;

@@ -56,8 +56,8 @@ def page(header: Row, rows: Sequence[Row], *, figures: Mapping[str, str]) -> str
 _INTRODUCTION = """\
 # 64 to 1,024 stages
 
-**Predicted, not measured.** This page is what the planner's simulator ([ds_al/planner](../ds_al/planner/rounds.py)) and
-published formulas say of sizes that no machine here has. The simulator runs the same schedules as the engines; how
+**Predicted, not measured.** This page is what the planner's simulator ([ds_al/planner](../ds_al/planner/simulator.py))
+and published formulas say of sizes that no machine here has. The simulator runs the same schedules as the engines; how
 close it comes to what was measured, on small sizes, is in [performance.md](performance.md). What is assumed stands in
 the first table; where a real cluster differs, `run/plan.py` takes its numbers.
 
