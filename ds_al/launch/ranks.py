@@ -27,7 +27,11 @@ _GRACE = 30.0  # seconds from the first failure until the other ranks, which may
 _POLL = 0.02
 _SHOWN = 3000  # characters of each rank's output that an error shows
 _NEWS = "DS_AL_NEWS"
-_IMPORTED = ("ds_al.engine", "ds_al.module", "ds_al.experiment.job")  # by each rank, sooner or later
+_IMPORTED = (
+    *("ds_al.engine", "ds_al.module", "ds_al.entry", "ds_al.baseline.engine", "ds_al.experiment.job"),
+    "torch._dynamo",  # by torch with the first optimizer: 2 s of computing, more than all else that a rank does
+    "deepspeed.module_inject.auto_ep_layer",  # by DeepSpeed with the first engine
+)  # by each rank, sooner or later; what this release does not have is passed over
 _forks = False
 _ON_CPU = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
