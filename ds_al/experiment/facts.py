@@ -8,7 +8,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from ds_al.data.load import OF_IMAGES, OF_TEXT
+from ds_al.data.config import OF_IMAGES, OF_TEXT
 from ds_al.models import build_al, build_twin
 from ds_al.models.cost import network_cost
 from ds_al.system import provenance

@@ -10,10 +10,10 @@ from typing import Any, cast
 import torch
 
 from ds_al.data import AUGMENTATIONS, ShuffledLoader, Splits
+from ds_al.data.config import DataConfig
 from ds_al.data.loader import SizedDataset
 from ds_al.data.splits import Kind
 from ds_al.errors import ALConfigError, ALDataError
-from ds_al.experiment.config import DataConfig
 from ds_al.models import AL_MODELS, TWINS
 from ds_al.tensors import Activation
 
