@@ -121,7 +121,7 @@ class ExperimentConfig(StrictModel):
 
 
 def experiment_config(config: Mapping[str, Any]) -> ExperimentConfig:
-    """The validated ``"experiment"`` block.
+    """Validates the ``"experiment"`` block.
 
     Raises:
         ALConfigError: the block is missing, a key is unknown, or a value is out of range.
@@ -129,6 +129,22 @@ def experiment_config(config: Mapping[str, Any]) -> ExperimentConfig:
     if BLOCK not in config:
         raise ALConfigError(f'the config has no "{BLOCK}" block: run/train.py needs model, data and epochs from it')
     return validate(ExperimentConfig, config[BLOCK], where=BLOCK)
+
+
+def check_partition(experiment: ExperimentConfig) -> None:
+    """Refuses the options of ``"measured"`` for any other ``partition_method``.
+
+    Raises:
+        ALConfigError: such an option is set.
+    """
+    if experiment.partition_method == "measured":
+        return
+    for key in ("partition_memory", "partition_cache"):
+        if getattr(experiment, key) != ExperimentConfig.model_fields[key].default:
+            raise ALConfigError(
+                f'"{BLOCK}.{key}" with partition_method {experiment.partition_method!r}: it is for "measured", '
+                "leave it out"
+            )
 
 
 def override(config: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
