@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ds_al.data import cache, decode
+from ds_al.data.config import DataConfig, refuse, refuse_other_kind
 from ds_al.data.images import Images, statistics
-from ds_al.data.load import refuse, refuse_other_kind
 from ds_al.data.source import Source, find
 from ds_al.data.splits import Splits, cut
 from ds_al.data.tokenise import Pretrained, Tokenizer, tokenise, vocabulary
 from ds_al.data.tokens import Tokens
 from ds_al.data.words import Words
-
-if TYPE_CHECKING:
-    from ds_al.experiment.config import DataConfig
 
 
 def load_stored(config: DataConfig, *, seed: int) -> Splits:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ds_al.config.base import StrictModel, validate
+from ds_al.data.config import DataConfig
 from ds_al.errors import ALConfigError
 
 BLOCK = "experiment"
@@ -25,65 +26,6 @@ class ModelConfig(StrictModel):
     )
     al_options: dict[str, Any] = Field(default_factory=dict, description="More of them, for the AL form alone.")
     twin_options: dict[str, Any] = Field(default_factory=dict, description="More of them, for the backprop twin alone.")
-
-
-class DataConfig(StrictModel):
-    """Which data. Keys of images are refused for a set of texts, and the other way round."""
-
-    name: str = Field(
-        description="`fashion-mnist-small` comes with the package; `fashion-mnist`, `cifar10`, `cifar100`, "
-        "`tiny-imagenet`, `ag_news`, `dbpedia_14`, `imdb`, `sst2`, or any name on the Hugging Face hub, through the "
-        "`datasets` library. With `path`, a name of your own."
-    )
-    path: str | None = Field(
-        default=None,
-        description="Folder of parquet files to read instead, told apart by their names: `train`, `test` and, if "
-        "there is one, `validation`, which stands for a test part that is missing or has no labels; `classes.json` "
-        "in it may list the names of the classes.",
-    )
-    image_column: str | None = Field(
-        default=None, description="Images: the column that holds them; by default the set's, or the only one of them."
-    )
-    text_column: str | None = Field(
-        default=None, description="Text: the column that holds it; by default the set's, or the only one of strings."
-    )
-    label_column: str | None = Field(
-        default=None, description="The column of class numbers or names; by default the set's, or `label`."
-    )
-    image_size: int | None = Field(
-        default=None, ge=1, description="Images: height and width to scale to, once; by default as they are."
-    )
-    tokenizer: str = Field(
-        default="words",
-        description="Text: name or folder of a `transformers` tokenizer; `words` builds a vocabulary of the words of "
-        "the training part.",
-    )
-    vocab_size: int = Field(default=30_000, ge=3, description="Text: tokens at most, with `words`.")
-    max_length: int = Field(default=128, ge=1, description="Text: tokens at most; the rest of a text is cut off.")
-    padding: Literal["max_length", "longest", "bucket"] = Field(
-        default="max_length",
-        description="Text: pad each micro-batch to `max_length`, or to its `longest` text; `bucket` does the same, "
-        "with training micro-batches of texts alike in length.",
-    )
-    validation_fraction: float = Field(
-        default=0.1,
-        gt=0,
-        lt=1,
-        description="Share of the training samples cut off for validation, where the set has no part for it.",
-    )
-    augment: Literal["none", "flip", "crop_and_flip", "published"] = Field(
-        default="none",
-        description="Random changes of the training images: mirrored, or shifted by up to 2 pixels, too; `published` "
-        "shifts by up to 4 pixels over a black border, mirrors, and changes brightness, contrast and saturation.",
-    )
-    prefetch: int = Field(
-        default=2, ge=0, description="Training micro-batches that a thread keeps ready; 0 makes them when asked for."
-    )
-    cache: str | None = Field(
-        default=None,
-        description="Folder for what is downloaded, decoded and tokenised; by default that of the `datasets` library.",
-    )
-    eval_batch_size: int = Field(default=250, ge=1, description="Samples per batch of an evaluation.")
 
 
 class WandbConfig(StrictModel):
@@ -179,7 +121,7 @@ class ExperimentConfig(StrictModel):
 
 
 def experiment_config(config: Mapping[str, Any]) -> ExperimentConfig:
-    """The validated ``"experiment"`` block.
+    """Validates the ``"experiment"`` block.
 
     Raises:
         ALConfigError: the block is missing, a key is unknown, or a value is out of range.
@@ -187,6 +129,22 @@ def experiment_config(config: Mapping[str, Any]) -> ExperimentConfig:
     if BLOCK not in config:
         raise ALConfigError(f'the config has no "{BLOCK}" block: run/train.py needs model, data and epochs from it')
     return validate(ExperimentConfig, config[BLOCK], where=BLOCK)
+
+
+def check_partition(experiment: ExperimentConfig) -> None:
+    """Refuses the options of ``"measured"`` for any other ``partition_method``.
+
+    Raises:
+        ALConfigError: such an option is set.
+    """
+    if experiment.partition_method == "measured":
+        return
+    for key in ("partition_memory", "partition_cache"):
+        if getattr(experiment, key) != ExperimentConfig.model_fields[key].default:
+            raise ALConfigError(
+                f'"{BLOCK}.{key}" with partition_method {experiment.partition_method!r}: it is for "measured", '
+                "leave it out"
+            )
 
 
 def override(config: dict[str, Any], assignments: list[str]) -> dict[str, Any]:

@@ -1,12 +1,10 @@
-"""Progress of a run: one live display where there is a terminal, plain lines where there is none."""
+"""Progress of a run on the console: a live display on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from statistics import fmean as mean
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,25 +13,21 @@ from rich.table import Table
 from rich.text import Text
 
 from ds_al.experiment.live import Averages, advice, slowest, stage_table
+from ds_al.experiment.observer import Observer, RunInfo, Snapshot
+from ds_al.trace import Event
 
-if TYPE_CHECKING:
-    from ds_al.experiment.job import Job
 
-
-class Display:
-    """Shows a run on the rank that makes it. Use as a context manager around training.
+class Display(Observer):
+    """Shows the progress of a run, and its result.
 
     Args:
-        job: the run.
-        console: where to; by default this process's standard output.
+        console: where to print; by default this process's standard output.
     """
 
-    _SECONDS = 0.5  # between two looks at the losses, which wait for the device
+    _SECONDS = 0.5  # between two snapshots, which wait for the device
 
-    def __init__(self, job: Job, *, console: Console | None = None) -> None:
-        self.job = job
+    def __init__(self, *, console: Console | None = None) -> None:
         self.console = console or Console()
-        self.epochs = job.budget.epochs
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -42,87 +36,72 @@ class Display:
             TimeRemainingColumn(),
             console=self.console,
         )
-        total = job.budget.total_batches - job.first_epoch * job.batches_per_epoch
-        self._task = self._progress.add_task("epoch", total=total, speed="")
         self._live = Live(self._progress, console=self.console, refresh_per_second=4, transient=True)
-        self._looked = self._started = time.perf_counter()
-        self._done = 0
+        self._batches = 0
         self._averages = Averages()
 
-    def __enter__(self) -> Display:
-        job = self.job
-        stages, copies = job.layout.stages, job.layout.copies
-        times = f", {copies} copies" if copies > 1 else ""
+    def started(self, info: RunInfo) -> None:
+        """Prints what the run is, and starts the live display."""
+        self._info = info
+        total = info.total_batches - info.first_epoch * info.batches_per_epoch
+        self._task = self._progress.add_task("epoch", total=total, speed="")
+        replicas = f", {info.replicas} replicas" if info.replicas > 1 else ""
         self.console.print(
-            f"{job.experiment.name}: {job.al.method}, {stages} stage{'s' * (stages > 1)}{times}, "
-            f"{job.data.sizes['train']} training samples, micro-batches of {job.micro_batch}, "
-            f"{job.own_micro_batches * copies} a batch, {job.batches_per_epoch} batches an epoch, "
-            f"seed {job.experiment.seed}",
+            f"{info.name}: {info.method}, {info.stages} stage{'s' * (info.stages > 1)}{replicas}, "
+            f"{info.training_samples} training samples, micro-batches of {info.micro_batch_size}, "
+            f"{info.micro_batches_per_batch} a batch, {info.batches_per_epoch} batches an epoch, "
+            f"seed {info.seed}",
             highlight=False,
             soft_wrap=True,
         )
-        if getattr(job.engine.module, "partition_table", None):
-            self.console.print(job.engine.module.partition_table, highlight=False, markup=False, soft_wrap=True)
-        self._looked = self._started = time.perf_counter()
+        if info.partition_table:
+            self.console.print(info.partition_table, highlight=False, markup=False, soft_wrap=True)
+        self._drawn = self._started = time.perf_counter()
         if self.console.is_terminal:
             self._live.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.console.is_terminal:
-            self._live.stop()
-
-    def batch(self, epoch: int, batch: int) -> None:
-        """One batch is done. Looks at losses and redraws only now and then."""
-        self._done += 1
+    def batch(self, epoch: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Counts the batch; takes a snapshot and redraws the live display only now and then."""
+        self._batches += 1
         now = time.perf_counter()
-        if not self.console.is_terminal or now - self._looked < self._SECONDS:
+        if not self.console.is_terminal or now - self._drawn < self._SECONDS:
             return
-        self._looked = now
-        job = self.job
-        speed = self._done * job.batch_samples / (now - self._started)
+        self._drawn = now
+        speed = self._batches * self._info.batch_samples / (now - self._started)
         self._progress.update(
             self._task,
-            completed=self._done,
-            description=f"epoch {epoch + 1}/{self.epochs}",
+            completed=self._batches,
+            description=f"epoch {epoch + 1}/{self._info.epochs}",
             speed=f"{speed:,.0f} samples/s",
         )
-        self._live.update(Group(self._progress, self._stages()))
+        self._live.update(Group(self._progress, self._stages(snapshot())))
 
-    def _stages(self) -> Group:
-        """The table of stages, and under it the slowest of them, if one is."""
-        engine, stage_metrics = self.job.engine, self.job.engine.stage_metrics()
-        parts, busy = engine.module.parts, self._averages.busy(stage_metrics)
+    def _stages(self, snapshot: Snapshot) -> Group:
+        """The table of stages, and under it a sentence about the slowest one, if there is one."""
+        bounds, stage_metrics = self._info.partition, snapshot.stage_metrics
+        busy = self._averages.busy(stage_metrics)
         marked = slowest(busy)
-        if hasattr(engine, "report"):
-            report = engine.report.tolist()
-            losses = [
-                [mean(rows) for rows in zip(*report[parts[s] : parts[s + 1]], strict=True)] for s in stage_metrics
-            ]
-        else:
-            losses = [[float(engine.agg_train_loss)]] * len(stage_metrics)
         lines: list[Any] = [
-            stage_table(stage_metrics, busy, losses, marked),
-            Text(f"lr {engine.get_lr()[0]:.2e}", "dim"),
+            stage_table(stage_metrics, busy, snapshot.losses, marked),
+            Text(f"lr {snapshot.learning_rate:.2e}", "dim"),
         ]
         if marked is not None:
             sentence = advice(
                 marked,
                 data=stage_metrics[marked.stage].data,
-                layers=parts[marked.stage + 1] - parts[marked.stage],
-                partition_method=self.job.experiment.partition_method,
+                layers=bounds[marked.stage + 1] - bounds[marked.stage],
+                partition_method=self._info.partition_method,
             )
             lines.append(Text(sentence, "yellow"))
         return Group(*lines)
 
-    def epoch(self, row: dict[str, Any]) -> None:
-        """One line for an epoch."""
-        parts = [f"epoch {row['epoch']:>3}/{self.epochs}", f"{row['samples_per_second']:>7,.0f} samples/s"]
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Prints one line."""
+        info = self._info
+        parts = [f"epoch {row['epoch']:>3}/{info.epochs}", f"{row['samples_per_second']:>7,.0f} samples/s"]
         if "associated_loss" in row:
-            bounds = self.job.engine.module.parts
-            for stage in range(self.job.layout.stages):
+            bounds = info.partition
+            for stage in range(info.stages):
                 a, e = (
                     sum(row[key][bounds[stage] : bounds[stage + 1]]) / (bounds[stage + 1] - bounds[stage])
                     for key in ("associated_loss", "autoencoder_loss")
@@ -133,12 +112,20 @@ class Display:
         parts.append(f"lr {row['learning_rate']:.1e}")
         if "validation_accuracy" in row:
             parts.append(f"validation {row['validation_accuracy'][-1]:.4f}")
-        done = row["epoch"] - self.job.first_epoch
-        left = (time.perf_counter() - self._started) / done * (self.epochs - row["epoch"])
+        done = row["epoch"] - info.first_epoch
+        left = (time.perf_counter() - self._started) / done * (info.epochs - row["epoch"])
         self.console.print("  ".join([*parts, f"left {left:,.0f} s"]), highlight=False, soft_wrap=True)
 
-    def table(self, summary: dict[str, Any], *, folder: Path) -> None:
-        """The final tables, then the line that holds the test accuracy."""
+    def trained(self, events: Sequence[Event]) -> None:
+        """Ends the live display."""
+        self._live.stop()
+
+    def failed(self) -> None:
+        """Ends the live display, so that the error is printed below it."""
+        self._live.stop()
+
+    def finished(self, summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+        """Prints the final tables, and at last the line with the test accuracy."""
         stages = Table(title=f"{summary['name']}: {summary['method']}", title_justify="left")
         for column in ("stage", "AL layers", "parameters", "idle", "peak activations", "sent"):
             stages.add_column(column, justify="right")
@@ -174,7 +161,7 @@ class Display:
         self.console.print(
             f"{summary['seconds']:.1f} s in all, {summary['training_seconds']:.1f} s of training, "
             f"{summary['samples_per_second']:,.0f} samples/s, seed {summary['seed']}\n"
-            f"files in {folder}\n{part} accuracy {f'{found[-1]:.4f}' if found else 'not known'}",
+            f"files in {self._info.folder}\n{part} accuracy {f'{found[-1]:.4f}' if found else 'not known'}",
             highlight=False,
             soft_wrap=True,
         )

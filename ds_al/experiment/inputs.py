@@ -1,19 +1,21 @@
-"""What a run's engine needs of its data: what stages without data must know, options of the model, loaders."""
+"""Data of a run: facts that every stage knows, keyword arguments of the model, loaders."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from deepspeed import comm as dist
 
-from ds_al.data import AUGMENTATIONS, ShuffledLoader, Splits
+from ds_al.data import AUGMENTATIONS, ShuffledLoader, Splits, load_data, ordered_batches
+from ds_al.data.config import DataConfig
 from ds_al.data.loader import SizedDataset
 from ds_al.data.splits import Kind
 from ds_al.errors import ALConfigError, ALDataError
-from ds_al.experiment.config import DataConfig
 from ds_al.models import AL_MODELS, TWINS
 from ds_al.tensors import Activation
 
@@ -22,7 +24,7 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """What every stage knows of the data; see :class:`~ds_al.data.Splits` for the fields of the same names."""
+    """Facts of a data set that every stage knows; fields of the same names as in :class:`~ds_al.data.Splits`."""
 
     kind: Kind
     classes: list[str]
@@ -33,11 +35,11 @@ class DataFacts:
     sizes: dict[str, int]
     """Samples of each part."""
     builds_vocabulary: bool
-    """The vocabulary was built from the training part, so the run keeps it."""
+    """Whether the vocabulary was built from the training part, so that the run saves it."""
 
     @classmethod
     def of(cls, splits: Splits) -> DataFacts:
-        """Those of a loaded set.
+        """Reads the facts of a loaded data set.
 
         Raises:
             ALDataError: a part is empty.
@@ -61,18 +63,18 @@ class DataFacts:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of x, of its ids where it is text."""
+        """Type of x; of its token ids where it is text."""
         return torch.float32 if self.kind == "image" else torch.int64
 
     def example(self, samples: int) -> Activation:
-        """A micro-batch x to time layers with; texts are of full length."""
+        """Makes a micro-batch x to time layers with; texts have their greatest length."""
         if self.kind == "image":
             return torch.zeros(samples, *self.shape)
         ids = torch.ones(samples, self.shape[0], dtype=torch.int64)
         return ids, torch.ones_like(ids, dtype=torch.bool)
 
     def options(self, model: str) -> dict[str, Any]:
-        """Keyword arguments of a model that follow from the data, those that either of its forms takes.
+        """Selects the keyword arguments of a model that follow from the data, of those that either form accepts.
 
         Raises:
             ALConfigError: the model reads images and the data is text, or the other way round.
@@ -85,7 +87,7 @@ class DataFacts:
             needed = "vocab_size"
             offered |= {"vocab_size": self.vocab_size, "padding_id": self.padding_id, "max_length": self.shape[0]}
         if model not in AL_MODELS:
-            return offered  # building it names those there are
+            return offered  # building the model raises an error that lists the known names
         taken = _taken(AL_MODELS[model]) | (_taken(TWINS[model]) if model in TWINS else set())
         if needed not in taken and {"in_shape", "vocab_size"} & taken:
             fitting = sorted(name for name, maker in AL_MODELS.items() if needed in _taken(maker))
@@ -96,19 +98,67 @@ class DataFacts:
         return {key: value for key, value in offered.items() if key in taken}
 
 
-def training_loader(
-    splits: Splits, config: DataConfig, *, batch_size: int, seed: int, share: tuple[int, int] = (0, 1)
-) -> ShuffledLoader:
-    """Micro-batches to train on; the same ones for AL and for its twin. ``share`` is that of a copy of the pipeline."""
-    return ShuffledLoader(
-        cast(SizedDataset, splits.train),
-        batch_size=batch_size,
-        seed=seed,
-        augment=AUGMENTATIONS[config.augment],
-        lengths=splits.lengths,
-        share=share,
-        prefetch=config.prefetch,
-    )
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """Data of a run on one process: its facts on every one, its samples where they are read.
+
+    Attributes:
+        config: the ``"experiment.data"`` block.
+        seed: decides the validation part and the order of training samples.
+        splits: the data set; ``None`` on a process that reads none.
+        facts: what every process knows of the data set.
+    """
+
+    config: DataConfig
+    seed: int
+    splits: Splits | None
+    facts: DataFacts
+
+    @classmethod
+    def load(cls, config: DataConfig, *, seed: int, read: bool) -> RunData:
+        """Loads the data set where ``read`` is true, and receives its facts from rank 0; every rank must call it.
+
+        Raises:
+            ALConfigError: a key is set that does not concern this data set.
+            ALDataError: the data set cannot be found, is not what the block says, or has an empty part.
+        """
+        splits = load_data(config, seed=seed) if read else None
+        facts: list[Any] = [DataFacts.of(splits) if dist.get_rank() == 0 and splits is not None else None]
+        dist.broadcast_object_list(facts, src=0)
+        return cls(config=config, seed=seed, splits=splits, facts=facts[0])
+
+    def training_loader(self, *, batch_size: int, share: tuple[int, int] = (0, 1)) -> ShuffledLoader | None:
+        """Makes the loader of training micro-batches, which are the same ones for AL and for its twin.
+
+        Args:
+            batch_size: samples per micro-batch.
+            share: ``(r, R)`` for replica r of R (:class:`~ds_al.data.ShuffledLoader`).
+
+        Returns:
+            The loader; ``None`` on a process that reads no data.
+        """
+        if self.splits is None:
+            return None
+        return ShuffledLoader(
+            cast(SizedDataset, self.splits.train),
+            batch_size=batch_size,
+            seed=self.seed,
+            augment=AUGMENTATIONS[self.config.augment],
+            lengths=self.splits.lengths,
+            share=share,
+            prefetch=self.config.prefetch,
+        )
+
+    def evaluation_batches(self, part: str) -> Iterable[Any]:
+        """Makes one pass over a part, in its own order; placeholders on a process that reads no data."""
+        if self.splits is None:
+            return [(None, None)] * -(-self.facts.sizes[part] // self.config.eval_batch_size)
+        return ordered_batches(getattr(self.splits, part), batch_size=self.config.eval_batch_size)
+
+    def save_vocabulary(self, path: Path) -> None:
+        """Writes the vocabulary that was built from the training part, where there is one."""
+        if self.splits is not None and self.splits.save_vocabulary is not None:
+            self.splits.save_vocabulary(path)
 
 
 def _taken(maker: Callable[..., Any]) -> set[str]:

@@ -1,77 +1,63 @@
-"""Which process has which stage of a run, of which copy of the pipeline."""
+"""Which process of a run holds which stage, of which data parallel replica."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ds_al.baseline import data_parallel
 from ds_al.errors import ALConfigError
 from ds_al.experiment.config import BLOCK
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Processes in DeepSpeed's order: all copies of the first stage, then all of the second ...
+    """Processes in DeepSpeed's order: all replicas of the first stage, then all replicas of the second one ...
 
     Attributes:
-        stages: of the pipeline, P.
-        copies: of the pipeline, R; replicas of the whole network with ``bp_dp``.
-        rank: of this process.
+        stages: stages of the pipeline, P.
+        replicas: data parallel replicas, R; of the pipeline, or of the whole network with ``bp_dp``.
+        rank: rank of this process.
     """
 
     stages: int
-    copies: int
+    replicas: int
     rank: int
 
     @classmethod
-    def of(cls, *, method: str, num_stages: int | None, world: int, rank: int) -> Layout:
-        """The layout that a config asks for.
+    def of_pipeline(cls, *, num_stages: int | None, world: int, rank: int) -> Layout:
+        """Returns the layout of a pipeline of ``num_stages`` stages, by default one per process.
 
         Raises:
-            ALConfigError: the number of processes is no multiple of the number of stages, or ``bp_dp`` shall have more
-                than one stage.
+            ALConfigError: the number of processes is no multiple of the number of stages.
         """
-        if method == data_parallel.METHOD:
-            if num_stages not in (None, 1):
-                raise ALConfigError(
-                    f'"{BLOCK}.num_stages": got {num_stages} for {method}, where every process is a replica of the '
-                    "whole network: leave it out, or use another bp_* method"
-                )
-            return cls(1, world, rank)
         stages = world if num_stages is None else num_stages
         if world % stages:
             raise ALConfigError(
                 f'"{BLOCK}.num_stages": got {stages} for {world} processes: start as many processes as stages, or a '
-                "multiple of it for data parallel copies (deepspeed --num_accelerators N)"
+                "multiple of it for data parallel replicas (deepspeed --num_accelerators N)"
             )
         return cls(stages, world // stages, rank)
 
     @property
     def stage(self) -> int:
-        """This process's stage."""
-        return self.rank // self.copies
+        """Stage of this process."""
+        return self.rank // self.replicas
 
     @property
-    def copy(self) -> int:
-        """Which copy of the pipeline this process belongs to."""
-        return self.rank % self.copies
+    def replica(self) -> int:
+        """Replica that this process belongs to."""
+        return self.rank % self.replicas
 
     @property
-    def recorder(self) -> int:
-        """The process that shows progress and writes files: the first copy's last stage, which knows all losses."""
-        return (self.stages - 1) * self.copies
+    def is_first_stage(self) -> bool:
+        """Whether this process holds the first stage."""
+        return self.stage == 0
 
-    def micro_batches_of_a_copy(self, micro_batches: int, *, method: str) -> int:
-        """What each copy trains of a batch of a config with so many micro-batches.
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this process holds the last stage."""
+        return self.stage == self.stages - 1
 
-        Raises:
-            ALConfigError: the replicas of ``bp_dp`` cannot share them evenly.
-        """
-        if method != data_parallel.METHOD:
-            return micro_batches
-        if micro_batches % self.copies:
-            raise ALConfigError(
-                f'"gradient_accumulation_steps": got {micro_batches} for {self.copies} replicas of {method}, which '
-                "share the micro-batches of a batch: expected a multiple of them"
-            )
-        return micro_batches // self.copies
+    @property
+    def writer(self) -> int:
+        """Rank that shows progress and writes files: the last stage of the first replica, which knows all losses."""
+        return (self.stages - 1) * self.replicas

@@ -1,4 +1,4 @@
-"""The live table: one row per stage, and a sentence about the stage that holds the others up."""
+"""The live table: one row per stage, and a sentence about the slowest stage, for which the others wait."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from rich.table import Table
 from ds_al.trace import StageMetrics
 
 MARGIN = 1.15
-"""A stage is marked when it is busy for more than so many times as long as any other."""
-_KEEP = 0.7  # of the old average, at every look
+"""A stage is marked when its busy share is more than this many times that of any other."""
+_KEEP = 0.7  # weight of the old average at every update
 
 
 @dataclass(frozen=True)
 class Slowest:
-    """The stage that holds the others up."""
+    """The slowest stage, for which the others wait."""
 
     stage: int
     share: float
-    """Of all stages' busy time."""
+    """Its share of the busy time of all stages."""
 
 
 def slowest(busy: Mapping[int, float], *, margin: float = MARGIN) -> Slowest | None:
-    """The stage that is clearly busier than all others: in a pipeline that flows, it sets the pace of all.
+    """Finds the stage that is clearly busier than all others: it sets the throughput of the pipeline.
 
     Args:
-        busy: share of its time in which each stage did not wait for others; NaN where unknown.
+        busy: by stage, share of its time in which it did not wait for others; NaN where unknown.
         margin: how many times as busy as the next busiest it must be, at least.
 
     Returns:
@@ -42,13 +42,13 @@ def slowest(busy: Mapping[int, float], *, margin: float = MARGIN) -> Slowest | N
 
 
 def advice(found: Slowest, *, data: float, layers: int, partition_method: str) -> str:
-    """One sentence about the slowest stage: which, how much of the time goes there, and what to try.
+    """Writes one sentence about the slowest stage: which one, its share of the time, and what to try.
 
     Args:
         found: the stage.
-        data: share of its time that it spends on getting data.
+        data: share of its time that it spends on the data iterator.
         layers: how many layers it has.
-        partition_method: how layers are dealt out to stages now.
+        partition_method: how layers are assigned to stages now.
     """
     text = f"stage {found.stage} is the slowest: {found.share:.0%} of the time goes there; "
     if data > 0.5:
@@ -61,13 +61,13 @@ def advice(found: Slowest, *, data: float, layers: int, partition_method: str) -
 
 
 class Averages:
-    """StageMetrics of each stage, evened out over looks: a single batch may be short."""
+    """Running averages of the busy shares of stages: a single batch may be short."""
 
     def __init__(self) -> None:
         self._busy: dict[int, float] = {}
 
     def busy(self, stage_metrics: Mapping[int, StageMetrics]) -> dict[int, float]:
-        """Takes the latest metrics in, and returns the averaged busy shares."""
+        """Adds the latest metrics, and returns the averaged busy shares."""
         for stage, now in stage_metrics.items():
             before = self._busy.get(stage, math.nan)
             self._busy[stage] = now.busy if math.isnan(before) else _KEEP * before + (1 - _KEEP) * now.busy

@@ -1,4 +1,4 @@
-"""A run on Weights & Biases: names of metrics, summary, media, artifacts. Training never ends because of it."""
+"""Logs a run to Weights & Biases: metrics by name, summary, media, artifacts. Its failures never end training."""
 
 from __future__ import annotations
 
@@ -11,61 +11,64 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ds_al.experiment.config import WandbConfig
+from ds_al.experiment.observer import Observer, RunInfo
 
 ID_FILE = "wandb_id"
-"""File of a run's folder that holds the id of its W&B run, for a resumed run to continue it."""
+"""File in the folder of a run with the id of its W&B run, which a resumed run continues."""
 MEDIA = ("curves", "timeline")
-"""Pictures ``<name>.png`` of a run's folder that are logged, where they are there."""
+"""Names of the figures ``<name>.png`` in the folder of a run that are logged, where they exist."""
 _INIT_SECONDS, _UPLOAD_SECONDS = 30, 300
 _LOSSES = ("associated_loss", "autoencoder_loss")
 
 
-class WandbRun:
-    """One W&B run, or nothing, where the config or ``WANDB_MODE=disabled`` turns it off.
+class WandbRun(Observer):
+    """Logs one W&B run; nothing where the config or ``WANDB_MODE=disabled`` turns it off.
 
-    ``WANDB_MODE`` decides the mode where it is set. Else a machine with an account logs online, and one
-    without keeps the run offline in ``folder/wandb`` (``wandb sync`` sends it later). Never asks for a log-in.
-    Without a network, a run that should log online is kept offline. Whatever fails later is
-    warned of once, and then logging stops.
+    ``WANDB_MODE`` sets the mode. Without it, a machine with an account logs online, and one without keeps the run
+    offline in ``<folder>/wandb`` (``wandb sync`` uploads it later). It never asks for a log-in. Without a network, a
+    run that should log online is kept offline. After any later failure it warns once and stops logging.
 
     Args:
-        config: the config's block.
-        folder: of the run's files.
-        name: of the experiment: the W&B group unless the config has one.
-        facts: the W&B config; ``facts["method"]`` is the job type.
-        resume: folder of checkpoints the run goes on from; the W&B run beside it is continued.
+        config: the ``"experiment.wandb"`` block.
+        facts: the W&B config.
+        resumed_from: folder of checkpoints that the run resumes from; the W&B run next to it is continued.
     """
 
-    def __init__(
-        self, config: WandbConfig, *, folder: Path, name: str, facts: Mapping[str, Any], resume: Path | None = None
-    ) -> None:
-        self.config, self.folder, self.name = config, folder, name
-        self.stages = int(facts["stages"])
+    def __init__(self, config: WandbConfig, facts: Mapping[str, Any], *, resumed_from: Path | None = None) -> None:
+        self._config, self._facts, self._resumed_from = config, facts, resumed_from
         self._run: Any = None
-        mode = wandb_mode() if config.enabled else "disabled"
+
+    def started(self, info: RunInfo) -> None:
+        """Starts the W&B run, and writes its id into the folder."""
+        self._info = info
+        self._batches = info.first_epoch * info.batches_per_epoch
+        mode = wandb_mode() if self._config.enabled else "disabled"
         if mode != "disabled":
             with self._guarded():
-                self._run = self._start(mode, facts, _earlier_id(resume))
-                (folder / ID_FILE).write_text(self._run.id + "\n")
+                self._run = self._start(mode, _earlier_id(self._resumed_from))
+                (info.folder / ID_FILE).write_text(self._run.id + "\n")
 
-    def _start(self, mode: str, facts: Mapping[str, Any], earlier: str | None) -> Any:
+    def _start(self, mode: str, earlier: str | None) -> Any:
         import wandb
 
-        # Older versions lack some.
+        info, config = self._info, self._config
+        # Older releases of wandb lack some of these settings.
         known = {"init_timeout": _INIT_SECONDS, "finish_timeout": _UPLOAD_SECONDS}
         limits: dict[str, Any] = {key: value for key, value in known.items() if key in wandb.Settings.model_fields}
 
         def start(mode: Any) -> Any:
             return wandb.init(
-                project=self.config.project,
-                entity=self.config.entity,
-                group=self.config.group or self.name,
-                job_type=facts["method"],
-                tags=self.config.tags,
-                name=f"{self.name}-{facts['method']}-{self.folder.name}",
-                dir=str(self.folder),
-                config=dict(facts),
+                project=config.project,
+                entity=config.entity,
+                group=config.group or info.name,
+                job_type=info.method,
+                tags=config.tags,
+                name=f"{info.name}-{info.method}-{info.folder.name}",
+                dir=str(info.folder),
+                config=dict(self._facts),
                 mode=mode,
                 id=earlier,
                 resume="allow" if earlier else None,
@@ -83,38 +86,44 @@ class WandbRun:
             if mode == "offline":
                 raise
             warnings.warn(
-                f"W&B is out of reach, so this run stays offline in {self.folder / 'wandb'} and `wandb sync` can "
+                f"W&B is out of reach, so this run stays offline in {info.folder / 'wandb'} and `wandb sync` can "
                 f"send it later: {_line(error)}",
                 stacklevel=2,
             )
             return start("offline")
 
-    def log(self, values: Mapping[str, Any], *, step: int | None = None) -> None:
+    def losses(self, epoch: int, losses: Tensor) -> None:
+        """Logs the losses of each batch under ``stage_<number>/``."""
+        for row in losses.tolist():
+            self._batches += 1
+            self.log({"batch": self._batches, **named_losses(row, bounds=self._info.partition)}, step=self._batches)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Logs the metrics of an epoch, those of a stage under ``stage_<number>/``."""
+        named = {key: row[key] for key in ("epoch", "samples_per_second", "learning_rate")}
+        named |= {f"stage_{stage}/idle": idle for stage, idle in enumerate(row["idle"])}
+        if "loss" in row:
+            named |= {"loss": row["loss"], f"stage_{self._info.stages - 1}/loss": row["loss"]}
+        for number, accuracy in enumerate(row.get("validation_accuracy", []), start=1):
+            named[f"validation_accuracy/exit_{number}"] = accuracy
+        self.log(named, step=row["epoch"] * self._info.batches_per_epoch)
+
+    def finished(self, summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+        """Logs summary, media and, by option, the last checkpoint, and closes the W&B run."""
+        if self._run:
+            with self._guarded():
+                self._finish(summary)
+
+    def log(self, values: Mapping[str, Any], *, step: int) -> None:
         """Logs values by name. Steps count batches."""
         if self._run:
             with self._guarded():
                 self._run.log(dict(values), step=step)
 
-    def epoch(self, row: Mapping[str, Any], *, step: int) -> None:
-        """Logs the metrics of an epoch, with those of a stage under ``stage_<number>/``."""
-        named = {key: row[key] for key in ("epoch", "samples_per_second", "learning_rate")}
-        named |= {f"stage_{stage}/idle": idle for stage, idle in enumerate(row["idle"])}
-        if "loss" in row:
-            named |= {"loss": row["loss"], f"stage_{self.stages - 1}/loss": row["loss"]}
-        for number, accuracy in enumerate(row.get("validation_accuracy", []), start=1):
-            named[f"validation_accuracy/exit_{number}"] = accuracy
-        self.log(named, step=step)
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Logs what a run ends with (summary, media, by option the last checkpoint), and closes it."""
-        if self._run:
-            with self._guarded():
-                self._finish(summary)
-
     def _finish(self, summary: Mapping[str, Any]) -> None:
         import wandb
 
-        media = {name: self.folder / f"{name}.png" for name in MEDIA}
+        media = {name: self._info.folder / f"{name}.png" for name in MEDIA}
         if found := {name: wandb.Image(str(path)) for name, path in media.items() if path.exists()}:
             self._run.log(found)
         keys = ("best_validation_accuracy", "best_epoch", "training_seconds", "samples_per_second")
@@ -125,21 +134,21 @@ class WandbRun:
                 **{f"stage_{stage}/idle": idle for stage, idle in enumerate(summary["idle"])},
             }
         )
-        if self.config.checkpoints:
+        if self._config.checkpoints:
             self._log_checkpoint()
         self._run.finish()
 
     def _log_checkpoint(self) -> None:
-        """Logs the latest checkpoint, laid out so that ``--resume`` takes the folder that W&B downloads."""
+        """Logs the latest checkpoint in the layout that ``--resume`` needs of the folder that W&B downloads."""
         import wandb
 
-        latest = self.folder / "checkpoints" / "latest"
+        latest = self._info.folder / "checkpoints" / "latest"
         if not latest.exists():  # a resumed run that had no epoch left
             return
         tag = latest.read_text().strip()
-        name = re.sub(r"[^\w.-]", "_", f"{self.name}-{self._run.id}")
+        name = re.sub(r"[^\w.-]", "_", f"{self._info.name}-{self._run.id}")
         artifact = wandb.Artifact(name, type="model", metadata={"tag": tag})
-        # Immutable: uploaded from where it lies, not copied beforehand.
+        # Immutable: uploaded from its place, not copied beforehand.
         artifact.add_dir(str(latest.parent / tag), name=tag, policy="immutable", skip_cache=True)
         artifact.add_file(str(latest), policy="immutable", skip_cache=True)
         self._run.log_artifact(artifact, aliases=["latest", tag])
@@ -148,17 +157,17 @@ class WandbRun:
     def _guarded(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of a third party, and of the network: the run matters more
+        except Exception as error:  # any error of wandb or of the network: training matters more
             self._run = None
             warnings.warn(
-                f"logging to W&B stops, training goes on; {self.folder} has all the metrics: "
+                f"logging to W&B stops, training goes on; {self._info.folder} has all the metrics: "
                 f"{type(error).__name__}: {_line(error)}",
                 stacklevel=4,
             )
 
 
 def named_losses(row: Sequence[Sequence[float]], *, bounds: Sequence[int]) -> dict[str, float]:
-    """Losses of a batch by stage: the mean of its layers' associated and autoencoder losses, and their sum.
+    """Computes the losses of a batch per stage: means of its layers' associated and autoencoder losses, and their sum.
 
     Args:
         row: ``(N, 2)``, the two losses of each AL layer.
@@ -173,7 +182,7 @@ def named_losses(row: Sequence[Sequence[float]], *, bounds: Sequence[int]) -> di
 
 
 def wandb_mode() -> str:
-    """``WANDB_MODE`` where it is set, else ``online`` with an account and ``offline`` without one.
+    """Returns ``WANDB_MODE`` where it is set, else ``online`` with an account and ``offline`` without one.
 
     ``online`` without an account, where W&B would ask for a log-in, becomes ``offline`` with a warning.
     """
@@ -191,7 +200,7 @@ def wandb_mode() -> str:
 
 
 def _earlier_id(checkpoints: Path | None) -> str | None:
-    """Id of the W&B run that wrote a folder of checkpoints; ``None`` where it had none."""
+    """Reads the id of the W&B run that belongs to a folder of checkpoints; ``None`` where there was none."""
     if checkpoints is None:
         return None
     try:
@@ -201,7 +210,7 @@ def _earlier_id(checkpoints: Path | None) -> str | None:
 
 
 def has_account() -> bool:
-    """Whether this machine has credentials for W&B. They are not tried out."""
+    """Whether this machine has credentials for W&B; they are not tested."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]

@@ -11,10 +11,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from ds_al.experiment.budget import Budget
+from ds_al.config.associated_learning import ALConfig
 from ds_al.experiment.display import Display
+from ds_al.experiment.forms import form_of
 from ds_al.experiment.live import Averages, Slowest, advice, slowest
+from ds_al.experiment.observer import Snapshot
 from ds_al.trace import Report, StageMeter, StageMetrics
+from tests.support.runs import run_info
 
 NAN = math.nan
 
@@ -72,48 +75,26 @@ def stage_metrics(**values: float) -> StageMetrics:
     )
 
 
-def shown(engine: Any, *, method: str = "streaming", terminal: bool = True) -> str:
+def shown(snapshot: Snapshot, *, method: str = "streaming", terminal: bool = True) -> str:
     """What a run of three stages has on the screen after a batch."""
-    job = SimpleNamespace(
-        engine=engine,
-        experiment=SimpleNamespace(name="small", seed=0, partition_method="uniform"),
-        al=SimpleNamespace(method=method),
-        budget=Budget(batches_per_epoch=10, max_epochs=3),
-        first_epoch=0,
-        batches_per_epoch=10,
-        layout=SimpleNamespace(stages=3, copies=1),
-        data=SimpleNamespace(sizes={"train": 400}),
-        micro_batch=10,
-        own_micro_batches=4,
-        batch_samples=40,
-    )
     text = io.StringIO()
     console = Console(file=text, width=100, force_terminal=terminal, color_system=None, legacy_windows=False)
-    display = Display(job, console=console)  # type: ignore[arg-type]
+    display = Display(console=console)
     display._SECONDS = 0.0
-    with display:
-        display.batch(0, 0)
+    display.started(run_info(method=method, name="small", stages=3, partition=[0, 1, 2, 4]))
+    display.batch(0, lambda: snapshot)
+    display.trained(())
     return text.getvalue()
 
 
-class FakeEngine(SimpleNamespace):
-    """What the display asks of an engine."""
-
-    def get_lr(self) -> list[float]:
-        return [0.003]
-
-    def stage_metrics(self) -> dict[int, StageMetrics]:
-        return self.known
-
-
-AL = FakeEngine(
-    module=SimpleNamespace(parts=[0, 1, 2, 4]),
-    report=torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [6.0, 7.0]]),
-    known={
+AL = Snapshot(
+    {
         0: stage_metrics(micro_batches=1240, busy=0.31, queue_full=1.0, samples_per_second=2100),
         1: stage_metrics(micro_batches=1236, busy=0.28, queue_full=0.75, samples_per_second=2101),
         2: stage_metrics(micro_batches=1232, busy=0.97, queue_full=NAN, samples_per_second=2102),
     },
+    [[1.0, 2.0], [3.0, 4.0], [5.5, 6.5]],
+    learning_rate=0.003,
 )
 
 
@@ -130,11 +111,8 @@ def test_the_table_has_a_row_per_stage_and_marks_the_slowest() -> None:
 
 
 def test_the_twin_shows_its_own_row() -> None:
-    twin = FakeEngine(
-        module=SimpleNamespace(parts=[0, 1, 2, 4]),
-        agg_train_loss=torch.tensor(0.25),
-        known={2: stage_metrics(micro_batches=8, busy=0.5, queue_full=NAN, samples_per_second=900)},
-    )
+    metrics = stage_metrics(micro_batches=8, busy=0.5, queue_full=NAN, samples_per_second=900)
+    twin = Snapshot({2: metrics}, [[0.25]], learning_rate=0.003)
     text = shown(twin, method="bp_1f1b")
     assert ["2", "8", "900", "50%", "-", "0.2500"] in rows(text)
     assert "slowest" not in text
@@ -143,6 +121,14 @@ def test_the_twin_shows_its_own_row() -> None:
 def test_without_a_terminal_there_is_no_table() -> None:
     text = shown(AL, terminal=False)
     assert "small: streaming, 3 stages" in text and "micro-batch " not in text
+
+
+def test_losses_of_a_stage_are_means_over_its_layers() -> None:
+    report = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [6.0, 7.0]])
+    engine: Any = SimpleNamespace(module=SimpleNamespace(parts=[0, 1, 2, 4]), report=report)
+    al, twin = form_of(ALConfig()), form_of(ALConfig(method="bp_1f1b"))
+    assert al.latest_losses(engine, range(3)) == [[1.0, 2.0], [3.0, 4.0], [5.5, 6.5]]
+    assert twin.latest_losses(SimpleNamespace(agg_train_loss=torch.tensor(0.25)), [2]) == [[0.25]]
 
 
 def test_a_stage_takes_over_what_those_before_it_know_and_no_more() -> None:

@@ -49,7 +49,7 @@ def test_two_copies_of_two_stages_end_on_the_weights_of_one_process(tmp_path: Pa
     assert len(batches[0]) == len(batches[1]) == 9000 // (50 * 2 * MICRO_BATCHES)
     assert torch.allclose(torch.tensor(batches[0]), torch.tensor(batches[1]), rtol=1e-4), "means over both copies"
     assert len(four["idle"]) == len(four["bytes_sent"]) == len(four["parameters"]) == 2
-    assert "2 stages, 2 copies" in four["printed"]
+    assert "2 stages, 2 replicas" in four["printed"]
     (run,) = (tmp_path / "four").glob("runs/tiny/*")
     assert (run / "timeline.png").exists() and (run / "trace/trace.json").exists()
 

@@ -13,6 +13,7 @@ import wandb
 from ds_al.experiment.config import WandbConfig
 from ds_al.experiment.wandb_run import WandbRun, named_losses
 from ds_al.system import provenance
+from tests.support.runs import run_info
 from tests.support.wandb_files import WandbFile
 
 FACTS = {"method": "streaming", "stages": 2}
@@ -58,7 +59,9 @@ def modes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def run(folder: Path, **options: Any) -> WandbRun:
-    return WandbRun(WandbConfig(**options), folder=folder, name="n", facts=FACTS)
+    observer = WandbRun(WandbConfig(**options), FACTS)
+    observer.started(run_info(folder))
+    return observer
 
 
 @pytest.mark.parametrize(
@@ -96,9 +99,9 @@ def test_online_without_an_account_does_not_ask(
 
 
 def test_disabled_does_nothing(modes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(tmp_path, enabled=False).finish(SUMMARY)
+    run(tmp_path, enabled=False).finished(SUMMARY, [])
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    run(tmp_path).log({"loss": 1.0})
+    run(tmp_path).log({"loss": 1.0}, step=1)
     assert not modes and not list(tmp_path.iterdir())
 
 
@@ -107,7 +110,7 @@ def test_a_failure_is_warned_of_once_and_ends_the_logging(modes: list[str], tmp_
     with pytest.warns(UserWarning, match="training goes on") as said:
         logged.log({"loss": 1.0}, step=1)
         logged.log({"loss": 1.0}, step=2)
-        logged.finish(SUMMARY)
+        logged.finished(SUMMARY, [])
     assert len([w for w in said if "training goes on" in str(w.message)]) == 1
 
 
@@ -122,7 +125,7 @@ def test_pictures_of_the_folder_are_logged_where_they_are_there(
     if timeline:
         matplotlib.image.imsave(tmp_path / "timeline.png", numpy.zeros((2, 3, 3)))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    run(tmp_path, group="given").finish(SUMMARY)
+    run(tmp_path, group="given").finished(SUMMARY, [])
     wandb.teardown()  # an offline run's file is complete when wandb's process ends, which is after `finish`
     file = WandbFile.of(tmp_path)
     assert file.group == "given" and file.summary["best_epoch"] == 1

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ds_al.experiment.config import DataConfig
+from ds_al.data.config import DataConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

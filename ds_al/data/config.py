@@ -1,0 +1,99 @@
+"""The ``"experiment.data"`` block of a config: which data set, and how its samples become micro-batches."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ds_al.config.base import StrictModel
+from ds_al.data.splits import Kind
+from ds_al.errors import ALConfigError
+
+OF_IMAGES = ("image_column", "image_size", "augment")
+"""Config keys that mean nothing for text."""
+OF_TEXT = ("text_column", "tokenizer", "vocab_size", "max_length", "padding")
+"""Config keys that mean nothing for images."""
+OF_STORED = ("image_column", "text_column", "label_column", "image_size", "cache")
+"""Config keys that mean nothing for a set that comes with the package."""
+
+
+class DataConfig(StrictModel):
+    """Which data. Keys of images are refused for a set of texts, and the other way round."""
+
+    name: str = Field(
+        description="`fashion-mnist-small` comes with the package; `fashion-mnist`, `cifar10`, `cifar100`, "
+        "`tiny-imagenet`, `ag_news`, `dbpedia_14`, `imdb`, `sst2`, or any name on the Hugging Face hub, through the "
+        "`datasets` library. With `path`, a name of your own."
+    )
+    path: str | None = Field(
+        default=None,
+        description="Folder of parquet files to read instead, told apart by their names: `train`, `test` and, if "
+        "there is one, `validation`, which stands for a test part that is missing or has no labels; `classes.json` "
+        "in it may list the names of the classes.",
+    )
+    image_column: str | None = Field(
+        default=None, description="Images: the column that holds them; by default the set's, or the only one of them."
+    )
+    text_column: str | None = Field(
+        default=None, description="Text: the column that holds it; by default the set's, or the only one of strings."
+    )
+    label_column: str | None = Field(
+        default=None, description="The column of class numbers or names; by default the set's, or `label`."
+    )
+    image_size: int | None = Field(
+        default=None, ge=1, description="Images: height and width to scale to, once; by default as they are."
+    )
+    tokenizer: str = Field(
+        default="words",
+        description="Text: name or folder of a `transformers` tokenizer; `words` builds a vocabulary of the words of "
+        "the training part.",
+    )
+    vocab_size: int = Field(default=30_000, ge=3, description="Text: tokens at most, with `words`.")
+    max_length: int = Field(default=128, ge=1, description="Text: tokens at most; the rest of a text is cut off.")
+    padding: Literal["max_length", "longest", "bucket"] = Field(
+        default="max_length",
+        description="Text: pad each micro-batch to `max_length`, or to its `longest` text; `bucket` does the same, "
+        "with training micro-batches of texts alike in length.",
+    )
+    validation_fraction: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="Share of the training samples cut off for validation, where the set has no part for it.",
+    )
+    augment: Literal["none", "flip", "crop_and_flip", "published"] = Field(
+        default="none",
+        description="Random changes of the training images: mirrored, or shifted by up to 2 pixels, too; `published` "
+        "shifts by up to 4 pixels over a black border, mirrors, and changes brightness, contrast and saturation.",
+    )
+    prefetch: int = Field(
+        default=2, ge=0, description="Training micro-batches that a thread keeps ready; 0 makes them when asked for."
+    )
+    cache: str | None = Field(
+        default=None,
+        description="Folder for what is downloaded, decoded and tokenised; by default that of the `datasets` library.",
+    )
+    eval_batch_size: int = Field(default=250, ge=1, description="Samples per batch of an evaluation.")
+
+
+def refuse_other_kind(config: DataConfig, kind: Kind) -> None:
+    """Refuses keys that mean nothing for this kind of data."""
+    if kind == "image":
+        refuse(config, OF_TEXT, reason="holds images")
+    else:
+        refuse(config, OF_IMAGES, reason="holds text")
+
+
+def refuse(config: DataConfig, keys: tuple[str, ...], *, reason: str) -> None:
+    """Refuses these keys where they are set to anything but their defaults.
+
+    Raises:
+        ALConfigError: with the reason, which goes on after the set's name.
+    """
+    for key in keys:
+        value = getattr(config, key)
+        if value != type(config).model_fields[key].default:
+            raise ALConfigError(
+                f"got experiment.data.{key}={value!r}, but data set {config.name!r} {reason}: leave {key!r} out"
+            )

@@ -1,0 +1,129 @@
+"""The folder of a run: config, metrics, summary and figures."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ds_al.experiment.exits import draw_exits
+from ds_al.experiment.observer import Observer, RunInfo
+from ds_al.figures import palette
+from ds_al.figures.timeline import draw
+from ds_al.trace import Event
+from ds_al.trace.analysis import computing
+
+
+class RunFolder(Observer):
+    """Writes the files of a run into its folder.
+
+    Files: ``config.json`` (resolved), ``metrics.jsonl`` (one line per batch and per epoch), ``summary.json``,
+    ``curves.png``, ``early_exit.png``; for a traced run ``timeline.png``. The engine adds ``checkpoints/`` and
+    ``trace/``, W&B ``wandb/`` and ``wandb_id``. A resumed run continues the count of batches.
+
+    Args:
+        config: the whole config.
+        facts: facts of the run (:func:`~ds_al.experiment.facts.run_facts`).
+    """
+
+    def __init__(self, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        self._config, self._facts = config, facts
+
+    def started(self, info: RunInfo) -> None:
+        """Writes ``config.json``, and opens ``metrics.jsonl``."""
+        self._info = info
+        self._batches = info.first_epoch * info.batches_per_epoch
+        resolved = {**self._config, "resolved": self._facts}
+        write_json(info.folder / "config.json", resolved)
+        self._metrics: TextIO = (info.folder / "metrics.jsonl").open("w")
+
+    def losses(self, epoch: int, losses: Tensor) -> None:
+        """Writes one line per batch."""
+        for row in losses.tolist():
+            self._batches += 1
+            self._write({"kind": "batch", "epoch": epoch + 1, "batch": self._batches, "losses": row})
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Writes one line."""
+        self._write({"kind": "epoch", **row})
+
+    def trained(self, events: Sequence[Event]) -> None:
+        """Draws ``timeline.png`` of a traced run."""
+        if computing(events):
+            info = self._info
+            draw({info.method: events}, info.folder / "timeline.png", micro_batches=info.micro_batches)
+
+    def finished(self, summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+        """Writes ``summary.json`` and the figures."""
+        folder = self._info.folder
+        write_json(folder / "summary.json", {**summary, **self._facts})
+        self._metrics.close()
+        if history:
+            draw_curves(history, folder / "curves.png", bounds=self._info.partition)
+        if summary["early_exit"]:
+            draw_exits(summary["exits"], summary["early_exit"], folder / "early_exit.png")
+
+    def failed(self) -> None:
+        """Closes ``metrics.jsonl``."""
+        self._metrics.close()
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.flush()
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes a value as JSON for programs, and makes the folder of the file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def new_folder(parent: Path) -> Path:
+    """Makes a folder named by the time, with a number added where that name is taken."""
+    stamp, count = time.strftime("%Y%m%d-%H%M%S"), 0
+    while True:
+        folder = parent / (stamp if not count else f"{stamp}-{count}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            count += 1
+
+
+def draw_curves(history: Sequence[Mapping[str, Any]], path: Path, *, bounds: Sequence[int]) -> None:
+    """Draws the local losses of each stage, and the validation accuracy of each exit, over the epochs."""
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(10, 4), facecolor="white")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    if "loss" in history[0]:
+        left.plot(epochs, [row["loss"] for row in history], color=palette.BLUE, label="loss")
+    else:
+        for stage, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+            colour = palette.STAGES[stage % len(palette.STAGES)]
+            for key, style in (("associated_loss", "-"), ("autoencoder_loss", "--")):
+                values = [sum(row[key][start:stop]) / (stop - start) for row in history]
+                left.plot(epochs, values, style, color=colour, label=f"stage {stage} {key.replace('_', ' ')}")
+    left.set(xlabel="epoch", ylabel="mean local loss", yscale="log", title="loss of each stage")
+    left.legend(fontsize=8)
+    evaluated = [row for row in history if "validation_accuracy" in row]
+    for number in range(len(evaluated[0]["validation_accuracy"]) if evaluated else 0):
+        right.plot(
+            [row["epoch"] for row in evaluated],
+            [row["validation_accuracy"][number] for row in evaluated],
+            color=palette.STAGES[number % len(palette.STAGES)],
+            label=f"exit {number + 1}",
+        )
+    right.set(xlabel="epoch", ylabel="validation accuracy", title="accuracy at each exit")
+    right.legend(fontsize=8)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,91 @@
+"""The summary of a run: its last and best accuracies, its exits, times and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ds_al.experiment.exits import averaged_rows, confidence_rows, exit_rows
+from ds_al.experiment.observer import RunInfo
+from ds_al.models.exit_cost import ExitCost
+
+
+def summarize(
+    info: RunInfo,
+    history: Sequence[Mapping[str, Any]],
+    *,
+    test: Mapping[str, Any],
+    full: Mapping[str, Any],
+    exit_costs: Sequence[ExitCost] | None,
+    peak_activation_bytes: Sequence[int],
+    seconds: float,
+) -> dict[str, Any]:
+    """Makes the content of ``summary.json``, without the facts of the run.
+
+    Args:
+        info: the run.
+        history: rows of its epochs.
+        test: result of the evaluation on the test part; empty where there was none.
+        full: entries of a full evaluation, as the training accuracy; empty where there was none.
+        exit_costs: costs of inference up to every exit; ``None`` where the network has one exit, or they are unknown.
+        peak_activation_bytes: per stage.
+        seconds: of the whole run.
+    """
+    training_seconds = sum(row["seconds"] for row in history)
+    best = best_epoch(history)
+    return {
+        "name": info.name,
+        "method": info.method,
+        "stages": info.stages,
+        "copies": info.replicas,
+        "micro_batches": info.micro_batches,
+        "micro_batch_size": info.micro_batch_size,
+        "partition": info.partition,
+        "seed": info.seed,
+        "epochs": history[-1]["epoch"] if history else info.first_epoch,
+        "test_accuracy": test.get("accuracy"),
+        "test_samples": test.get("samples"),
+        "averaged_accuracy": test.get("averaged"),
+        **_by_exit(test, exit_costs),
+        "validation_accuracy": history[-1].get("validation_accuracy") if history else None,
+        "best_validation_accuracy": best["validation_accuracy"][-1] if best else None,
+        "best_epoch": best["epoch"] if best else None,
+        **full,
+        "seconds": seconds,
+        "training_seconds": training_seconds,
+        "samples_per_second": _over_time(history, [row["samples_per_second"] for row in history]),
+        "idle": [_over_time(history, [row["idle"][stage] for row in history]) for stage in range(info.stages)],
+        "wait_data_seconds": sum(row["wait_data"] for row in history),
+        "peak_activation_bytes": list(peak_activation_bytes),
+        "bytes_sent": [_bytes_sent(history, stage) for stage in range(info.stages)],
+        "parameters": info.parameters,
+    }
+
+
+def best_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Returns the row of the best validation accuracy, the first of equals; ``None`` where no epoch was evaluated."""
+    evaluated = [row for row in history if "validation_accuracy" in row]
+    return max(evaluated, key=lambda row: row["validation_accuracy"][-1], default=None)
+
+
+def _by_exit(test: Mapping[str, Any], costs: Sequence[ExitCost] | None) -> dict[str, Any]:
+    """Accuracy and cost of every exit, of averages of the last exits, and of early exit by threshold."""
+    if not costs:
+        return {"exits": None, "averaged": None, "early_exit": None}
+    return {
+        "exits": exit_rows(test["accuracy"], costs) if test else None,
+        "averaged": averaged_rows(test["averaged"], costs) if test.get("averaged") else None,
+        "early_exit": confidence_rows(test.get("early_exit", ()), costs),
+    }
+
+
+def _over_time(history: Sequence[Mapping[str, Any]], values: Sequence[float]) -> float:
+    """Mean of one value per epoch, weighted by the seconds of the epochs."""
+    seconds = sum(row["seconds"] for row in history)
+    return sum(value * row["seconds"] for value, row in zip(values, history, strict=True)) / seconds if seconds else 0
+
+
+def _bytes_sent(history: Sequence[Mapping[str, Any]], stage: int) -> int | None:
+    if not history or history[0]["bytes_sent"][stage] is None:
+        return None
+    return sum(row["bytes_sent"][stage] for row in history)
