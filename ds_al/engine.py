@@ -558,15 +558,12 @@ class ALPipelineEngine(PipelineEngine):
         Args:
             save_dir: folder of all checkpoints, which every rank sees. Further arguments as DeepSpeed's.
             client_state: of the caller, each rank's own: numbers, strings, tensors, lists and dicts of them.
-            asynchronous: copies everything to the host, and returns; a thread writes it while training goes on.
-                :meth:`flush` waits for it. A second save waits for the first. By default what the config says.
-
-        Returns:
-            True.
+            asynchronous: copies the state to the host and returns; a thread writes it, and :meth:`flush` waits for it.
+                By default what the config says.
 
         Raises:
-            ALCheckpointError: on every rank, if one cannot write, or what is to be saved has no safe form. Of an
-                asynchronous save it is raised by the next save, by ``flush()`` or by ``destroy()``.
+            ALCheckpointError: on every rank, if one cannot write, or what is to be saved has no safe form; an
+                asynchronous save raises it in the next save, in ``flush()`` or in ``destroy()``.
         """
         if not save_dir:
             raise ALCheckpointError(f"save_checkpoint: got save_dir={save_dir!r}, expected a folder")
@@ -591,10 +588,9 @@ class ALPipelineEngine(PipelineEngine):
         load_module_only: bool = False,
         custom_load_fn: None = None,
     ) -> tuple[str, dict[str, Any]]:
-        """Loads what :meth:`save_checkpoint` saved on any number of stages; training then goes on as if it had
-        never stopped, bit for bit. Every rank calls it.
+        """Loads what :meth:`save_checkpoint` saved on any number of stages; training continues bit for bit.
 
-        Everything is checked on all ranks before anything is changed. Each rank reads the files of its own layers.
+        Every rank calls it, and reads the files of its own layers. All ranks check everything before any changes.
 
         Args:
             load_dir: folder of all checkpoints. Further arguments as DeepSpeed's.
@@ -602,7 +598,7 @@ class ALPipelineEngine(PipelineEngine):
 
         Returns:
             The path of the checkpoint's index, and the ``client_state`` that this rank saved; on another number of
-            stages than at the save that of the first one.
+            stages than at the save that of the first stage.
 
         Raises:
             ALCheckpointError: on every rank: no checkpoint there, a file that is missing, cut or altered, or a
@@ -610,10 +606,11 @@ class ALPipelineEngine(PipelineEngine):
         """
         if custom_load_fn is not None:
             raise ALCheckpointError("load_checkpoint: a pipeline takes no custom_load_fn: see ds_al.load_weights")
+        training = not load_module_only
         wanted = Wanted(
-            training=not load_module_only,
-            optimizer=load_optimizer_states and not load_module_only,
-            schedule=load_lr_scheduler_states and not load_module_only,
+            training=training,
+            optimizer=training and load_optimizer_states,
+            schedule=training and load_lr_scheduler_states,
             strict=load_module_strict,
         )
         state = self._state()
@@ -659,21 +656,18 @@ class ALPipelineEngine(PipelineEngine):
         bcast_loss: bool = True,
         num_micro_batches: int | None = None,
     ) -> Any:
-        """Evaluates the next micro-batches of ``data_iter`` without training; every rank must call it.
-
-        Micro-batches may have any size. See :meth:`evaluate` for a whole data set and every exit.
+        """Evaluates the next micro-batches of ``data_iter``, of any size, without training; every rank must call it.
 
         Args:
             data_iter: yields ``(x, labels)``; read on the first stage.
             return_logits: also return the scores ``(samples, V)`` of all micro-batches, on every rank.
-            compute_loss: ``False`` returns ``None`` in place of the loss.
             reduce_output: ``"avg"``, or ``None`` for the losses of the single micro-batches.
             bcast_loss: has no effect: every rank gets the loss.
-            num_micro_batches: how many to take; by default as many as in training.
+            num_micro_batches: by default as many as in training. Further arguments as DeepSpeed's.
 
         Returns:
-            The loss of the last exit's scores against the labels (``D_E`` of the first layer), or
-            ``(loss, scores)``.
+            The loss of the last exit's scores against the labels (``D_E`` of the first layer), ``None`` without
+            ``compute_loss``; or ``(loss, scores)``.
         """
         return self.inference.eval_batch(
             data_iter,

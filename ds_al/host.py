@@ -31,16 +31,6 @@ def pipelines(module: PipelineModule) -> list[list[int]]:
     return module._topo.get_axis_comm_lists("pipe")
 
 
-def same_stage(module: PipelineModule) -> list[list[int]]:
-    """Global ranks that hold the same stage, for every stage; empty where the topology has no such axis."""
-    return module._topo.get_axis_comm_lists("data")
-
-
-def stage_of(module: PipelineModule, rank: int) -> int:
-    """The stage that a global rank holds."""
-    return module._topo.get_coord(rank).pipe
-
-
 def layer_range(module: PipelineModule) -> range:
     """Indices of the layers that this rank holds."""
     return range(module._local_start, module._local_stop)

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 
 from ds_al.launch.ranks import start_quickly
 
+settings.register_profile("ds_al", deadline=None)  # a busy machine fails no test
+settings.load_profile("ds_al")
 torch.set_num_threads(1)  # as on the ranks: results are compared bit for bit
 
 

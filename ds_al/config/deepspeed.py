@@ -29,7 +29,6 @@ DEEPSPEED_KEYS: dict[str, str] = {
     "tensorboard": "as `wandb`",
     "csv_monitor": "as `wandb`",
     "comet": "as `wandb`",
-    "comms_logger": "DeepSpeed's communication log",
     "log_level": "DeepSpeed's log level",
     "dump_state": "DeepSpeed prints the engine's state at start",
     "disable_python_gc": "DeepSpeed's handling of Python's garbage collection",
@@ -41,9 +40,9 @@ DEEPSPEED_KEYS: dict[str, str] = {
 }
 """DeepSpeed's keys that an AL engine honours, and how."""
 _PARTLY = ("gradient_clipping", "pipeline", "checkpoint")
+"""Of these, the keys of which some values are refused."""
 _OURS = ("bf16", "bfloat16", "fp16", "zero_optimization")
 """What ds_al does itself, by layer: DeepSpeed's engine is to know nothing of it."""
-"""Of these, the keys of which not all that they can hold is honoured."""
 
 _OFF_BY_VALUE: dict[str, str] = {
     "amp": 'remove the block or set "enabled": false, and use "bf16"',
@@ -51,6 +50,8 @@ _OFF_BY_VALUE: dict[str, str] = {
     "flops_profiler": 'remove the block or set "enabled": false; it hooks a forward pass that a pipeline never runs',
     "curriculum_learning": "remove the block; give the engine a data iterator of your own",
     "data_efficiency": "remove the block; give the engine a data iterator of your own",
+    "comms_logger": "messages between AL stages do not pass through the calls that DeepSpeed logs: remove the block, "
+    'and read bytes and waits of messages from "associated_learning.trace" or engine.stats()',
     "hybrid_engine": "remove the block",
     "autotuning": "remove the block",
     "elasticity": "remove the block",

@@ -46,10 +46,6 @@ class Compression:
         norm = torch.linalg.vector_norm(x)
         return (torch.linalg.vector_norm(arrived - x) / norm).item() if norm > 0 else 0.0
 
-    def error_bound(self, x: Tensor) -> Tensor:
-        """The largest difference that each number of a float32 tensor may arrive with, in the shape of x."""
-        return torch.zeros_like(x)
-
 
 class BFloat16Compression(Compression):
     """``"bf16"``: rounded to the nearest bfloat16, so to within ``2^-8`` of each number. NaN and infinity arrive."""
@@ -72,10 +68,6 @@ class BFloat16Compression(Compression):
         """bfloat16 as float32."""
         *parts, report = message
         return (*(part.to(torch.float32) if part.dtype is torch.bfloat16 else part for part in parts), report)
-
-    def error_bound(self, x: Tensor) -> Tensor:
-        """``2^-8 |x|``; below the smallest normal number, the last digit that bfloat16 has."""
-        return (2.0**-8 * x.abs()).clamp_min(2.0**-133)
 
 
 class Int8Compression(Compression):
@@ -103,11 +95,6 @@ class Int8Compression(Compression):
                 continue  # no float32 travels but scales
             arrived.append(dequantize(part, behind) if behind.dtype is torch.float32 else part)
         return (*arrived, report)
-
-    def error_bound(self, x: Tensor) -> Tensor:
-        """Half a step of each block, and a float32's own rounding."""
-        scales = quantize(x)[1].repeat_interleave(BLOCK)[: x.numel()].view(x.shape)
-        return scales * (0.5 / _STEPS + 2.0**-22) + torch.finfo(torch.float32).tiny
 
 
 COMPRESSIONS: dict[str, type[Compression]] = {"fp32": Compression, "bf16": BFloat16Compression, "int8": Int8Compression}

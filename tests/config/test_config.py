@@ -53,6 +53,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"checkpoint": {"use_node_local_storage": True}}, '"checkpoint.use_node_local_storage".*that all ranks see'),
     ({"checkpoint": 3}, '"checkpoint": got 3, expected an object'),
     ({"curriculum_learning": {"enabled": True}}, '"curriculum_learning"'),
+    # It was listed as honoured, while messages between stages passed it by.
+    ({"comms_logger": {"enabled": True}}, '"comms_logger" is not supported.*do not pass.*associated_learning.trace'),
     ({"compile": {"deepcompile": True}}, '"compile": got deepcompile.*DeepCompile.*remove the block'),
     ({"optimiser": {}}, "\"optimiser\" is not a key.*did you mean 'optimizer'"),
     ({"something": 1}, '"something" is not a key'),
