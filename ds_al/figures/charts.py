@@ -55,7 +55,12 @@ def draw(
     named = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if named:
         figure.legend(
-            named.values(), named, loc="outside lower center", ncols=min(len(named), 4), frameon=False, fontsize=9
+            named.values(),
+            named,
+            loc="outside lower center",
+            ncols=min(len(named), 4),
+            frameon=False,
+            fontsize=11 if len(charts) > 1 else 9,
         )
     return pictures.save(figure, path, suffixes=suffixes, dpi=130)
 

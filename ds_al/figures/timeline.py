@@ -47,12 +47,13 @@ def _panel(axes: Any, timeline: Timeline, *, limit: float) -> None:
             [(piece.start, piece.end - piece.start) for piece in pieces],
             (row - _HEIGHT / 2, _HEIGHT),
             alpha=0.55 if faint else 1.0,
+            zorder=3 if kind == "step" else 2,
             **_look(kind),
         )
         for piece in pieces:
             if piece.label and piece.end - piece.start > _SHORTEST_LABELLED * limit:
                 middle = (piece.start + piece.end) / 2
-                axes.text(middle, row, piece.label, ha="center", va="center", fontsize=10, clip_on=True)
+                axes.text(middle, row, piece.label, ha="center", va="center", fontsize=10, clip_on=True, zorder=4)
     for row, start, end in timeline.path:
         axes.plot([start, end], [row + 0.46] * 2, color=palette.CRITICAL_PATH, linewidth=2, solid_capstyle="butt")
     if timeline.end < limit:
