@@ -32,7 +32,7 @@ else:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from ds_al.figures.timeline import draw, draw_memory
+    from ds_al.figures import charts, timeline
     from ds_al.launch.ranks import RankFailure
     from ds_al.models import AL_MODELS
     from ds_al.studies.bench import report, tables
@@ -40,6 +40,7 @@ else:
     from ds_al.studies.bench.profile import ProfileCases, Runs, profile_rows, record_runs, typical
     from ds_al.studies.bench.tracing_cost import measure_tracing_cost
     from ds_al.studies.bench.workloads import METHODS
+    from ds_al.trace import timelines
     from ds_al.trace.files import write_trace
 
 
@@ -156,10 +157,15 @@ def _write(
         }
         if args.figure or args.json:
             path = args.figure or args.json.with_name(f"{args.json.stem}-m{m}.png")
-            written += draw(typicals, path, micro_batches=m, expected=expected, expected_by=by)
+            panels = [
+                timelines.timeline(events, name=name, micro_batches=m, expected=expected[name], expected_by=by)
+                for name, events in typicals.items()
+            ]
+            written += timeline.draw(panels, path, suffixes=(".png", ".svg"))
         if with_memory and args.json:
-            held = {method: with_memory[method, m][0] for method in cases.methods}
-            written += draw_memory(held, args.json.with_name(f"{args.json.stem}-memory-m{m}.png"))
+            held = [timelines.memory(with_memory[method, m][0], name=method) for method in cases.methods]
+            path = args.json.with_name(f"{args.json.stem}-memory-m{m}.png")
+            written += charts.draw(held, path, size=(11, 1.7), shared=True, suffixes=(".png", ".svg"))
         if args.trace:
             for method, events in typicals.items():
                 about = {"method": method, "stages": cases.stages, "workload": cases.model or "sleeping"}

@@ -19,7 +19,7 @@ from ds_al.parallel.world import join_world
 
 ROOT = Path(__file__).resolve().parents[1]
 
-HEAVY = ("torch", "deepspeed", "transformers", "datasets", "wandb", "matplotlib", "plotly", "numpy")
+HEAVY = ("torch", "deepspeed", "transformers", "datasets", "wandb", "matplotlib", "numpy")
 IMPORTS = f"""
 import sys
 import ds_al
@@ -30,7 +30,7 @@ for name in ds_al.__all__:
         getattr(ds_al, name)
 import torch.distributed
 assert not torch.distributed.is_initialized()
-found = [name for name in ("transformers", "datasets", "wandb", "matplotlib", "plotly", "rich") if name in sys.modules]
+found = [name for name in ("transformers", "datasets", "wandb", "matplotlib", "rich") if name in sys.modules]
 assert not found, f"the public names import {{found}}"
 """
 

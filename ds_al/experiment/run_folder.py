@@ -18,6 +18,7 @@ from ds_al.figures import palette
 from ds_al.figures.timeline import draw
 from ds_al.trace import Event
 from ds_al.trace.analysis import computing
+from ds_al.trace.timelines import timeline
 
 
 class RunFolder(Observer):
@@ -57,7 +58,8 @@ class RunFolder(Observer):
         """Draws ``timeline.png`` of a traced run."""
         if computing(events):
             info = self._info
-            draw({info.method: events}, info.folder / "timeline.png", micro_batches=info.micro_batches)
+            drawn = timeline(events, name=info.method, micro_batches=info.micro_batches)
+            draw([drawn], info.folder / "timeline.png", suffixes=(".png", ".svg"))
 
     def finished(self, summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
         """Writes ``summary.json`` and the figures."""

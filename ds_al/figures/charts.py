@@ -1,196 +1,141 @@
-"""Draws charts and timelines with plotly. Colours that depend on the theme are left to the page's script."""
+"""Draws charts as PNG and SVG files."""
 
 from __future__ import annotations
 
-import html
-import importlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from ds_al.errors import ALReportError
-from ds_al.figures import palette
-from ds_al.figures.parts import Chart, Series, Slice, Timeline
-from ds_al.report.timelines import BUSY, KINDS
+from ds_al.figures import palette, pictures
+from ds_al.figures.parts import Chart, Series
 
-COLOURS = palette.SERIES
-DASHES = ("solid", "dot", "dashdot", "longdash", "dot", "dashdot")
-MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
-PATTERNS = ("", "/", "x", ".", "\\", "-")
-GREY = "#8a8f98"
-EDGE = "rgba(0,0,0,0.45)"  # between two forwards
-
-KIND_COLOURS = {"forward": palette.FORWARD, "backward": palette.BACKWARD, "evaluation": palette.EVALUATION}
-KIND_PATTERNS = {"receive": "/", "send": "\\", "load data": ".", "barrier": "x", "evaluation": "-", "other": "|"}
+_DASHES: tuple[Any, ...] = ("-", ":", "-.", (0, (6, 2)), ":", "-.")
+_MARKERS = ("o", "s", "D", "^", "P", "X")
+_HATCHES = ("", "//", "xx", "..", "\\\\", "--")
 
 
-def library() -> Any:
-    """``plotly.graph_objects``.
+def draw(
+    charts: Sequence[Chart],
+    path: Path,
+    *,
+    size: tuple[float, float] = (9, 4),
+    columns: int = 1,
+    shared: bool = False,
+    suffixes: Sequence[str] = (".png",),
+) -> list[Path]:
+    """Draws one or several charts with one legend.
 
-    Raises:
-        ALReportError: plotly is not installed.
+    Args:
+        charts: a panel each, row after row.
+        path: where the picture goes; its suffix is replaced by each of ``suffixes``.
+        size: width and height of a panel, in inches.
+        columns: panels beside each other.
+        shared: whether all panels have the same scales, which start at 0.
+        suffixes: formats.
+
+    Returns:
+        The files.
     """
-    try:
-        return importlib.import_module("plotly.graph_objects")
-    except ImportError as error:
-        raise ALReportError(f"a report needs plotly: pip install 'ds_al[report]' ({error})") from error
-
-
-def figure(chart: Chart | Timeline) -> Any:
-    """The plotly figure of a chart; its texts are escaped."""
-    return _timeline(chart) if isinstance(chart, Timeline) else _chart(chart)
+    columns = min(columns, len(charts))
+    rows = -(-len(charts) // columns)
+    several = 0.7 if len(charts) > 1 else 0.0  # for the legend
+    figure, panels = pictures.blank(
+        rows, columns, size=(size[0] * columns, size[1] * rows + several), sharex=shared, sharey=shared
+    )
+    for axes, chart in zip(panels, charts, strict=False):
+        _chart(axes, chart)
+    for axes in panels[len(charts) :]:
+        axes.set_visible(False)
+    if shared:
+        values = [value for chart in charts for series in chart.series for value in series.y if value is not None]
+        panels[0].set_ylim(0, 1.06 * max(values, default=0.0) or 1)
+        panels[0].set_xlim(left=0)
+        for axes in panels[:-columns]:
+            axes.set_xlabel("")
+    named = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if named:
+        figure.legend(
+            named.values(),
+            named,
+            loc="outside lower center",
+            ncols=min(len(named), 4),
+            frameon=False,
+            fontsize=11 if len(charts) > 1 else 9,
+        )
+    return pictures.save(figure, path, suffixes=suffixes, dpi=130)
 
 
 def look(style: int) -> tuple[str, int]:
     """A colour, and the number of a dash, marker or pattern: when colours come round again, those have moved on."""
-    return COLOURS[style % len(COLOURS)], (style + style // len(COLOURS)) % len(COLOURS)
+    return palette.SERIES[style % len(palette.SERIES)], (style + style // len(palette.SERIES)) % len(palette.SERIES)
 
 
-def _chart(chart: Chart) -> Any:
-    go = library()
-    drawn = go.Figure(layout=_layout(chart.x_label, chart.y_label))
+def _chart(axes: Any, chart: Chart) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    bars = [series for series in chart.series if series.look == "bar"]
+    for number, series in enumerate(bars):
+        _bars(axes, series, offset=(number - (len(bars) - 1) / 2) * 0.8 / len(bars), width=0.8 / len(bars))
+    if bars:
+        longest = max(bars, key=lambda series: len(series.x))
+        axes.set_xticks(range(len(longest.x)), [str(name) for name in longest.x])
     for series in chart.series:
-        drawn.add_trace(_bar(go, series) if series.look == "bar" else _line(go, series))
-    if chart.log_y and wide(chart):
-        drawn.update_yaxes(type="log", exponentformat="power", dtick=1)
-    if any(series.look == "bar" for series in chart.series):
-        drawn.update_layout(barmode="group", bargap=0.25)
-        drawn.update_yaxes(rangemode="tozero")
-    elif chart.x_label.startswith(("epoch", "exit")):
-        drawn.update_xaxes(tickformat="d", dtick=1 if _longest(chart) <= 20 else None)
-    return drawn
+        if series.look != "bar":
+            _line(axes, series)
+    if chart.log_x:
+        ticks = sorted({float(x) for series in chart.series for x in series.x})
+        axes.set_xscale("log", base=chart.base)
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    elif not bars and chart.x_label.startswith(("epoch", "exit")):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if chart.shows_log_y:
+        axes.set_yscale("log", base=chart.base)
+        if chart.base != 10:
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_title(pictures.plain(chart.title), loc="left", fontsize=12)
+    axes.set_xlabel(chart.x_label)
+    axes.set_ylabel(chart.y_label)
+    axes.grid(alpha=0.3, axis="y" if bars else "both")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
-def _line(go: Any, series: Series) -> Any:
+def _line(axes: Any, series: Series) -> None:
     colour, shape = look(series.style)
-    thin, steps = series.look == "thin", series.look == "steps"
-    dash = "dash" if series.dashed else DASHES[shape]
-    return go.Scatter(
-        name=html.escape(series.name, quote=False),
-        x=list(series.x),
-        y=[_short(value) for value in series.y],
-        error_y=_spread(series),
-        mode={"thin": "lines", "steps": "lines", "mark": "markers"}.get(series.look, "lines+markers"),
-        opacity=0.6 if thin else 1.0,
-        line={
-            "color": colour,
-            "width": 1.2 if thin else 2.2,
-            "dash": "solid" if thin else dash,
-            "shape": "hv" if steps else "linear",
-        },
-        marker={
-            "color": colour,
-            "size": 14 if series.look == "mark" else 7,
-            "symbol": "star" if series.look == "mark" else MARKERS[shape] + ("-open" if series.dashed else ""),
-        },
-        hovertemplate="%{fullData.name}<br>%{x:.4~g}: %{y:.4~g}<extra></extra>",
+    dash, marker = _DASHES[shape], _MARKERS[shape]
+    if series.method is not None:
+        colour, dash, marker = palette.METHODS[series.method]
+    thin, mark, steps = series.look == "thin", series.look == "mark", series.look == "steps"
+    axes.errorbar(
+        list(series.x),
+        [float("nan") if value is None else value for value in series.y],
+        yerr=_spread(series),
+        color=colour,
+        linestyle="none" if mark else "-" if thin else "--" if series.dashed else dash,
+        marker="*" if mark else None if thin or steps else marker,
+        fillstyle="none" if series.dashed else "full",
+        markersize=13 if mark else 5,
+        linewidth=0.8 if thin else 1.8,
+        alpha=0.6 if thin else 1.0,
+        capsize=3,
+        drawstyle="steps-pre" if steps else "default",
+        label=pictures.plain(series.name),
     )
 
 
-def _bar(go: Any, series: Series) -> Any:
+def _bars(axes: Any, series: Series, *, offset: float, width: float) -> None:
     colour, shape = look(series.style)
-    return go.Bar(
-        name=html.escape(series.name, quote=False),
-        x=list(series.x),
-        y=[_short(value) for value in series.y],
-        error_y=_spread(series),
-        marker={
-            "color": colour,
-            "line": {"width": 0},
-            "pattern": {"shape": PATTERNS[shape], "fillmode": "overlay", "fgcolor": "#ffffff", "size": 8},
-        },
-        hovertemplate="%{fullData.name}<br>%{x}: %{y:.4~g}<extra></extra>",
-    )
-
-
-def _spread(series: Series) -> dict[str, Any] | None:
-    if not series.spread or not any(series.spread):
-        return None
-    return {"type": "data", "array": [_short(value) or 0 for value in series.spread], "thickness": 1.4, "width": 4}
-
-
-def _timeline(chart: Timeline) -> Any:
-    go = library()
-    drawn = go.Figure(layout=_layout("seconds", ""))
-    nested = any(piece.nested for piece in chart.slices)
-    for kind in KINDS:
-        own = [piece for piece in chart.slices if piece.kind == kind and not piece.nested]
-        if own:
-            drawn.add_trace(_slices(go, own, kind=kind, name=kind, nested=nested))
-    layers = [piece for piece in chart.slices if piece.nested]
-    for kind in KINDS:
-        own = [piece for piece in layers if piece.kind == kind]
-        if own:
-            drawn.add_trace(_slices(go, own, kind=kind, name=f"{kind} of a layer", nested=nested))
-    drawn.update_layout(
-        barmode="overlay",
-        height=150 + 56 * chart.stages + (24 if nested else 0),
-        hovermode="closest",
-        dragmode="zoom",
-        meta={"zoom": round(chart.zoom, 6), "end": round(chart.end, 6)},
-    )
-    drawn.update_xaxes(range=[0, round(chart.zoom, 6)], ticksuffix=" s", title=None)
-    stages = list(range(chart.stages))
-    drawn.update_yaxes(
-        range=[chart.stages - 0.5, -0.5],
-        fixedrange=True,  # zooming is in time alone
-        tickvals=stages,
-        ticktext=[f"stage {stage}" for stage in stages],
-        showgrid=False,
-    )
-    return drawn
-
-
-def _slices(go: Any, own: Sequence[Slice], *, kind: str, name: str, nested: bool) -> Any:
-    layer = own[0].nested
-    # With slices of layers, those lie in the lower part of a row.
-    middle, width = (0.0, 0.8) if not nested else (0.28, 0.22) if layer else (-0.14, 0.56)
-    waits = kind not in BUSY
-    colour = KIND_COLOURS.get(kind, GREY)
-    return go.Bar(
-        name=name,
-        orientation="h",
-        base=[round(piece.start, 6) for piece in own],
-        x=[round(piece.end - piece.start, 6) for piece in own],
-        y=[piece.stage + middle for piece in own],
+    axes.bar(
+        [number + offset for number in range(len(series.x))],
+        [value or 0.0 for value in series.y],
         width=width,
-        opacity=0.7 if waits else 1.0,
-        marker={
-            "color": colour,
-            "line": {
-                "color": EDGE if not waits and kind != "step" else colour,
-                "width": 1.0 if kind == "step" else 0.5,
-            },
-            "pattern": {"shape": KIND_PATTERNS[kind], "fillmode": "replace", "size": 6} if waits else None,
-        },
-        hovertext=[html.escape(piece.text, quote=False) for piece in own],
-        hovertemplate="stage %{customdata}: %{hovertext}<br>from %{base:.5~g} s<extra></extra>",
-        customdata=[piece.stage for piece in own],
-        meta="ink" if kind == "step" else None,
+        yerr=_spread(series),
+        capsize=3,
+        color=colour,
+        edgecolor="white",
+        hatch=_HATCHES[shape],
+        label=pictures.plain(series.name),
     )
 
 
-def _layout(x_label: str, y_label: str) -> dict[str, Any]:
-    return {
-        "template": "none",
-        "height": 380,
-        "margin": {"l": 64, "r": 16, "t": 32, "b": 48},
-        "xaxis": {"title": {"text": x_label, "font": {"size": 13}}, "automargin": True, "zeroline": False},
-        "yaxis": {"title": {"text": y_label, "font": {"size": 13}}, "automargin": True, "zeroline": False},
-        "legend": {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0},
-        "showlegend": True,
-        "hovermode": "closest",
-    }
-
-
-def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.5g}")
-
-
-def wide(chart: Chart) -> bool:
-    """Whether the values span a power of ten: on less, a logarithmic axis has next to no labels."""
-    values = [value for series in chart.series for value in series.y if value and value > 0]
-    return bool(values) and max(values) >= 10 * min(values)
-
-
-def _longest(chart: Chart) -> int:
-    return max((len(series.x) for series in chart.series if series.look == "line"), default=0)
+def _spread(series: Series) -> list[float] | None:
+    return [value or 0.0 for value in series.spread] if series.spread and any(series.spread) else None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from ds_al.figures import charts, timeline
 from ds_al.figures.parts import Chart, Content, Section, Table, Timeline
-from ds_al.figures.pictures import draw
 
 
 def write_markdown(content: Content, path: str | Path) -> list[Path]:
@@ -23,12 +23,29 @@ def write_markdown(content: Content, path: str | Path) -> list[Path]:
     path = Path(path)
     folder = path.with_name(f"{path.stem}-figures")
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures = [draw(chart, folder / f"{chart.key}.png") for section in content.sections for chart in section.charts]
+    pictures = [_draw(chart, folder / f"{chart.key}.png") for section in content.sections for chart in section.charts]
     lines = [f"# {_escape(content.title)}", "", f"**{_escape(content.question)}**", "", f"Made {content.made}."]
     for section in content.sections:
         lines += _section(section, folder.name)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return [path, *pictures]
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Collection[int] = ()) -> list[str]:
+    """Lines of a table whose cells are Markdown already.
+
+    Args:
+        numeric: columns, from 0, that are set flush right.
+    """
+    return [
+        f"| {' | '.join(columns)} |",
+        f"|{'|'.join('---:' if number in numeric else '---' for number in range(len(columns)))}|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def _draw(chart: Chart | Timeline, path: Path) -> Path:
+    return (timeline.draw([chart], path) if isinstance(chart, Timeline) else charts.draw([chart], path))[0]
 
 
 def _section(section: Section, folder: str) -> Iterator[str]:
@@ -38,8 +55,8 @@ def _section(section: Section, folder: str) -> Iterator[str]:
         yield from (f"- {_escape(sentence)}" for sentence in section.warnings)
     for paragraph in section.paragraphs:
         yield from ("", _escape(paragraph))
-    for table in section.tables:
-        yield from _table(table)
+    for each in section.tables:
+        yield from _table(each)
     for chart in section.charts:
         yield from _chart(chart, folder)
     if section.commands:
@@ -51,14 +68,14 @@ def _section(section: Section, folder: str) -> Iterator[str]:
 def _chart(chart: Chart | Timeline, folder: str) -> Iterator[str]:
     yield from ("", f"### {_escape(chart.title)}", "", _escape(chart.description), "")
     yield f"![{_escape(chart.title)}]({folder.replace(' ', '%20')}/{chart.key}.png)"
-    yield from _table(chart.table)
+    if chart.table is not None:
+        yield from _table(chart.table)
 
 
-def _table(table: Table) -> Iterator[str]:
-    yield from ("", f"*{_escape(table.caption)}*", "")
-    yield f"| {' | '.join(map(_escape, table.columns))} |"
-    yield "|" + "|".join("---:" if number in table.numeric else "---" for number in range(len(table.columns))) + "|"
-    yield from (f"| {' | '.join(map(_escape, row))} |" for row in table.rows)
+def _table(content: Table) -> Iterator[str]:
+    yield from ("", f"*{_escape(content.caption)}*", "")
+    rows = [list(map(_escape, row)) for row in content.rows]
+    yield from table(list(map(_escape, content.columns)), rows, numeric=content.numeric)
 
 
 def _escape(text: str) -> str:

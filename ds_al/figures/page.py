@@ -1,17 +1,19 @@
-"""Writes a report as one HTML page that needs no network."""
+"""Writes a report as one HTML page that needs no network: its figures are drawn by scripts of its own."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
-from importlib import import_module, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ds_al.errors import ALReportError
-from ds_al.figures import charts
-from ds_al.figures.parts import Content
+import jinja2
+
+from ds_al.figures import palette
+from ds_al.figures.charts import look
+from ds_al.figures.parts import Chart, Content, Timeline
 
 
 def write_page(content: Content, path: str | Path) -> Path:
@@ -20,9 +22,6 @@ def write_page(content: Content, path: str | Path) -> Path:
     Args:
         content: of :func:`ds_al.report.content.content`.
         path: the HTML file.
-
-    Raises:
-        ALReportError: plotly or jinja2 is not installed.
     """
     path = Path(path)
     text = render(content)
@@ -32,29 +31,16 @@ def write_page(content: Content, path: str | Path) -> Path:
 
 
 def render(content: Content) -> str:
-    """The page as a text.
-
-    Raises:
-        ALReportError: plotly or jinja2 is not installed.
-    """
-    charts.library()
-    try:
-        jinja2: Any = import_module("jinja2")
-    except ImportError as error:
-        raise ALReportError(f"a report needs jinja2: pip install 'ds_al[report]' ({error})") from error
-    plotly = import_module("plotly.offline").get_plotlyjs()
-    # Inside <script> these would end it, or hide its end.
-    plotly = plotly.replace("</script", "<\\/script").replace("<!--", "<\\!--")
-    script = _own("page.js")
+    """The page as a text."""
+    scripts = [_own("charts.js"), _own("page.js")]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     drawn = {chart.key: _json(chart) for section in content.sections for chart in section.charts}
     return environment.from_string(_own("page.html.j2")).render(
         content=content,
         figures=drawn,
         style=_own("page.css"),
-        plotly=plotly,
-        script=script,
-        hashes=[_hash(plotly), _hash(script)],
+        scripts=scripts,
+        hashes=[_hash(script) for script in scripts],
     )
 
 
@@ -62,12 +48,58 @@ def _own(name: str) -> str:
     return resources.files("ds_al.figures").joinpath(name).read_text(encoding="utf-8")
 
 
-def _json(chart: Any) -> str:
+def _json(chart: Chart | Timeline) -> str:
     """A figure for a ``<script type="application/json">``, which no ``<`` of a file can end."""
-    value = json.loads(charts.figure(chart).to_json())
-    value["layout"].pop("template", None)
-    text = json.dumps(value, separators=(",", ":"))
+    value = _timeline(chart) if isinstance(chart, Timeline) else _chart(chart)
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _chart(chart: Chart) -> dict[str, Any]:
+    series = []
+    for each in chart.series:
+        colour, style = look(each.style)
+        series.append(
+            {
+                "name": each.name,
+                "x": list(each.x),
+                "y": [_short(value) for value in each.y],
+                "spread": [_short(value) for value in each.spread] if each.spread else None,
+                "look": each.look,
+                "style": style,
+                "dashed": each.dashed,
+                "colour": colour,
+            }
+        )
+    return {
+        "x_label": chart.x_label,
+        "y_label": chart.y_label,
+        "log": chart.shows_log_y,
+        "whole": chart.x_label.startswith(("epoch", "exit")),
+        "series": series,
+    }
+
+
+def _timeline(chart: Timeline) -> dict[str, Any]:
+    kinds = {name: number for number, name in enumerate(palette.KINDS)}
+    return {
+        "rows": list(chart.rows),
+        "end": round(chart.end, 6),
+        "zoom": round(chart.end if chart.zoom is None else chart.zoom, 6),
+        "kinds": [
+            # The page draws black in the colour of its text: white on a dark page.
+            {"name": name, "colour": None if kind.colour == palette.BLACK else kind.colour, "hatch": kind.hatch}
+            for name, kind in palette.KINDS.items()
+        ],
+        "slices": [
+            [piece.row, kinds[piece.kind], round(piece.start, 6), round(piece.end, 6), piece.text, int(piece.nested)]
+            for piece in chart.slices
+        ],
+    }
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
 
 
 def _hash(script: str) -> str:

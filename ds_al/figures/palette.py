@@ -22,8 +22,32 @@ DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 FORWARD, BACKWARD, STEP, EVALUATION, WAITING = SKY, ORANGE, BLACK, GREEN, LIGHT_GREY
-"""Of what a stage does in a timeline."""
 CRITICAL_PATH = VERMILION
+
+
+class Kind(NamedTuple):
+    """How a slice of a timeline is filled: with a colour, or hatched with it on white, in matplotlib's letters."""
+
+    colour: str
+    hatch: str = ""
+
+
+BUSY = ("forward", "backward", "step")
+"""Kinds of slices in which a stage computes; in all others it waits or moves data."""
+KINDS: dict[str, Kind] = {
+    "forward": Kind(FORWARD),
+    "backward": Kind(BACKWARD),
+    "step": Kind(STEP),
+    "receive": Kind(GREY, "/"),
+    "send": Kind(GREY, "\\"),
+    "load data": Kind(GREY, "."),
+    "barrier": Kind(GREY, "x"),
+    "evaluation": Kind(EVALUATION, "-"),
+    "waits for a message": Kind(WAITING),
+    "waits for other ranks": Kind(WAITING, "/"),
+    "other": Kind(GREY, "|"),
+}
+"""Of the slices of a timeline, in the order of its legend."""
 
 
 class Look(NamedTuple):

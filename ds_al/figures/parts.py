@@ -1,4 +1,4 @@
-"""What a report is made of, before it is a page or a text: sections of paragraphs, tables and charts."""
+"""What pages, texts and pictures are made of, before they are drawn: tables, charts, timelines, sections."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ class Series:
     Attributes:
         x: positions, or names of bars.
         y: values; ``None`` leaves a gap.
-        spread: sd of each value, or ``None``.
         style: number of the colour, dash and marker; series of one method or stage share it.
-        look: ``line`` with markers, ``thin`` without, ``steps`` from value to value, ``mark`` for single points,
-            or ``bar``.
+        spread: sd of each value, or ``None``.
+        look: ``line`` with markers, ``thin`` without, ``steps`` (each value holds since the point before), ``mark``
+            for single points, or ``bar``.
         dashed: dashes instead of the style's own.
+        method: a key of :data:`~ds_al.figures.palette.METHODS`, whose look a picture takes instead of ``style``.
     """
 
     name: str
@@ -40,52 +41,81 @@ class Series:
     spread: Sequence[float | None] | None = None
     look: Literal["line", "thin", "steps", "mark", "bar"] = "line"
     dashed: bool = False
+    method: str | None = None
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines or bars, and the table that says the same in numbers."""
+    """Lines or bars, and the table that says the same in numbers.
 
-    key: str
+    Attributes:
+        key: unique in a report.
+        log_x: whether the horizontal axis is logarithmic, with a tick at each position.
+        log_y: whether the vertical axis is logarithmic, where the values span a power of ``base``.
+    """
+
     title: str
-    description: str
     x_label: str
     y_label: str
     series: Sequence[Series]
-    table: Table
+    key: str = ""
+    description: str = ""
+    table: Table | None = None
+    log_x: bool = False
     log_y: bool = False
-    percent_y: bool = False
+    base: int = 10
+
+    @property
+    def shows_log_y(self) -> bool:
+        """Whether the vertical axis is logarithmic: on values closer to each other it has next to no labels."""
+        values = [value for series in self.series for value in series.y if value and value > 0]
+        return self.log_y and bool(values) and max(values) >= self.base * min(values)
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A piece of a stage's time. Seconds from the start of the timeline."""
+    """A piece of a row's time. Seconds from the start of the timeline.
 
-    stage: int
+    Attributes:
+        kind: a key of :data:`~ds_al.figures.palette.KINDS`.
+        text: shown when a reader points at it.
+        label: written into it where there is room.
+        faint: whether it is drawn lighter than others of its kind.
+        nested: whether it is a part of another slice.
+    """
+
+    row: int
     kind: str
     start: float
     end: float
-    text: str
+    text: str = ""
+    label: str = ""
+    faint: bool = False
     nested: bool = False
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """Who did what when: a row per stage.
+    """Who did what when.
 
     Attributes:
-        zoom: seconds that are shown at first.
+        rows: their names.
         end: seconds that are there.
+        zoom: seconds that are shown at first; all, if ``None``.
+        path: row, start and end of each piece of the critical path.
+        key: unique in a report.
     """
 
-    key: str
     title: str
-    description: str
-    stages: int
+    rows: Sequence[str]
     slices: Sequence[Slice]
-    zoom: float
     end: float
-    table: Table
+    zoom: float | None = None
+    path: Sequence[tuple[int, float, float]] = ()
+    x_label: str = "seconds"
+    key: str = ""
+    description: str = ""
+    table: Table | None = None
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class TraceEvent:
         end: seconds since the first event of the trace.
         wait: seconds of it spent waiting.
         nbytes: bytes sent or received, or ``None``.
-        memory: bytes held for backward at its end, or ``None``.
+        memory: most bytes held for backward during it, or ``None``.
         copy: number of the data parallel copy of the pipeline.
     """
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ds_al.figures.palette import BUSY, KINDS
 from ds_al.figures.parts import Chart, Series, Slice, Table, Timeline
 from ds_al.report import texts
 from ds_al.report.read import RunRecord, TraceEvent
 
-# What is drawn, in the order of the legend; all that is not computing is waiting or moving data.
-KINDS = ("forward", "backward", "step", "receive", "send", "load data", "barrier", "evaluation", "other")
-BUSY = ("forward", "backward", "step")
 _KIND_OF = {
     "ForwardPass": "forward",
     "BackwardPass": "backward",
@@ -54,7 +52,7 @@ def timeline(run: RunRecord, *, label: str, key: str, most: int) -> Timeline:
     begin = min(event.start for event in kept) if kept else first
     slices = [
         Slice(
-            stage=event.stage,
+            row=event.stage,
             kind=kind(event.instruction),
             start=max(event.start - begin, 0.0),
             end=min(event.end, end) - begin,
@@ -71,7 +69,7 @@ def timeline(run: RunRecord, *, label: str, key: str, most: int) -> Timeline:
         title=f"Timeline: {label}",
         description=f"What each stage of {run.name} did when, recorded on seed {texts.plain(run.seed)}. "
         f"Hatched is waiting or moving data; an empty piece is none of what was recorded.{cut}",
-        stages=stages,
+        rows=[f"stage {stage}" for stage in range(stages)],
         slices=slices,
         zoom=_zoom(run, kept, begin=begin, shown=shown),
         end=shown,
@@ -110,8 +108,8 @@ def held(run: RunRecord, *, label: str, key: str) -> Chart | None:
     return Chart(
         key=key,
         title=f"Held for backward over time: {label}",
-        description="Bytes that autograd keeps until the backward pass, at the end of each instruction, in the first "
-        "two batches.",
+        description="Most bytes that autograd held for the backward pass during each instruction, in the first two "
+        "batches.",
         x_label="seconds",
         y_label="KiB held",
         series=series,

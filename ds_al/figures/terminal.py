@@ -1,0 +1,26 @@
+"""Writes tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from rich import box
+from rich.table import Table as RichTable
+
+from ds_al.figures.parts import Table
+
+
+def table(content: Table, *, title: str, sections: Collection[int] = ()) -> RichTable:
+    """A table for rich's console, with its caption below it.
+
+    Args:
+        title: heading.
+        sections: numbers of rows, from 0, after which there is a line.
+    """
+    shown = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    shown.caption, shown.caption_justify = content.caption, "left"
+    for number, name in enumerate(content.columns):
+        shown.add_column(name, justify="right" if number in content.numeric else "left", no_wrap=number == 0)
+    for number, row in enumerate(content.rows):
+        shown.add_row(*row, end_section=number in sections)
+    return shown
