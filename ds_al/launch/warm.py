@@ -41,12 +41,16 @@ class WarmProcess:
         function: importable; ends the process when it returns, with code 0, or raises, with code 1.
         *args: its arguments, pickled.
         env: all variables of the process; what is read while modules are imported comes too late.
-        log: gets all that the process prints.
+        log: gets all that the process prints. It exists.
+        errors: gets what the process prints to stderr, instead.
     """
 
-    def __init__(self, function: Callable[..., None], *args: Any, env: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, function: Callable[..., None], *args: Any, env: Mapping[str, str], log: Path, errors: Path | None = None
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
-        self._process = context.Process(target=_run, args=(function, args, dict(env), str(log), os.getcwd()))
+        logs = (str(log), str(errors or log))
+        self._process = context.Process(target=_run, args=(function, args, dict(env), logs, os.getcwd()))
         self._process.start()
 
     @property
@@ -65,11 +69,12 @@ class WarmProcess:
         return self._process.exitcode
 
 
-def _run(function: Callable[..., None], args: tuple[Any, ...], env: dict[str, str], log: str, folder: str) -> None:
+def _run(
+    function: Callable[..., None], args: tuple[Any, ...], env: dict[str, str], logs: tuple[str, str], folder: str
+) -> None:
     os.setsid()
-    file = os.open(log, os.O_WRONLY | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    for stream, log in enumerate(logs, start=1):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), stream)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(folder)

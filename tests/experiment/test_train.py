@@ -1,4 +1,4 @@
-"""``run/train.py`` as a user starts it: through DeepSpeed's launcher, with a config file."""
+"""``run/train.py`` as a user starts it, with a config file: by DeepSpeed's launcher where that is what is tested."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from ds_al.launch.ranks import free_port
+from tests.support.scripts import launch
 from tests.support.wandb_files import WandbFile
 
 pytestmark = pytest.mark.distributed
@@ -39,15 +40,23 @@ CONFIG: dict[str, Any] = {
 
 
 def train(
-    folder: Path, *args: str, processes: int = 2, config: dict[str, Any] | str = CONFIG, **env: str
+    folder: Path,
+    *args: str,
+    processes: int = 2,
+    config: dict[str, Any] | str = CONFIG,
+    launcher: bool = False,
+    **env: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the launcher and returns what it printed."""
+    """Runs the script on all ranks, by DeepSpeed's launcher or as it does, and returns what was printed."""
     path = folder / "config.json"
     path.write_text(config if isinstance(config, str) else json.dumps(config))
+    options = ["--deepspeed_config", str(path), "--output", str(folder / "runs"), *args]
+    if not launcher:
+        return launch("run/train.py", options, ranks=processes, folder=folder, env=env)
     command = [
         sys.executable, "-m", "deepspeed.launcher.runner",
         "--num_accelerators", str(processes), "--master_port", str(free_port()),
-        str(ROOT / "run/train.py"), "--deepspeed_config", str(path), "--output", str(folder / "runs"), *args,
+        str(ROOT / "run/train.py"), *options,
     ]  # fmt: skip
     return subprocess.run(
         command,
@@ -72,7 +81,7 @@ def two_stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subproce
     """One run on two stages, offline, that several tests look at."""
     folder = tmp_path_factory.mktemp("two_stages")
     options = ("--json", str(folder / "out.json"), "--exit-confidence", "0.3,1")
-    return folder, train(folder, *options, WANDB_MODE="offline")
+    return folder, train(folder, *options, launcher=True, WANDB_MODE="offline")
 
 
 def test_prints_the_accuracy_last_and_leaves_its_files(
@@ -243,7 +252,8 @@ def test_a_rank_that_is_done_leaves_before_its_interpreter_is_taken_down(
     (whole,) = folder.glob("runs/tiny/*")
     (tmp_path / "sitecustomize.py").write_text(TELLS_HOW_IT_ENDS)
     options = ("--resume", str(whole / "checkpoints"))
-    result = train(tmp_path, *options, WANDB_MODE="disabled", PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    result = train(tmp_path, *options, launcher=True, WANDB_MODE="disabled", PYTHONPATH=path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("exit functions ran") == 2 and "taken down" not in result.stdout
 
@@ -274,7 +284,8 @@ def test_the_backprop_twin_trains_by_the_same_command(tmp_path: Path) -> None:
 def test_a_bad_config_ends_with_one_clear_message(
     tmp_path: Path, args: list[str], config: Any, words: list[str]
 ) -> None:
-    result = train(tmp_path, *args, config=config, WANDB_MODE="disabled")
+    # The launcher itself reads neither, so one of them shows what it makes of the ranks' end.
+    result = train(tmp_path, *args, config=config, launcher=not args, WANDB_MODE="disabled")
     assert result.returncode != 0
     errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1, result.stderr

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,16 +14,14 @@ from ds_al.studies.bench import measure_memory
 from ds_al.studies.bench.layers import measure_layers
 from ds_al.studies.bench.recipe_time import measure_recipe
 from ds_al.studies.bench.workloads import METHODS
-from tests.support.ranks import ROOT
+from tests.support.scripts import call
 
 pytestmark = pytest.mark.distributed
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command as a user does."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "run/bench.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
+    """Runs the command as a user does, but for a new interpreter."""
+    return call("run/bench.py", *arguments)
 
 
 def test_sleeping_writes_a_row_for_every_method(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests.support.ranks import ROOT
+from tests.support.scripts import call
 
 pytestmark = pytest.mark.distributed
 SHARES = ("busy", "wait_input", "wait_queue", "wait_data", "wait_barrier", "drained", "other")
 
 
 def profile(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command as a user does."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "run/profile.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=250)
+    """Runs the command as a user does, but for a new interpreter."""
+    return call("run/profile.py", *arguments)
 
 
 def test_sleeping_layers_give_rows_a_timeline_and_traces(tmp_path: Path) -> None:
