@@ -1,6 +1,6 @@
-"""Augmentation of a whole micro-batch at once, from a generator that is passed in.
+"""Augments whole micro-batches, with random numbers from a given generator.
 
-Images may hold pixels, 0 to 255, of ``uint8`` or floats; what moves them only, may hold anything.
+Images hold pixels, 0 to 255, as ``uint8`` or floats; augmentations that only move pixels accept any values.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""Changes the ``x`` of a micro-batch; draws from the given generator only."""
+"""Returns a changed ``x`` of a micro-batch; draws from the given generator only."""
 
 
 def crop_and_flip(
@@ -30,8 +30,8 @@ def crop_and_flip(
         x: ``(B, C, H, W)``.
         generator: decides the shifts and the flips.
         pad: width of the border that the crop may move into.
-        flip: mirror at all.
-        border: what fills it, the image's own edge or zeros.
+        flip: whether to mirror.
+        border: fill of the border: the edge of the image, or zeros.
 
     Returns:
         ``(B, C, H, W)``, a new tensor.
@@ -43,7 +43,7 @@ def crop_and_flip(
     if flip:
         mirrored = torch.rand(batch, 1, generator=generator) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
-    # Reading beyond an edge is reading the edge, so no padded copy is made.
+    # Indices beyond an edge are clamped to the edge, so no padded copy is made.
     inside = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]  # (B, H, W)
     moved = x.flatten(2).gather(2, inside.view(batch, 1, -1).expand(-1, channels, -1)).view(x.shape)
     if border == "zero" and pad:
@@ -61,16 +61,16 @@ def colour_jitter(
     contrast: float = 0.4,
     saturation: float = 0.4,
 ) -> Tensor:
-    """Scales brightness, then contrast, then saturation of each image by a factor of its own.
+    """Scales brightness, then contrast, then saturation of each image by its own factor.
 
-    Factors are drawn evenly from ``1 - v`` to ``1 + v``. Contrast is about the image's mean grey, saturation
-    about each pixel's own; after each step values are cut off at 0 and 255. Images of one channel have no
-    saturation.
+    Factors are drawn uniformly from ``1 - v`` to ``1 + v``. Contrast is relative to the mean grey of the image,
+    saturation to the grey of each pixel; after each step values are clamped to 0..255. Images of one channel have
+    no saturation.
 
     Args:
         x: ``(B, C, H, W)``, pixels 0 to 255, C is 1 or 3 (red, green, blue).
         generator: decides the factors.
-        brightness, contrast, saturation: v of each, 0 to 1; 0 leaves it as it is.
+        brightness, contrast, saturation: v of each factor, 0 to 1; 0 changes nothing.
 
     Returns:
         ``(B, C, H, W)`` float32, 0 to 255, a new tensor.
@@ -86,7 +86,7 @@ def colour_jitter(
 
 
 def published(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Crop from a black border of 4 pixels, flip and colour jitter: what CIFAR is trained with in publications."""
+    """Crops from a black border of 4 pixels, flips and jitters colours, as publications do for CIFAR."""
     return colour_jitter(crop_and_flip(x, generator, pad=4, border="zero"), generator)
 
 
@@ -96,11 +96,11 @@ AUGMENTATIONS: dict[str, Augment | None] = {
     "crop_and_flip": crop_and_flip,
     "published": published,
 }
-"""What ``experiment.data.augment`` names."""
+"""Augmentations by their names in ``experiment.data.augment``."""
 
 
 def _grey(x: Tensor) -> Tensor:
-    """Luminance ``(B, 1, H, W)``."""
+    """Computes the luminance ``(B, 1, H, W)``."""
     if x.shape[1] == 1:
         return x
     red, green, blue = x.split(1, dim=1)
@@ -108,5 +108,5 @@ def _grey(x: Tensor) -> Tensor:
 
 
 def _blend(x: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
-    """From ``towards`` at factor 0 over x at 1 to beyond, cut off at 0 and 255; writes over x."""
+    """Interpolates from ``towards`` (factor 0) to x (factor 1) and beyond, in place, clamped to 0..255."""
     return x.sub_(towards).mul_(factor).add_(towards).clamp_(0, 255)

@@ -11,11 +11,11 @@ from ds_al.data.splits import Kind
 from ds_al.errors import ALConfigError
 
 OF_IMAGES = ("image_column", "image_size", "augment")
-"""Config keys that mean nothing for text."""
+"""Config keys that do not apply to text."""
 OF_TEXT = ("text_column", "tokenizer", "vocab_size", "max_length", "padding")
-"""Config keys that mean nothing for images."""
+"""Config keys that do not apply to images."""
 OF_STORED = ("image_column", "text_column", "label_column", "image_size", "cache")
-"""Config keys that mean nothing for a set that comes with the package."""
+"""Config keys that do not apply to a set that comes with the package."""
 
 
 class DataConfig(StrictModel):
@@ -78,7 +78,7 @@ class DataConfig(StrictModel):
 
 
 def refuse_other_kind(config: DataConfig, kind: Kind) -> None:
-    """Refuses keys that mean nothing for this kind of data."""
+    """Refuses keys that do not apply to this kind of data."""
     if kind == "image":
         refuse(config, OF_TEXT, reason="holds images")
     else:
@@ -86,10 +86,15 @@ def refuse_other_kind(config: DataConfig, kind: Kind) -> None:
 
 
 def refuse(config: DataConfig, keys: tuple[str, ...], *, reason: str) -> None:
-    """Refuses these keys where they are set to anything but their defaults.
+    """Refuses these keys where their values are not the defaults.
+
+    Args:
+        config: the block.
+        keys: names of the keys.
+        reason: end of the clause that begins with the name of the set.
 
     Raises:
-        ALConfigError: with the reason, which goes on after the set's name.
+        ALConfigError: a key has another value.
     """
     for key in keys:
         value = getattr(config, key)

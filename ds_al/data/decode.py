@@ -1,4 +1,4 @@
-"""Compressed images to pixels, once: what was decoded is kept beside the tables of ``datasets``."""
+"""Decodes compressed images to pixels once, and caches them next to the tables of ``datasets``."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ GREY = ("1", "L", "LA", "I;16")
 
 
 def pixels(table: datasets.Dataset, column: str, *, size: int | None, folder: Path) -> Tensor:
-    """All images of a table.
+    """Decodes all images of a table.
 
     Args:
         table: with a column of images, or of their compressed bytes.
         column: that column.
-        size: height and width to scale to; by default all images must be alike.
-        folder: where decoded images are kept, and found again.
+        size: height and width to scale to; by default all images must have the same size.
+        folder: cache of decoded images.
 
     Returns:
         ``(N, C, H, W)`` ``uint8``. C is 1 where all images are grey, otherwise 3.
 
     Raises:
-        ALDataError: something is no image, or images differ in size and none is given.
+        ALDataError: an entry is no image, or images differ in size and ``size`` is not given.
     """
     path = folder / f"{key_of('pixels-nchw', table, column, size)}.npy"
     if not path.is_file():
@@ -60,7 +60,7 @@ def _decode(table: datasets.Dataset, column: str, size: int | None) -> np.ndarra
                 f"image {row} has {height} x {width} pixels, the first one {first_height} x {first_width}: set "
                 "experiment.data.image_size to scale all of them to one size"
             )
-        if len(array) > decoded.shape[1]:  # the first one in colour, after grey ones
+        if len(array) > decoded.shape[1]:  # the first colour image after grey ones
             decoded = decoded.repeat(3, axis=1)
         decoded[row] = array
     if decoded is None:
@@ -88,7 +88,7 @@ def _images(table: datasets.Dataset, column: str) -> Iterator[Image.Image]:
 
 
 def _write(path: Path, array: np.ndarray) -> None:
-    """All or nothing: another rank may look for the file at the same time."""
+    """Writes the file atomically: another rank may look for it at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:

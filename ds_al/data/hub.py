@@ -1,4 +1,4 @@
-"""The Hugging Face hub, and doing without it: what is cached is used, what is not gives an error at once."""
+"""Loads data sets and tokenizers from the Hugging Face hub; offline from its cache, or with an error at once."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ import huggingface_hub.constants
 from ds_al.errors import ALDataError
 
 SECONDS = 5.0
-"""How long the hub may take to answer before it counts as out of reach."""
+"""Time-out after which the hub counts as unreachable."""
 
 
 def reachable() -> bool:
-    """Whether the hub may be asked: it is not switched off by ``HF_HUB_OFFLINE``, and a connection opens."""
+    """Whether the hub can be used: ``HF_HUB_OFFLINE`` does not forbid it, and a connection opens."""
     if datasets.config.HF_HUB_OFFLINE or huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
     if getproxies().get("https"):
-        return True  # whether the proxy reaches it, only a request can tell
+        return True  # only a request shows whether the proxy reaches the hub
     endpoint = urlsplit(huggingface_hub.constants.ENDPOINT)
     port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
     try:
@@ -38,7 +38,7 @@ def reachable() -> bool:
 
 @contextlib.contextmanager
 def without_retries(online: bool) -> Iterator[None]:
-    """Keeps both libraries from trying again and again, for half a minute and more, what cannot be reached."""
+    """Keeps both libraries from retrying for half a minute and more where the hub is unreachable."""
     if online:
         yield
         return
@@ -51,7 +51,7 @@ def without_retries(online: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Keeps ``datasets`` from drawing over a run's own display."""
+    """Disables the progress bars of ``datasets``, which would interfere with the display of a run."""
     shown = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
@@ -62,16 +62,16 @@ def no_progress_bars() -> Iterator[None]:
 
 
 def load(name: str, *, cache: Path | None) -> datasets.DatasetDict:
-    """A set of the hub, downloaded or cached.
+    """Loads a data set of the hub, from the cache or by download.
 
     Raises:
-        ALDataError: it is neither; the message names the option for a local path.
+        ALDataError: it is not cached and cannot be downloaded; the message names the option for a local path.
     """
     online = reachable()
     try:
         with without_retries(online), no_progress_bars():
             return datasets.load_dataset(name, cache_dir=None if cache is None else os.fspath(cache))
-    except Exception as error:  # of a dozen types, from four libraries
+    except Exception as error:  # a dozen types, of four libraries
         state = "the hub could not be reached" if not online else f"{type(error).__name__}: {_first_line(error)}"
         raise ALDataError(
             f"data set {name!r} is neither cached nor could it be downloaded ({state}): set experiment.data.path, or "
@@ -80,10 +80,10 @@ def load(name: str, *, cache: Path | None) -> datasets.DatasetDict:
 
 
 def tokenizer(name: str) -> Any:
-    """A ``transformers`` tokenizer, of a local folder, of the cache or of the hub.
+    """Loads a ``transformers`` tokenizer from a local folder, the cache or the hub.
 
     Raises:
-        ALDataError: there is none of this name in reach.
+        ALDataError: no such tokenizer is found.
     """
     from transformers import AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""Images in memory as bytes, normalised when a micro-batch is made of them."""
+"""Images in memory as ``uint8``, normalised per micro-batch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Statistics = tuple[Tensor, Tensor]
 
 
 class Images:
-    """Labelled images that stay ``uint8``, a quarter of the memory of floats.
+    """Data set of labelled images, stored as ``uint8``, which takes a quarter of the memory of float32.
 
     Args:
         pixels: ``(N, C, H, W)``, ``uint8``.
         labels: ``(N,)``, ``int64``.
-        statistics: what x is normalised by; those of the training part, for every part.
+        statistics: mean and standard deviation that x is normalised by; of the training part, for every part.
     """
 
     def __init__(self, pixels: Tensor, labels: Tensor, *, statistics: Statistics) -> None:
@@ -27,28 +27,28 @@ class Images:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """One sample: ``(C, H, W)`` float32 and its label."""
+        """Returns one sample: ``(C, H, W)`` float32 and its label."""
         return self.normalise(self.pixels[index])[0], self.labels[index]
 
     def make_batch(self, indices: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """``(x (B, C, H, W) float32, y (B,))``; ``augment`` gets the pixels, 0 to 255."""
+        """Returns ``(x (B, C, H, W) float32, y (B,))``; ``augment`` gets the pixels, 0 to 255."""
         pixels = self.pixels[indices]
         return self.normalise(pixels if augment is None else augment(pixels)), self.labels[indices]
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels ``(..., C, H, W)``, 0 to 255, to mean 0 and standard deviation 1 in each channel, float32."""
+        """Scales pixels ``(..., C, H, W)``, 0 to 255, to mean 0 and standard deviation 1 per channel, as float32."""
         mean, std = self.statistics
         return pixels.float().sub(mean).div_(std)
 
 
 def statistics(pixels: Tensor) -> Statistics:
-    """Mean and standard deviation of each channel of ``uint8`` images ``(N, C, H, W)``.
+    """Computes mean and standard deviation of each channel of ``uint8`` images ``(N, C, H, W)``.
 
-    A channel that is the same everywhere gets the standard deviation 1.
+    A constant channel gets the standard deviation 1.
     """
     values = torch.arange(256, dtype=torch.float64)
     means, stds = [], []
-    # Counting the 256 values is exact, and takes no float copy of all images.
+    # Counting the 256 values is exact, and needs no float copy of all images.
     for channel in pixels.unbind(dim=1):
         counts = sum((torch.bincount(part.flatten(), minlength=256) for part in channel.split(1024)), torch.zeros(256))
         counts = counts.double()

@@ -12,11 +12,11 @@ def load_data(config: DataConfig, *, seed: int) -> Splits:
 
     Args:
         config: that block.
-        seed: decides which training samples become the validation part, where the set has none.
+        seed: selects the training samples that become the validation part, where the set has none.
 
     Raises:
-        ALConfigError: a key is set that does not concern this set.
-        ALDataError: the set cannot be found, or is not what the block says.
+        ALConfigError: a key is set that does not apply to this set.
+        ALDataError: the set cannot be found, or does not match the block.
     """
     if config.path is None and config.name in VISION_DATASETS:
         refuse(config, OF_STORED, reason="comes with the package")

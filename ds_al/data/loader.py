@@ -1,7 +1,7 @@
-"""Micro-batches in an order that depends on nothing but the data set, the batch size and the seed.
+"""Loads micro-batches in an order that depends only on the data set, the batch size and the seed.
 
-No worker process and no global random state takes part, so any process can make the same stream, from any
-position on: that is what makes runs comparable and a resume exact.
+The loaders use no worker process and no global random state, so any process can produce the same stream from any
+position on: runs are comparable, and a resume is exact.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ds_al.data.prefetch import Prefetcher
 from ds_al.errors import ALConfigError, ALDataError
 
 Collate = Callable[[list[Any]], Any]
-"""A list of samples ``(x, y)`` to a micro-batch ``(x, y)``."""
+"""Makes a micro-batch ``(x, y)`` of a list of samples ``(x, y)``."""
 Fetch = Callable[[Tensor, Callable[[Tensor], Tensor] | None], tuple[Any, Any]]
-"""Indices ``(B,)`` and what to change x by, to a micro-batch ``(x, y)``."""
+"""Makes a micro-batch ``(x, y)`` of indices ``(B,)`` and an augmentation of x."""
 
 
 class SizedDataset(Protocol):
-    """A map-style data set: what ``torch.utils.data.Dataset`` is with a ``__len__``."""
+    """A map-style data set: ``torch.utils.data.Dataset`` with a ``__len__``."""
 
     def __len__(self) -> int: ...
 
@@ -52,14 +52,14 @@ class ShuffledLoader:
         collate_fn: makes a micro-batch of a list of samples; by default torch's ``default_collate``.
         augment: changes ``x`` of each micro-batch, with a generator of that micro-batch alone.
         lengths: of each sample ``(N,)``; given, micro-batches are made of samples alike in length.
-        share: ``(r, R)``: of every R micro-batches the one with number r, for R data parallel copies of a pipeline.
-            All of them together see what one loader without a share would hand out.
-        prefetch: micro-batches that a thread keeps ready; 0 makes each one when it is asked for. The data set,
+        share: ``(r, R)``: of every R micro-batches the one with number r, for replica r of R. The replicas together get
+            the micro-batches of one loader without a share.
+        prefetch: micro-batches that a thread prepares ahead of time; 0 makes each one on request. The data set,
             ``collate_fn`` and ``augment`` are then used in that thread.
 
     Raises:
-        ALDataError: the batch size is not positive, the data set holds less than one micro-batch, or there are
-            not as many lengths as samples.
+        ALDataError: the batch size is not positive, the data set holds less than one micro-batch, or the
+            numbers of lengths and of samples differ.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class ShuffledLoader:
 
     @property
     def position(self) -> int:
-        """Micro-batches handed out since the start of the first epoch."""
+        """Micro-batches returned since the start of the first epoch."""
         return self._position
 
     @property
@@ -122,7 +122,7 @@ class ShuffledLoader:
         self._position = position
 
     def close(self) -> None:
-        """Ends the thread that prefetches, if there is one; the next micro-batch starts it again."""
+        """Ends the prefetching thread, if there is one; the next micro-batch starts it again."""
         if self._prefetcher is not None:
             self._prefetcher.close()
 
@@ -137,7 +137,7 @@ class ShuffledLoader:
 
 
 class _Stream:
-    """Micro-batches by position; apart from the loader, so that a thread can make them and hold no loader."""
+    """Makes micro-batches by position; separate from the loader, so that the prefetching thread holds no loader."""
 
     def __init__(
         self,
@@ -177,9 +177,9 @@ class _Stream:
 
 
 class OrderedBatches:
-    """One pass over a data set in its own order; can be iterated again. The last micro-batch may be smaller.
+    """Iterates over a data set once, in its own order; can be iterated again. The last micro-batch may be smaller.
 
-    Args and errors are those of :class:`ShuffledLoader`; a single sample is enough.
+    Arguments and errors are those of :class:`ShuffledLoader`; one sample is enough.
     """
 
     def __init__(self, dataset: SizedDataset, *, batch_size: int, collate_fn: Collate | None = None) -> None:
@@ -197,7 +197,7 @@ class OrderedBatches:
 
 
 def ordered_batches(dataset: SizedDataset, *, batch_size: int, collate_fn: Collate | None = None) -> OrderedBatches:
-    """Micro-batches ``(x, y)`` of one pass in order, for evaluation; see :class:`OrderedBatches`."""
+    """Returns the micro-batches ``(x, y)`` of one pass in order, for evaluation; see :class:`OrderedBatches`."""
     return OrderedBatches(dataset, batch_size=batch_size, collate_fn=collate_fn)
 
 
@@ -230,7 +230,7 @@ def _check(dataset: SizedDataset, batch_size: int) -> None:
 
 
 def _fetcher(dataset: SizedDataset, collate_fn: Collate | None) -> Fetch:
-    """The quickest way from a tensor of indices to a micro-batch of this data set."""
+    """Selects the fastest function that makes a micro-batch of this data set from a tensor of indices."""
     if collate_fn is None and hasattr(dataset, "make_batch"):
         return dataset.make_batch
     if collate_fn is None and isinstance(dataset, TensorDataset):
@@ -243,7 +243,7 @@ def _fetcher(dataset: SizedDataset, collate_fn: Collate | None) -> Fetch:
 
 
 def _augmented(fetch: Callable[[Tensor], Any]) -> Fetch:
-    """Changes x once the micro-batch is made."""
+    """Adds the augmentation of x to a function that makes micro-batches."""
 
     def both(indices: Tensor, augment: Callable[[Tensor], Tensor] | None) -> Any:
         if augment is None:

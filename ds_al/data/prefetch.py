@@ -1,6 +1,6 @@
 """Prepares the next micro-batches in a thread, while the training step runs.
 
-What a position holds is a function of that position, so the thread can change nothing but the time.
+A micro-batch is a function of its position, so the thread changes only the time.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 
 class Prefetcher:
-    """Hands out ``make(position)`` for rising positions, made ahead of time.
+    """Returns ``make(position)`` for consecutive positions, computed ahead of time.
 
-    The thread starts at the first :meth:`get`, and ends with :meth:`close`, when this object is no longer
-    held, or with the program.
+    The thread starts at the first :meth:`get`, and ends with :meth:`close`, when this object is freed, or with
+    the program.
 
     Args:
-        make: the value of a position. Must not hold this object, or neither would ever be freed.
-        depth: values that are kept ready at most; 1 or more.
+        make: computes the value of a position. It must not hold this object, or neither would ever be freed.
+        depth: greatest number of values computed ahead; 1 or more.
     """
 
     def __init__(self, make: Callable[[int], Any], *, depth: int) -> None:
@@ -30,10 +30,10 @@ class Prefetcher:
         self._finalizer: weakref.finalize | None = None
 
     def get(self, position: int) -> Any:
-        """The value of this position, waited for if it is not ready. A position out of turn starts anew from there.
+        """Returns the value of a position, and waits until it is ready. Any position but the next one restarts there.
 
         Raises:
-            Exception: whatever ``make`` raised for this position; the next call tries again.
+            Exception: what ``make`` raised for this position; the next call tries again.
         """
         if self._work is None or self._work.next_out != position:
             self.close()
@@ -46,7 +46,7 @@ class Prefetcher:
         return value
 
     def close(self) -> None:
-        """Ends the thread and drops what is ready. A later :meth:`get` starts it again."""
+        """Ends the thread and discards prepared values. A later :meth:`get` starts it again."""
         if self._finalizer is not None:
             self._finalizer()
         self._work = self._finalizer = None
@@ -54,14 +54,14 @@ class Prefetcher:
     def _start(self, position: int) -> None:
         self._work = work = _Work(self._make, position, self._depth)
         thread = threading.Thread(target=work.run, name="ds_al-prefetch", daemon=True)
-        # Runs at exit, too: torch must not be at work in a thread while the interpreter is taken down.
+        # Runs at exit, too: no thread may use torch during the teardown of the interpreter.
         self._finalizer = weakref.finalize(self, _end, work, thread)
         thread.start()
 
 
 @dataclass
 class _Work:
-    """What the thread shares with its owner."""
+    """State that the thread shares with its owner."""
 
     make: Callable[[int], Any]
     next_out: int
@@ -100,5 +100,5 @@ def _end(work: _Work, thread: threading.Thread) -> None:
     with work.changed:
         work.stopped = True
         work.changed.notify_all()
-    if thread is not threading.current_thread():  # the last reference may go in the thread itself
+    if thread is not threading.current_thread():  # the thread itself may drop the last reference
         thread.join()

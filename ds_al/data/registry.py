@@ -1,4 +1,4 @@
-"""Where the data sets that are known by name come from, and what their columns are called."""
+"""Data sets that are known by name: their names on the hub and their columns."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ds_al.data.splits import Kind
 
 @dataclass(frozen=True)
 class Known:
-    """One set on the Hugging Face hub.
+    """One data set on the Hugging Face hub.
 
     Attributes:
         hub: its name there.
-        kind: what x is.
-        x, y: columns of image or text, and of the label.
+        kind: kind of x.
+        x, y: names of the columns of image or text, and of the label.
     """
 
     hub: str
@@ -33,4 +33,4 @@ KNOWN: dict[str, Known] = {
     "imdb": Known("stanfordnlp/imdb", "text", "text"),
     "sst2": Known("stanfordnlp/sst2", "text", "sentence"),
 }
-"""Names of ``experiment.data.name`` beside the bundled sets and any name on the hub."""
+"""Known values of ``experiment.data.name``; bundled sets and any other name on the hub are valid, too."""

@@ -1,4 +1,4 @@
-"""What a data set is once it is loaded: three parts that make micro-batches, and what a model must know of them."""
+"""A loaded data set: three parts that make micro-batches, and the sizes that a model needs."""
 
 from __future__ import annotations
 
@@ -16,63 +16,63 @@ Kind = Literal["image", "text"]
 
 
 class Part(Protocol):
-    """A data set that makes whole micro-batches, which is quicker than one sample at a time."""
+    """A data set that makes whole micro-batches, which is faster than one sample at a time."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Any:
-        """One sample ``(x, y)``."""
+        """Returns one sample ``(x, y)``."""
 
     def make_batch(self, indices: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> tuple[Any, Tensor]:
-        """The micro-batch ``(x, y)`` of these samples ``(B,)``; ``augment`` changes x before it is normalised."""
+        """Returns the micro-batch ``(x, y)`` of samples ``(B,)``; ``augment`` changes x before normalisation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """A data set, cut in three.
+    """A data set in three parts.
 
     Images: x is float32 ``(B, C, H, W)``. Text: x is ``(ids (B, T) int64, mask (B, T) bool)``, true at a token.
     y is int64 ``(B,)``, a class number.
     """
 
     kind: Kind
-    """What x is."""
+    """Kind of x."""
     train: Part
-    """What a model trains on."""
+    """Training samples."""
     validation: Part
-    """What settings are chosen by: the set's own, or cut from its training samples."""
+    """Samples that settings are chosen by: a part of the set, or cut from its training samples."""
     test: Part
-    """The published test samples, all of them: what is reported."""
+    """All published test samples, for reported results."""
     classes: list[str]
     """Names of the classes, by number."""
     shape: tuple[int, ...]
-    """Of one x: ``(C, H, W)`` of an image, ``(T,)`` of the longest text that is not cut."""
+    """Shape of one x: ``(C, H, W)`` of an image, ``(T,)`` of the longest text that is not cut."""
     vocab_size: int | None = None
     """Number of tokens; text alone."""
     padding_id: int | None = None
     """The token that fills shorter texts; text alone."""
     varying: bool = False
-    """Shapes differ from one micro-batch to the next."""
+    """Whether shapes differ from one micro-batch to the next."""
     lengths: Tensor | None = None
-    """Tokens of each training sample ``(N,)``, where micro-batches are to be made of samples alike in length."""
+    """Tokens of each training sample ``(N,)``, where micro-batches hold samples of similar length."""
     save_vocabulary: Callable[[Path], None] | None = None
-    """Writes the vocabulary that was built from the training part, where one was."""
+    """Writes the vocabulary, where it was built from the training part."""
 
 
 def cut(count: int, *, fraction: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
-    """Draws which training samples become the validation part.
+    """Draws the training samples that become the validation part.
 
     Args:
         count: number of training samples.
-        fraction: share to hold out, 0 included.
-        seed: decides which ones.
-        name: of the data set, for the error.
+        fraction: share to hold out; may be 0.
+        seed: seed of the draw.
+        name: name of the data set, for the error.
 
     Returns:
-        Ascending indices ``(kept, held)``, disjoint; together all.
+        Ascending, disjoint indices ``(kept, held)``; together they are all samples.
 
     Raises:
-        ALDataError: the fraction is out of range, or leaves nothing to train on.
+        ALDataError: the fraction is out of range, or leaves no training sample.
     """
     held_out = round(count * fraction)
     if not 0 <= held_out < count:

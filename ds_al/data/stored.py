@@ -1,4 +1,4 @@
-"""Loads a data set that is stored as tables, of the hub or of a folder."""
+"""Loads a data set that is stored as tables, on the hub or in a folder."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from ds_al.data import cache, decode
 from ds_al.data.config import DataConfig, refuse, refuse_other_kind
 from ds_al.data.images import Images, statistics
-from ds_al.data.source import Source, find
 from ds_al.data.splits import Splits, cut
+from ds_al.data.tables import DatasetTables, find
 from ds_al.data.tokenise import Pretrained, Tokenizer, tokenise, vocabulary
 from ds_al.data.tokens import Tokens
 from ds_al.data.words import Words
@@ -19,7 +19,7 @@ from ds_al.data.words import Words
 
 def load_stored(config: DataConfig, *, seed: int) -> Splits:
     """See :func:`~ds_al.data.load.load_data`."""
-    source = find(
+    tables = find(
         config.name,
         path=config.path,
         image_column=config.image_column,
@@ -27,23 +27,23 @@ def load_stored(config: DataConfig, *, seed: int) -> Splits:
         label_column=config.label_column,
         cache=None if config.cache is None else Path(config.cache).expanduser(),
     )
-    refuse_other_kind(config, source.kind)
+    refuse_other_kind(config, tables.kind)
     kept: Tensor
     held: Tensor | None
-    if "validation" in source.parts:
+    if "validation" in tables.parts:
         refuse(config, ("validation_fraction",), reason="has a validation part of its own")
-        kept, held = torch.arange(len(source.parts["train"])), None
+        kept, held = torch.arange(len(tables.parts["train"])), None
     else:
-        count = len(source.parts["train"])
+        count = len(tables.parts["train"])
         kept, held = cut(count, fraction=config.validation_fraction, seed=seed, name=config.name)
-    return (_images if source.kind == "image" else _text)(source, config, kept, held)
+    return (_images if tables.kind == "image" else _text)(tables, config, kept, held)
 
 
-def _images(source: Source, config: DataConfig, kept: Tensor, held: Tensor | None) -> Splits:
+def _images(tables: DatasetTables, config: DataConfig, kept: Tensor, held: Tensor | None) -> Splits:
     folder = cache.folder(config.cache)
     found = {
-        part: (decode.pixels(table, source.x, size=config.image_size, folder=folder), source.labels(part))
-        for part, table in source.parts.items()
+        part: (decode.pixels(table, tables.x, size=config.image_size, folder=folder), tables.labels(part))
+        for part, table in tables.parts.items()
     }
     channels = max(pixels.shape[1] for pixels, _ in found.values())  # a part may hold grey images alone
     found = {part: (pixels.expand(-1, channels, -1, -1), labels) for part, (pixels, labels) in found.items()}
@@ -57,28 +57,28 @@ def _images(source: Source, config: DataConfig, kept: Tensor, held: Tensor | Non
         train=Images(*found["train"], statistics=scale),
         validation=Images(*found["validation"], statistics=scale),
         test=Images(*found["test"], statistics=scale),
-        classes=source.classes,
+        classes=tables.classes,
         shape=tuple(pixels.shape[1:]),
     )
 
 
-def _text(source: Source, config: DataConfig, kept: Tensor, held: Tensor | None) -> Splits:
-    folder, tables = cache.folder(config.cache), source.parts
+def _text(tables: DatasetTables, config: DataConfig, kept: Tensor, held: Tensor | None) -> Splits:
+    folder = cache.folder(config.cache)
     tokenizer: Tokenizer
     if config.tokenizer == "words":
-        tokenizer = vocabulary(tables["train"], source.x, kept, size=config.vocab_size, folder=folder)
+        tokenizer = vocabulary(tables.parts["train"], tables.x, kept, size=config.vocab_size, folder=folder)
     else:
         refuse(config, ("vocab_size",), reason=f"is read by the tokenizer {config.tokenizer!r}, which has a size")
         tokenizer = Pretrained(config.tokenizer)
     pad_to = config.max_length if config.padding == "max_length" else None
     found = {
         part: Tokens(
-            *tokenise(table, source.x, tokenizer, max_length=config.max_length, folder=folder),
-            source.labels(part),
+            *tokenise(table, tables.x, tokenizer, max_length=config.max_length, folder=folder),
+            tables.labels(part),
             padding_id=tokenizer.padding_id,
             pad_to=pad_to,
         )
-        for part, table in tables.items()
+        for part, table in tables.parts.items()
     }
     if held is not None:
         found["validation"], found["train"] = found["train"].select(held), found["train"].select(kept)
@@ -87,7 +87,7 @@ def _text(source: Source, config: DataConfig, kept: Tensor, held: Tensor | None)
         train=found["train"],
         validation=found["validation"],
         test=found["test"],
-        classes=source.classes,
+        classes=tables.classes,
         shape=(config.max_length,),
         vocab_size=tokenizer.vocab_size,
         padding_id=tokenizer.padding_id,

@@ -1,4 +1,4 @@
-"""Texts to token numbers, once: kept as an Arrow file, found again by table, tokenizer and options."""
+"""Tokenizes texts once, and caches the tokens as an Arrow file by table, tokenizer and options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ds_al.data.words import Words
 
 
 class Tokenizer(Protocol):
-    """What makes numbers of texts."""
+    """Converts texts to token numbers."""
 
     @property
     def vocab_size(self) -> int:
@@ -30,10 +30,10 @@ class Tokenizer(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Differs where tokens would."""
+        """Identifies the mapping from texts to tokens."""
 
     def encode(self, texts: list[str], *, max_length: int) -> list[list[int]]:
-        """Token numbers of each text, ``max_length`` of them at most."""
+        """Returns the token numbers of each text, at most ``max_length`` of them."""
 
 
 class Pretrained:
@@ -43,12 +43,12 @@ class Pretrained:
         name: its name on the hub, or a folder.
 
     Raises:
-        ALDataError: there is none of this name in reach.
+        ALDataError: no such tokenizer is found.
     """
 
     def __init__(self, name: str) -> None:
         self._tokenizer: Any = hub.tokenizer(name)
-        self._tokenizer.model_max_length = int(1e9)  # it would warn of every text that is cut off anyhow
+        self._tokenizer.model_max_length = int(1e9)  # or it would warn of every text that is cut off
 
     @property
     def vocab_size(self) -> int:
@@ -57,7 +57,7 @@ class Pretrained:
 
     @property
     def padding_id(self) -> int:
-        """Its padding token, or else its end of text; the mask tells them apart."""
+        """Its padding token, or else its end of text; the mask distinguishes them."""
         for token in (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id):
             if token is not None:
                 return int(token)
@@ -65,27 +65,27 @@ class Pretrained:
 
     @property
     def fingerprint(self) -> str:
-        """Of its vocabulary and of what it makes of a sentence, so that the same folder elsewhere is the same."""
+        """Hash of its vocabulary and of a tokenized sentence, so that a copy of its folder has the same one."""
         vocabulary = sorted(self._tokenizer.get_vocab().items(), key=lambda entry: entry[1])
         probe = self._tokenizer("The quick, brown FOX naïvely jumps; 42 times!")["input_ids"]
         return hashlib.blake2b(repr((vocabulary, probe)).encode(), digest_size=8).hexdigest()
 
     def encode(self, texts: list[str], *, max_length: int) -> list[list[int]]:
-        """Token numbers of each text, special tokens included."""
+        """Returns the token numbers of each text, special tokens included."""
         return self._tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
 
 
 def tokenise(
     table: datasets.Dataset, column: str, tokenizer: Tokenizer, *, max_length: int, folder: Path
 ) -> tuple[Tensor, Tensor]:
-    """Tokens of all texts of a table, one after the other.
+    """Tokenizes all texts of a table, and concatenates their tokens.
 
     Args:
         table: with a column of texts; a missing text counts as an empty one.
         column: that column.
-        tokenizer: makes the numbers.
+        tokenizer: converts texts to numbers.
         max_length: tokens of a text at most.
-        folder: where the Arrow file is kept, and found again.
+        folder: cache of tokens.
 
     Returns:
         ``(flat (sum of lengths,) int32, lengths (N,) int64)``.
@@ -113,14 +113,14 @@ def tokenise(
 
 
 def vocabulary(table: datasets.Dataset, column: str, rows: Tensor, *, size: int, folder: Path) -> Words:
-    """The vocabulary of some rows of a table, built or found again.
+    """Builds the vocabulary of some rows of a table, or loads it from the cache.
 
     Args:
         table: with a column of texts.
         column: that column.
-        rows: those to train on ``(N,)``.
+        rows: training rows ``(N,)``.
         size: tokens at most.
-        folder: where the vocabulary is kept.
+        folder: cache of vocabularies.
     """
     drawn = hashlib.blake2b(rows.numpy().tobytes(), digest_size=16).hexdigest()
     path = folder / f"{key_of('words', table, column, drawn, size)}.json"
@@ -130,5 +130,5 @@ def vocabulary(table: datasets.Dataset, column: str, rows: Tensor, *, size: int,
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
     words.save(part)
-    os.replace(part, path)  # all or nothing: another rank may look for it at the same time
+    os.replace(part, path)  # atomic: another rank may look for it at the same time
     return words

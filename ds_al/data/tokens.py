@@ -1,4 +1,4 @@
-"""Tokenised texts in memory, and micro-batches padded to one length."""
+"""Tokenized texts in memory, padded per micro-batch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 class Tokens:
-    """Labelled texts as token numbers, one after the other in a single tensor.
+    """Data set of labelled texts, whose token numbers are concatenated in one tensor.
 
     Args:
-        flat: all tokens of all texts ``(sum of lengths,)``, an integer type.
+        flat: tokens of all texts ``(sum of lengths,)``, an integer type.
         lengths: tokens of each text ``(N,)``, ``int64``.
         labels: ``(N,)``, ``int64``.
-        padding_id: fills shorter texts.
+        padding_id: token that fills shorter texts.
         pad_to: T of every micro-batch, no text may be longer; by default its longest text's length.
     """
 
@@ -30,16 +30,16 @@ class Tokens:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """One sample: its tokens ``(length,)``, without padding, and its label."""
+        """Returns one sample: its tokens ``(length,)``, without padding, and its label."""
         start = int(self._starts[index])
         return self.flat[start : start + int(self.lengths[index])].long(), self.labels[index]
 
     def make_batch(
         self, indices: Tensor, augment: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """``((ids (B, T) int64, mask (B, T) bool), y (B,))``, padded at the end; the mask is true at a token.
+        """Returns ``((ids (B, T) int64, mask (B, T) bool), y (B,))``, padded at the end; the mask is true at a token.
 
-        T is at least 1, so that a micro-batch of empty texts has a shape, too. ``augment`` changes the ids.
+        T is at least 1, even for a micro-batch of empty texts. ``augment`` changes the ids.
         """
         lengths = self.lengths[indices]
         width = self.pad_to or max(int(lengths.max()), 1)
@@ -50,7 +50,7 @@ class Tokens:
         return ((ids if augment is None else augment(ids)), mask), self.labels[indices]
 
     def select(self, rows: Tensor) -> Tokens:
-        """These samples alone, in this order."""
+        """Returns the data set of these samples, in this order."""
         lengths, starts = self.lengths[rows], self._starts[rows]
         first = torch.repeat_interleave(starts - (lengths.cumsum(0) - lengths), lengths)
         flat = self.flat[first + torch.arange(len(first))]

@@ -25,8 +25,8 @@ def load_vision(name: str, *, validation_fraction: float = 0.1, seed: int = 0) -
 
     Args:
         name: a key of :data:`VISION_DATASETS`.
-        validation_fraction: share of the training images that becomes the validation part, 0 included.
-        seed: decides which images those are.
+        validation_fraction: share of the training images that becomes the validation part; may be 0.
+        seed: selects these images.
 
     Raises:
         ALDataError: the name is unknown, or the fraction leaves no training image.
@@ -47,7 +47,7 @@ def load_vision(name: str, *, validation_fraction: float = 0.1, seed: int = 0) -
 
 
 def _fashion_mnist_small() -> tuple[Labelled, Labelled, list[str]]:
-    """10,000 training and 2,000 test images ``(1, 28, 28)`` of Fashion-MNIST; MIT, Zalando SE."""
+    """Loads 10,000 training and 2,000 test images ``(1, 28, 28)`` of Fashion-MNIST; MIT, Zalando SE."""
     folder = resources.files("ds_al.data")
     with (folder / "fashion-mnist-small.npz").open("rb") as file, np.load(file) as arrays:
         train, test = (

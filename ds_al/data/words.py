@@ -1,4 +1,4 @@
-"""Words as tokens, by a vocabulary that is built from the texts a model trains on."""
+"""Tokenizes texts by words, with a vocabulary built from the training texts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ PADDING, UNKNOWN = "<pad>", "<unk>"
 
 
 class Words:
-    """Lower-case words and punctuation marks; 0 is padding, 1 any word that the vocabulary lacks.
+    """Converts lower-case words and punctuation marks to tokens; 0 is padding, 1 any unknown word.
 
     Args:
-        vocabulary: all tokens by number, beginning with the two special ones.
+        vocabulary: all tokens by number; the two special ones come first.
     """
 
     padding_id = 0
@@ -29,10 +29,10 @@ class Words:
 
     @classmethod
     def build(cls, texts: Iterable[str], *, size: int) -> Words:
-        """The most frequent words of these texts; of equally frequent ones, the first in the alphabet.
+        """Builds the vocabulary of the most frequent words; of equally frequent ones, the first in the alphabet.
 
         Args:
-            texts: of the training part.
+            texts: texts of the training part.
             size: number of tokens at most, the two special ones included.
         """
         counts: Counter[str] = Counter()
@@ -43,7 +43,7 @@ class Words:
 
     @classmethod
     def load(cls, path: Path) -> Words:
-        """Reads what :meth:`save` wrote."""
+        """Reads a vocabulary that :meth:`save` wrote."""
         return cls(json.loads(path.read_text(encoding="utf-8")))
 
     def save(self, path: Path) -> None:
@@ -57,14 +57,14 @@ class Words:
 
     @property
     def fingerprint(self) -> str:
-        """Differs where tokens would."""
+        """Hash of the vocabulary."""
         return hashlib.blake2b("\n".join(self.vocabulary).encode(), digest_size=8).hexdigest()
 
     def encode(self, texts: list[str], *, max_length: int) -> list[list[int]]:
-        """Token numbers of each text, of its first ``max_length`` tokens."""
+        """Returns the token numbers of each text, of its first ``max_length`` tokens."""
         return [[self._numbers.get(word, 1) for word in split(text)[:max_length]] for text in texts]
 
 
 def split(text: str) -> list[str]:
-    """``"It's so-so."`` to ``["it", "'", "s", "so", "-", "so", "."]``."""
+    """Splits ``"It's so-so."`` into ``["it", "'", "s", "so", "-", "so", "."]``."""
     return _WORD.findall(text.lower())

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from ds_al.data import cache
-from ds_al.data.source import find
 from ds_al.data.splits import cut
+from ds_al.data.tables import find
 from ds_al.errors import ALDataError
 
 END = "<|endoftext|>"
@@ -41,7 +41,7 @@ def load_corpus(
     """Reads a data set's texts; tokenizer and tokens are kept and found again.
 
     Args:
-        name, path: see :func:`ds_al.data.source.find`; a folder with ``train.parquet`` and ``test.parquet`` will do.
+        name, path: see :func:`ds_al.data.tables.find`; a folder with ``train.parquet`` and ``test.parquet`` will do.
         vocabulary: V, at most.
         length: T.
         validation_fraction: share of the training texts that is cut off for validation, by a seed of its own.

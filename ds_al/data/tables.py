@@ -1,4 +1,4 @@
-"""Finds a data set's parts, columns and classes, on the hub or in a folder of parquet files."""
+"""Finds the tables of a data set, their columns and classes, on the hub or in a folder of parquet files."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _PART_IN_NAME = re.compile(rf"(?:^|[-_./])({'|'.join(_PARTS)})(?=[-_./])")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """A data set as it is stored.
+class DatasetTables:
+    """A stored data set.
 
     Attributes:
-        kind: what x is.
+        kind: kind of x.
         parts: tables by name: ``train``, ``test`` and perhaps ``validation``.
-        x, y: columns of image or text, and of the label.
-        classes: names, by number.
+        x, y: names of the columns of image or text, and of the label.
+        classes: names of the classes, by number.
     """
 
     kind: Kind
@@ -40,7 +40,7 @@ class Source:
     classes: list[str]
 
     def labels(self, part: str) -> Tensor:
-        """Class numbers ``(N,)``, ``int64``."""
+        """Returns the class numbers of a part ``(N,)``, ``int64``."""
         column = self.parts[part].with_format("numpy")[self.y][:]
         if column.dtype.kind in "OUST":
             numbers = {name: number for number, name in enumerate(self.classes)}
@@ -56,11 +56,11 @@ def find(
     text_column: str | None = None,
     label_column: str | None = None,
     cache: Path | None = None,
-) -> Source:
+) -> DatasetTables:
     """Opens a data set; see the config keys of the same names.
 
     Raises:
-        ALDataError: it cannot be found, has no train and test part, or not the columns asked for.
+        ALDataError: it cannot be found, or lacks a train part, a test part or a column asked for.
     """
     known = KNOWN.get(name)
     if path is not None:
@@ -77,7 +77,7 @@ def find(
         raise ALDataError(f"data set {name!r} has the parts {sorted(parts)}: expected train and test")
     asked: dict[Kind, str | None] = {"image": image_column, "text": text_column}
     kind, x = _x_column(parts["train"], name, asked=asked, known=known, y=y)
-    return Source(kind=kind, parts=parts, x=x, y=y, classes=_classes(parts, y, name, path))
+    return DatasetTables(kind=kind, parts=parts, x=x, y=y, classes=_classes(parts, y, name, path))
 
 
 def _local_parts(path: str, cache: Path | None) -> dict[str, datasets.Dataset]:
@@ -108,7 +108,7 @@ def _local_parts(path: str, cache: Path | None) -> dict[str, datasets.Dataset]:
 def _x_column(
     table: datasets.Dataset, name: str, *, asked: dict[Kind, str | None], known: Known | None, y: str
 ) -> tuple[Kind, str]:
-    """What x is, and its column: as the config says, as the set is known, or else the only column it can be."""
+    """Returns kind and column of x: the config's, the known set's, or else the only candidate."""
     kinds = [kind for kind, column in asked.items() if column is not None]
     if len(kinds) == 2:
         raise ALDataError(
@@ -173,7 +173,7 @@ def _check_column(table: datasets.Dataset, column: str, name: str, *, key: str) 
 
 
 def _classes(parts: dict[str, datasets.Dataset], y: str, name: str, path: str | None) -> list[str]:
-    """Names of the classes: of ``classes.json``, of the table itself, or else the labels as they are."""
+    """Returns the names of the classes: of ``classes.json``, of the table, or else the labels themselves."""
     feature = parts["train"].features[y]
     seen = sorted({label for table in parts.values() for label in table.unique(y)}, key=lambda v: (str(type(v)), v))
     listed: list[str] | None = None
