@@ -27,7 +27,6 @@ def test_the_contract_has_no_exceptions() -> None:
     assert not exceptions
 
 
-@UNDER_WAY
 def test_the_top_is_small_and_holds_the_idea() -> None:
     names = {path.stem for path in (ROOT / "ds_al").glob("*.py")}
     assert len(names) <= 20
