@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ds_al.system import VERSION
+
 if TYPE_CHECKING:
     from ds_al.checkpoint.weights import load_weights
     from ds_al.convert.export import export
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from ds_al.trainer.arguments import ALTrainingArguments
     from ds_al.trainer.trainer import ALTrainer
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "ALCheckpointError",

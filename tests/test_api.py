@@ -54,6 +54,10 @@ def test_the_public_names_are_few_and_there() -> None:
         _ = ds_al.nothing
 
 
+def test_the_version_is_that_of_the_metadata() -> None:
+    assert f'\nversion = "{ds_al.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
+
+
 def test_the_page_is_up_to_date() -> None:
     assert (ROOT / "docs/api.md").read_text() == api.page(), "run: make docs"
 

@@ -9,6 +9,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from ds_al.system import VERSION
+
 
 def command() -> str:
     """How this process was started, to be pasted into a shell; without what the launcher adds for itself."""
@@ -20,9 +22,7 @@ def version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:  # run from a source tree
-        import ds_al
-
-        return ds_al.__version__ if package == "ds_al" else "not installed"
+        return VERSION if package == "ds_al" else "not installed"
 
 
 def cpu() -> str:
