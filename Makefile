@@ -7,6 +7,7 @@ CONFIG      ?= ds_configs/fashion_mnist_vgg_al.json
 ARGS        ?=
 TORCH_INDEX ?=
 MATRIX_TESTS ?=
+BASE        ?= HEAD~1
 
 VENV  := .venv
 BIN   := $(CURDIR)/$(VENV)/bin
@@ -19,7 +20,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test test-all test-matrix lint format docs doctor bench sample-report wheel test-wheel clean
+.PHONY: help install train test test-all test-matrix same-bits lint format docs doctor bench sample-report wheel test-wheel clean
 .PHONY: distclean
 
 help: ## show this list
@@ -32,6 +33,7 @@ help: ## show this list
 	@echo "  CONFIG=$(CONFIG)	what is trained"
 	@echo "  ARGS=$(ARGS)	further arguments, for train, test, doctor and bench"
 	@echo "  MATRIX_TESTS=$(MATRIX_TESTS)	what test-matrix runs, instead of its own choice"
+	@echo "  BASE=$(BASE)	the commit that same-bits compares with"
 	@echo "  TORCH_INDEX=$(TORCH_INDEX)	a package index to take torch from, such as one of CPU builds"
 
 install: $(STAMP) ## make .venv and install the package with its tools
@@ -52,6 +54,10 @@ test-all: $(STAMP) ## run all tests
 test-matrix: ## run tests with the oldest and the newest DeepSpeed, each in an environment of its own
 	@echo "==> Testing with the ends of the range of DeepSpeed"
 	OMP_NUM_THREADS=1 PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) MATRIX_TESTS="$(MATRIX_TESTS)" .ci/test-matrix $(ARGS)
+
+same-bits: $(STAMP) ## compare the bits that training leaves with those of the commit BASE
+	@echo "==> Training every case on $(BASE) and on this tree"
+	OMP_NUM_THREADS=1 $(BIN)/python .ci/same_bits.py against $(BASE) $(ARGS)
 
 lint: $(STAMP) ## check style, format, types, and the imports between rooms
 	@echo "==> Checking the style"
