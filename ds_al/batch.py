@@ -1,4 +1,4 @@
-"""What enters the first stage: a micro-batch, checked, on the device, its labels as the objective takes them."""
+"""Batch preparation on the first stage: checks a micro-batch, moves it to the device, and encodes its labels."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ds_al.tensors import Activation, Target
 
 
 class BatchPreparation:
-    """Turns ``(x, labels)`` into ``(s_0, t_0)``.
+    """Converts ``(x, labels)`` to the input ``(s_0, t_0)`` of the first layer.
 
     Args:
-        objective: says what ``t_0`` is.
+        objective: defines ``t_0``.
         num_classes: V; labels are integers in 0..V-1.
         micro_batch_size: expected number of samples.
         device: where the stage computes.
-        check: look at values; off, only structure and shapes are checked.
+        check: also check values; otherwise only structure and shapes are checked.
         dynamic_shape: shapes may change from one micro-batch to the next.
-        dtype: what floats enter the first layer as; ``None`` is as they are.
+        dtype: floating-point inputs are cast to it; ``None`` leaves them unchanged.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class BatchPreparation:
         self._shapes: list[torch.Size] | None = None
 
     def reset_shape(self) -> None:
-        """Accepts another shape from the next micro-batch on."""
+        """Accepts a new shape from the next micro-batch on."""
         self._shapes = None
 
     def __call__(self, batch: Any) -> tuple[Activation, Target]:
@@ -68,11 +68,11 @@ class BatchPreparation:
         return (arrived if isinstance(x, tuple) else arrived[0]), self.objective.first_target(labels, one_hot)
 
     def cast(self, tensor: Tensor) -> Tensor:
-        """A tensor as layers take it: floats in what they compute in."""
+        """Casts a floating-point tensor to the dtype in which the layers compute."""
         return tensor if self.dtype is None or not tensor.is_floating_point() else tensor.to(self.dtype)
 
     def to_device(self, tensor: Tensor) -> Tensor:
-        """Brings a tensor to the device; on a GPU through pinned memory, so that the host need not wait."""
+        """Moves a tensor to the device; for a GPU through pinned memory, so that the host does not wait."""
         if tensor.device == self.device:
             return tensor
         if self.device.type == "cuda" and tensor.device.type == "cpu":
@@ -84,7 +84,7 @@ class BatchPreparation:
         return [module.to(self.device, self.dtype) for module in modules]
 
     def split(self, batch: Any) -> tuple[Activation, Tensor]:
-        """Checks ``(x, labels)`` of any batch size and returns it with ``x`` a tensor or a tuple."""
+        """Checks ``(x, labels)`` of any batch size, and returns it with ``x`` as a tensor or a tuple."""
         if batch is None:
             raise ALDataError(
                 "the first stage has no data: pass an iterator to train_batch(), or training_data to initialize()"
@@ -109,8 +109,8 @@ class BatchPreparation:
         return x, labels
 
     def compared(self, labels: Tensor) -> Tensor:
-        """What scores are compared with: labels ``(B,)`` as floats ``(B, V)`` on the device. Labels of tokens stay as
-        they are: a vocabulary is too large for a number per class."""
+        """Returns the targets of scores: labels ``(B,)`` as one-hot floats ``(B, V)`` on the device. Labels of tokens
+        stay integers, since a vocabulary is too large for one-hot vectors."""
         labels = self.to_device(labels.to(torch.int64))
         if self.objective.per_token:
             return labels
@@ -118,7 +118,7 @@ class BatchPreparation:
         return zeros.scatter_(1, labels.unsqueeze(1), 1.0)
 
     def no_labels(self, samples: int) -> Tensor:
-        """What stands beside an input that is only to be scored."""
+        """Returns placeholder labels for inputs that are only scored."""
         return torch.zeros((samples, 0) if self.objective.per_token else (samples,), dtype=torch.int64)
 
     def _check_shape(self, shapes: list[torch.Size]) -> None:

@@ -1,12 +1,12 @@
 """Frozen copies of earlier layers' decoders, for objectives that decode while they train.
 
-At micro-batch 0, R, 2R, ... every stage takes over the copies that its predecessor has at that very micro-batch,
-adds its own decoders as they are before it, and sends all of them on. A layer so decodes with the weights that
-``h_1 .. h_{i-1}`` had before the last such micro-batch, wherever it lives: the bits depend on R alone.
+At micro-batch 0, R, 2R, ... every stage receives the copies that its predecessor holds at that micro-batch, adds its
+own decoders as they are before the micro-batch, and sends all of them on. A layer therefore decodes with the weights
+that ``h_1 .. h_{i-1}`` had before the last such micro-batch, on any partition: the bits depend on R alone.
 
-The copies travel in messages of their own, on a process group of their own, so that those of activations keep
-their shape and their order. Taking over and sending on are instructions before the forward pass, ``RefreshDecoders``
-and ``SendDecoders``: a stage that waits for them does not compute.
+The copies are sent in separate messages on a separate process group, so that messages of activations keep their shape
+and their order. Receiving and sending are instructions before the forward pass, ``RefreshDecoders`` and
+``SendDecoders``: a stage that waits for copies does not compute.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from ds_al.transport.neighbours import Channels
 
 
 class DecoderCopies:
-    """The copies of one stage. Every rank makes one, where the objective asks for them.
+    """The copies that one stage holds. Every rank constructs one where the objective needs them.
 
     Args:
         layers: ``(index in the network, layer)`` of the stage; their objectives get the copies of earlier layers.
         decoders: ``[h_1, ..., h_n]`` up to the stage's last layer, frozen, on the device: they become the copies.
-        channels: for the copies alone.
+        channels: channels that carry the copies alone.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class DecoderCopies:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Takes over the predecessor's copies, and adds this stage's own decoders."""
+        """Receives the predecessor's copies, and adds this stage's own decoders."""
         if self.receiver is not None:
             self.receiver.expect(1)
             (flat,) = self.receiver.receive()
@@ -64,12 +64,12 @@ class DecoderCopies:
 
     @torch.no_grad()
     def send(self) -> None:
-        """Sends the copies on, as they are now; not called on the last stage."""
+        """Sends the present copies to the next stage; must not be called on the last stage."""
         assert self.sender is not None
         self.sender.send((_flat(self._copies),))
 
     def state(self, layer: int) -> dict[str, Tensor]:
-        """The weights of one layer's copy, by name: they are older than the decoder itself."""
+        """Returns the weights of one layer's copy, by name; they are older than the decoder itself."""
         return {name: value.detach() for name, value in self._copies[layer].named_parameters()}
 
     @torch.no_grad()
@@ -79,7 +79,7 @@ class DecoderCopies:
             value.copy_(state[name])
 
     def __len__(self) -> int:
-        """Layers whose copies are here: this stage's, and all before them."""
+        """Number of layers whose copies this stage holds: its own, and all before them."""
         return len(self._copies)
 
 

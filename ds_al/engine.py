@@ -1,16 +1,16 @@
 """``ALPipelineEngine``: DeepSpeed's pipeline engine, whose stages learn locally and step at once.
 
-For every micro-batch a stage does, in the order of its schedule (:mod:`ds_al.schedule`):
+For every micro-batch a stage executes, in the order of its schedule (:mod:`ds_al.schedule`):
 
-    [1] LoadMicroBatch / RecvActivation   take (s, t) in; receives are posted ahead
-        RefreshDecoders, SendDecoders     now and then, where the objective decodes while it trains
+    [1] LoadMicroBatch / RecvActivation   load or receive (s, t); receives are posted ahead
+        RefreshDecoders, SendDecoders     at fixed intervals, where the objective decodes while it trains
     [2] ForwardPass                       s_i = f_i(s_{i-1}), t_i = g_i(t_{i-1}) for each local layer
-    [3] SendActivation                    send (s, t) of the last local layer on, without waiting
+    [3] SendActivation                    send (s, t) of the last local layer, without waiting
     [4] BackwardPass                      A_i and E_i of each local layer, and their gradients
-        ReduceGrads                       their means, where the pipeline has data parallel copies
+        ReduceGrads                       their means, where the pipeline has data parallel replicas
     [5] OptimizerStep                     local, on this stage alone
 
-Nothing flows from a later stage to an earlier one. Losses travel downstream with the activations.
+Nothing is sent from a later stage to an earlier one. Losses are sent downstream with the activations.
 """
 
 from __future__ import annotations
@@ -327,7 +327,7 @@ class ALPipelineEngine(PipelineEngine):
     # ---- instructions ------------------------------------------------------------------------------
 
     def _exec_load_micro_batch(self, buffer_id: int) -> None:
-        """[1] Takes a micro-batch from the data iterator, on the first stage."""
+        """[1] Loads a micro-batch from the data iterator, on the first stage."""
         start = time.perf_counter()
         try:
             batch = self._next_batch()
@@ -342,26 +342,26 @@ class ALPipelineEngine(PipelineEngine):
         self._now.s, self._now.t = self.preparation(batch)
 
     def _exec_recv_activations(self, buffer_id: int) -> None:
-        """[1] Takes ``(s, t, report)`` from the previous stage; it may have arrived long before."""
+        """[1] Receives ``(s, t, report)`` from the previous stage; it may have arrived long before."""
         assert self.receiver is not None
         now, message = self._now, self.compression.decode(self.receiver.receive())
         now.s, now.t, report = unpack(message, target_tensors=self.preparation.objective.target_tensors)
         self._report.take_over(report)
 
     def _exec_forward_pass(self, buffer_id: int) -> None:
-        """[2] Runs f and g of the local layers, and keeps what their backward needs."""
+        """[2] Runs f and g of the local layers, and keeps the graphs for their backward."""
         now = self._now
         self.counters.samples += first(now.s).shape[0]
         now.s, now.t = self.stage.forward(now.s, now.t)
 
     def _exec_refresh_decoders(self) -> None:
-        """[1] Takes over the copies of earlier decoders, where that is due at this micro-batch."""
+        """[1] Receives the copies of earlier decoders, where that is due at this micro-batch."""
         assert self.decoder_copies is not None
         if self.decoder_copies.due(self.stage.trained_micro_batches):
             self.decoder_copies.refresh()
 
     def _exec_send_decoders(self) -> None:
-        """[1] Sends these copies on, before the forward pass."""
+        """[1] Sends these copies to the next stage, before the forward pass."""
         assert self.decoder_copies is not None
         if self.decoder_copies.due(self.stage.trained_micro_batches):
             self.decoder_copies.send()
@@ -391,7 +391,7 @@ class ALPipelineEngine(PipelineEngine):
             self._count_step()
 
     def _exec_barrier(self) -> None:
-        """Waits for all stages; in no streaming schedule."""
+        """Waits for all stages; never part of the streaming schedule."""
         self.topology.barrier()
 
     _INSTRUCTION_MAP: ClassVar[dict[Any, Callable[..., None]]] = {
@@ -410,15 +410,15 @@ class ALPipelineEngine(PipelineEngine):
     # ---- what a stage reports ----------------------------------------------------------------------
 
     def reset_stats(self) -> None:
-        """Starts :meth:`stats` anew."""
+        """Resets :meth:`stats`."""
         self.counters.reset()
 
     def stats(self) -> StageStats:
-        """This stage's times and bytes since the last :meth:`reset_stats`."""
+        """Returns this stage's times and bytes since the last :meth:`reset_stats`."""
         return self.counters.stats()
 
     def stage_metrics(self) -> dict[int, StageMetrics]:
-        """Latest known metrics by stage, of this stage and those before it; waits for the device, not for a stage."""
+        """Returns the latest known metrics of this stage and those before it; waits for the device, not for a stage."""
         return dict(enumerate(self._report.stage_metrics()[: self.stage_id + 1]))
 
     def gather(self, value: Any) -> list[Any]:
@@ -426,8 +426,8 @@ class ALPipelineEngine(PipelineEngine):
         return self.topology.gather(value)
 
     def gather_losses(self) -> Tensor:
-        """Local losses of all layers since the last call, ``(batches, N, 2)``, means over data parallel replicas;
-        drains the pipeline.
+        """Returns the local losses of all layers since the last call, ``(batches, N, 2)``, means over data parallel
+        replicas; drains the pipeline.
 
         ``[..., 0]`` is the associated, ``[..., 1]`` the autoencoder loss, each the mean over a batch. Every
         rank must call it.
@@ -466,19 +466,19 @@ class ALPipelineEngine(PipelineEngine):
     # ---- what users of a PipelineEngine call -------------------------------------------------------
 
     def set_dataloader(self, loader: Iterable[Any]) -> None:
-        """Keeps a loader; on the first stage alone, since no other reads data."""
+        """Sets the data loader; on the first stage alone, since no other reads data."""
         if self.is_first_stage():
             self.training_dataloader = loader
             self.data_iterator = iter(loader)
 
     def set_dataiterator(self, iterator: Iterator[Any] | None) -> None:
-        """Reads micro-batches from this iterator from now on; on the first stage alone."""
+        """Sets the iterator over micro-batches; on the first stage alone."""
         if self.is_first_stage():
             self.training_dataloader = None  # type: ignore[assignment]
             self.data_iterator = iterator  # type: ignore[assignment]
 
     def set_train_batch_size(self, train_batch_size: int) -> None:
-        """Changes the number of micro-batches per batch; must be called on every rank between batches.
+        """Sets the number of micro-batches per batch; must be called on every rank between batches.
 
         Raises:
             ValueError: the size is no multiple of the micro-batch size, or ``steps_per_batch`` does not
@@ -512,7 +512,7 @@ class ALPipelineEngine(PipelineEngine):
         self.stage.check_finite(wait=True)
 
     def destroy(self) -> None:
-        """Lets the last messages leave, ends the watchdog, and frees what DeepSpeed holds."""
+        """Waits for the last messages, ends the watchdog, and frees the resources of DeepSpeed."""
         try:
             self.flush()
         finally:
@@ -643,7 +643,7 @@ class ALPipelineEngine(PipelineEngine):
         )
 
     def reset_activation_shape(self) -> None:
-        """Lets the shapes of micro-batches change; on every rank, between batches."""
+        """Accepts new shapes of micro-batches; must be called on every rank, between batches."""
         self.links.reset()
         self.preparation.reset_shape()
 

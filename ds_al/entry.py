@@ -1,4 +1,4 @@
-"""``ds_al.initialize``: what ``deepspeed.initialize`` does, with the engine that the model asks for."""
+"""``ds_al.initialize``: the counterpart of ``deepspeed.initialize``, with the engine of the model."""
 
 from __future__ import annotations
 

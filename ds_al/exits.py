@@ -1,4 +1,6 @@
-"""Early exit: a sample leaves the network at the first exit that is confident of a class.
+"""Early exit, and averages of exits.
+
+A sample leaves the network at the first exit whose confidence reaches a threshold.
 
 Confidence is the largest softmax probability of an exit's scores. The last exit takes all that are left. Source:
 Teerapittayanon, McDanel & Kung, "BranchyNet", ICPR 2016, who took the entropy.

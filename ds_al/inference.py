@@ -1,10 +1,10 @@
 """Evaluation and prediction through the stages of an :class:`~ds_al.engine.ALPipelineEngine`.
 
-Inference ends on ``h_1``, whose home is the first stage. Instead of sending every code back there, the
-decoders travel: once per evaluation each stage gets the weights of all earlier ``h`` from its predecessor.
-They are small, and this costs a few messages per stage; codes would cost one per exit, stage and batch, and
-would make stages wait for later ones. Each stage then scores its own exits by itself, and evaluation, too,
-only ever sends forward. At its end the counts of all stages are summed up.
+Inference ends with ``h_1``, which the first stage owns. Codes are not sent back to it; instead, once per evaluation,
+each stage receives the weights of all earlier ``h`` from its predecessor. They are small and cost a few messages per
+stage, whereas codes would cost a message per exit, stage and batch, and would make stages wait for later ones. Each
+stage then scores its own exits, so evaluation sends messages forward only. At its end the counts of all stages are
+summed.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from ds_al.transport.neighbours import Channels
 
 
 class Inference:
-    """What ``engine.evaluate``, ``eval_batch`` and ``predict`` do. Every rank calls each method.
+    """Implements ``engine.evaluate``, ``eval_batch`` and ``predict``. Every rank must call each method.
 
     Args:
         module: the network.
         topology: place of this rank.
-        preparation: checks batches, and brings them to the device.
-        channels: for evaluation alone; every message announces its own shapes.
-        timed: a context that times what a stage computes, by name.
+        preparation: checks batches, and moves them to the device.
+        channels: channels of evaluation alone; every message announces its own shapes.
+        timed: returns a context that times the computation inside, by name.
     """
 
     def __init__(

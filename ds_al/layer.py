@@ -6,12 +6,12 @@
     E_i = D_E(h_i(t_i), sg t_{i-1})                     h  target decoder; trains g_i and h_i only
     exit at m   x -> f_1 .. f_m -> b_m -> h_m .. h_1    m = N is the full inference path
 
-So the published method, ``mse``; what t, A, E and an exit are is for the layer's objective to say
-(:mod:`ds_al.objectives`).
-``sg`` stops the gradient, ``s_0 = x``, ``t_0`` is the one-hot label. Source: Kao & Chen, "Associated
-Learning", Neural Computation 33(1), 2021, section 3; Wu, Lin, Chen & Chen, ICLR 2022.
+These are the equations of the published objective, ``mse``; other objectives define t, A, E and the exits differently
+(:mod:`ds_al.objectives`). ``sg`` stops the gradient, ``s_0 = x``, ``t_0`` is the one-hot label. Source: Kao & Chen,
+"Associated Learning", Neural Computation 33(1), 2021, section 3; Wu, Lin, Chen & Chen, ICLR 2022.
 
-Shapes: ``B`` batch, ``K`` width of a target code, ``V`` classes. This file knows no DeepSpeed and no ranks.
+Shapes: ``B`` batch, ``K`` width of a target code, ``V`` classes. This module imports neither DeepSpeed nor
+``torch.distributed``.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ class LocalLosses(NamedTuple):
 
 
 class ALLayer(nn.Module):
-    """One layer of associated learning: the functions f, b, g, h and the losses that train them.
+    """One AL layer: the functions f, b, g, h and the local losses that train them.
 
     Args:
         f: ``s_{i-1} -> s_i``. Takes and returns an :data:`Activation`.
-        b: ``reduce(s_i) -> (B, K)``, the bridge from the input side to the code of the target side.
+        b: ``reduce(s_i) -> (B, K)``, the bridge: an auxiliary head that maps the output of f into the space of codes.
         g: ``t_{i-1} -> t_i``; ``(B, V)`` one-hot labels of the default float type for the first layer,
             ``(B, K_{i-1})`` after it.
         h: ``t_i -> t_{i-1}``, the inverse of ``g``. For the first layer its output are label scores.
         objective: name, ``{"name": ..., option: value}`` or instance: what trains f and b, see :mod:`ds_al.objectives`.
         associated_loss: name (``"mse"``, ``"cross_entropy"``) or callable ``D_A``, of the objective ``mse`` alone.
         autoencoder_loss: name or callable ``D_E``. Text models use ``"cross_entropy"`` in the first layer.
-        reduce: turns ``s_i`` into what the bridge reads, a tensor or a tuple; by default the first tensor of a tuple.
-        target_gradient: lets the associated loss train ``g`` as well. Off in the published code.
+        reduce: maps ``s_i`` to the input of the bridge, a tensor or a tuple; by default the first tensor of a tuple.
+        target_gradient: whether the associated loss also trains ``g``; off in the published code.
         name: shown in errors, logs and reports.
 
     Example:
@@ -60,7 +60,7 @@ class ALLayer(nn.Module):
     """
 
     recomputed: Callable[[Activation], Activation] | None = None
-    """Runs f in training where it is set: activation checkpointing (:mod:`ds_al.compute.recompute`)."""
+    """Runs f in training, if set: activation checkpointing (:mod:`ds_al.compute.recompute`)."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class ALLayer(nn.Module):
         self.name = name
 
     def forward(self, s: Activation, t: Target) -> tuple[Activation, Target]:
-        """Computes ``(s_i, t_i)``, with graph, from inputs without one. All that a later layer needs."""
+        """Computes ``(s_i, t_i)``, with a graph, from inputs without one: the input of the next layer."""
         f = self.recomputed if self.recomputed is not None and self.training else self.f
         s_out, t_out = f(s), self.objective.encode(self, t)
         self._check("f", s_out)
@@ -94,19 +94,18 @@ class ALLayer(nn.Module):
         return s_out, t_out
 
     def local_losses(self, s_out: Activation, t_out: Target, t_in: Target) -> LocalLosses:
-        """Computes ``A_i`` and ``E_i`` of one micro-batch from what :meth:`forward` returned and ``t_{i-1}``."""
+        """Computes ``A_i`` and ``E_i`` of one micro-batch from the output of :meth:`forward` and ``t_{i-1}``."""
         associated = self.objective.associated_loss(self, s_out, t_out)
         autoencoder = self.objective.autoencoder_loss(self, t_out, t_in)
-        associated = to_float32(associated)  # a loss of the user's may keep the precision of the layer
+        associated = to_float32(associated)  # a user's loss may return the precision of the layer
         return LocalLosses(associated, torch.zeros_like(associated) if autoencoder is None else to_float32(autoencoder))
 
     def bridge(self, s: Activation) -> Tensor:
-        """``b_i(reduce(s_i))``: the code ``(B, K)`` that the input side predicts for the target side."""
+        """Returns ``b_i(reduce(s_i))``, the predicted target code ``(B, K)``."""
         return self.b(self.reduce(s))
 
     def associated_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that the associated loss trains: of f, of b, of ``reduce`` if it is a module, and what the
-        objective adds."""
+        """Yields the parameters that the associated loss trains: of f, b, ``reduce`` if a module, and the objective."""
         yield from self.f.parameters()
         yield from self.b.parameters()
         if isinstance(self.reduce, nn.Module):
@@ -114,14 +113,14 @@ class ALLayer(nn.Module):
         yield from self.objective.extra_parameters(self)
 
     def autoencoder_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that the autoencoder loss trains: of g and of h."""
+        """Yields the parameters that the autoencoder loss trains: of g and of h."""
         yield from self.g.parameters()
         if not self.objective.trains_decoder:
             yield from self.h.parameters()
 
     @property
     def label(self) -> str:
-        """How errors call this layer."""
+        """Name of this layer in errors."""
         return f"AL layer {self.name or type(self.f).__name__}"
 
     def _check(self, function: str, value: Any) -> None:
@@ -129,7 +128,7 @@ class ALLayer(nn.Module):
         if not parts or not all(isinstance(part, Tensor) for part in parts):
             raise ALLayerError(
                 f"{self.label}: {function} returned {_kind(value)}; expected a tensor or a tuple of tensors, "
-                "since only those can travel to the next layer"
+                "since only those can be sent to the next layer"
             )
 
 
@@ -143,7 +142,7 @@ def _kind(value: Any) -> str:
 def predict(
     layers: Sequence[ALLayer], x: Activation, *, exit: int | None = None, num_classes: int | None = None
 ) -> Tensor:
-    """Label scores ``(B, V)`` of the inference path, or of an early exit after ``exit`` layers (1-based).
+    """Returns the label scores ``(B, V)`` of the inference path, or of an early exit after ``exit`` layers (1-based).
 
     Example:
         >>> layer = ds_al.ALLayer(f=nn.Linear(8, 16), b=nn.Linear(16, 4), g=nn.Linear(3, 4), h=nn.Linear(4, 3))
@@ -151,7 +150,7 @@ def predict(
         torch.Size([2, 3])
 
     Args:
-        num_classes: V; needed where the objective scores with a table of codes (``contrast``).
+        num_classes: V; required where the objective scores with a table of codes (``contrast``).
 
     Raises:
         ValueError: ``exit`` is not in 1..N, or ``num_classes`` is missing.
@@ -174,8 +173,8 @@ def predict(
 def seed_layer(base_seed: int, *, layer: int, step: int, part: int) -> None:
     """Seeds torch's generators for one layer, one micro-batch and one part of it (0 forward, 1 losses).
 
-    The draw of a dropout mask so depends on none of: other layers, the partition, the schedule.
-    SplitMix64 spreads the four numbers, since torch's CPU generator uses 32 bits of a seed.
+    The draw of a dropout mask therefore depends neither on other layers nor on the partition or the schedule.
+    SplitMix64 mixes the four numbers, since torch's CPU generator uses 32 bits of a seed.
     """
     z = ((base_seed * 1_000_003 + layer) * 1_000_003 + step) * 2 + part
     z = (z + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF

@@ -225,7 +225,7 @@ def _check_stages(num_stages: int, *, layers: int, processes: int) -> None:
     if num_stages < 1 or processes % num_stages:
         raise ALConfigError(
             f"{processes} processes for {num_stages} stages: start as many processes as stages, or a multiple of it "
-            "for data parallel copies of the pipeline (deepspeed --num_accelerators N)"
+            "for data parallel replicas of the pipeline (deepspeed --num_accelerators N)"
         )
     if not 1 <= num_stages <= layers:
         raise ALConfigError(

@@ -1,10 +1,10 @@
-"""The schedules of associated learning, each as a generator of DeepSpeed's pipeline instructions, beneath its diagram.
+"""The four schedules of associated learning, each a generator of DeepSpeed's pipeline instructions with its diagram.
 
-Diagrams: stages downwards, time to the right, two micro-batches. ``F`` forward, ``B`` local backward,
+Diagrams: stages from top to bottom, time from left to right, two micro-batches. ``F`` forward, ``B`` local backward,
 ``S`` optimizer step, ``|`` barrier. A stage sends right after ``F``.
 
-The four AL schedules end on identical weights: on every stage, micro-batch m's forward runs on weights
-that have stepped on all micro-batches before it, and on none after it.
+All four produce identical weights: on every stage, the forward of micro-batch m uses weights that have been stepped on
+all micro-batches before m, and on none after it.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ class Barrier(PipeInstruction):
 
 
 class RefreshDecoders(PipeInstruction):
-    """The stage takes over its predecessor's copies of earlier decoders and adds its own, where that is due."""
+    """The stage receives its predecessor's copies of earlier decoders and adds its own, where that is due."""
 
 
 class SendDecoders(PipeInstruction):
-    """The stage sends these copies on, where that is due."""
+    """The stage sends these copies to its successor, where that is due."""
 
 
 class Repeated(PipeSchedule):
-    """A schedule whose instructions are made once, for every batch that it runs again.
+    """A schedule whose instructions are generated once and executed for every batch.
 
     Args:
-        reduce_gradients: put a ``ReduceGrads`` before each ``OptimizerStep``, for data parallel copies.
+        reduce_gradients: put a ``ReduceGrads`` before each ``OptimizerStep``, for data parallel replicas.
         refresh_decoders: put ``RefreshDecoders`` and, but for the last stage, ``SendDecoders`` before each
             ``ForwardPass``, for objectives that decode while they train.
     """
@@ -62,16 +62,16 @@ class Repeated(PipeSchedule):
         ]
 
     def num_pipe_buffers(self) -> int:
-        """Those of the schedule."""
+        """Number of buffers of the schedule."""
         return self._buffers
 
     def steps(self) -> Iterator[Step]:
-        """The same instructions, from the first."""
+        """Yields the same instructions, from the first step."""
         return iter(self._steps)
 
 
 class ALSchedule(PipeSchedule):
-    """What the AL schedules share: messages go forward only, and one autograd graph is alive at a time.
+    """Base of the AL schedules: messages are sent forward only, and one autograd graph is alive at a time.
 
     Args:
         micro_batches: micro-batches per batch, M.
@@ -110,13 +110,13 @@ class StreamingSchedule(ALSchedule):
     """
 
     def steps(self) -> Iterator[Step]:
-        """Receive, forward, send, local backward, step; M times."""
+        """Yields receive, forward, send, local backward, step; M times."""
         for m in range(self.micro_batches):
             yield [*self.forward_and_send(), BackwardPass(buffer_id=0), *self.local_step(m)]
 
 
 class ForwardFirstSchedule(StreamingSchedule):
-    """As ``streaming``, and the pipeline drains after every batch. The thesis's AL-P.
+    """``streaming`` with a drain of the pipeline after every batch. The thesis's AL-P.
 
     ::
 
@@ -126,13 +126,13 @@ class ForwardFirstSchedule(StreamingSchedule):
     """
 
     def steps(self) -> Iterator[Step]:
-        """The streaming steps, then one barrier."""
+        """Yields the streaming steps, then one barrier."""
         yield from super().steps()
         yield [Barrier()]
 
 
 class ParallelBackwardSchedule(ALSchedule):
-    """All stages run backward and step at once, when the last forward is done. The thesis's AL-M.
+    """All stages run backward and step at once, after the forward of the last stage. The thesis's AL-M.
 
     ::
 
@@ -142,7 +142,7 @@ class ParallelBackwardSchedule(ALSchedule):
     """
 
     def steps(self) -> Iterator[Step]:
-        """Forward through all stages, barrier, backward and step."""
+        """Yields the forward through all stages, a barrier, backward and step."""
         for m in range(self.micro_batches):
             yield [*self.forward_and_send(), Barrier()]
             yield [BackwardPass(buffer_id=0), *self.local_step(m)]
@@ -159,7 +159,7 @@ class SequentialSchedule(ALSchedule):
     """
 
     def steps(self) -> Iterator[Step]:
-        """Each stage takes its turn in the backward, then in the step."""
+        """Yields the forward, then backward and step of one stage after another."""
         for m in range(self.micro_batches):
             yield self.forward_and_send()
             yield from self._in_turn([BackwardPass(buffer_id=0)])

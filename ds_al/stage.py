@@ -1,4 +1,4 @@
-"""What one stage computes: its layers' forwards, their local losses, and their local backwards."""
+"""The computation of one stage: forward, local losses and local backward of its layers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ds_al.trace.recorder import Recording
 
 @dataclass(slots=True)
 class _Pass:
-    """What one layer keeps between its forward and its local backward."""
+    """State that one layer keeps between its forward and its local backward."""
 
     index: int
     layer: ALLayer
@@ -29,16 +29,16 @@ class _Pass:
 
 
 class LocalStage:
-    """The AL layers of one stage, as one unit that knows neither neighbours nor schedule.
+    """The AL layers of one stage, independent of neighbours and of the schedule.
 
     Args:
         layers: ``(index in the network, layer)``, in order.
         stage_id: number of the stage, for errors.
-        base_seed: with layer, micro-batch and part of it, fixes all random draws of a layer.
-        device: where the losses are summed up.
-        number: this stage's count of micro-batches to the number that fixes the draws of one.
-        loss_scales: by index of the layer, where its losses are multiplied before backward.
-        recording: gets each layer's part of forward and backward while a recorder is set.
+        base_seed: seeds all random draws of a layer, together with layer, micro-batch and pass.
+        device: where the losses are summed.
+        number: maps this stage's count of micro-batches to the number that seeds the draws of one.
+        loss_scales: scale of the losses before backward, by index of the layer.
+        recording: receives each layer's part of forward and backward while a recorder is set.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class LocalStage:
         self._unchecked: deque[tuple[HostCopy, int]] = deque()
 
     def forward(self, s: Activation, t: Target) -> tuple[Activation, Target]:
-        """Runs f and g of every layer and keeps what the backward needs.
+        """Runs f and g of every layer, and keeps the graphs for the backward.
 
         Returns:
-            ``(s, t)`` of the last layer, without graph: what the next stage gets.
+            ``(s, t)`` of the last layer, without a graph: the input of the next stage.
 
         Raises:
-            ALLayerError: a layer raised, or returned something that cannot travel.
+            ALLayerError: a layer raised, or returned something other than tensors.
         """
         recorder = self._recording.recorder
         for index, layer in self.layers:
@@ -90,7 +90,7 @@ class LocalStage:
         return s, t
 
     def backward(self, *, scale: float) -> None:
-        """Computes both losses of every layer and adds ``scale`` times their gradients; drops what was kept.
+        """Computes both losses of every layer, accumulates ``scale`` times their gradients, and frees the graphs.
 
         Raises:
             ALLayerError: a layer raised.
@@ -109,13 +109,13 @@ class LocalStage:
             except Exception as error:
                 self._blame(error, kept.layer, "local losses and backward")
             self._losses += [loss.detach() for loss in losses]
-            passes[row] = None  # type: ignore[call-overload]  # this layer's graph and activations go now
+            passes[row] = None  # type: ignore[call-overload]  # frees this layer's graph and activations
             if recorder is not None:
                 recorder.add_layer("BackwardPass", kept.index, start, recorder.mark())
         self.trained_micro_batches += 1
 
     def _gradients(self, scale: float, count: int) -> list[Tensor] | None:
-        """The gradient of each loss: ``scale``, made once, or autograd's own 1, which is cheaper."""
+        """Returns the gradient of each loss: ``scale``, constructed once, or ``None`` for 1, which is cheaper."""
         if scale == 1:
             return None
         if scale not in self._gradient:  # few: loss scales are powers of 2
@@ -123,18 +123,18 @@ class LocalStage:
         return [self._gradient[scale]] * count
 
     def take_losses(self, micro_batches: int) -> Tensor:
-        """Means ``(layers, 2)`` of ``(A_i, E_i)`` over the micro-batches since the last call."""
+        """Returns the means ``(layers, 2)`` of ``(A_i, E_i)`` over the micro-batches since the last call."""
         losses, self._losses = self._losses, []
         return torch.stack(losses).view(-1, len(self.layers), 2).sum(dim=0) / micro_batches
 
     def check_finite(self, losses: Tensor | None = None, *, wait: bool = False) -> None:
-        """Looks at the means of a batch ``(layers, 2)``, and at those before it that were not looked at yet.
+        """Checks the mean losses ``(layers, 2)`` of a batch, and those of earlier batches that are not checked yet.
 
-        On a GPU the numbers are copied to the host, which does not wait for them: they are looked at in the first call
-        that finds them there.
+        On a GPU the losses are copied to the host, which does not wait for them: the first call that finds them on the
+        host checks them.
 
         Args:
-            wait: waits for all numbers.
+            wait: wait for all losses.
 
         Raises:
             ALLayerError: one of them is NaN or infinite.
@@ -158,7 +158,7 @@ class LocalStage:
         seed_layer(self.base_seed, layer=layer, step=self._number(self.trained_micro_batches), part=part)
 
     def _blame(self, error: Exception, layer: ALLayer, what: str) -> NoReturn:
-        """Names stage, layer and micro-batch in whatever a layer raised."""
+        """Raises the error of a layer with stage, layer and micro-batch in its message."""
         if isinstance(error, ALError):
             raise type(error)(f"stage {self.stage_id}, micro-batch {self.trained_micro_batches}: {error}") from None
         raise ALLayerError(
