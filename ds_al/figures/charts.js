@@ -21,6 +21,7 @@ const Charts = (function () {
   }
 
   function number(value) {
+    if (value && Math.abs(value) < 1e-3) return Number(value.toPrecision(4)).toExponential();
     return value.toLocaleString("en-US", { maximumSignificantDigits: 4 });
   }
 

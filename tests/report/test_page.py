@@ -73,6 +73,11 @@ def test_the_page_is_one_small_file_without_network(tmp_path: Path) -> None:
     assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
 
 
+def test_the_sample_is_small() -> None:
+    files = [path for path in (ROOT / "docs/sample-report").rglob("*") if path.is_file()]
+    assert files and sum(path.stat().st_size for path in files) < 1.5e6
+
+
 def test_only_the_pages_own_scripts_may_run(tmp_path: Path) -> None:
     make_run(tmp_path)
     page = page_of(tmp_path)
