@@ -1,8 +1,8 @@
-"""Trains one network by associated learning, or its backprop twin, as a config file says.
+"""Trains one network by associated learning, or its backprop twin, from a config file.
 
     deepspeed --num_accelerators 2 run/train.py --deepspeed_config ds_configs/fashion_mnist_vgg_al.json
 
-One process is one stage; with a single process all layers train in it, with the same result. --stages 2 on four
+Each process holds one stage; a single process trains all layers, with the same result. --stages 2 on four
 processes makes two data parallel replicas of the pipeline.
 """
 

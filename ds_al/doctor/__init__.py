@@ -1,9 +1,9 @@
-"""``python -m ds_al doctor``: what is installed, what this machine has, and what will work on it.
+"""``python -m ds_al doctor``: what is installed, what this machine has, and what works on it.
 
-It only looks: no process group is started, nothing is compiled, nothing is downloaded.
+It only examines: it starts no process group, compiles nothing and downloads nothing.
 """
 
 from ds_al.doctor.command import add_command, examine, exit_code, run
-from ds_al.doctor.row import Row, Status
+from ds_al.doctor.finding import Finding, Status
 
-__all__ = ["Row", "Status", "add_command", "examine", "exit_code", "run"]
+__all__ = ["Finding", "Status", "add_command", "examine", "exit_code", "run"]

@@ -1,4 +1,4 @@
-"""What will and what will not work on this machine, and why."""
+"""What works on this machine and what does not, and why."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import importlib.util
 import socket
 from typing import Any
 
+from ds_al.doctor.finding import Finding
 from ds_al.doctor.machine import compiler, cores
-from ds_al.doctor.row import Row
 
 LAUNCHER_PORT = 29500
-"""Where ranks meet unless the ``deepspeed`` launcher gets ``--master_port``."""
+"""Default of the ``deepspeed`` launcher's ``--master_port``."""
 
 
-def abilities(accelerator: Any, torch: Any) -> list[Row]:
-    """What will and what will not work here."""
+def abilities(accelerator: Any, torch: Any) -> list[Finding]:
+    """Finds what works here and what does not."""
     group, on_cpu = "works here", accelerator.device_name() == "cpu"
     streaming = (
         streaming_on_cores(cores(), torch.get_num_threads())
@@ -23,62 +23,62 @@ def abilities(accelerator: Any, torch: Any) -> list[Row]:
     )
     gpus, has_nccl = torch.cuda.device_count(), torch.distributed.is_nccl_available()
     if has_nccl and gpus:
-        nccl = Row(group, "NCCL", f"{gpus} GPU{'s' * (gpus > 1)}")
+        nccl = Finding(group, "NCCL", f"{gpus} GPU{'s' * (gpus > 1)}")
     else:
         why = "no GPU was found" if has_nccl else "this build of PyTorch has none"
-        nccl = Row(group, "NCCL", "no", "no", f"{why}: ranks on CPU talk over gloo")
+        nccl = Finding(group, "NCCL", "no", "no", f"{why}: ranks on CPU talk over gloo")
     return [
         streaming,
         nccl,
         _precision_row("fp16", accelerator.is_fp16_supported(), accelerator),
         _precision_row("bf16", accelerator.is_bf16_supported(), accelerator),
-        Row(group, "ZeRO", "stage 1", remark="over the data parallel copies of each stage; 2 and 3 are refused"),
+        Finding(group, "ZeRO", "stage 1", remark="over the data parallel replicas of each stage; 2 and 3 are refused"),
         _compile_row(on_cpu),
         port_row(LAUNCHER_PORT),
     ]
 
 
-def streaming_on_cores(cores: int, threads: int) -> Row:
-    """How many stages can work at the same time on ``cores`` with ``threads`` each."""
+def streaming_on_cores(cores: int, threads: int) -> Finding:
+    """Finds how many stages can work at the same time on ``cores`` with ``threads`` each."""
     group, item, side_by_side = "works here", "streaming", cores // threads
     if side_by_side > 1:
         value = f"up to {side_by_side} ranks at once"
         each = f"{threads} thread{'s' * (threads > 1)}"
         remark = f"{cores} cores, {each} per rank. More ranks train too, but take turns"
-        return Row(group, item, value, remark=remark)
+        return Finding(group, item, value, remark=remark)
     if cores > 1:
         remark = f"2 ranks x {threads} threads on {cores} cores: set OMP_NUM_THREADS={cores // 2} or less"
     else:
         remark = "any number of ranks trains, but they share one core: nothing is gained in time"
-    return Row(group, item, "ranks take turns", "limited", remark)
+    return Finding(group, item, "ranks take turns", "limited", remark)
 
 
-def streaming_on_devices(name: str, devices: int) -> Row:
-    """How many stages can work at the same time on ``devices`` accelerators, one rank each."""
+def streaming_on_devices(name: str, devices: int) -> Finding:
+    """Finds how many stages can work at the same time on ``devices`` accelerators, one rank each."""
     group, item = "works here", "streaming"
     if devices > 1:
-        return Row(group, item, f"up to {devices} ranks", remark="one per device")
-    return Row(group, item, "1 rank", "limited", f"one {name} device: for more ranks set DS_ACCELERATOR=cpu")
+        return Finding(group, item, f"up to {devices} ranks", remark="one per device")
+    return Finding(group, item, "1 rank", "limited", f"one {name} device: for more ranks set DS_ACCELERATOR=cpu")
 
 
-def _precision_row(item: str, supported: bool, accelerator: Any) -> Row:
+def _precision_row(item: str, supported: bool, accelerator: Any) -> Finding:
     group, block = "works here", f'{{"{item}": {{"enabled": true}}}}'
     if supported:
-        return Row(group, item, "yes", remark=f"by {block}, with float32 masters")
-    return Row(group, item, "no", "no", f"DeepSpeed's accelerator {accelerator.device_name()!r} has none of it")
+        return Finding(group, item, "yes", remark=f"by {block}, with float32 masters")
+    return Finding(group, item, "no", "no", f"DeepSpeed's accelerator {accelerator.device_name()!r} has none of it")
 
 
-def _compile_row(on_cpu: bool) -> Row:
+def _compile_row(on_cpu: bool) -> Finding:
     group, item = "works here", "torch.compile"
     if not compiler():
-        return Row(group, item, "no", "no", "needs a C++ compiler: install g++, or set CXX")
+        return Finding(group, item, "no", "no", "needs a C++ compiler: install g++, or set CXX")
     if not on_cpu and importlib.util.find_spec("triton") is None:
-        return Row(group, item, "no", "no", "needs triton: install it")
-    return Row(group, item, "yes", remark='by "associated_learning": {"compile": {}}')
+        return Finding(group, item, "no", "no", "needs triton: install it")
+    return Finding(group, item, "yes", remark='by "associated_learning": {"compile": {}}')
 
 
-def port_row(port: int) -> Row:
-    """Whether ranks can meet at ``port``. It is bound for a moment, and nothing listens."""
+def port_row(port: int) -> Finding:
+    """Finds whether ranks can meet at ``port``; binds it for a moment."""
     item = f"port {port}"
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -86,5 +86,5 @@ def port_row(port: int) -> Row:
             probe.bind(("", port))
         except OSError:
             remark = "the launcher's default port is taken: give another by --master_port, or make PORT=..."
-            return Row("works here", item, "in use", "limited", remark)
-    return Row("works here", item, "free", remark="the launcher's default")
+            return Finding("works here", item, "in use", "limited", remark)
+    return Finding("works here", item, "free", remark="the launcher's default")

@@ -1,4 +1,4 @@
-"""The command: examines, prints a table, and says by its exit code whether training can start."""
+"""The command: examines, prints a table, and returns an exit code that says whether training can start."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ds_al.doctor.abilities import abilities
+from ds_al.doctor.finding import Finding, one_line
 from ds_al.doctor.machine import compilation, machine, tools
-from ds_al.doctor.row import Row, one_line
 from ds_al.doctor.software import IMPORT_FAILS, software
 
 _STYLES: dict[str, str] = {"ok": "green", "limited": "yellow", "no": "red"}
@@ -37,7 +37,7 @@ def add_command(commands: Any) -> None:
 
 
 def run(json_path: Path | None = None) -> int:
-    """Prints the table, writes the rows to ``json_path`` where one is given, and returns the exit code."""
+    """Prints the table, by option writes it to ``json_path``, and returns the exit code."""
     with _quiet():
         rows = examine()
     _print(rows)
@@ -47,13 +47,13 @@ def run(json_path: Path | None = None) -> int:
     return exit_code(rows)
 
 
-def exit_code(rows: list[Row]) -> int:
-    """1 where an essential row says ``no``, else 0."""
+def exit_code(rows: list[Finding]) -> int:
+    """Returns 1 where an essential finding is ``no``, else 0."""
     return int(any(row.essential and row.status == "no" for row in rows))
 
 
-def examine() -> list[Row]:
-    """All rows, top to bottom. Rows that need PyTorch or DeepSpeed are left out where these do not import."""
+def examine() -> list[Finding]:
+    """Returns all findings. Those that need PyTorch or DeepSpeed are left out where these cannot be imported."""
     rows = software()
     if any(row.value == IMPORT_FAILS for row in rows):
         return rows + tools()
@@ -64,13 +64,13 @@ def examine() -> list[Row]:
         accelerator = get_accelerator()
     except Exception as error:  # an accelerator that DS_ACCELERATOR asks for but that is not here
         remark = f"{one_line(error)}. Correct or unset DS_ACCELERATOR"
-        return [*rows, Row("machine", "accelerator", "none", "no", remark, essential=True), *tools()]
+        return [*rows, Finding("machine", "accelerator", "none", "no", remark, essential=True), *tools()]
     return [*rows, *machine(accelerator), *tools(), *compilation(accelerator), *abilities(accelerator, torch)]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences log lines and warnings of libraries while they are imported and asked."""
+    """Silences logs and warnings of libraries while they are imported and examined."""
     previous = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -81,7 +81,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(previous)
 
 
-def _print(rows: list[Row]) -> None:
+def _print(rows: list[Finding]) -> None:
     table = Table("item", "value", "status", "remark", box=box.SIMPLE_HEAD)
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         status = f"[{_STYLES[row.status]}]{row.status}[/]"

@@ -10,35 +10,35 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ds_al.doctor.row import Row
+from ds_al.doctor.finding import Finding
 
 
-def machine(accelerator: Any) -> list[Row]:
-    """Accelerator, communication and hardware."""
+def machine(accelerator: Any) -> list[Finding]:
+    """Examines accelerator, communication and hardware."""
     import torch
 
     group, name = "machine", accelerator.device_name()
     chosen = "DS_ACCELERATOR" if os.environ.get("DS_ACCELERATOR") else "found by DeepSpeed"
     rows = [
-        Row(group, "accelerator", name, remark=chosen),
+        Finding(group, "accelerator", name, remark=chosen),
         _backend_row(accelerator.communication_backend_name()),
         *_device_rows(accelerator),
-        Row(group, "cores", str(cores()), remark=f"of {os.cpu_count()} in the machine"),
-        Row(group, "memory", _gib(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))),
+        Finding(group, "cores", str(cores()), remark=f"of {os.cpu_count()} in the machine"),
+        Finding(group, "memory", _gib(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))),
     ]
     threads, setting = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     remark = f"OMP_NUM_THREADS={setting}" if setting else "OMP_NUM_THREADS is not set: every rank takes as many"
-    return [*rows, Row(group, "torch threads", f"{threads} per process", remark=remark)]
+    return [*rows, Finding(group, "torch threads", f"{threads} per process", remark=remark)]
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _backend_row(backend: str) -> Row:
+def _backend_row(backend: str) -> Finding:
     from torch import distributed
 
     checks: dict[str, Callable[[], bool]] = {
@@ -47,13 +47,13 @@ def _backend_row(backend: str) -> Row:
     }
     if not distributed.is_available() or not checks.get(backend, lambda: True)():
         remark = f"this build of PyTorch has no {backend}: install one that has"
-        return Row("machine", "communication", backend, "no", remark, essential=True)
-    return Row("machine", "communication", backend)
+        return Finding("machine", "communication", backend, "no", remark, essential=True)
+    return Finding("machine", "communication", backend)
 
 
-def _device_rows(accelerator: Any) -> Iterator[Row]:
+def _device_rows(accelerator: Any) -> Iterator[Finding]:
     if accelerator.device_name() == "cpu":
-        yield Row("machine", "device", _processor())
+        yield Finding("machine", "device", _processor())
         return
     for index in range(accelerator.device_count()):
         name = accelerator.device_name(index)
@@ -61,7 +61,7 @@ def _device_rows(accelerator: Any) -> Iterator[Row]:
             import torch
 
             name = f"{name} {torch.cuda.get_device_name(index)}"
-        yield Row("machine", "device", f"{name}, {_gib(accelerator.total_memory(index))}")
+        yield Finding("machine", "device", f"{name}, {_gib(accelerator.total_memory(index))}")
 
 
 def _processor() -> str:
@@ -77,43 +77,45 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def tools() -> list[Row]:
-    """Compiler, ninja and numactl, as the shell finds them."""
+def tools() -> list[Finding]:
+    """Examines compiler, ninja and numactl, as the shell finds them."""
     cxx, ninja, numactl = compiler(), shutil.which("ninja"), shutil.which("numactl")
     missing_ninja = "not on PATH: activate the environment that holds it, or install ninja"
     missing_numactl = "the launcher's --bind_cores_to_rank fails without it: leave that out, or install numactl"
     return [
-        Row("tools", "C++ compiler", cxx)
+        Finding("tools", "C++ compiler", cxx)
         if cxx
-        else Row("tools", "C++ compiler", "none", "limited", "install g++, or set CXX"),
-        Row("tools", "ninja", ninja) if ninja else Row("tools", "ninja", "none", "limited", missing_ninja),
-        Row("tools", "numactl", numactl) if numactl else Row("tools", "numactl", "none", "limited", missing_numactl),
+        else Finding("tools", "C++ compiler", "none", "limited", "install g++, or set CXX"),
+        Finding("tools", "ninja", ninja) if ninja else Finding("tools", "ninja", "none", "limited", missing_ninja),
+        Finding("tools", "numactl", numactl)
+        if numactl
+        else Finding("tools", "numactl", "none", "limited", missing_numactl),
     ]
 
 
 def compiler() -> str | None:
-    """The C++ compiler that PyTorch's extensions would be built with."""
+    """Returns the C++ compiler that builds PyTorch's extensions."""
     return shutil.which(os.environ.get("CXX") or "c++")
 
 
-def compilation(accelerator: Any) -> list[Row]:
-    """Whether the op that DeepSpeed loads at every start on CPU, for shared memory, is or can be built."""
+def compilation(accelerator: Any) -> list[Finding]:
+    """Examines whether DeepSpeed's shared-memory op, which it loads at every start on CPU, is or can be built."""
     if accelerator.device_name() != "cpu" or sys.platform != "linux":
         return []
     item, built = "shared-memory op", _shared_memory_op_is_built()
     if not shutil.which("ninja"):
         remark = "DeepSpeed does not start on CPU without ninja, even if the op is compiled: see ninja"
-        return [Row("tools", item, "cannot be loaded", "no", remark, essential=True)]
+        return [Finding("tools", item, "cannot be loaded", "no", remark, essential=True)]
     if (lock := _op_folder() / "lock").exists():
         remark = f"being compiled, or {lock} was left by a killed compilation: then remove it, DeepSpeed waits for it"
-        return [Row("tools", item, "locked", "limited", remark)]
+        return [Finding("tools", item, "locked", "limited", remark)]
     if built:
-        return [Row("tools", item, "compiled", remark="as long as TORCH_EXTENSIONS_DIR stays the same")]
+        return [Finding("tools", item, "compiled", remark="as long as TORCH_EXTENSIONS_DIR stays the same")]
     if not compiler():
         remark = "no compiler: DeepSpeed does not start on CPU. Install g++, or set CXX"
-        return [Row("tools", item, "cannot be compiled", "no", remark, essential=True)]
+        return [Finding("tools", item, "cannot be compiled", "no", remark, essential=True)]
     remark = "DeepSpeed's shared-memory op compiles at the first start, about 20-35 s, once"
-    return [Row("tools", item, "not compiled yet", remark=remark)]
+    return [Finding("tools", item, "not compiled yet", remark=remark)]
 
 
 def _shared_memory_op_is_built() -> bool:

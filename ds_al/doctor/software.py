@@ -13,35 +13,35 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from ds_al.doctor.row import Row, Status, one_line
+from ds_al.doctor.finding import Finding, Status, one_line
 
 DISTRIBUTION = "ds_al"
 ESSENTIAL = ("torch", "deepspeed")
-"""Packages that must be importable: without them nothing runs."""
+"""Packages that must be importable for anything to run."""
 PACKAGES = (*ESSENTIAL, "transformers", "datasets", "wandb")
 IMPORT_FAILS = "import fails"
-"""Value of the row of a package that does not import."""
+"""Value of a package that cannot be imported."""
 
 
-def software() -> list[Row]:
-    """Versions, and whether each lies in the range that ds_al's metadata asks for."""
+def software() -> list[Finding]:
+    """Examines versions, and whether each is in the range of ds_al's metadata."""
     ranges = supported_ranges()
     version = installed_version(DISTRIBUTION)
     group = "software"
     if version is None:
         remark = "ranges are not checked: install it, as with pip install -e ."
-        rows = [Row(group, DISTRIBUTION, "not installed", "limited", remark)]
+        rows = [Finding(group, DISTRIBUTION, "not installed", "limited", remark)]
     else:
-        rows = [Row(group, DISTRIBUTION, version)]
+        rows = [Finding(group, DISTRIBUTION, version)]
     rows.append(_version_row("python", platform.python_version(), ranges.get("python"), essential=True))
     rows += [_package_row(name, ranges.get(name)) for name in PACKAGES]
     rows.append(_account_row())
     commit = _git_commit(Path(__file__).resolve().parents[2])
-    return [*rows, Row(group, "git commit", commit)] if commit else rows
+    return [*rows, Finding(group, "git commit", commit)] if commit else rows
 
 
 def supported_ranges() -> dict[str, SpecifierSet]:
-    """Package name (and ``python``) to supported versions; empty where ds_al is not installed."""
+    """Returns supported versions by package name (and ``python``); empty where ds_al is not installed."""
     try:
         info = metadata.metadata(DISTRIBUTION)
     except metadata.PackageNotFoundError:
@@ -52,47 +52,47 @@ def supported_ranges() -> dict[str, SpecifierSet]:
 
 
 def installed_version(name: str) -> str | None:
-    """The installed version of a distribution, or ``None``."""
+    """Returns the installed version of a distribution, or ``None``."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _package_row(name: str, supported: SpecifierSet | None) -> Row:
+def _package_row(name: str, supported: SpecifierSet | None) -> Finding:
     essential = name in ESSENTIAL
     version = installed_version(name)
     if essential:
         try:
             importlib.import_module(name)
-        except Exception as error:  # whatever a broken installation raises
+        except Exception as error:  # a broken installation may raise anything
             remark = f"{one_line(error)}. Install {name}{supported or ''}"
-            return Row("software", name, IMPORT_FAILS, "no", remark, essential=True)
+            return Finding("software", name, IMPORT_FAILS, "no", remark, essential=True)
     if version is None:
         status: Status = "no" if essential else "limited"
         remark = f"what uses it fails: install {name}{supported or ''}"
-        return Row("software", name, "not installed", status, remark, essential)
+        return Finding("software", name, "not installed", status, remark, essential)
     return _version_row(name, version, supported, essential)
 
 
-def _version_row(name: str, version: str, supported: SpecifierSet | None, essential: bool) -> Row:
+def _version_row(name: str, version: str, supported: SpecifierSet | None, essential: bool) -> Finding:
     if supported is None:
-        return Row("software", name, version, essential=essential)
+        return Finding("software", name, version, essential=essential)
     if not supported.contains(version, prereleases=True):
         status: Status = "no" if essential else "limited"
-        return Row("software", name, version, status, f"outside {supported}: install {name}{supported}", essential)
-    return Row("software", name, version, "ok", f"supported: {supported}" if str(supported) else "", essential)
+        return Finding("software", name, version, status, f"outside {supported}: install {name}{supported}", essential)
+    return Finding("software", name, version, "ok", f"supported: {supported}" if str(supported) else "", essential)
 
 
-def _account_row() -> Row:
+def _account_row() -> Finding:
     """W&B's mode and whether there is an account. The key itself is never read into the result."""
     mode = os.environ.get("WANDB_MODE") or "not set"
     where = _wandb_account()
     value = f"WANDB_MODE {mode}, {f'account from {where}' if where else 'no account'}"
     if where or mode in ("offline", "disabled", "dryrun"):
-        return Row("software", "wandb account", value)
+        return Finding("software", "wandb account", value)
     remark = "runs stay on this machine (`wandb sync` sends them later): for live ones, `wandb login`"
-    return Row("software", "wandb account", value, "limited", remark)
+    return Finding("software", "wandb account", value, "limited", remark)
 
 
 def _wandb_account() -> str | None:

@@ -1,4 +1,4 @@
-"""How long a run trains: a number of epochs, which a number of batches or of seconds may cut short."""
+"""Length of a run: a number of epochs, which limits of batches or of seconds may cut short."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ class Budget:
     """The stopping rule of a run, the same for every method.
 
     Attributes:
-        batches_per_epoch: of the training samples.
-        max_epochs: passes over them.
-        max_batches: ends training in the middle of an epoch; ``None``: never. The LR schedule ends there, too.
-        max_seconds: of training, without evaluations: the epoch in which it is reached is the last one; ``None``:
-            never. The LR schedule does not know of it.
+        batches_per_epoch: batches of one pass over the training samples.
+        max_epochs: passes over the training samples.
+        max_batches: limit of batches, which may end training within an epoch; ``None`` for no limit. The LR schedule
+            ends there, too.
+        max_seconds: limit of training time without evaluations; the epoch that reaches it is the last one. ``None``
+            for no limit. The LR schedule does not use it.
     """
 
     batches_per_epoch: int
@@ -24,19 +25,19 @@ class Budget:
 
     @property
     def total_batches(self) -> int:
-        """Of the whole run, unless its time is over before."""
+        """Batches of the whole run, unless the limit of seconds ends it earlier."""
         batches = self.max_epochs * self.batches_per_epoch
         return batches if self.max_batches is None else min(batches, self.max_batches)
 
     @property
     def epochs(self) -> int:
-        """Of the whole run; the last may be cut short."""
+        """Epochs of the whole run; the last one may be cut short."""
         return -(-self.total_batches // self.batches_per_epoch)
 
     def batches(self, epoch: int) -> int:
-        """Of an epoch, counted from 0."""
+        """Returns the number of batches of an epoch, counted from 0."""
         return min(self.batches_per_epoch, self.total_batches - epoch * self.batches_per_epoch)
 
     def ends(self, epoch: int, *, seconds: float) -> bool:
-        """Whether this epoch, after so many seconds of training, is the last one."""
+        """Whether this epoch is the last one, after so many seconds of training."""
         return epoch + 1 >= self.epochs or (self.max_seconds is not None and seconds >= self.max_seconds)

@@ -1,4 +1,4 @@
-"""Early exit in a run's summary and in its folder: accuracy and cost of inference by threshold."""
+"""Exits in the summary and the figures of a run: accuracy and cost of inference."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ds_al.models.exit_cost import ExitCost, averaged_exits, fixed_exit, tried_e
 
 
 def exit_rows(accuracy: Sequence[float], costs: Sequence[ExitCost]) -> list[dict[str, Any]]:
-    """One row per exit, where all samples leave there: ``exit, accuracy, flops, cost``.
+    """Makes one row per exit, where all samples leave there: ``exit, accuracy, flops, cost``.
 
-    ``flops`` are those of a forward pass per sample; ``cost`` is their share of the full inference path's.
+    ``flops`` counts a forward pass per sample; ``cost`` is its share of the full inference path.
     """
     flops = fixed_exit(costs)
     return [
@@ -24,7 +24,7 @@ def exit_rows(accuracy: Sequence[float], costs: Sequence[ExitCost]) -> list[dict
 
 
 def averaged_rows(accuracy: Sequence[float], costs: Sequence[ExitCost]) -> list[dict[str, Any]]:
-    """One row per n, where the last n exits are averaged: ``averaged, accuracy, flops, cost``, units as above."""
+    """Makes one row per n, where the last n exits are averaged: ``averaged, accuracy, flops, cost``, units as above."""
     flops = averaged_exits(costs)
     return [
         {"averaged": n, "accuracy": right, "flops": own, "cost": own / flops[0]}
@@ -33,9 +33,9 @@ def averaged_rows(accuracy: Sequence[float], costs: Sequence[ExitCost]) -> list[
 
 
 def confidence_rows(outcomes: Sequence[EarlyExit], costs: Sequence[ExitCost]) -> list[dict[str, Any]]:
-    """One row per threshold: ``confidence, accuracy, left, flops, cost``, in the units of :func:`exit_rows`.
+    """Makes one row per threshold: ``confidence, accuracy, left, flops, cost``, in the units of :func:`exit_rows`.
 
-    All exits that a sample came to are in its cost, so that a threshold of 1 costs more than the full path alone.
+    The cost of a sample includes all exits it reached, so a threshold of 1 costs more than the full path alone.
     """
     full = fixed_exit(costs)[-1]
     rows = []
@@ -49,7 +49,7 @@ def confidence_rows(outcomes: Sequence[EarlyExit], costs: Sequence[ExitCost]) ->
 
 
 def draw_exits(exits: Sequence[Mapping[str, Any]], confidence: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws accuracy against cost: every exit by itself, and the thresholds as a curve."""
+    """Draws accuracy against cost: every exit as a point, and the thresholds as a curve."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -80,13 +80,13 @@ def stage_table(
     losses: Iterable[Sequence[float]],
     marked: Slowest | None,
 ) -> Table:
-    """One row per stage.
+    """Makes a table with one row per stage.
 
     Args:
-        stage_metrics: latest ones, by stage; others get no row.
+        stage_metrics: latest metrics by stage; stages without metrics get no row.
         busy: busy shares to show in place of those of ``stage_metrics``.
-        losses: of each of these stages, in the same order: associated and autoencoder loss, or one loss.
-        marked: the row to point out.
+        losses: losses of these stages, in the same order: associated and autoencoder loss, or one loss.
+        marked: stage whose row is highlighted.
     """
     rows = list(zip(stage_metrics.items(), losses, strict=True))
     single = all(len(values) == 1 for _, values in rows)

@@ -1,9 +1,9 @@
-"""Recipes: named settings that work well together, filled in where a config leaves them out.
+"""Recipes: named settings that work well together, used where a config leaves them out.
 
-``"experiment": {"recipe": "ours", ...}`` gives the model's ``al_options`` and the ``"optimizer"`` their values; what
-the config says itself stays. ``ours`` is what validation samples chose for each kind of network; docs/accuracy.md tells
-what it is made of, and which runs judge it. A ``bp_*`` method takes the optimizer and the objective's
-``label_smoothing``, so that the twin is trained alike.
+``"experiment": {"recipe": "ours", ...}`` sets the model's ``al_options`` and the ``"optimizer"``; values
+of the config have precedence. ``ours`` was chosen by validation accuracy for each kind of network; docs/accuracy.md
+explains its parts and reports the runs that judge it. A ``bp_*`` method uses the optimizer and the objective's
+``label_smoothing``, so that the twin has the same settings.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ds_al.config.base import BLOCK
 from ds_al.config.methods import BACKPROP_METHODS
 from ds_al.errors import ALConfigError
 
-# A convolution or an inner linear layer is stepped by Muon; classifiers, codes, norms and embeddings by AdamW.
+# Muon steps convolutions and inner linear layers; classifiers, codes, norms and embeddings by AdamW.
 _MUON: dict[str, Any] = {"type": "MuonAdamW", "params": {"lr": 0.05, "adamw_lr": 0.01}}
 _DECODED: dict[str, Any] = {"name": "decoded", "own_decoder": "frozen", "label_smoothing": 0.1}
 _VISION: dict[str, Any] = {
@@ -42,16 +42,16 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "lstm": {"optimizer": _adamw(0.01), "al_options": _BLOCKS},
     }
 }
-"""By name of the recipe and of the model: ``optimizer`` and ``al_options``."""
+"""``optimizer`` and ``al_options`` by name of the recipe and of the model."""
 
 
 def with_recipe(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with what its recipe fills in; a copy of it where it names none.
+    """Returns a copy of the config with the settings of its recipe, if it names one.
 
-    Options of an objective are filled in only where the config names the recipe's objective, or none.
+    Options of an objective are added only where the config names the recipe's objective, or none.
 
     Raises:
-        ALConfigError: the recipe is unknown, or has nothing for this model.
+        ALConfigError: the recipe is unknown, or has no settings for this model.
     """
     full: dict[str, Any] = copy.deepcopy(dict(config))
     experiment = full.get("experiment")

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from ds_al.config.associated_learning import ALConfig, al_config
 from ds_al.data import load_data
+from ds_al.data.config import DataConfig
 from ds_al.errors import ALConfigError
-from ds_al.experiment.config import DataConfig, experiment_config
+from ds_al.experiment.config import experiment_config
 from ds_al.experiment.inputs import DataFacts
 from ds_al.models import build_al, build_twin
 from ds_al.models.cost import NetworkCost, isolated, network_cost

@@ -1,4 +1,4 @@
-"""Reads what runs left behind: folders of :mod:`ds_al.experiment.record`, of any version, and profile files."""
+"""Reads what runs left behind: folders of :mod:`ds_al.experiment.run_folder`, of any version, and profile files."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from ds_al.data import Tokens, hub, load_data
+from ds_al.data.config import DataConfig
 from ds_al.data.registry import KNOWN
 from ds_al.errors import ALConfigError, ALDataError
-from ds_al.experiment.config import DataConfig
 from tests.support.parquet_files import config, write, write_images, write_texts
 
 

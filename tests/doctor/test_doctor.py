@@ -38,13 +38,13 @@ def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
-def by_item(rows: list[doctor.Row]) -> dict[str, doctor.Row]:
+def by_item(rows: list[doctor.Finding]) -> dict[str, doctor.Finding]:
     return {row.item: row for row in rows}
 
 
 def test_the_rows_hold_the_versions_and_the_exit_code_follows_from_them(tmp_path: Path) -> None:
     done = call("doctor", "--json", str(tmp_path / "new" / "rows.json"))
-    rows = [doctor.Row(**row) for row in json.loads((tmp_path / "new" / "rows.json").read_text())]
+    rows = [doctor.Finding(**row) for row in json.loads((tmp_path / "new" / "rows.json").read_text())]
     items = by_item(rows)
     assert items["python"].value == platform.python_version()
     for package in software.PACKAGES:

@@ -1,4 +1,4 @@
-"""``run/train.py`` with data parallel copies: of a pipeline (``--stages``), and of the whole twin (``bp_dp``).
+"""``run/train.py`` with data parallel replicas: of a pipeline (``--stages``), and of the whole twin (``bp_dp``).
 
 More processes than stages once ended with an error, or, where layers were enough, were taken for more stages.
 """
@@ -31,8 +31,8 @@ def trained(folder: Path, *args: str, processes: int) -> dict[str, Any]:
     return {**json.loads(out.read_text()), "rows": lines, "printed": result.stdout}
 
 
-def test_two_copies_of_two_stages_end_on_the_weights_of_one_process(tmp_path: Path) -> None:
-    """One process takes two micro-batches before each step, which are those that the two copies take."""
+def test_two_replicas_of_two_stages_end_on_the_weights_of_one_process(tmp_path: Path) -> None:
+    """One process takes two micro-batches before each step, which are those that the two replicas take."""
     four = trained(tmp_path / "four", "--stages", "2", "--trace", processes=4)
     twice = ("--set", f"gradient_accumulation_steps={2 * MICRO_BATCHES}")
     steps = ("--set", f"associated_learning.steps_per_batch={MICRO_BATCHES}")
@@ -47,7 +47,7 @@ def test_two_copies_of_two_stages_end_on_the_weights_of_one_process(tmp_path: Pa
         assert four[key] == one[key], key
     batches = [[row["losses"] for row in run["rows"] if row["kind"] == "batch"] for run in (four, one)]
     assert len(batches[0]) == len(batches[1]) == 9000 // (50 * 2 * MICRO_BATCHES)
-    assert torch.allclose(torch.tensor(batches[0]), torch.tensor(batches[1]), rtol=1e-4), "means over both copies"
+    assert torch.allclose(torch.tensor(batches[0]), torch.tensor(batches[1]), rtol=1e-4), "means over both replicas"
     assert len(four["idle"]) == len(four["bytes_sent"]) == len(four["parameters"]) == 2
     assert "2 stages, 2 replicas" in four["printed"]
     (run,) = (tmp_path / "four").glob("runs/tiny/*")
@@ -76,7 +76,7 @@ def test_replicas_that_cannot_share_a_batch_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_copies_of_the_twins_pipeline_train_and_resume(tmp_path: Path) -> None:
+def test_replicas_of_the_twins_pipeline_train_and_resume(tmp_path: Path) -> None:
     four = trained(tmp_path / "four", "--method", "bp_1f1b", "--stages", "2", processes=4)
     assert (four["stages"], four["copies"]) == (2, 2) and four["test_accuracy"][-1] > 0.4
     (run,) = (tmp_path / "four").glob("runs/tiny/*")

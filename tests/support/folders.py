@@ -1,4 +1,4 @@
-"""Makes run folders as :mod:`ds_al.experiment.record` writes them, without training."""
+"""Makes run folders as :mod:`ds_al.experiment.run_folder` writes them, without training."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ds_al.data.config import DataConfig
 from ds_al.data.load import load_data
 from ds_al.errors import ALDataError
-from ds_al.experiment.config import DataConfig
 
 CLASSES = 4
 MicroBatch = tuple[tuple[Tensor, Tensor], Tensor]

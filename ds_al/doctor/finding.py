@@ -1,4 +1,4 @@
-"""One line of what the doctor finds."""
+"""One line of the doctor's table."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ Status = Literal["ok", "limited", "no"]
 
 
 @dataclass(frozen=True)
-class Row:
+class Finding:
     """One line of the table.
 
     Attributes:
-        group: the part of the table it belongs to.
-        item: what was looked at.
+        group: its part of the table.
+        item: what was examined.
         value: what was found.
         status: ``ok``, ``limited`` (works, within what the remark says) or ``no``.
-        remark: what follows from it, and the remedy.
-        essential: whether ``no`` means that nothing can be trained here.
+        remark: consequence and remedy.
+        essential: whether nothing can be trained where the status is ``no``.
     """
 
     group: str
@@ -30,5 +30,5 @@ class Row:
 
 
 def one_line(error: Exception) -> str:
-    """What an exception says, on one line."""
+    """Formats an exception on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,55 @@
+"""Observers of a run: all are called, in their order, and none where a rank does not write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ds_al.experiment.observer import Observer, Observers
+from ds_al.experiment.run_folder import RunFolder
+from tests.support.runs import run_info
+
+CALLS: dict[str, tuple[Any, ...]] = {
+    "started": (run_info(),),
+    "batch": (0, lambda: None),
+    "losses": (0, torch.zeros(1, 2, 2)),
+    "epoch": ({},),
+    "trained": ((),),
+    "finished": ({}, []),
+    "failed": (),
+}
+
+
+class Noting(Observer):
+    """Notes its calls in a list."""
+
+    def __init__(self, name: str, seen: list[tuple[Any, ...]]) -> None:
+        for call in CALLS:
+            setattr(self, call, lambda *args, call=call: seen.append((name, call, *args)))
+
+
+def test_every_observer_gets_every_call_in_order() -> None:
+    seen: list[tuple[Any, ...]] = []
+    observers = Observers(Noting("first", seen), Noting("second", seen))
+    for call, args in CALLS.items():
+        getattr(observers, call)(*args)
+    assert seen == [(name, call, *args) for call, args in CALLS.items() for name in ("first", "second")]
+
+
+def test_without_observers_nothing_happens() -> None:
+    for observer in (Observers(), Observer()):
+        for call, args in CALLS.items():
+            getattr(observer, call)(*args)
+
+
+def test_the_folder_of_a_run_that_failed_has_all_lines_up_to_then(tmp_path: Path) -> None:
+    folder = RunFolder({"key": 1}, {"method": "streaming"})
+    folder.started(run_info(tmp_path, first_epoch=1))
+    folder.losses(1, torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]))
+    folder.failed()
+    assert json.loads((tmp_path / "config.json").read_text()) == {"key": 1, "resolved": {"method": "streaming"}}
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["batch"], row["losses"]) for row in rows] == [(11, [[1.0, 2.0]]), (12, [[3.0, 4.0]])]
