@@ -10,7 +10,6 @@ trials it writes which of them is the best of each method, by validation accurac
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -21,15 +20,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ds_al.errors import ALError
 from ds_al.launch.ranks import start_quickly
-from ds_al.studies.bench import report
+from ds_al.studies.figures import draw_group
+from ds_al.studies.results import header, write
 from ds_al.studies.runs import RunFile
-from ds_al.studies.sweep.choice import choice_markdown, choose
+from ds_al.studies.sweep.choice import choose
 from ds_al.studies.sweep.exits import exit_table
-from ds_al.studies.sweep.figures import draw_group
 from ds_al.studies.sweep.page import results_page
 from ds_al.studies.sweep.runner import is_done, result_of, run_cells
 from ds_al.studies.sweep.suite import Cell, Suite, cells, read_suite, waiting, with_methods
-from ds_al.studies.sweep.table import markdown, rows
+from ds_al.studies.sweep.table import rows
+from ds_al.studies.tables import sweep as tables
+from ds_al.studies.tables.write import document
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = ROOT / "ds_configs" / "suites"
@@ -111,12 +112,13 @@ def _write_tables(
     console: Console,
 ) -> None:
     """Tables, pictures and the page, of all cells that are there."""
-    table, exits, header = rows(results), exit_table(results), report.header(suite=suite.name, seeds=args.seeds)
+    table, exits, about = rows(results), exit_table(results), header(suite=suite.name, seeds=args.seeds)
+    text = document(*tables.sweep(table))
     if table:
-        report.write(args.json, header=header, rows=table)
-        args.json.with_suffix(".md").write_text(markdown(table))
+        write(args.json, kind="sweep", header=about, rows=table)
+        args.json.with_suffix(".md").write_text(text)
     if exits:
-        report.write(args.json.with_suffix(".exits.json"), header=header, rows=exits)
+        write(args.json.with_suffix(".exits.json"), kind="exits", header=about, rows=exits)
     pictures: dict[str, Path] = {}
     for number, group in enumerate((group.name for group in suite.groups), start=1):
         own = [result for result in results if result["group"] == group]
@@ -125,7 +127,7 @@ def _write_tables(
             pictures.setdefault(group, file)
     if args.page:
         done = [is_done(cell, found) for cell in every]
-        text = results_page(
+        page = results_page(
             every,
             done,
             waits=waits,
@@ -133,12 +135,12 @@ def _write_tables(
             table=table,
             exits=exits,
             pictures=pictures,
-            header=header,
+            header=about,
             seeds=args.seeds,
             page=args.page,
         )
-        args.page.write_text(text)
-    console.print(markdown(table), highlight=False, soft_wrap=True)
+        args.page.write_text(page)
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 def _tell_failures(results: list[dict[str, Any]]) -> None:
@@ -152,10 +154,10 @@ def _write_choice(results: list[dict[str, Any]], suite: Suite, args: argparse.Na
     found = choose(results, suite)
     if not found:
         sys.exit("error: no method has all of its trials yet: nothing is chosen")
-    content = {"header": report.header(suite=suite.name, seeds=args.seeds), "rows": found}
-    args.json.write_text(json.dumps(content, indent=1) + "\n")
-    args.json.with_suffix(".md").write_text(choice_markdown(found))
-    console.print(choice_markdown(found), highlight=False, soft_wrap=True)
+    text = document(*tables.trials(found))
+    write(args.json, kind="trials", header=header(suite=suite.name, seeds=args.seeds), rows=found, as_csv=False)
+    args.json.with_suffix(".md").write_text(text)
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 def _selected(cell: Cell, args: argparse.Namespace) -> bool:

@@ -10,12 +10,14 @@ import pytest
 
 from ds_al.errors import ALConfigError
 from ds_al.experiment.recipes import RECIPES
-from ds_al.studies.sweep.choice import choice_markdown, choose
-from ds_al.studies.sweep.exits import exit_markdown, exit_table
-from ds_al.studies.sweep.figures import _look, draw_group
+from ds_al.studies.figures import draw_group, method_look
+from ds_al.studies.sweep.choice import choose
+from ds_al.studies.sweep.exits import exit_table
 from ds_al.studies.sweep.page import results_page
 from ds_al.studies.sweep.suite import Cell, cells, read_suite, waiting, with_methods
-from ds_al.studies.sweep.table import markdown, rows
+from ds_al.studies.sweep.table import rows
+from ds_al.studies.tables import sweep as tables
+from ds_al.studies.tables.write import document
 
 CONFIG = {
     "train_micro_batch_size_per_gpu": 50,
@@ -149,7 +151,7 @@ def test_rows_have_mean_and_sample_deviation_over_seeds() -> None:
     assert twin["test_accuracy"] == pytest.approx(0.81)
     assert twin["test_accuracy_sd"] == pytest.approx(0.0141421, abs=1e-6) and own["test_accuracy_sd"] is None
     assert (twin["peak_activation_bytes"], twin["parameters"], twin["seconds_per_epoch"]) == (2**21, 30, 2.0)
-    text = markdown(table)
+    text = document(*tables.sweep(table))
     assert "81.00 ± 1.41" in text and "| -11.00 |" in text
     assert twin["first_validation_accuracy"] == pytest.approx(0.4) and "| 40.00 |" in text
 
@@ -158,7 +160,7 @@ def test_a_suite_that_does_not_look_at_test_samples_has_a_table_all_the_same() -
     """It once ended in a TypeError, after all of its runs."""
     (row,) = rows([{**result("bp", 0, 0.8), "test_accuracy": None}])
     assert row["test_accuracy"] is None and row["validation_accuracy"] == 0.8
-    assert "| `bp` | - | - | - |" in markdown([row])
+    assert "| `bp` | - | - | - |" in document(*tables.sweep([row]))
 
 
 def test_time_to_the_twin_is_that_until_its_last_validation_accuracy() -> None:
@@ -167,7 +169,7 @@ def test_time_to_the_twin_is_that_until_its_last_validation_accuracy() -> None:
     never["history"] = [{"epoch": 1, "seconds": 2.0, "validation_accuracy": [0.1]}]
     table = rows([result("bp", 0, 0.8), slow, never])
     assert [row["seconds_to_twin"] for row in table] == [4.0, 4.0, None]
-    assert "not reached" in markdown(table)
+    assert "not reached" in document(*tables.sweep(table))
     better = {**result("bp_1f1b", 0, 0.9), "validation_accuracy": [0.99]}
     assert rows([result("bp", 0, 0.8), better, slow])[-1]["seconds_to_twin"] == 4.0  # the first twin is the one
 
@@ -176,7 +178,7 @@ def test_failures_stay_in_the_table() -> None:
     failed = {"group": "Fashion, MLP", "suite_method": "mse", "K": 2, "P": 1, "seed": 0, "failure": "exit code 1"}
     table = rows([result("bp", 0, 0.8), failed])
     assert (table[1]["seeds"], table[1]["failed"], table[1]["test_accuracy"]) == (0, 1, None)
-    assert "0, 1 failed" in markdown(table)
+    assert "0, 1 failed" in document(*tables.sweep(table))
 
 
 def test_a_group_is_drawn_with_its_spread_and_without_failures(tmp_path: Path) -> None:
@@ -243,7 +245,7 @@ def test_the_best_validation_accuracy_of_the_last_exit_decides_and_test_accuracy
     ]  # fmt: skip
     assert rows[0]["keys"] == {"optimizer.params.lr": 0.01}
     assert rows[0]["rho"] == {"slow": None, "quick": None} and rows[1]["rho"]["warm"] == 0.9
-    text = choice_markdown(rows)
+    text = document(*tables.trials(rows))
     assert "| `contrast` | **warm** | **65.00** | 75.00 | 0.900 |" in text
     assert "| `bp` | slow | 70.00 | - | - |" in text
 
@@ -305,7 +307,7 @@ def test_a_recipe_is_a_method_with_an_optimizer_of_its_own(tmp_path: Path) -> No
 
 def test_many_methods_look_different() -> None:
     """The eighth looked like the first one."""
-    assert len({tuple(_look(number).values()) for number in range(40)}) == 40
+    assert len({tuple(method_look(number).values()) for number in range(40)}) == 40
 
 
 EXITS: dict[str, Any] = {
@@ -325,11 +327,11 @@ def test_exits_are_told_with_their_cost_and_spread() -> None:
         (1, None, None, 2), (2, None, None, 2), (None, 1, None, 2), (None, 2, None, 2), (None, None, 0.9, 2),
     ]  # fmt: skip
     assert found[0]["accuracy"] == pytest.approx(0.51) and found[0]["accuracy_sd"] == pytest.approx(0.0141421, abs=1e-6)
-    text = exit_markdown(found, "Fashion, MLP")
+    text = document(*tables.exits(found, "Fashion, MLP"))
     assert "| `mse` | 2 | 51.00 at 25 % | 71.00 at 100 % |" in text
     assert "mean of the last 2 |" in text and "mean of the last 1 |" not in text and "80.00 at 120 %" in text
     assert "confident to 0.9" in text and "| `mse` | 2 | 60.00 at 50 % |" in text
-    assert exit_markdown(found, "another") == ""
+    assert tables.exits(found, "another") == []
 
 
 def test_the_page_says_what_is_missing_and_compares_finished_rows_alone(tmp_path: Path) -> None:

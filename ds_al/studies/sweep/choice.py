@@ -11,8 +11,6 @@ from ds_al.studies.sweep.suite import Suite, trial_keys
 Result = Mapping[str, Any]
 Row = dict[str, Any]
 
-_HEAD = "| method | trial | validation accuracy, % | all exits averaged | FLOPs / twin |"
-
 
 def choose(results: Sequence[Result], suite: Suite) -> list[Row]:
     """The best trial of every group and method, where all of its trials are done.
@@ -65,21 +63,3 @@ def _rho(results: Sequence[Result], **where: str) -> float | None:
 
 def _of(results: Sequence[Result], where: Mapping[str, str]) -> list[Result]:
     return [r for r in results if "failure" not in r and all(r.get(key) == value for key, value in where.items())]
-
-
-def choice_markdown(rows: Sequence[Row]) -> str:
-    """What was tried, one table per group; the chosen trial is bold."""
-    parts = []
-    for group in dict.fromkeys(row["group"] for row in rows):
-        lines = [f"### {group}", "", _HEAD, "|---|---|---:|---:|---:|"]
-        for row in (row for row in rows if row["group"] == group):
-            for name, score in row["trials"].items():
-                mark, rho = "**" if name == row["trial"] else "", row["rho"][name]
-                cost = "-" if rho is None else f"{rho:.3f}"
-                mean = row.get("averaged", {}).get(name)
-                averaged = "-" if mean is None else f"{100 * mean:.2f}"
-                lines.append(
-                    f"| `{row['method']}` | {mark}{name}{mark} | {mark}{100 * score:.2f}{mark} | {averaged} | {cost} |"
-                )
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
