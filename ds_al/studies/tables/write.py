@@ -7,7 +7,6 @@ factor or a divisor: ``{efficiency*100:.1f} %``, ``{peak_bytes/1024:,.0f}``.
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,18 +39,22 @@ class Column:
     left: bool = False
 
 
-class _Fields(string.Formatter):
-    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        name, sign, number = re.fullmatch(r"(\w+)(?:([*/])(\d+))?", field_name).groups()  # type: ignore[union-attr]
-        value = kwargs[name]
-        if sign:
-            value = value * int(number) if sign == "*" else value / int(number)
-        return value, name
-
-
 def text(template: Template, row: Row) -> str:
     """The text of a cell."""
-    return _Fields().vformat(template, (), row) if isinstance(template, str) else template(row)
+    if not isinstance(template, str):
+        return template(row)
+    return _FIELD.sub(lambda match: _value(row, *match.groups()), template)
+
+
+_FIELD = re.compile(r"\{(\w+)(?:([*/])(\d+))?(?::([^}]*))?\}")
+"""Name, sign and number, format."""
+
+
+def _value(row: Row, name: str, sign: str | None, number: str | None, form: str | None) -> str:
+    value = row[name]
+    if number:
+        value = value * int(number) if sign == "*" else value / int(number)
+    return format(value, form or "")
 
 
 def number(name: str, form: str, *, unit: str = "", times: float = 1, missing: str = "-") -> Callable[[Row], str]:
