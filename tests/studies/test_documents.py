@@ -16,16 +16,14 @@ from ds_al.studies.runs import RunFile
 from ds_al.studies.scale.page import page as scale_page
 from ds_al.studies.sweep.choice import choose
 from ds_al.studies.sweep.exits import exit_table
-from ds_al.studies.sweep.page import results_page
-from ds_al.studies.sweep.runner import is_done, result_of
-from ds_al.studies.sweep.suite import Suite, cells, read_suite, waiting
+from ds_al.studies.sweep.output import Output
 from ds_al.studies.sweep.table import rows
 from ds_al.studies.tables.documents import TABLES, fill, tables_of
 from ds_al.studies.tables.schedules import memory_page
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
-SUITES = ROOT / "ds_configs" / "suites"
+SWEEPS = ROOT / "ds_configs" / "suites"
 DOCUMENTS = {
     path: re.findall(r"^<!-- (\w+) -->$", path.read_text(), re.MULTILINE)
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -69,39 +67,34 @@ def test_the_page_of_language_models_is_that_of_its_runs() -> None:
     assert places["page"].read_text() == whole_page(results, table, plan, stored.header, **places)
 
 
-def runs_of(name: str) -> tuple[Suite, Any, dict[str, Any], list[dict[str, Any]]]:
-    """The sweep, its cells, what is stored of them, and the same in the order of the cells."""
-    suite, found = read_suite(SUITES / f"{name}.yaml"), RunFile.beside(RESULTS / f"{name}.json").read()
-    seeds = read(RESULTS / f"{name}.json").header["settings"]["seeds"]
-    every = list(cells(suite, folder=SUITES, seeds=seeds))
-    return suite, every, found, [result for cell in every if (result := result_of(cell, found)) is not None]
+def stored_sweep(name: str) -> tuple[Output, list[Any]]:
+    """A sweep, and what is stored of its runs."""
+    json = RESULTS / f"{name}.json"
+    sweep = Output.of(SWEEPS / f"{name}.yaml", seeds=read(json).header["settings"]["seeds"], json=json)
+    return sweep, sweep.results()
 
 
 @pytest.mark.parametrize("name", ["ablation", "reproduction"])
 def test_rows_of_a_sweep_are_those_of_its_runs(name: str) -> None:
-    _, every, found, results = runs_of(name)
-    assert all(is_done(cell, found) for cell in every)
-    assert rows(results) == read(RESULTS / f"{name}.json").rows
-    if (exits := RESULTS / f"{name}.exits.json").exists():
-        assert exit_table(results) == read(exits).rows
+    sweep, results = stored_sweep(name)
+    assert len(results) == len(sweep.every)
+    assert rows(results) == read(sweep.json).rows
+    assert exit_table(results) == read(sweep.json.with_suffix(".exits.json")).rows
 
 
 @pytest.mark.parametrize("name", ["bridges", "recipe_vision", "tune_text", "tune_vision", "vision_objectives"])
 def test_what_was_chosen_is_what_the_runs_say(name: str) -> None:
-    suite, *_, results = runs_of(name)
-    stored = read(RESULTS / f"{name}.json").rows
+    sweep, results = stored_sweep(name)
+    stored = read(sweep.json).rows
     columns = stored[0].keys()  # older files have no column "averaged"
-    assert [{column: row[column] for column in columns} for row in choose(results, suite)] == stored
+    assert [{column: row[column] for column in columns} for row in choose(results, sweep.sweep)] == stored
 
 
 def test_the_page_of_results_is_that_of_its_runs() -> None:
-    stored, page = read(RESULTS / "small.json"), ROOT / "docs/results.md"
-    suite, every, found, results = runs_of("small")
+    sweep, results = stored_sweep("small")
+    stored, page = read(sweep.json), ROOT / "docs/results.md"
     table = rows(results)
     assert table == stored.rows
-    pictures = {group.name: RESULTS / f"small-{n}.png" for n, group in enumerate(suite.groups, start=1)}
-    text = results_page(
-        every, [is_done(cell, found) for cell in every], waits=waiting(suite, SUITES), results=results, table=table,
-        exits=exit_table(results), pictures=pictures, header=stored.header, seeds=3, page=page,
-    )  # fmt: skip
+    pictures = {group.name: RESULTS / f"small-{n}.png" for n, group in enumerate(sweep.sweep.groups, start=1)}
+    text = sweep.page(results, table, exit_table(results), pictures=pictures, header=stored.header, page=page)
     assert page.read_text() == text

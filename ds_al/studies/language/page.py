@@ -12,8 +12,8 @@ from typing import Any
 
 from ds_al.figures.parts import Table
 from ds_al.studies.figures import draw_perplexity
-from ds_al.studies.language.cell import TWIN
 from ds_al.studies.language.plan import Form, Plan, choose
+from ds_al.studies.language.training import TWIN
 from ds_al.studies.results import header, machine_and_versions, write
 from ds_al.studies.runs import Result
 from ds_al.studies.tables import language as tables
@@ -115,11 +115,11 @@ def _trials(results: Sequence[Result], plan: Plan) -> list[Row]:
     lines: list[Row] = []
     for method, layers in plan.forms():
         tried = []
-        for cell in plan.trials():
-            if (cell.method, cell.layers) != (method, layers):
+        for run in plan.trials():
+            if (run.method, run.layers) != (method, layers):
                 continue
-            settings = f"lr {cell.lr:g}" + (f", H {cell.bridge_blocks}" if method != TWIN else "")
-            tried.append(f"{settings}: {_outcome(known.get(cell.key))}")
+            settings = f"lr {run.lr:g}" + (f", H {run.bridge_blocks}" if method != TWIN else "")
+            tried.append(f"{settings}: {_outcome(known.get(run.key))}")
         best = chosen.get((method, layers))
         what = "" if best is None else f"lr {best['lr']:g}, H {best['bridge_blocks']}"
         k = "" if method == TWIN else layers

@@ -1,4 +1,4 @@
-"""What the exits of a suite's networks are worth: accuracy and cost at each, of several, and of leaving when sure."""
+"""What the exits of a sweep's networks are worth: accuracy and cost at each, of several, and of leaving when sure."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def exit_table(results: Sequence[Result]) -> list[Row]:
         if result.get("exits"):
             found.setdefault((result["group"], result["suite_method"], result["K"], result["P"]), []).append(result)
     rows = []
-    for key, cell in found.items():
+    for key, run in found.items():
         for part, name in (("exits", "exit"), ("averaged", "averaged"), ("early_exit", "confidence")):
-            for same in zip(*(result.get(part) or () for result in cell), strict=True):
+            for same in zip(*(result.get(part) or () for result in run), strict=True):
                 accuracy = [row["accuracy"] for row in same]
                 rows.append({
-                    **dict(zip(("group", "method", "K", "P"), key, strict=True)), "seeds": len(cell),
+                    **dict(zip(("group", "method", "K", "P"), key, strict=True)), "seeds": len(run),
                     "exit": None, "averaged": None, "confidence": None, name: same[0][name],
                     "accuracy": statistics.mean(accuracy),
                     "accuracy_sd": statistics.stdev(accuracy) if len(accuracy) > 1 else None,

@@ -10,7 +10,7 @@ from typing import Any
 from ds_al.figures.parts import Table
 from ds_al.studies.results import Row, origin
 from ds_al.studies.runs import Result
-from ds_al.studies.sweep.suite import Cell
+from ds_al.studies.sweep.spec import Run
 from ds_al.studies.tables import sweep as tables
 from ds_al.studies.tables.write import document, groups
 
@@ -36,7 +36,7 @@ EXITS = (
 
 
 def results_page(
-    cells: Sequence[Cell],
+    runs: Sequence[Run],
     done: Sequence[bool],
     *,
     waits: Sequence[str],
@@ -51,20 +51,20 @@ def results_page(
     """The page, in Markdown.
 
     Args:
-        cells: all of the suite, and ``done``, which of them have a result.
-        waits: groups that have no cells yet.
-        results: of the cells.
+        runs: all of the sweep, and ``done``, which of them have a result.
+        waits: groups that have no runs yet.
+        results: of the runs.
         table: what :func:`~ds_al.studies.sweep.table.rows` made of them, and ``exits``, :func:`.exits.exit_table`.
         pictures: by group.
         header: of the results file: date, command, machine, versions.
-        seeds: number of seeds that the suite asks for.
+        seeds: number of seeds that the sweep asks for.
         page: where the page will lie, for links to pictures.
     """
-    runs = [
-        {"group": cell.group, "method": cell.method, "K": cell.layers, "seed": cell.seed, "done": there}
-        for cell, there in zip(cells, done, strict=True)
+    asked = [
+        {"group": run.group, "method": run.method, "K": run.layers, "seed": run.seed, "done": there}
+        for run, there in zip(runs, done, strict=True)
     ]
-    blocks: list[Table | str] = [INTRODUCTION.format(seeds=seeds), "## What is missing", tables.missing(runs, waits)]
+    blocks: list[Table | str] = [INTRODUCTION.format(seeds=seeds), "## What is missing", tables.missing(asked, waits)]
     for own in groups(table, "group"):
         group = own[0]["group"]
         blocks += [f"## {group}", tables.group(own, seeds=seeds), _origin(results, group)]
@@ -74,7 +74,7 @@ def results_page(
             link = os.path.relpath(pictures[group], page.parent)
             blocks.append(f"![{group}: accuracy over epochs, over time, by number of layers, by exit]({link})")
     blocks.append(
-        f"{origin(header)} The config, versions and curve of every run are a line of `docs/results/<suite>.runs.jsonl`."
+        f"{origin(header)} The config, versions and curve of every run are a line of `docs/results/<sweep>.runs.jsonl`."
     )
     return document(*blocks)
 

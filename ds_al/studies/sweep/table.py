@@ -1,4 +1,4 @@
-"""What a suite found: a row per group, method, K and P, over all seeds."""
+"""What a sweep found: a row per group, method, K and P, over all seeds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COLUMNS = (
 
 
 def rows(results: Sequence[Result]) -> list[Row]:
-    """One row per (group, method, K, P), in the order of the suite.
+    """One row per (group, method, K, P), in the order of the sweep.
 
     Columns: see :data:`COLUMNS`; accuracies are means over seeds with sample standard deviations ``_sd`` (``None``
     with one seed); ``averaged_accuracy`` is that of the mean of all exits (:mod:`ds_al.exit_average`) on the test
@@ -52,14 +52,14 @@ def rows(results: Sequence[Result]) -> list[Row]:
         for result in reversed(results)
         if "failure" not in result and str(result["method"]).startswith("bp_")
     }
-    return [_row(key, cell, twins) for key, cell in found.items()]
+    return [_row(key, run, twins) for key, run in found.items()]
 
 
-def _row(key: tuple[Any, ...], cell: Sequence[Result], twins: Mapping[tuple[str, int], Result]) -> Row:
-    done = [result for result in cell if "failure" not in result]
+def _row(key: tuple[Any, ...], run: Sequence[Result], twins: Mapping[tuple[str, int], Result]) -> Row:
+    done = [result for result in run if "failure" not in result]
     row: Row = dict.fromkeys(COLUMNS)
     row |= dict(zip(("group", "method", "K", "P"), key, strict=True))
-    row |= {"seeds": len(done), "failed": len(cell) - len(done)}
+    row |= {"seeds": len(done), "failed": len(run) - len(done)}
     if not done:
         return row
     means = {
