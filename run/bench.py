@@ -16,25 +16,31 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from ds_al.errors import ALConfigError
 from ds_al.launch.ranks import RankFailure
-from ds_al.studies.bench import SleepingCases, guard, measure_memory, measure_sleeping, report
+from ds_al.studies.bench import guard
+from ds_al.studies.bench.again import measure_again, time_sleeping
 from ds_al.studies.bench.arguments import names, numbers, positive
-from ds_al.studies.bench.features import FeatureCases, features_table, measure_features
+from ds_al.studies.bench.cases import SleepingCases, measure_memory
+from ds_al.studies.bench.features import FeatureCases, measure_features
 from ds_al.studies.bench.layers import measure_layers
-from ds_al.studies.bench.link_tables import traffic_table
 from ds_al.studies.bench.overhead import METHODS as OVERHEAD_METHODS
 from ds_al.studies.bench.overhead import measure_overhead
 from ds_al.studies.bench.traffic import measure_traffic
 from ds_al.studies.bench.workloads import METHODS
+from ds_al.studies.results import Row, StudyError, header, read, write
+from ds_al.studies.tables.documents import show
+from ds_al.studies.tables.schedules import memory_page
+from ds_al.studies.tables.write import terminal
 
 OVERHEAD_TURNS = 15
 MEMORY_METHODS = ("streaming", "bp_1f1b", "bp_gpipe")
@@ -113,7 +119,7 @@ def main() -> None:
     )
     try:
         run(args, Console())
-    except (RankFailure, guard.GuardError) as error:
+    except (RankFailure, StudyError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; no rank is left")
@@ -130,32 +136,9 @@ def sleeping(args: argparse.Namespace, console: Console) -> None:
         backward=args.backward_ms / 1000,
         repeat=args.repeat,
     )
-    rows = _time_sleeping(cases, console)
-    console.print(report.sleeping_table(rows))
-    if args.json:
-        settings = {
-            "forward": cases.forward,
-            "backward": cases.backward,
-            "batches": cases.batches,
-            "repeat": cases.repeat,
-        }
-        report.write(args.json, header=report.header(**settings), rows=rows)
-
-
-def _time_sleeping(cases: SleepingCases, console: Console) -> list[dict[str, Any]]:
-    total = sum(cases.total_seconds(stages=stages) for stages in cases.stages)
-    console.print(f"at least {total:.0f} s of sleep", highlight=False)
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("left"), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=total)
-
-        def progress(case: dict[str, Any]) -> None:
-            done = f"{case['stages']} stages, {case['micro_batches']} micro-batches, {case['method']}"
-            bar.update(task, advance=case["ideal"], description=done)
-            if not console.is_terminal:
-                print(f"{done}: {case['seconds']:.3f} s", flush=True)
-
-        return measure_sleeping(cases, progress=progress)
+    rows = time_sleeping(cases, console)
+    settings = {name: getattr(cases, name) for name in ("forward", "backward", "batches", "repeat")}
+    _keep(args, console, "sleeping", rows, **settings)
 
 
 def features(args: argparse.Namespace, console: Console) -> None:
@@ -169,19 +152,15 @@ def features(args: argparse.Namespace, console: Console) -> None:
     )
     with console.status("timing features on 4 ranks"):
         rows = measure_features(cases)
-    print(features_table(rows))
-    if args.json:
-        report.write(args.json, header=report.header(**asdict(cases)), rows=rows)
+    _keep(args, console, "features", rows, **asdict(cases))
 
 
 def traffic(args: argparse.Namespace, console: Console) -> None:
     """Counts bytes."""
-    stages, micro_batch = (args.stages or (4,))[0], args.micro_batch or 64
+    sizes = {"stages": (args.stages or (4,))[0], "micro_batch": args.micro_batch or 64}
     with console.status("counting"):
-        rows = measure_traffic(("vgg", "transformer"), stages=stages, micro_batch=micro_batch)
-    print(traffic_table(rows))
-    if args.json:
-        report.write(args.json, header=report.header(stages=stages, micro_batch=micro_batch), rows=rows)
+        rows = measure_traffic(("vgg", "transformer"), **sizes)
+    _keep(args, console, "traffic", rows, **sizes)
 
 
 def overhead(args: argparse.Namespace, console: Console) -> None:
@@ -196,9 +175,7 @@ def overhead(args: argparse.Namespace, console: Console) -> None:
             repeat=OVERHEAD_TURNS,
             progress=lambda: bar.update(task, advance=1),
         )
-    console.print(report.overhead_table(rows))
-    if args.json:
-        report.write(args.json, header=report.header(), rows=rows)
+    _keep(args, console, "overhead", rows)
 
 
 def layers(args: argparse.Namespace, console: Console) -> None:
@@ -210,71 +187,42 @@ def layers(args: argparse.Namespace, console: Console) -> None:
         rows = measure_layers(models=models, preset=args.preset, micro_batch=micro_batch, repeat=5 * args.repeat)
     except ALConfigError as error:
         sys.exit(f"error: {error}")
-    console.print(report.layers_table(rows))
-    if args.json:
-        report.write(args.json, header=report.header(micro_batch=micro_batch, threads=1), rows=rows)
+    _keep(args, console, "layers", rows, micro_batch=micro_batch, threads=1)
 
 
 def check(args: argparse.Namespace, console: Console) -> None:
     """Compares ratios with a baseline's; fails where one fell."""
-    baseline = guard.read(args.check)
-    if args.current:
-        current, part = guard.read(args.current), False
-    else:
-        current, part = {"header": {}, "rows": _anew(baseline, args, console)}, True
-    verdicts = guard.check(baseline, current, tolerance=args.tolerance, part=part)
-    console.print(guard.table(verdicts))
+    baseline = read(args.check)
+    current = read(args.current) if args.current else measure_again(baseline, repeat=args.repeat, console=console)
+    verdicts = guard.check(baseline, current, tolerance=args.tolerance, part=args.current is None)
+    console.print(terminal(guard.table(verdicts)))
     if fallen := [each for each in verdicts if not each.holds]:
         sys.exit(f"{len(fallen)} of {len(verdicts)} ratios fell by more than {100 * args.tolerance:g} %")
 
 
-def _anew(baseline: dict[str, Any], args: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
-    """Rows of the baseline's short cases, measured with its settings."""
-    rows, settings = baseline["rows"], baseline["header"].get("settings", {})
-    kind = guard.kind(rows)
-    if kind == "overhead":
-        first = rows[0]
-        return measure_overhead(
-            methods=tuple(dict.fromkeys(row["method"] for row in rows)),
-            stages=first["stages"],
-            micro_batches=first["micro_batches"],
-            batches=first["batches"],
-        )
-    if kind != "sleeping":
-        raise guard.GuardError(f"{args.check} is of kind {kind!r}: measure it anew by its command, and give --current")
-    numbers = sorted({row["micro_batches"] for row in rows})
-    cases = SleepingCases(
-        methods=("streaming", "bp_1f1b"),
-        stages=tuple(sorted({row["stages"] for row in rows} & {2, 4})),
-        micro_batches=(numbers[len(numbers) // 2],),
-        batches=settings["batches"],
-        forward=settings["forward"],
-        backward=settings["backward"],
-        repeat=args.repeat,
-    )
-    return _time_sleeping(cases, console)
-
-
 def memory(args: argparse.Namespace, console: Console) -> None:
     """Counts activations."""
-    stages = args.stages or (2, 4, 8)
+    stages, sizes = args.stages or (2, 4, 8), {"width": args.width, "micro_batch": args.micro_batch or 8}
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("counting", total=len(stages))
         rows = measure_memory(
             methods=args.methods or MEMORY_METHODS,
             stages=stages,
             micro_batches=args.micro_batches or (4, 8, 16, 32),
-            width=args.width,
-            micro_batch=args.micro_batch or 8,
+            **sizes,
             progress=lambda count: bar.update(task, advance=1, description=f"{count} stages"),
         )
-    console.print(report.memory_table(rows))
-    header = report.header(width=args.width, micro_batch=args.micro_batch or 8)
-    if args.json:
-        report.write(args.json, header=header, rows=rows)
+    _keep(args, console, "memory", rows, **sizes)
     if args.markdown:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
-        args.markdown.write_text(report.memory_markdown(header, rows))
+        args.markdown.write_text(memory_page(header(**sizes), rows))
+
+
+def _keep(args: argparse.Namespace, console: Console, kind: str, rows: Sequence[Row], **settings: Any) -> None:
+    """Shows the rows and, where asked to, writes them."""
+    show(console, kind, rows)
+    if args.json:
+        write(args.json, kind=kind, header=header(**settings), rows=rows)
 
 
 if __name__ == "__main__":

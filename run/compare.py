@@ -2,15 +2,14 @@
 
     python run/compare.py --suite ds_configs/suites/small.yaml --seeds 3 --json docs/results/small.json
 
-Writes JSON, and beside it CSV, tables in Markdown and a picture per group. May be stopped and started again: what
-is done stays done. --groups and --methods say what is run; the tables hold all there is of the suite. Of a suite with
+Writes JSON, and beside it CSV, tables in Markdown and a figure per group. May be stopped and started again: what
+is done stays done. --groups and --methods say what is run; the tables hold all there is of the sweep. Of a sweep with
 trials it writes which of them is the best of each method, by validation accuracy.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -21,174 +20,104 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ds_al.errors import ALError
 from ds_al.launch.ranks import start_quickly
-from ds_al.studies.bench import report
-from ds_al.studies.runs import RunFile
-from ds_al.studies.sweep.choice import choice_markdown, choose
-from ds_al.studies.sweep.exits import exit_table
-from ds_al.studies.sweep.figures import draw_group
-from ds_al.studies.sweep.page import results_page
-from ds_al.studies.sweep.runner import is_done, result_of, run_cells
-from ds_al.studies.sweep.suite import Cell, Suite, cells, read_suite, waiting, with_methods
-from ds_al.studies.sweep.table import markdown, rows
+from ds_al.studies.sweep.output import Output
+from ds_al.studies.sweep.runner import execute, is_done
+from ds_al.studies.sweep.spec import Run
 
 ROOT = Path(__file__).resolve().parents[1]
-SUITES = ROOT / "ds_configs" / "suites"
+SWEEPS = ROOT / "ds_configs" / "suites"
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--suite", required=True, help="path of a suite, or the name of one of ds_configs/suites")
+    p.add_argument(
+        "--suite", "--sweep", dest="sweep", required=True,
+        help="path of the sweep's file, or its name in ds_configs/suites",
+    )  # fmt: skip
     p.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on (default: 3)")
     p.add_argument("--json", metavar="PATH", type=Path, required=True, help="where the results go; runs beside it")
     p.add_argument(
         "--runs", "--cells", metavar="FILE", type=Path,
-        help="file of finished runs, NAME.runs.jsonl (default: beside PATH); suites that share it share the runs that "
+        help="file of finished runs, NAME.runs.jsonl (default: beside PATH); sweeps that share it share the runs that "
         "they have in common",
     )  # fmt: skip
     p.add_argument("--groups", help="only groups whose name contains this text")
     p.add_argument(
-        "--methods",
-        help="only these methods, separated by commas: those of the suite, or any schedule, objective, recipe or "
+        "--methods", type=lambda text: text.split(","),
+        help="only these methods, separated by commas: those of the sweep, or any schedule, objective, recipe or "
         "baseline (bp_1f1b, bp_gpipe, bp_naive, bp_dp, bp_single) that it has not",
-    )
+    )  # fmt: skip
     p.add_argument(
         "--data", metavar="DIR", type=Path, default=os.environ.get("DS_AL_DATA"),
-        help="folder that the suite's data paths start from (default: $DS_AL_DATA, else the working directory)",
+        help="folder that the sweep's data paths start from (default: $DS_AL_DATA, else the working directory)",
     )  # fmt: skip
-    p.add_argument("--jobs", type=int, help="cells at a time (default: as many as there are cores for)")
-    p.add_argument("--timeout", type=float, default=3600.0, help="seconds after which a cell has failed (3600)")
-    p.add_argument("--page", metavar="PATH", type=Path, help="also writes a page: tables, pictures, what is missing")
+    p.add_argument("--jobs", type=int, help="runs at a time (default: as many as there are cores for)")
+    p.add_argument("--timeout", type=float, default=3600.0, help="seconds after which a run has failed (3600)")
+    p.add_argument("--page", metavar="PATH", type=Path, help="also writes a page: tables, figures, what is missing")
     p.add_argument("--table-only", action="store_true", help="run nothing; write the tables of what is there")
     return p
 
 
 def main() -> None:
-    """Runs the suite."""
-    args = parser().parse_args()
-    path = Path(args.suite)
-    if not path.suffix:
-        path = SUITES / f"{args.suite}.yaml"
-    console = Console()
+    """Runs the sweep, and writes its tables."""
+    args, console = parser().parse_args(), Console()
+    path = Path(args.sweep) if Path(args.sweep).suffix else SWEEPS / f"{args.sweep}.yaml"
+
+    def tell(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
     try:
-        suite = read_suite(path)
-        with_methods(suite, args.methods.split(",") if args.methods else ())
-        every = list(cells(suite, folder=path.parent, seeds=args.seeds))
-        todo = [cell for cell in every if _selected(cell, args)]
-        waits = waiting(suite, path.parent)
-        runs = RunFile(args.runs) if args.runs else RunFile.beside(args.json)
-        runs.read()
+        sweep = Output.of(path, seeds=args.seeds, json=args.json, runs=args.runs, methods=args.methods or ())
+        for group in sweep.waits:
+            tell(f"{group}: waits for settings to be chosen")
+        if not args.table_only:
+            _run(sweep, args, console)
+        results = sweep.results()
+        for each in (result for result in results if "failure" in result):
+            print(f"failed: {each['group']}, {each['suite_method']}, K = {each['K']}: {each['failure']}")
+        if not (results or args.page):
+            sys.exit("error: there is no result yet")
+        tell(sweep.write_choice(results) if sweep.chooses else sweep.write_tables(results, page=args.page, tell=tell))
     except ALError as error:
         sys.exit(f"error: {error}")
-    for group in waits:
-        console.print(f"{group}: waits for settings to be chosen", highlight=False, soft_wrap=True)
-    if not args.table_only:
-        if not todo:
-            sys.exit("error: no cell is left: look at --groups and --methods")
-        try:
-            _run(todo, runs, args, console)
-        except KeyboardInterrupt:
-            console.print("stopped; the same command goes on from here")
-    found = runs.read()
-    results = [result for cell in every if (result := result_of(cell, found)) is not None]
-    _tell_failures(results)
-    if any(group.trials or group.own_trials for group in suite.groups):
-        _write_choice(results, suite, args, console)
-    elif results or args.page:
-        _write_tables(results, every, waits, suite, found, args, console)
-    else:
-        sys.exit("error: there is no result yet")
     sys.exit(1 if any("failure" in result for result in results) else 0)
 
 
-def _write_tables(
-    results: list[dict[str, Any]],
-    every: list[Cell],
-    waits: list[str],
-    suite: Suite,
-    found: dict[str, Any],
-    args: argparse.Namespace,
-    console: Console,
-) -> None:
-    """Tables, pictures and the page, of all cells that are there."""
-    table, exits, header = rows(results), exit_table(results), report.header(suite=suite.name, seeds=args.seeds)
-    if table:
-        report.write(args.json, header=header, rows=table)
-        args.json.with_suffix(".md").write_text(markdown(table))
-    if exits:
-        report.write(args.json.with_suffix(".exits.json"), header=header, rows=exits)
-    pictures: dict[str, Path] = {}
-    for number, group in enumerate((group.name for group in suite.groups), start=1):
-        own = [result for result in results if result["group"] == group]
-        for file in draw_group(own, args.json.with_name(f"{args.json.stem}-{number}.png")):
-            console.print(f"{group}: {file}", highlight=False, soft_wrap=True)
-            pictures.setdefault(group, file)
-    if args.page:
-        done = [is_done(cell, found) for cell in every]
-        text = results_page(
-            every,
-            done,
-            waits=waits,
-            results=results,
-            table=table,
-            exits=exits,
-            pictures=pictures,
-            header=header,
-            seeds=args.seeds,
-            page=args.page,
-        )
-        args.page.write_text(text)
-    console.print(markdown(table), highlight=False, soft_wrap=True)
-
-
-def _tell_failures(results: list[dict[str, Any]]) -> None:
-    for result in results:
-        if "failure" in result:
-            print(f"failed: {result['group']}, {result['suite_method']}, K = {result['K']}: {result['failure']}")
-
-
-def _write_choice(results: list[dict[str, Any]], suite: Suite, args: argparse.Namespace, console: Console) -> None:
-    """Of a suite of trials: what was tried and what is chosen, by validation accuracy alone."""
-    found = choose(results, suite)
-    if not found:
-        sys.exit("error: no method has all of its trials yet: nothing is chosen")
-    content = {"header": report.header(suite=suite.name, seeds=args.seeds), "rows": found}
-    args.json.write_text(json.dumps(content, indent=1) + "\n")
-    args.json.with_suffix(".md").write_text(choice_markdown(found))
-    console.print(choice_markdown(found), highlight=False, soft_wrap=True)
-
-
-def _selected(cell: Cell, args: argparse.Namespace) -> bool:
-    methods = None if args.methods is None else args.methods.split(",")
-    return (args.groups is None or args.groups in cell.group) and (methods is None or cell.method in methods)
-
-
-def _run(todo: list[Cell], runs: RunFile, args: argparse.Namespace, console: Console) -> None:
+def _run(sweep: Output, args: argparse.Namespace, console: Console) -> None:
     from deepspeed.accelerator import get_accelerator  # imports all of DeepSpeed
 
+    todo = [
+        run for run in sweep.every
+        if (args.groups or "") in run.group and (args.methods is None or run.method in args.methods)
+    ]  # fmt: skip
+    if not todo:
+        sys.exit("error: no run is left: look at --groups and --methods")
     forks = get_accelerator().device_name() == "cpu"  # a fork cannot take over an accelerator
     if forks:
         start_quickly()
-    found = runs.read()
-    left = [cell for cell in todo if not is_done(cell, found)]
-    jobs = args.jobs or max(1, (os.cpu_count() or 1) // max((cell.stages for cell in left), default=1))
+    found = sweep.file.read()
+    left = [run for run in todo if not is_done(run, found)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("starting", total=len(todo), completed=len(todo) - len(left))
 
-        def done(cell: Cell, result: dict[str, Any]) -> None:
-            bar.update(task, advance=1, description=cell.title)
-            console.print(f"{cell.title}: {_outcome(result)}", highlight=False, soft_wrap=True)
+        def done(run: Run, result: dict[str, Any]) -> None:
+            bar.update(task, advance=1, description=run.title)
+            console.print(f"{run.title}: {_outcome(result)}", highlight=False, soft_wrap=True)
 
-        run_cells(
-            left,
-            runs=runs,
-            script=None if forks else ROOT / "run" / "train.py",
-            data=None if args.data is None else Path(args.data).resolve(),
-            jobs=jobs,
-            timeout=args.timeout,
-            done=done,
-        )
+        try:
+            execute(
+                left,
+                file=sweep.file,
+                script=None if forks else ROOT / "run" / "train.py",
+                data=None if args.data is None else Path(args.data).resolve(),
+                jobs=args.jobs or max(1, (os.cpu_count() or 1) // max((run.stages for run in left), default=1)),
+                timeout=args.timeout,
+                done=done,
+            )
+        except KeyboardInterrupt:
+            console.print("stopped; the same command goes on from here")
 
 
 def _outcome(result: dict[str, Any]) -> str:

@@ -16,9 +16,10 @@ from typing import Any
 
 from rich.console import Console
 
-from ds_al.studies.bench import report, tables
 from ds_al.studies.bench.costs import cost_rows
 from ds_al.studies.bench.recipe_time import measure_recipe
+from ds_al.studies.results import header, write
+from ds_al.studies.tables.documents import fill
 
 
 def main() -> None:
@@ -31,9 +32,9 @@ def main() -> None:
     console = Console()
     with console.status("measuring" if args.time else "counting"):
         rows = _measured(console) if args.time else _counted(console)
-    report.write(args.json, header=report.header(), rows=rows)
+    write(args.json, kind="recipe_time" if args.time else "costs", header=header(), rows=rows)
     if args.tables:
-        tables.fill(args.tables, [args.json])
+        fill(args.tables, [args.json])
     console.print(f"{len(rows)} rows in {args.json}", highlight=False)
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from ds_al.errors import ALError
 from ds_al.launch.ranks import free_port, rank_environment
 from ds_al.studies.language.page import write_tables
-from ds_al.studies.language.plan import Plan, choose, measured_cells, run_all
+from ds_al.studies.language.plan import Plan, choose, measured_runs, run_all
 from ds_al.studies.runs import RunFile
 
 
@@ -43,25 +43,25 @@ def main() -> None:
     args = parser().parse_args()
     console = Console()
     plan = replace(Plan(), seeds=args.seeds, steps=args.steps, trial_steps=args.trial_steps)
-    runs = RunFile.beside(args.json)
+    file = RunFile.beside(args.json)
     if not args.table_only:
         try:
-            _run(plan, runs, args, console)
+            _run(plan, file, args, console)
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on from here")
         except ALError as error:
             sys.exit(f"error: {error}")
-    results = list(runs.read().values())
+    results = list(file.read().values())
     if not results:
         sys.exit("error: there is no result yet")
     console.print(write_tables(results, plan, json_path=args.json, page=args.page), highlight=False, soft_wrap=True)
     sys.exit(1 if any("failure" in result for result in results) else 0)
 
 
-def _run(plan: Plan, runs: RunFile, args: argparse.Namespace, console: Console) -> None:
+def _run(plan: Plan, file: RunFile, args: argparse.Namespace, console: Console) -> None:
     os.environ.update({name: value for name, value in rank_environment(0, 1, free_port()).items() if value})
-    from ds_al.studies.language.cell import Cell, Sizes, run
     from ds_al.studies.language.corpus import load_corpus
+    from ds_al.studies.language.training import Run, Sizes, train
 
     sizes = Sizes()
     path = Path(os.environ["DS_AL_DATA"], args.data) if "DS_AL_DATA" in os.environ else None
@@ -77,22 +77,22 @@ def _run(plan: Plan, runs: RunFile, args: argparse.Namespace, console: Console) 
     def tell(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
-    def part(name: str, cells: list[Cell]) -> None:
-        count = iter(range(1, len(cells) + 1))
+    def part(name: str, runs: list[Run]) -> None:
+        count = iter(range(1, len(runs) + 1))
 
-        def done(cell: Cell, result: dict[str, object], known: bool) -> None:
+        def done(run: Run, result: dict[str, object], known: bool) -> None:
             text = result.get("failure") or [round(loss, 4) for loss in result["validation_loss"]]  # type: ignore[attr-defined]
-            tell(f"{name} {next(count)} of {len(cells)}{', was there' if known else ''}: {cell.key}: {text}")
+            tell(f"{name} {next(count)} of {len(runs)}{', was there' if known else ''}: {run.key}: {text}")
 
         run_all(
-            cells,
             runs,
-            lambda cell: run(cell, sizes, corpus, test=cell.budget != "trial", tell=tell),
+            file,
+            lambda run: train(run, sizes, corpus, test=run.budget != "trial", tell=tell),
             done=done,
         )
 
     part("trial", list(plan.trials()))
-    part("cell", measured_cells(choose(list(runs.read().values()), plan), plan))
+    part("run", measured_runs(choose(list(file.read().values()), plan), plan))
 
 
 if __name__ == "__main__":

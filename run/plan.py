@@ -13,12 +13,10 @@ The last form predicts runs that were measured, and says how far off the predict
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -27,9 +25,10 @@ from ds_al.errors import ALError
 from ds_al.planner import COMPARED, METHODS, Link, Machines, Prediction, Work, advice, break_even, grid
 from ds_al.planner.network import Device, Network
 from ds_al.planner.show import bytes_per_second, cases, draw, markdown, table
-from ds_al.studies.bench import report, tables
 from ds_al.studies.bench.arguments import numbers, positive
-from ds_al.studies.bench.predictions import against, against_table
+from ds_al.studies.bench.predictions import against, work_of_profile
+from ds_al.studies.results import header, write
+from ds_al.studies.tables.documents import fill, show
 
 
 def parser() -> argparse.ArgumentParser:
@@ -94,11 +93,11 @@ def main() -> None:
     notes = [origin, *_caveats(work, args.stages)]
     for line in (*notes, *sentences):
         console.print(line, highlight=False, soft_wrap=True)
-    header = report.header(work=asdict(work), origin=origin, link=args.link, latency_ms=args.latency_ms)
+    origin_of = header(work=asdict(work), origin=origin, link=args.link, latency_ms=args.latency_ms)
     if args.json:
-        report.write(args.json, header=header, rows=[asdict(each) for each in found])
+        write(args.json, kind="predictions", header=origin_of, rows=[asdict(each) for each in found])
     if args.markdown:
-        _write_page(args.markdown, header["command"], notes, sentences, found)
+        _write_page(args.markdown, origin_of["command"], notes, sentences, found)
     if args.figure:
         for path in draw(found, args.figure):
             console.print(f"{path}", highlight=False)
@@ -108,11 +107,11 @@ def compare(args: argparse.Namespace, console: Console) -> None:
     """Predicts what was measured."""
     try:
         rows = against(args.against, profile=args.overheads)
-        console.print(against_table(rows), highlight=False, soft_wrap=True)
+        show(console, "planner", rows)
         if args.json:
-            report.write(args.json, header=report.header(overheads=str(args.overheads)), rows=rows)
+            write(args.json, kind="planner", header=header(overheads=str(args.overheads)), rows=rows)
         if args.tables:
-            tables.fill(args.tables, [args.json])
+            fill(args.tables, [args.json])
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
@@ -150,7 +149,7 @@ def _given(args: argparse.Namespace) -> tuple[Work, Machines, str]:
         how = "timed on this machine" if args.measure else f"counted, at {device.says}"
         origin = f"{args.config}: {how}; F = {1000 * work.forward:.4g} ms, B = {1000 * work.backward:.4g} ms."
         return replace(work, **given), network.machines, origin
-    values = {**(_measured(args.profile) if args.profile else {}), **given}
+    values = {**(work_of_profile(args.profile) if args.profile else {}), **given}
     if "forward" not in values:
         raise ValueError("no times: give --config, --forward-ms, or --profile with a file of run/profile.py")
     work = Work(**{"backward": 2 * values["forward"], **values})
@@ -178,33 +177,6 @@ def _write_page(
     legend = "Predicted, not measured; (f) by formula, at the least."
     advised = "\n".join(f"* {sentence}" for sentence in sentences)
     path.write_text(f"{' '.join(notes)} {legend}\n\n{markdown(found)}\n{advised}\n\n`{command}`\n")
-
-
-def _measured(path: Path) -> dict[str, float]:
-    try:
-        rows = json.loads(path.read_text())["rows"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is no file of run/profile.py: {error}") from error
-    al, bp = (_of(rows, method, path) for method in ("streaming", "bp_1f1b"))
-    forward, backward, step = (sum(row[f"{name}_ms"] for row in bp) / 1000 for name in ("forward", "backward", "step"))
-    local = sum(row["forward_ms"] + row["backward_ms"] for row in al) / 1000
-    message = bp[0]["bytes_per_micro_batch"]
-    return {
-        "forward": forward,
-        "backward": backward,
-        "step": step,
-        "rho": local / (forward + backward),
-        "message_bytes": message,
-        "target_bytes": max(al[0]["bytes_per_micro_batch"] - message, 0.0),
-    }
-
-
-def _of(rows: Sequence[dict[str, Any]], method: str, path: Path) -> list[dict[str, Any]]:
-    own = [row for row in rows if row["method"] == method]
-    if not own:
-        raise ValueError(f"{path} has no {method}: profile it with --methods streaming,bp_1f1b")
-    most = max(row["micro_batches"] for row in own)
-    return [row for row in own if row["micro_batches"] == most]
 
 
 if __name__ == "__main__":

@@ -30,16 +30,17 @@ else:
     from statistics import mean
 
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ds_al.figures import charts, timeline
     from ds_al.launch.ranks import RankFailure
     from ds_al.models import AL_MODELS
-    from ds_al.studies.bench import report, tables
     from ds_al.studies.bench.arguments import names, numbers, positive
     from ds_al.studies.bench.profile import ProfileCases, Runs, profile_rows, record_runs, typical
     from ds_al.studies.bench.tracing_cost import measure_tracing_cost
     from ds_al.studies.bench.workloads import METHODS
+    from ds_al.studies.progress import Bar
+    from ds_al.studies.results import Row, header, write
+    from ds_al.studies.tables.documents import fill, show
     from ds_al.trace import timelines
     from ds_al.trace.files import write_trace
 
@@ -82,7 +83,7 @@ def main() -> None:
         p.error(f"got {args.files[0]}: JSON files go with --tables")
     if args.tables:
         try:
-            for name in tables.fill(args.tables, args.files):
+            for name in fill(args.tables, args.files):
                 print(f"{args.tables}: {name}")
         except (OSError, ValueError) as error:
             sys.exit(f"error: {error}")
@@ -122,31 +123,21 @@ def profile(cases: ProfileCases, args: argparse.Namespace, console: Console) -> 
         rows = [{**r, "peak_bytes": peaks[r["method"], r["micro_batches"], r["stage"]]} for r in rows]
     else:
         with_memory = {}
-    console.print(report.profile_table(rows))
+    show(console, "profile", rows)
     for path in _write(cases, args, runs, with_memory, rows):
         console.print(f"{path}", highlight=False)
 
 
 def _record(cases: ProfileCases, console: Console, *, what: str) -> Runs:
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("left"), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=cases.recordings)
-
-        def progress(line: str) -> None:
-            bar.update(task, advance=1, description=f"{what}: {line}")
-            if not console.is_terminal:
-                print(f"{what}: {line}", flush=True)
-
-        return record_runs(cases, progress=progress)
+    with Bar(console, cases.recordings) as bar:
+        return record_runs(cases, progress=lambda line: bar.advance(1, f"{what}: {line}"))
 
 
-def _write(
-    cases: ProfileCases, args: argparse.Namespace, runs: Runs, with_memory: Runs, rows: list[report.Row]
-) -> list[Path]:
+def _write(cases: ProfileCases, args: argparse.Namespace, runs: Runs, with_memory: Runs, rows: list[Row]) -> list[Path]:
     written: list[Path] = []
     if args.json:
         settings = {key: getattr(cases, key) for key in ("batches", "repeat", "forward", "backward", "micro_batch")}
-        report.write(args.json, header=report.header(**settings), rows=rows)
+        write(args.json, kind="profile", header=header(**settings), rows=rows)
         written += [args.json, args.json.with_suffix(".csv")]
     for m in cases.micro_batches:
         typicals = {method: typical(runs[method, m]) for method in cases.methods}
@@ -176,15 +167,10 @@ def _write(
 def tracing_cost(cases: ProfileCases, args: argparse.Namespace, console: Console) -> None:
     """Times batches with and without a recorder, in turn."""
     rows = measure_tracing_cost(cases)
-    for row in rows:
-        console.print(
-            f"{row['workload']}, {row['method']}, {row['stages']} stages, {row['micro_batches']} micro-batches: "
-            f"{row['seconds_without'] * 1000:.1f} ms a batch, traced x {row['ratio']:.4f} "
-            f"({row['ratio_low']:.4f}..{row['ratio_high']:.4f}, {row['pairs']} pairs)",
-            highlight=False,
-        )
+    show(console, "tracing_cost", rows)
     if args.json:
-        report.write(args.json, header=report.header(batches=cases.batches, micro_batch=cases.micro_batch), rows=rows)
+        settings = header(batches=cases.batches, micro_batch=cases.micro_batch)
+        write(args.json, kind="tracing_cost", header=settings, rows=rows)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,15 @@ With --draw an existing file of rows is only drawn and written as a page anew.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
-from ds_al.studies.bench import report
 from ds_al.studies.bench.arguments import numbers, positive
-from ds_al.studies.scale import figures as scale_figures
+from ds_al.studies.figures import draw_scale
+from ds_al.studies.results import header, read, write
 from ds_al.studies.scale import page as scale_page
 from ds_al.studies.scale.predictions import Study
 
@@ -44,8 +43,8 @@ def main() -> None:
     """Predicts, writes, draws."""
     args, console = parser().parse_args(), Console()
     if args.draw:
-        content = json.loads(args.json.read_text())
-        header, rows = content["header"], content["rows"]
+        results = read(args.json)
+        about, rows = dict(results.header), list(results.rows)
     else:
         study = Study(args.stages, args.micro_batches, args.sweep, args.repeat)
         rows = []
@@ -56,12 +55,12 @@ def main() -> None:
                 status.update(done)
                 if not console.is_terminal:
                     print(f"{done}, {row['link']}, {row['method']}: {row['seconds']:.4g} s", flush=True)
-        header = report.header(**asdict(study))
-        report.write(args.json, header=header, rows=rows)
+        about = header(**asdict(study))
+        write(args.json, kind="scale", header=about, rows=rows)
     if args.markdown:
-        files = scale_figures.draw(rows, args.markdown.parent / "figures")
+        files = draw_scale(rows, args.markdown.parent / "figures")
         shown = {name: os.path.relpath(paths[0], args.markdown.parent) for name, paths in files.items()}
-        args.markdown.write_text(scale_page.page(header, rows, figures=shown))
+        args.markdown.write_text(scale_page.page(about, rows, figures=shown))
     console.print(f"{len(rows)} rows in {args.json}", highlight=False)
 
 

@@ -16,7 +16,6 @@ takes with it is computed, and called so. Files are written after every case: an
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -24,21 +23,23 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ds_al.errors import ALError
 from ds_al.launch.ranks import RankFailure
 from ds_al.models import AL_MODELS
 from ds_al.planner import StageCost
-from ds_al.studies.bench import report, scaling_figures, scaling_report, tables
 from ds_al.studies.bench.arguments import numbers, positive
 from ds_al.studies.bench.ceiling import measure_ceiling
 from ds_al.studies.bench.forms import Network, seconds_per_micro_batch
 from ds_al.studies.bench.ratio import measure_ratio
 from ds_al.studies.bench.scaling import METHODS, STUDIES, ScalingCases, cores, encoder_seconds, measure_scaling
 from ds_al.studies.bench.texts import ag_news
+from ds_al.studies.figures import draw_ratios, draw_scaling
+from ds_al.studies.progress import Bar
+from ds_al.studies.results import Row, header, read, write
+from ds_al.studies.tables.documents import fill, show
 
-Rows = Sequence[report.Row]
+Rows = Sequence[Row]
 
 
 def choices(*known: str) -> Callable[[str], tuple[str, ...]]:
@@ -110,7 +111,7 @@ def main() -> None:
         p.error(f"got {len(args.micro_batches)} numbers of micro-batches: give one, or use --against-1f1b")
     try:
         if args.tables:
-            for name in tables.fill(args.tables, args.files):
+            for name in fill(args.tables, args.files):
                 print(f"{args.tables}: {name}")
         elif args.draw:
             draw_anew(args.files)
@@ -127,9 +128,9 @@ def main() -> None:
 def draw_anew(files: Sequence[Path]) -> None:
     """Figures of the files that have one."""
     for path in files:
-        rows = json.loads(path.read_text())["rows"]
-        draw = scaling_figures.draw_scaling if "study" in rows[0] else scaling_figures.draw_ratios
-        for figure in draw(rows, path):
+        results = read(path)
+        draw = draw_scaling if results.kind == "scaling" else draw_ratios
+        for figure in draw(results.rows, path):
             print(figure)
 
 
@@ -172,9 +173,9 @@ def studies(args: argparse.Namespace, console: Console) -> None:
         "data": texts.origin if texts else "none",
         "threads_per_rank": 1,
     }
-    save = _saver(args, settings, draw=scaling_figures.draw_scaling)
-    rows: list[report.Row] = []
-    with _Bar(console, sum(cases.total_seconds() for cases in parts)) as bar:
+    save = _saver(args, "scaling", settings, draw=draw_scaling)
+    rows: list[Row] = []
+    with _bar(console, sum(cases.total_seconds() for cases in parts)) as bar:
         for cases in parts:
             done = list(rows)
 
@@ -190,7 +191,7 @@ def studies(args: argparse.Namespace, console: Console) -> None:
                 save([*done, *new])
 
             rows = [*done, *measure_scaling(cases, progress=progress)]
-    console.print(scaling_report.scaling_table(rows))
+    show(console, "scaling", rows)
     save(rows, figure=True, console=console)
 
 
@@ -199,18 +200,18 @@ def ceiling(args: argparse.Namespace, console: Console) -> None:
     micro_batches = args.micro_batches[0] if args.micro_batches else 8
     networks, repeat = _networks(args), args.repeat or 7
     batches = -(-(args.total or 64) // micro_batches)
-    save = _saver(args, {"micro_batch": args.micro_batch, "threads_per_rank": 1, "optimizer": "AdamW"})
+    save = _saver(args, "ceiling", {"micro_batch": args.micro_batch, "threads_per_rank": 1, "optimizer": "AdamW"})
     each = 2 * micro_batches * batches
-    with _Bar(console, _estimate(networks, repeat * each)) as bar:
+    with _bar(console, _estimate(networks, repeat * each)) as bar:
         share = bar.total / (len(networks) * repeat)
 
-        def progress(model: str, rows: list[report.Row]) -> None:
+        def progress(model: str, rows: list[Row]) -> None:
             own = next(r for r in rows if (r["model"], r["method"]) == (model, "streaming"))
             bar.advance(share, f"{model}, run {own['repeats']}: {own['share_of_ceiling']:.3f} of the ceiling")
             save(rows)
 
         rows = measure_ceiling(networks, micro_batches=micro_batches, batches=batches, repeat=repeat, progress=progress)
-    console.print(scaling_report.ceiling_table(rows))
+    show(console, "ceiling", rows)
     save(rows, console=console)
 
 
@@ -219,18 +220,18 @@ def against_1f1b(args: argparse.Namespace, console: Console) -> None:
     numbers_of = args.micro_batches or (2, 4, 8, 16)
     networks, repeat, total = _networks(args), args.repeat or 5, args.total or 32
     settings = {"micro_batch": args.micro_batch, "threads_per_rank": 1, "optimizer": "AdamW", "total": total}
-    save = _saver(args, settings, draw=scaling_figures.draw_ratios)
-    with _Bar(console, _estimate(networks, repeat * 2 * total * len(numbers_of))) as bar:
+    save = _saver(args, "bound", settings, draw=draw_ratios)
+    with _bar(console, _estimate(networks, repeat * 2 * total * len(numbers_of))) as bar:
         share = bar.total / (len(networks) * repeat)
 
-        def progress(model: str, rows: list[report.Row]) -> None:
+        def progress(model: str, rows: list[Row]) -> None:
             own = [row for row in rows if row["model"] == model]
             ratios = ", ".join(f"M = {row['micro_batches']}: {row['ratio']:.3f}" for row in own)
             bar.advance(share, f"{model}, run {own[0]['repeats']}: {ratios}")
             save(rows)
 
         rows = measure_ratio(networks, micro_batches=numbers_of, total=total, repeat=repeat, progress=progress)
-    console.print(scaling_report.ratio_table(rows))
+    show(console, "bound", rows)
     save(rows, figure=True, console=console)
 
 
@@ -246,15 +247,18 @@ def _estimate(networks: Sequence[Network], micro_batches: int) -> float:
 
 
 def _saver(
-    args: argparse.Namespace, settings: dict[str, Any], draw: Callable[[Rows, Path], list[Path]] | None = None
+    args: argparse.Namespace,
+    kind: str,
+    settings: dict[str, Any],
+    draw: Callable[[Rows, Path], list[Path]] | None = None,
 ) -> Callable[..., None]:
     """What writes rows as they come."""
-    header = report.header(**settings)
+    origin = header(**settings)
 
     def save(rows: Rows, *, figure: bool = False, console: Console | None = None) -> None:
         if not args.json:
             return
-        report.write(args.json, header=header, rows=rows)
+        write(args.json, kind=kind, header=origin, rows=rows)
         drawn = draw(rows, args.json) if draw is not None and figure else []
         for path in [args.json, args.json.with_suffix(".csv"), *drawn] if console else []:
             console.print(f"{path}", highlight=False)
@@ -262,29 +266,10 @@ def _saver(
     return save
 
 
-class _Bar:
-    """A progress bar that starts with an estimate, and prints lines where there is no terminal."""
-
-    def __init__(self, console: Console, total: float) -> None:
-        self.console, self.total = console, total
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("left"), TimeRemainingColumn()
-        self._progress = Progress(*columns, console=console, transient=True)
-
-    def __enter__(self) -> _Bar:
-        minutes, seconds = divmod(round(self.total), 60)
-        self.console.print(f"about {minutes} min {seconds:02d} s", highlight=False)
-        self._progress.start()
-        self._task = self._progress.add_task("starting", total=self.total)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def advance(self, seconds: float, line: str) -> None:
-        """So much of the estimate is done, as the line says."""
-        self._progress.update(self._task, advance=seconds, description=line)
-        if not self.console.is_terminal:
-            print(line, flush=True)
+def _bar(console: Console, seconds: float) -> Bar:
+    minutes, left = divmod(round(seconds), 60)
+    console.print(f"about {minutes} min {left:02d} s", highlight=False)
+    return Bar(console, seconds)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from ds_al.launch.ranks import free_port
-from ds_al.studies.bench import report
+from ds_al.studies.results import header, write
+from ds_al.studies.tables.write import Column, listed, terminal
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("seed", "test_accuracy", "training_seconds", "samples_per_second", "idle", "peak_activation_bytes")
@@ -65,16 +65,13 @@ def main() -> None:
             "samples_per_second": [row["samples_per_second"] for row in rows],
         }.items()
     }
-    table = Table(*COLUMNS)
-    for row in rows:
-        table.add_row(*(str(row[c][-1] if c == "test_accuracy" else row[c]) for c in COLUMNS))
+    flat = [{c: row[c][-1] if c == "test_accuracy" else row[c] for c in COLUMNS} for row in rows]
     console = Console()
-    console.print(table)
+    console.print(terminal(listed(flat, [Column(name, f"{{{name}}}") for name in COLUMNS])))
     for key, value in total.items():
         console.print(f"{key}: mean {value['mean']:.4f}, sd {value['sd']:.4f}", highlight=False)
     if args.json:
-        flat = [{c: row[c][-1] if c == "test_accuracy" else row[c] for c in COLUMNS} for row in rows]
-        report.write(Path(args.json), header=report.header(summary=total), rows=flat)
+        write(Path(args.json), kind="seeds", header=header(summary=total), rows=flat)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ from typing import Any
 from rich.console import Console
 
 from ds_al.launch.ranks import RankFailure
-from ds_al.studies.bench import report
 from ds_al.studies.bench.arguments import numbers, positive
-from ds_al.studies.bench.link_figure import draw
-from ds_al.studies.bench.link_tables import slow_link_table
 from ds_al.studies.bench.namespaces import NotAllowed
 from ds_al.studies.bench.slow_link import LinkCases, measure_slow_link
+from ds_al.studies.figures import draw_slow_link
+from ds_al.studies.results import header, write
+from ds_al.studies.tables.documents import show
 
 NOT_ALLOWED = 3
 
@@ -80,12 +80,12 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; no rank and no namespace is left")
-    print(slow_link_table(rows))
+    show(console, "slow_link", rows)
     if args.json:
         settings = {name: getattr(cases, name) for name in ("model", "cut", "micro_batch", "micro_batches", "seconds")}
-        report.write(args.json, header=report.header(**settings), rows=rows)
+        write(args.json, kind="slow_link", header=header(**settings), rows=rows)
     if args.figure:
-        for path in draw(rows, args.figure):
+        for path in draw_slow_link(rows, args.figure):
             console.print(f"{path}", highlight=False)
 
 

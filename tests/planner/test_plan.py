@@ -28,7 +28,9 @@ from ds_al.planner import (
 )
 from ds_al.planner.network import Network, saved_bytes
 from ds_al.planner.show import draw
-from ds_al.studies.bench.predictions import against, against_table
+from ds_al.studies.bench.predictions import against
+from ds_al.studies.tables.scaling import planner
+from ds_al.studies.tables.write import document
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 WORK = Work(forward=4.0, backward=8.0)
@@ -133,7 +135,7 @@ def test_other_numbers_of_layers_and_replicas_are_predicted(tmp_path: Path) -> N
     assert [row["method"] for row in found] == ["streaming", "bp_dp"]
     assert found[0]["predicted"] == pytest.approx(4 * (8 * 0.032 + 2 * 0.011))
     assert found[1]["predicted"] == pytest.approx(2 * 2 * 12 * 0.032) and found[1]["error"] == pytest.approx(0.536)
-    text = against_table(found)
+    text = document(*planner(found))
     assert "P = 3, 12 layers, M = 4" in text and "| `bp_dp` |  | 1.00 s (+53.6 %) |" in text
     assert "0 of 2 configurations within 5 %" in text
     with pytest.raises(ValueError, match="expected runs of sleeping layers"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ds_al.planner.formulas import ideal_seconds
-from ds_al.studies.bench import measure_memory
+from ds_al.studies.bench.cases import measure_memory
 from ds_al.studies.bench.layers import measure_layers
 from ds_al.studies.bench.recipe_time import measure_recipe
 from ds_al.studies.bench.workloads import METHODS

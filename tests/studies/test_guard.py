@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ds_al.studies.bench.guard import GuardError, check, kind, ratios, read
+from ds_al.studies.bench.guard import GuardError, check, ratios
+from ds_al.studies.results import Results, StudyError, kind_of, read
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def measurement(rows: list[dict[str, Any]], **settings: Any) -> dict[str, Any]:
-    return {"header": {"settings": settings}, "rows": rows}
+def measurement(rows: Sequence[Mapping[str, Any]], **settings: Any) -> Results:
+    return Results("base", kind_of(rows), {"settings": settings}, rows)
 
 
-def sleeping(streaming: float = 2.0, bp: float = 3.0, *, m: int = 8, **settings: Any) -> dict[str, Any]:
+def write(path: Path, results: Results) -> None:
+    path.write_text(json.dumps({"header": results.header, "rows": results.rows}))
+
+
+def sleeping(streaming: float = 2.0, bp: float = 3.0, *, m: int = 8, **settings: Any) -> Results:
     """Seconds of both methods on 2 stages, ideally 1.8 and 2.7."""
     base = {"stages": 2, "micro_batches": m, "batches": 3}
     rows = [
@@ -30,7 +35,7 @@ def sleeping(streaming: float = 2.0, bp: float = 3.0, *, m: int = 8, **settings:
     return measurement(rows, **{"forward": 0.05, "batches": 3, "repeat": 3, **settings})
 
 
-def overhead(al: float, stock: float) -> dict[str, Any]:
+def overhead(al: float, stock: float) -> Results:
     rows = [
         {"method": method, "stages": 2, "stage": stage, "cpu_us": value, "wall_us": 2 * value, "engine_us": value / 2}
         for method, value in (("streaming", al), ("deepspeed_1f1b", stock))
@@ -40,7 +45,7 @@ def overhead(al: float, stock: float) -> dict[str, Any]:
 
 
 def test_ratios_of_sleeping_layers() -> None:
-    assert ratios(sleeping()["rows"]) == {
+    assert ratios(sleeping()) == {
         "time: ideal over measured, streaming, P = 2, M = 8, 3 batches": 0.9,
         "time: ideal over measured, bp_1f1b, P = 2, M = 8, 3 batches": pytest.approx(0.9),
         "speed: streaming over bp_1f1b, P = 2, M = 8": 1.5,
@@ -71,7 +76,7 @@ def test_a_tighter_tolerance_finds_more() -> None:
 
 
 def test_a_missing_case_is_an_error_and_a_part_is_not() -> None:
-    both = measurement(sleeping()["rows"] + sleeping(m=4)["rows"])
+    both = measurement([*sleeping().rows, *sleeping(m=4).rows])
     with pytest.raises(GuardError, match=r"the current measurement has no case '.*M = 4"):
         check(both, sleeping())
     assert len(check(both, sleeping(), part=True)) == 3
@@ -88,25 +93,27 @@ def test_different_settings_are_an_error_and_repetitions_are_free() -> None:
 def test_different_kinds_are_an_error() -> None:
     with pytest.raises(GuardError, match="kind 'sleeping' and the current one of kind 'overhead'"):
         check(sleeping(), overhead(1, 2))
-    with pytest.raises(GuardError, match="expected one of overhead"):
-        kind([{"seconds": 1.0}])
-    without_stock = [row for row in overhead(1, 2)["rows"] if row["method"] == "streaming"]
+    with pytest.raises(StudyError, match="expected one of trials"):
+        kind_of([{"seconds": 1.0}])
+    with pytest.raises(GuardError, match="kind 'layers': expected one of overhead"):
+        ratios(measurement([{"u": 1.0}]))
+    without_stock = [row for row in overhead(1, 2).rows if row["method"] == "streaming"]
     with pytest.raises(GuardError, match="none of the methods deepspeed_1f1b, bp_1f1b"):
-        ratios(without_stock)
+        ratios(measurement(without_stock))
 
 
 def test_scaling_ceiling_and_bound_have_ratios_too() -> None:
     row = {"method": "streaming", "stages": 2, "micro_batches": 8}
     scaling = [{**row, "study": "weak", "workload": "sleeping", "layers": 2, "batches": 3, "efficiency": 0.96}]
-    assert ratios(scaling) == {
+    assert ratios(measurement(scaling)) == {
         "time: ideal over measured, weak, sleeping, streaming, P = 2, 2 layers, M = 8, 3 batches": 0.96
     }
     ceiling = [
         {**row, "model": "vgg", "share_of_ceiling": 0.95},
         {**row, "model": "vgg", "method": "ceiling", "share_of_ceiling": None},
     ]
-    assert ratios(ceiling) == {"share of the ceiling, vgg, streaming, P = 2, M = 8": 0.95}
-    assert kind([{**row, "share_of_bound": 0.9}]) == "bound"
+    assert ratios(measurement(ceiling)) == {"share of the ceiling, vgg, streaming, P = 2, M = 8": 0.95}
+    assert kind_of([{**row, "share_of_bound": 0.9}]) == "bound"
 
 
 @pytest.fixture
@@ -129,7 +136,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 def test_the_command_fails_where_a_ratio_fell(tmp_path: Path, bench: Callable[..., tuple[int, str]]) -> None:
     files = {"base": sleeping(), "same": sleeping(), "slower": sleeping(2.5), "other": sleeping(forward=1.0)}
     for name, content in files.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        write(tmp_path / f"{name}.json", content)
 
     def compare(name: str) -> tuple[int, str]:
         return bench("--check", str(tmp_path / "base.json"), "--current", str(tmp_path / f"{name}.json"))
@@ -149,13 +156,13 @@ def test_a_check_measures_the_short_cases_of_its_baseline_anew(
 ) -> None:
     asked: list[Any] = []
 
-    def fake(cases: Any, *, progress: Any) -> list[dict[str, Any]]:
+    def fake(cases: Any, *, progress: Any) -> list[Any]:
         asked.append(cases)
-        return sleeping()["rows"]
+        return list(sleeping().rows)
 
-    monkeypatch.setattr("ds_al.studies.bench.measure_sleeping", fake)
-    rows = [row for m in (4, 8, 16) for row in sleeping(m=m)["rows"]]
-    (tmp_path / "base.json").write_text(json.dumps(measurement(rows, forward=0.05, backward=0.02, batches=3)))
+    monkeypatch.setattr("ds_al.studies.bench.again.measure_sleeping", fake)
+    rows = [row for m in (4, 8, 16) for row in sleeping(m=m).rows]
+    write(tmp_path / "base.json", measurement(rows, forward=0.05, backward=0.02, batches=3))
     code, text = bench("--check", str(tmp_path / "base.json"))
     assert code == 0, text
     assert (asked[0].methods, asked[0].stages, asked[0].micro_batches) == (("streaming", "bp_1f1b"), (2,), (8,))

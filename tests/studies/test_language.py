@@ -14,10 +14,10 @@ import torch
 
 from ds_al.errors import ALDataError
 from ds_al.launch.ranks import run_ranks
-from ds_al.studies.language.cell import TWIN, Cell, Sizes, pieces, run
 from ds_al.studies.language.corpus import END, bpe, load_corpus
 from ds_al.studies.language.page import rows, write_tables
-from ds_al.studies.language.plan import Plan, choose, measured_cells, run_all
+from ds_al.studies.language.plan import Plan, choose, measured_runs, run_all
+from ds_al.studies.language.training import TWIN, Run, Sizes, pieces, train
 from ds_al.studies.runs import RunFile
 from tests.support.parquet_files import write_texts
 
@@ -57,20 +57,20 @@ def test_every_epoch_has_each_piece_once() -> None:
     assert not torch.equal(epochs[0][0][1], epochs[1][0][1])
 
 
-def fake(cell: Cell) -> dict[str, Any]:
+def fake(run: Run) -> dict[str, Any]:
     """A result that a rate of 2e-3 and a private block make better."""
-    loss = 4.0 + abs(cell.lr - 2e-3) * 100 - 0.1 * cell.bridge_blocks + 0.01 * cell.seed
-    loss += 0.2 if cell.method != TWIN else 0
-    if cell.method != TWIN and cell.budget == "operations":
+    loss = 4.0 + abs(run.lr - 2e-3) * 100 - 0.1 * run.bridge_blocks + 0.01 * run.seed
+    loss += 0.2 if run.method != TWIN else 0
+    if run.method != TWIN and run.budget == "operations":
         loss += 0.5
-    exits = [loss] if cell.method == TWIN else [loss + 1, loss]
+    exits = [loss] if run.method == TWIN else [loss + 1, loss]
     return {
-        **asdict(cell),
+        **asdict(run),
         "sizes": asdict(Sizes()),
         "vocabulary": 300,
-        "tokens": cell.steps * 512,
+        "tokens": run.steps * 512,
         "training_seconds": 1.0,
-        "operations_per_token": 2e6 if cell.method == TWIN else 3e6,
+        "operations_per_token": 2e6 if run.method == TWIN else 3e6,
         "validation_loss": exits,
         "test_loss": exits,
     }
@@ -81,12 +81,12 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def finish(folder: Path, run: Any = fake) -> list[str]:
-    """Runs the plan; names of the cells that were there already."""
+    """Runs the plan; names of the runs that were there already."""
     known: list[str] = []
-    runs = RunFile(folder / "lm.runs.jsonl")
-    run_all(list(PLAN.trials()), runs, run, done=lambda c, r, k: known.append(c.key) if k else None)
-    cells = measured_cells(choose(read(folder), PLAN), PLAN)
-    run_all(cells, runs, run, done=lambda c, r, k: known.append(c.key) if k else None)
+    file = RunFile(folder / "lm.runs.jsonl")
+    run_all(list(PLAN.trials()), file, run, done=lambda c, r, k: known.append(c.key) if k else None)
+    runs = measured_runs(choose(read(folder), PLAN), PLAN)
+    run_all(runs, file, run, done=lambda c, r, k: known.append(c.key) if k else None)
     return known
 
 
@@ -95,10 +95,10 @@ def test_settings_are_chosen_by_as_many_trials_for_each_and_the_rest_goes_on_aft
     assert len([t for t in trials if t.method == TWIN]) == len([t for t in trials if t.method == "readout"]) == 4
     assert {t.seed for t in trials} == {0} and {t.budget for t in trials} == {"trial"}
 
-    def stopped(cell: Cell) -> dict[str, Any]:
-        if cell.budget == "operations":
+    def stopped(run: Run) -> dict[str, Any]:
+        if run.budget == "operations":
             raise KeyboardInterrupt
-        return fake(cell)
+        return fake(run)
 
     with pytest.raises(KeyboardInterrupt):
         finish(tmp_path, stopped)
@@ -106,15 +106,15 @@ def test_settings_are_chosen_by_as_many_trials_for_each_and_the_rest_goes_on_aft
     assert len(known) == 8 + 4 and not any(key.startswith("operations") for key in known)
     chosen = choose(read(tmp_path), PLAN)
     assert [(r["lr"], r["bridge_blocks"]) for r in chosen.values()] == [(2e-3, 0), (2e-3, 1)]
-    steps = {(c.method, c.budget): c.steps for c in measured_cells(chosen, PLAN)}
+    steps = {(c.method, c.budget): c.steps for c in measured_runs(chosen, PLAN)}
     assert steps == {(TWIN, "tokens"): 60, ("readout", "tokens"): 60, ("readout", "operations"): 40}
 
 
 def test_a_method_without_all_of_its_trials_is_not_chosen_and_failures_stay(tmp_path: Path) -> None:
-    def failing(cell: Cell) -> dict[str, Any]:
-        if cell.method == "readout" and cell.budget == "tokens" and cell.seed == 1:
+    def failing(run: Run) -> dict[str, Any]:
+        if run.method == "readout" and run.budget == "tokens" and run.seed == 1:
             raise RuntimeError("no memory")
-        return fake(cell)
+        return fake(run)
 
     finish(tmp_path, failing)
     file = tmp_path / "lm.runs.jsonl"
@@ -129,13 +129,13 @@ def test_a_method_without_all_of_its_trials_is_not_chosen_and_failures_stay(tmp_
 
 
 def test_the_gap_is_to_the_twin_of_the_same_seed(tmp_path: Path) -> None:
-    finish(tmp_path / "cells")
-    twin, readout, shorter = rows(read(tmp_path / "cells"), PLAN)
+    finish(tmp_path / "runs")
+    twin, readout, shorter = rows(read(tmp_path / "runs"), PLAN)
     assert twin["perplexity"] == pytest.approx((math.exp(4.0) + math.exp(4.01)) / 2)
     assert readout["ratio"] == pytest.approx(math.exp(0.1)) and len(readout["exits"]) == 2
     assert readout["gap"] == pytest.approx((math.exp(4.1) - math.exp(4) + math.exp(4.11) - math.exp(4.01)) / 2)
     assert shorter["budget"] == "operations" and shorter["ratio"] == pytest.approx(math.exp(0.6))
-    text = write_tables(read(tmp_path / "cells"), PLAN, json_path=tmp_path / "out.json", page=tmp_path / "page.md")
+    text = write_tables(read(tmp_path / "runs"), PLAN, json_path=tmp_path / "out.json", page=tmp_path / "page.md")
     assert "### At equal operations" in text and "lr 0.002, H 1: 60.3" in text
     assert "Not run yet" not in (tmp_path / "page.md").read_text()
     assert len(json.loads((tmp_path / "out.json").read_text())["rows"]) == 3 and (tmp_path / "out.png").is_file()
@@ -145,12 +145,12 @@ def three_runs(folder: str) -> list[dict[str, Any]]:
     """Worker: the twin, the AL form of one layer, and one of two layers."""
     corpus = corpus_of(Path(folder))
     sizes = Sizes(blocks=2, width=16, heads=2, length=16, batch=4, held_out=6)
-    cells = [
-        Cell(TWIN, 1, 0, 5e-3, 12),
-        Cell("next_token", 1, 0, 5e-3, 12),
-        Cell("token_codes", 2, 0, 5e-3, 12, bridge_blocks=1),
+    runs = [
+        Run(TWIN, 1, 0, 5e-3, 12),
+        Run("next_token", 1, 0, 5e-3, 12),
+        Run("token_codes", 2, 0, 5e-3, 12, bridge_blocks=1),
     ]
-    return [run(cell, sizes, corpus, test=True) for cell in cells]
+    return [train(run, sizes, corpus, test=True) for run in runs]
 
 
 @pytest.mark.distributed

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_al.studies.scale import figures as scale_figures
+from ds_al.studies.figures import draw_scale
 from ds_al.studies.scale.page import page
 from ds_al.studies.scale.predictions import BLOCKS, LARGE, LINKS, METHODS, OVERLAPPED, Study
 from ds_al.studies.scale.views import Row, row_of, rows_of, share_of_alone
@@ -57,7 +57,7 @@ def test_jitter_costs_and_a_queue_gives_back(rows: list[Row]) -> None:
 
 
 def test_the_page_says_that_it_is_predicted_and_what_is_not(rows: list[Row], tmp_path: Path) -> None:
-    files = scale_figures.draw(rows, tmp_path / "figures")
+    files = draw_scale(rows, tmp_path / "figures")
     assert all(path.stat().st_size > 5000 for paths in files.values() for path in paths)
     names = {name: f"figures/{paths[0].name}" for name, paths in files.items()}
     header = {"command": "python run/scale.py", "date": "2026-01-01", "settings": {"settled": 64}}

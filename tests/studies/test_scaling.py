@@ -21,10 +21,10 @@ from ds_al.studies.bench.forms import ALForm, Network, TwinForm, best_cuts, medi
 from ds_al.studies.bench.interleaved import quartiles, turns
 from ds_al.studies.bench.ratio import balance_of, ratio_bound, ratio_row, rho_by_time
 from ds_al.studies.bench.scaling import METHODS, ScalingCases
-from ds_al.studies.bench.scaling_figures import draw_ratios, draw_scaling
 from ds_al.studies.bench.scaling_rows import Case, StageRun, equal_costs, scaling_row, schedule_seconds, with_speedups
-from ds_al.studies.bench.tables import fill
 from ds_al.studies.bench.texts import ag_news
+from ds_al.studies.figures import draw_ratios, draw_scaling
+from ds_al.studies.tables.documents import fill
 
 HEADER = {"command": "python run/scaling.py", "date": "2026-01-01", "machine": {"cores": 2, "cpu": "x"}, "versions": {}}
 SIZE = {"micro_batches": 4, "batches": 3}

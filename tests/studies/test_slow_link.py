@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ds_al.studies.bench import link_tables, namespaces
+from ds_al.studies.bench import namespaces
 from ds_al.studies.bench.slow_link import FORMS, Found, LinkCases, Run, link_rows
 from ds_al.studies.bench.traffic import al_bytes, bp_bytes
+from ds_al.studies.tables.links import slow_link, traffic
+from ds_al.studies.tables.write import document
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = LinkCases(rates=[10, 100], model="vgg", cut=2, micro_batch=64, micro_batches=8, seconds=1.0, repeat=2)
@@ -108,7 +110,7 @@ def test_rows_and_table_of_a_slow_link() -> None:
     assert (al["bytes_per_micro_batch"], bp["bytes_per_micro_batch"]) == (1_000_000, 2_000_000)
     assert al["wire_bytes_per_micro_batch"] == 1_000_200
     assert al["needed_mbit"] == bp["needed_mbit"] == 64  # 1 MB, 8 times a second, each way
-    table = link_tables.slow_link_table(rows)
+    table = document(*slow_link(rows))
     assert "| 10 | 10 | 256 (-50 %) | 256 (-50 %) | 256 (-50 %) | 128 (-75 %) |" in table
     assert "| no limit | 5,000 | 512 | 512 | 512 | 512 |" in table
     assert "-1.2 %" in table and "-51 %" in table and "arXiv 2609.35440" in table
@@ -131,9 +133,8 @@ def test_traffic_table() -> None:
         for name, size in (("fp32", 4096), ("bf16", 2048), ("int8", 1024))
     ]
     rows.append({**row, "method": "bp_1f1b", "message_dtype": "fp32", "bytes": 8192, "formula": 8192, "times_less": 1})
-    assert "| vgg | 1 | 8.0 | 4.0 | 2.0 | 1.0 | 2.00 | 4.00 | 8.00 | 0.50 % | 0.50 % |" in link_tables.traffic_table(
-        rows
-    )
+    line = "| vgg | 1 | 8.0 | 4.0 | 2.0 | 1.0 | 2.00 | 4.00 | 8.00 | 0.50 % | 0.50 % |"
+    assert line in document(*traffic(rows))
     rows[0] = {**rows[0], "formula": 5120}
-    table = link_tables.traffic_table(rows)
+    table = document(*traffic(rows))
     assert "4.0 (5.0)" in table and "1 differ from the formula" in table

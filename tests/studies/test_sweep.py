@@ -1,4 +1,4 @@
-"""Suites of comparisons: which cells there are, and what their table says."""
+"""Suites of comparisons: which runs there are, and what their table says."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import pytest
 
 from ds_al.errors import ALConfigError
 from ds_al.experiment.recipes import RECIPES
-from ds_al.studies.sweep.choice import choice_markdown, choose
-from ds_al.studies.sweep.exits import exit_markdown, exit_table
-from ds_al.studies.sweep.figures import _look, draw_group
+from ds_al.studies.figures import draw_group, method_look
+from ds_al.studies.sweep.choice import choose
+from ds_al.studies.sweep.exits import exit_table
 from ds_al.studies.sweep.page import results_page
-from ds_al.studies.sweep.suite import Cell, cells, read_suite, waiting, with_methods
-from ds_al.studies.sweep.table import markdown, rows
+from ds_al.studies.sweep.spec import Run, read_sweep, runs_of, waiting, with_methods
+from ds_al.studies.sweep.table import rows
+from ds_al.studies.tables import sweep as tables
+from ds_al.studies.tables.write import document
 
 CONFIG = {
     "train_micro_batch_size_per_gpu": 50,
@@ -42,24 +44,24 @@ groups:
 """
 
 
-def suite(folder: Path, text: str = SUITE, *, seeds: int = 2) -> list[Cell]:
+def sweep(folder: Path, text: str = SUITE, *, seeds: int = 2) -> list[Run]:
     (folder / "base.json").write_text(json.dumps(CONFIG))
     (folder / "suite.yaml").write_text(text)
-    return list(cells(read_suite(folder / "suite.yaml"), folder=folder, seeds=seeds))
+    return list(runs_of(read_sweep(folder / "suite.yaml"), folder=folder, seeds=seeds))
 
 
 def test_back_propagation_runs_once_for_all_numbers_of_layers(tmp_path: Path) -> None:
-    found = suite(tmp_path)
-    per_seed = [(cell.method, cell.layers, cell.stages) for cell in found if cell.seed == 0]
+    found = sweep(tmp_path)
+    per_seed = [(run.method, run.layers, run.stages) for run in found if run.seed == 0]
     objectives = [(method, k, p) for p in (1, 2) for method in ("mse", "contrast", "cold") for k in (2, 4)]
     assert sorted(set(per_seed), key=str) == sorted(
         {("bp", None, 1), ("bp_1f1b", None, 1), ("bp_1f1b", None, 2), *objectives}, key=str
     )
-    assert [cell.seed for cell in found] == [0] * len(per_seed) + [1] * len(per_seed)
+    assert [run.seed for run in found] == [0] * len(per_seed) + [1] * len(per_seed)
 
 
 def test_methods_set_schedule_objective_and_their_own_keys(tmp_path: Path) -> None:
-    by_method = {cell.method: cell.config for cell in suite(tmp_path) if cell.layers in (None, 4) and cell.seed == 1}
+    by_method = {run.method: run.config for run in sweep(tmp_path) if run.layers in (None, 4) and run.seed == 1}
     assert by_method["bp"]["associated_learning"]["method"] == "bp_1f1b"
     assert by_method["mse"]["associated_learning"]["method"] == "streaming"
     options = by_method["cold"]["experiment"]["model"]["al_options"]
@@ -75,12 +77,12 @@ def test_methods_that_no_group_has_are_added_by_name(tmp_path: Path) -> None:
     (tmp_path / "chosen.json").write_text(json.dumps(choice))
     text = SUITE.replace("config: base.json", "config: base.json\nchosen: [chosen.json]")
     (tmp_path / "suite.yaml").write_text(text.replace("layers:", "tuned: Tuning\n    layers:", 1))
-    read = read_suite(tmp_path / "suite.yaml")
+    read = read_sweep(tmp_path / "suite.yaml")
     with_methods(read, ["bp_dp", "bp_single", "bp_gpipe", "mse", "forward_first"])
     found = {
-        (cell.method, cell.stages): cell.config
-        for cell in cells(read, folder=tmp_path, seeds=1)
-        if cell.method.startswith("bp")
+        (run.method, run.stages): run.config
+        for run in runs_of(read, folder=tmp_path, seeds=1)
+        if run.method.startswith("bp")
     }
     pipelines = {(name, stages) for name in ("bp_1f1b", "bp_gpipe", "bp_dp") for stages in (1, 2)}
     assert set(found) == {("bp", 1), ("bp_single", 1), *pipelines}
@@ -89,28 +91,28 @@ def test_methods_that_no_group_has_are_added_by_name(tmp_path: Path) -> None:
     assert found["bp_dp", 2]["optimizer"]["params"]["lr"] == 0.5
     assert found["bp_gpipe", 2]["associated_learning"]["method"] == "bp_gpipe"
     assert found["bp_gpipe", 2]["optimizer"] == found["bp_1f1b", 2]["optimizer"] == found["bp", 1]["optimizer"]
-    schedules = {c.config["associated_learning"]["method"] for c in cells(read, folder=tmp_path, seeds=1)}
+    schedules = {c.config["associated_learning"]["method"] for c in runs_of(read, folder=tmp_path, seeds=1)}
     assert {"streaming", "forward_first"} <= schedules
     with pytest.raises(ALConfigError, match="unknown method 'nonsense'"):
         with_methods(read, ["mse", "nonsense"])
 
 
 def test_a_cut_says_how_many_blocks_each_layer_holds(tmp_path: Path) -> None:
-    found = suite(tmp_path, SUITE.replace("    layers: [2, 4]", "    layers: [2, 4]\n    cuts: {2: [1, 3]}"))
+    found = sweep(tmp_path, SUITE.replace("    layers: [2, 4]", "    layers: [2, 4]\n    cuts: {2: [1, 3]}"))
     cuts = {(c.layers, str(c.config["experiment"]["model"]["al_options"]["num_layers"])) for c in found if c.layers}
     assert cuts == {(2, "[1, 3]"), (4, "4")}
 
 
 def test_a_cells_key_changes_with_its_config_alone(tmp_path: Path) -> None:
-    keys = [cell.key for cell in suite(tmp_path)]
-    assert keys == [cell.key for cell in suite(tmp_path)]
-    changed = [cell.key for cell in suite(tmp_path, SUITE.replace("epochs: 2", "epochs: 3"))]
+    keys = [run.key for run in sweep(tmp_path)]
+    assert keys == [run.key for run in sweep(tmp_path)]
+    changed = [run.key for run in sweep(tmp_path, SUITE.replace("epochs: 2", "epochs: 3"))]
     assert not set(keys) & set(changed)
 
 
 def test_the_same_work_is_done_once(tmp_path: Path) -> None:
     """``bp`` takes one process whatever P is, so it would come up for every P."""
-    found = [(cell.method, cell.layers, cell.stages, cell.seed) for cell in suite(tmp_path)]
+    found = [(run.method, run.layers, run.stages, run.seed) for run in sweep(tmp_path)]
     assert len(found) == len(set(found))
 
 
@@ -127,7 +129,7 @@ def test_the_same_work_is_done_once(tmp_path: Path) -> None:
 )
 def test_mistakes_are_named(tmp_path: Path, old: str, new: str, words: list[str]) -> None:
     with pytest.raises(ALConfigError) as error:
-        suite(tmp_path, SUITE.replace(old, new))
+        sweep(tmp_path, SUITE.replace(old, new))
     assert all(word in str(error.value) for word in words), error.value
 
 
@@ -149,7 +151,7 @@ def test_rows_have_mean_and_sample_deviation_over_seeds() -> None:
     assert twin["test_accuracy"] == pytest.approx(0.81)
     assert twin["test_accuracy_sd"] == pytest.approx(0.0141421, abs=1e-6) and own["test_accuracy_sd"] is None
     assert (twin["peak_activation_bytes"], twin["parameters"], twin["seconds_per_epoch"]) == (2**21, 30, 2.0)
-    text = markdown(table)
+    text = document(*tables.sweep(table))
     assert "81.00 ± 1.41" in text and "| -11.00 |" in text
     assert twin["first_validation_accuracy"] == pytest.approx(0.4) and "| 40.00 |" in text
 
@@ -158,7 +160,7 @@ def test_a_suite_that_does_not_look_at_test_samples_has_a_table_all_the_same() -
     """It once ended in a TypeError, after all of its runs."""
     (row,) = rows([{**result("bp", 0, 0.8), "test_accuracy": None}])
     assert row["test_accuracy"] is None and row["validation_accuracy"] == 0.8
-    assert "| `bp` | - | - | - |" in markdown([row])
+    assert "| `bp` | - | - | - |" in document(*tables.sweep([row]))
 
 
 def test_time_to_the_twin_is_that_until_its_last_validation_accuracy() -> None:
@@ -167,7 +169,7 @@ def test_time_to_the_twin_is_that_until_its_last_validation_accuracy() -> None:
     never["history"] = [{"epoch": 1, "seconds": 2.0, "validation_accuracy": [0.1]}]
     table = rows([result("bp", 0, 0.8), slow, never])
     assert [row["seconds_to_twin"] for row in table] == [4.0, 4.0, None]
-    assert "not reached" in markdown(table)
+    assert "not reached" in document(*tables.sweep(table))
     better = {**result("bp_1f1b", 0, 0.9), "validation_accuracy": [0.99]}
     assert rows([result("bp", 0, 0.8), better, slow])[-1]["seconds_to_twin"] == 4.0  # the first twin is the one
 
@@ -176,7 +178,7 @@ def test_failures_stay_in_the_table() -> None:
     failed = {"group": "Fashion, MLP", "suite_method": "mse", "K": 2, "P": 1, "seed": 0, "failure": "exit code 1"}
     table = rows([result("bp", 0, 0.8), failed])
     assert (table[1]["seeds"], table[1]["failed"], table[1]["test_accuracy"]) == (0, 1, None)
-    assert "0, 1 failed" in markdown(table)
+    assert "0, 1 failed" in document(*tables.sweep(table))
 
 
 def test_a_group_is_drawn_with_its_spread_and_without_failures(tmp_path: Path) -> None:
@@ -221,17 +223,17 @@ def trial(method: str, name: str, validation: float, **more: Any) -> dict[str, A
 
 
 def test_every_method_is_run_with_every_trial_and_its_own(tmp_path: Path) -> None:
-    found = suite(tmp_path, TRIALS, seeds=1)
-    assert [(cell.method, cell.trial) for cell in found] == [
+    found = sweep(tmp_path, TRIALS, seeds=1)
+    assert [(run.method, run.trial) for run in found] == [
         *[("bp", "slow"), ("bp", "quick")], *[("contrast", "slow"), ("contrast", "quick"), ("contrast", "warm")],
     ]  # fmt: skip
-    assert [cell.config["optimizer"]["params"]["lr"] for cell in found] == [0.001, 0.01, 0.001, 0.01, 0.002]
-    assert len({cell.key for cell in found}) == 5 and "(warm)" in found[-1].title
+    assert [run.config["optimizer"]["params"]["lr"] for run in found] == [0.001, 0.01, 0.001, 0.01, 0.002]
+    assert len({run.key for run in found}) == 5 and "(warm)" in found[-1].title
 
 
 def test_the_best_validation_accuracy_of_the_last_exit_decides_and_test_accuracy_does_not(tmp_path: Path) -> None:
-    suite(tmp_path, TRIALS)
-    tried = read_suite(tmp_path / "suite.yaml")
+    sweep(tmp_path, TRIALS)
+    tried = read_sweep(tmp_path / "suite.yaml")
     results = [
         trial("bp", "slow", 0.7, test_accuracy=[0.9]), trial("bp", "quick", 0.8, test_accuracy=[0.1]),
         trial("contrast", "slow", 0.6), trial("contrast", "quick", 0.5),
@@ -243,14 +245,14 @@ def test_the_best_validation_accuracy_of_the_last_exit_decides_and_test_accuracy
     ]  # fmt: skip
     assert rows[0]["keys"] == {"optimizer.params.lr": 0.01}
     assert rows[0]["rho"] == {"slow": None, "quick": None} and rows[1]["rho"]["warm"] == 0.9
-    text = choice_markdown(rows)
+    text = document(*tables.trials(rows))
     assert "| `contrast` | **warm** | **65.00** | 75.00 | 0.900 |" in text
     assert "| `bp` | slow | 70.00 | - | - |" in text
 
 
 def test_a_method_with_an_unfinished_trial_is_not_chosen_for(tmp_path: Path) -> None:
-    suite(tmp_path, TRIALS)
-    tried = read_suite(tmp_path / "suite.yaml")
+    sweep(tmp_path, TRIALS)
+    tried = read_sweep(tmp_path / "suite.yaml")
     failed = {"group": "Fashion, MLP", "suite_method": "bp", "trial": "quick", "failure": "exit code 1"}
     assert choose([trial("bp", "slow", 0.7), failed], tried) == []
 
@@ -263,9 +265,9 @@ def test_what_was_chosen_is_taken_over_by_a_group_that_asks_for_it(tmp_path: Pat
          "keys": {"experiment.model.al_options.objective.temperature": 0.3, "experiment.epochs": 5}},
     ]  # fmt: skip
     (tmp_path / "chosen.json").write_text(json.dumps({"rows": rows}))
-    bp, contrast, twice, greedy = (cell.config for cell in suite(tmp_path, TUNED, seeds=1))
+    bp, contrast, twice, greedy = (run.config for run in sweep(tmp_path, TUNED, seeds=1))
     assert bp["optimizer"]["params"]["lr"] == 0.01 and greedy["optimizer"]["params"]["lr"] == 0.002
-    for config, epochs in ((contrast, 5), (twice, 9)):  # keys of the suite come last
+    for config, epochs in ((contrast, 5), (twice, 9)):  # keys of the sweep come last
         assert config["experiment"]["model"]["al_options"]["objective"]["temperature"] == 0.3
         assert config["experiment"]["epochs"] == epochs
 
@@ -275,7 +277,7 @@ def test_a_recipe_keeps_its_settings_under_the_name_of_an_objective(tmp_path: Pa
     rows = [{"group": "Fashion, MLP", "method": m, "keys": {"optimizer.params.lr": 0.5}} for m in ("bp", "contrast")]
     (tmp_path / "chosen.json").write_text(json.dumps({"rows": rows}))
     text = TUNED.replace("contrast: {}", "contrast: {method: ours}").replace(", greedy: {}", "")
-    by_method = {cell.method: cell.config for cell in suite(tmp_path, text, seeds=1)}
+    by_method = {run.method: run.config for run in sweep(tmp_path, text, seeds=1)}
     assert by_method["contrast"]["optimizer"] == RECIPES["ours"]["mlp"]["optimizer"]
     assert by_method["twice"]["optimizer"]["params"]["lr"] == 0.5
 
@@ -285,8 +287,8 @@ def test_a_group_waits_until_all_of_its_methods_are_chosen_for(tmp_path: Path, c
     if chosen is not None:
         rows = [{"group": "Fashion, MLP", "method": method, "keys": {}} for method in chosen]
         (tmp_path / "chosen.json").write_text(json.dumps({"rows": rows}))
-    assert suite(tmp_path, TUNED) == []
-    assert waiting(read_suite(tmp_path / "suite.yaml"), tmp_path) == ["Fashion, for good"]
+    assert sweep(tmp_path, TUNED) == []
+    assert waiting(read_sweep(tmp_path / "suite.yaml"), tmp_path) == ["Fashion, for good"]
 
 
 def test_a_recipe_is_a_method_with_an_optimizer_of_its_own(tmp_path: Path) -> None:
@@ -294,7 +296,7 @@ def test_a_recipe_is_a_method_with_an_optimizer_of_its_own(tmp_path: Path) -> No
         "cold: {method: contrast, experiment.model.al_options.objective.temperature: 0.01",
         "narrow: {method: ours, experiment.model.al_options.code_width: 8",
     )
-    by_method = {cell.method: cell.config for cell in suite(tmp_path, text, seeds=1) if cell.layers == 2}
+    by_method = {run.method: run.config for run in sweep(tmp_path, text, seeds=1) if run.layers == 2}
     assert (
         by_method["ours"]["optimizer"]["type"] == "MuonAdamW" and by_method["contrast"]["optimizer"]["type"] == "AdamW"
     )
@@ -305,7 +307,7 @@ def test_a_recipe_is_a_method_with_an_optimizer_of_its_own(tmp_path: Path) -> No
 
 def test_many_methods_look_different() -> None:
     """The eighth looked like the first one."""
-    assert len({tuple(_look(number).values()) for number in range(40)}) == 40
+    assert len({tuple(method_look(number).values()) for number in range(40)}) == 40
 
 
 EXITS: dict[str, Any] = {
@@ -325,16 +327,16 @@ def test_exits_are_told_with_their_cost_and_spread() -> None:
         (1, None, None, 2), (2, None, None, 2), (None, 1, None, 2), (None, 2, None, 2), (None, None, 0.9, 2),
     ]  # fmt: skip
     assert found[0]["accuracy"] == pytest.approx(0.51) and found[0]["accuracy_sd"] == pytest.approx(0.0141421, abs=1e-6)
-    text = exit_markdown(found, "Fashion, MLP")
+    text = document(*tables.exits(found, "Fashion, MLP"))
     assert "| `mse` | 2 | 51.00 at 25 % | 71.00 at 100 % |" in text
     assert "mean of the last 2 |" in text and "mean of the last 1 |" not in text and "80.00 at 120 %" in text
     assert "confident to 0.9" in text and "| `mse` | 2 | 60.00 at 50 % |" in text
-    assert exit_markdown(found, "another") == ""
+    assert tables.exits(found, "another") == []
 
 
 def test_the_page_says_what_is_missing_and_compares_finished_rows_alone(tmp_path: Path) -> None:
     text = SUITE.replace("      bp_1f1b: {}\n", "").replace("stages: [1, 2]", "stages: [1]")
-    every = suite(tmp_path, text, seeds=2)
+    every = sweep(tmp_path, text, seeds=2)
     results = [
         result("bp", 0, 0.80), result("bp", 1, 0.82), result("mse", 0, 0.71, layers=4),
         result("mse", 0, 0.70, layers=2, averaged_accuracy=[0.70, 0.80], **EXITS),
@@ -342,7 +344,7 @@ def test_the_page_says_what_is_missing_and_compares_finished_rows_alone(tmp_path
     ]  # fmt: skip
     there = {(r["suite_method"], r["K"], r["seed"]) for r in results}
     page = results_page(
-        every, [(cell.method, cell.layers, cell.seed) in there for cell in every], waits=["Fashion, CNN"],
+        every, [(run.method, run.layers, run.seed) in there for run in every], waits=["Fashion, CNN"],
         results=results, table=rows(results), exits=exit_table(results),
         pictures={"Fashion, MLP": tmp_path / "docs" / "results" / "tiny-1.png"},
         header={"command": "python run/compare.py", "date": "today", "versions": {"torch": "2"},
@@ -361,15 +363,15 @@ def test_the_page_says_what_is_missing_and_compares_finished_rows_alone(tmp_path
 def test_the_suites_that_come_along_are_whole(tmp_path: Path) -> None:
     """Every trial, method and ablation of them is a config that its checks let through."""
     folder = Path(__file__).resolve().parents[2] / "ds_configs" / "suites"
-    trials = {path.stem: read_suite(path) for path in sorted(folder.glob("*.yaml"))}
+    trials = {path.stem: read_sweep(path) for path in sorted(folder.glob("*.yaml"))}
     assert {"small", "paper", "tune_text", "tune_vision", "ablation"} <= trials.keys()
     for name in trials.keys() - {"small", "ablation"}:  # those two wait for what others choose
-        assert list(cells(trials[name], folder=folder, seeds=1)) and not waiting(trials[name], folder), name
+        assert list(runs_of(trials[name], folder=folder, seeds=1)) and not waiting(trials[name], folder), name
     for name in ("tune_text", "tune_vision"):
-        found = list(cells(trials[name], folder=folder, seeds=1))
+        found = list(runs_of(trials[name], folder=folder, seeds=1))
         count = {method: sum(c.method == method for c in found) for method in trials[name].groups[0].methods}
         assert len(set(count.values())) == 1, f"{name} gives methods unequal numbers of trials: {count}"
-        assert not any(cell.config["experiment"]["test"] for cell in found)
+        assert not any(run.config["experiment"]["test"] for run in found)
     tuned = {group.name for name in ("tune_text", "tune_vision") for group in trials[name].groups}
     assert {group.tuned for group in trials["small"].groups} <= tuned
     rows = [
@@ -379,7 +381,7 @@ def test_the_suites_that_come_along_are_whole(tmp_path: Path) -> None:
     (tmp_path / "chosen.json").write_text(json.dumps({"rows": rows}))
     for name in ("small", "ablation"):
         final = trials[name].model_copy(update={"chosen": [str(tmp_path / "chosen.json")]})
-        found = list(cells(final, folder=folder, seeds=1))
-        assert waiting(final, folder) == [] and {cell.group for cell in found} == {group.name for group in final.groups}
+        found = list(runs_of(final, folder=folder, seeds=1))
+        assert waiting(final, folder) == [] and {run.group for run in found} == {group.name for group in final.groups}
         if name == "ablation":
-            assert len({cell.key for cell in found}) == len(found)
+            assert len({run.key for run in found}) == len(found)

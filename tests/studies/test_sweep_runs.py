@@ -1,4 +1,4 @@
-"""A suite runs each cell once: what is done stays done, what failed is told and tried again."""
+"""A sweep runs each run once: what is done stays done, what failed is told and tried again."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from ds_al.studies.runs import RunFile
-from ds_al.studies.sweep.runner import is_done, result_of, run_cells
-from ds_al.studies.sweep.suite import Cell
+from ds_al.studies.sweep.runner import execute, is_done, result_of
+from ds_al.studies.sweep.spec import Run
 from tests.support.ranks import ROOT
 
 pytestmark = pytest.mark.distributed
@@ -37,24 +37,24 @@ pathlib.Path(args["--json"]).write_text(json.dumps({"folder": str(folder)}))
 """
 
 
-def cell(seed: int, *, sleep: float = 0.0, fail: bool = False, path: str | None = None) -> Cell:
+def one(seed: int, *, sleep: float = 0.0, fail: bool = False, path: str | None = None) -> Run:
     config = {"sleep": sleep, "fail": fail, "experiment": {"data": {"path": path} if path else {}}}
-    return Cell("group", "mse", None, 2, 1, seed, config)
+    return Run("group", "mse", None, 2, 1, seed, config)
 
 
-def run(cells: list[Cell], folder: Path, *, timeout: float = 60.0, jobs: int = 2) -> list[tuple[Cell, dict[str, Any]]]:
+def run(runs: list[Run], folder: Path, *, timeout: float = 60.0, jobs: int = 2) -> list[tuple[Run, dict[str, Any]]]:
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    seen: list[tuple[Cell, dict[str, Any]]] = []
-    run_cells(
-        cells, runs=RunFile(folder / "results.runs.jsonl"), script=script, data=Path("/data"), jobs=jobs,
+    seen: list[tuple[Run, dict[str, Any]]] = []
+    execute(
+        runs, file=RunFile(folder / "results.runs.jsonl"), script=script, data=Path("/data"), jobs=jobs,
         timeout=timeout, done=lambda *each: seen.append(each),
     )  # fmt: skip
     return seen
 
 
 def test_what_is_done_stays_done_and_a_failure_is_told_and_tried_again(tmp_path: Path) -> None:
-    good, bad, hanging = cell(0, path="cifar"), cell(1, fail=True), cell(2, sleep=50.0)
+    good, bad, hanging = one(0, path="cifar"), one(1, fail=True), one(2, sleep=50.0)
     ended = run([good, bad], tmp_path, timeout=120.0)
     results = {each.seed: result for each, result in [*ended, *run([hanging], tmp_path, timeout=5.0)]}
     assert results[0]["data"] == {"from": "/data/cifar"} and results[0]["rho"] == 0.9
@@ -66,7 +66,7 @@ def test_what_is_done_stays_done_and_a_failure_is_told_and_tried_again(tmp_path:
     assert results[2]["failure"] == "not done after 5 s"
     found = RunFile(tmp_path / "results.runs.jsonl").read()
     assert [is_done(each, found) for each in (good, bad, hanging)] == [True, False, False]
-    renamed = Cell("new title", "contrast", None, 2, 1, 0, good.config)
+    renamed = Run("new title", "contrast", None, 2, 1, 0, good.config)
     assert (result_of(renamed, found) or {})["group"] == "new title"
     assert [each.seed for each, _ in run([good, bad], tmp_path)] == [1]
 
@@ -82,7 +82,7 @@ def test_a_small_suite_makes_a_table_and_goes_on_where_it_stopped(tmp_path: Path
         "name: tiny\nconfig: base.json\ngroups:\n  - name: Fashion, MLP\n    layers: [4]\n    methods:\n"
         "      bp: {}\n      contrast: {method: contrast, experiment.model.al_options: {objective: {name: contrast}}}\n"
     )
-    command = [sys.executable, "run/compare.py", "--suite", str(tmp_path / "suite.yaml"), "--seeds", "1"]
+    command = [sys.executable, "run/compare.py", "--sweep", str(tmp_path / "suite.yaml"), "--seeds", "1"]
     command += ["--json", str(tmp_path / "out.json")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     for expected in (2, 0):

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from ds_al.studies.bench.tables import bubble_tables, fill, layer_tables, network_tables
 from ds_al.studies.sweep.table import COLUMNS
+from ds_al.studies.tables.costs import costs, layers
+from ds_al.studies.tables.documents import fill
+from ds_al.studies.tables.schedules import profile
+from ds_al.studies.tables.write import document
 
 HEADER = {"command": "python run/profile.py", "date": "2026-01-01", "machine": {"cores": 2, "cpu": "x"}, "versions": {}}
 COST = {
@@ -31,14 +34,14 @@ def bubble_row(
 
 def test_the_mean_bubble_of_all_stages_stands_beside_the_formula() -> None:
     rows = [bubble_row("streaming", m, stage, 0.2 + 0.1 * stage) for m in (2, 4) for stage in range(3)]
-    table = bubble_tables(rows)
+    table = document(*profile(rows))
     assert "| `streaming` | 30.0 % | 25.0 % | +5.0 | 30.0 % | 25.0 % | +5.0 |" in table
     assert "80.0 / 60.0" in table and "1,024 / 1,024" in table and "50 / 50" in table
 
 
 def test_stages_of_a_network_are_not_equal_so_they_are_simulated() -> None:
     rows = [bubble_row("streaming", 2, stage, 0.4, workload="transformer") for stage in range(2)]
-    assert "| `streaming` | 40.0 % | 50.0 % | -10.0 |" in bubble_tables(rows)
+    assert "| `streaming` | 40.0 % | 50.0 % | -10.0 |" in document(*profile(rows))
 
 
 def test_only_what_is_between_the_markers_changes(tmp_path: Path) -> None:
@@ -67,7 +70,7 @@ def test_networks_stand_in_a_row_with_both_numbers_of_layers() -> None:
         "kind": "images", "network": "vgg", "preset": "small", "bridge": "mimic", "rho": 0.9, "bridge_share": 0.05,
         "twin_flops": 88_500_000, "parameters_f": 389_000, "parameters_bridges": 86_000,
     }  # fmt: skip
-    table = network_tables([{**row, "K": 2}, {**row, "K": 4, "rho": 1.1}])
+    table = document(*costs([{**row, "K": 2}, {**row, "K": 4, "rho": 1.1}]))
     line = "| `vgg` `small`, twin 88.5 | mimic | 0.900 | 5.0 % | 389 / 86 | 1.100 | 5.0 % | 389 / 86 |"
     assert line in table.splitlines()
 
@@ -77,7 +80,9 @@ def test_layers_stand_with_their_step_and_what_fewer_steps_save() -> None:
         "model": "vgg", "layer": 0, "name": "ConvBlock", "parameters": 71_274, "forward_ms": 1.0, "backward_ms": 2.0,
         "step_ms": 1.0, "step_loop_ms": 4.0, "u": 1 / 3,
     }  # fmt: skip
-    table = layer_tables([row, {**row, "layer": 1}, {**row, "model": "mlp", "step_ms": 3.0, "u": 1.0}]).splitlines()
+    table = document(
+        *layers([row, {**row, "layer": 1}, {**row, "model": "mlp", "step_ms": 3.0, "u": 1.0}])
+    ).splitlines()
     assert "| `vgg` | 0 `ConvBlock` | 71,274 | 1.00 | 2.00 | 1.00 | 4.00 | 0.333 |" in table
     assert "| `vgg` | 0.333 | 8.00 (1.00x) | 7.00 (1.14x) | 6.50 (1.23x) | 6.25 (1.28x) |" in table
     assert "| `mlp` | 1.000 | 6.00 (1.00x) | 4.50 (1.33x) | 3.75 (1.60x) | 3.38 (1.78x) |" in table

@@ -125,28 +125,6 @@ def measure_features(cases: FeatureCases) -> list[Row]:
     return rows
 
 
-def features_table(rows: Sequence[Row]) -> str:
-    """In Markdown: seconds beside the formula's, and how much longer than without a feature."""
-    plain = {row["copies"]: row["efficiency"] for row in reversed(rows) if row["feature"] in ("none", "2 copies")}
-    lines = [
-        "| feature | stages x copies | seconds | least to most | formula | formula / seconds | time to none |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        beside = plain.get(row["copies"])
-        cells = [
-            row["feature"],
-            f"{row['stages']} x {row['copies']}",
-            f"{row['seconds']:.3f}",
-            f"{row['seconds_min']:.3f} to {row['seconds_max']:.3f}",
-            f"{row['ideal']:.3f}",
-            f"{row['efficiency']:.3f}",
-            f"{beside / row['efficiency']:.3f}" if beside else "",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def time_features(cases: FeatureCases) -> dict[str, list[tuple[float, float]]]:
     """Worker: start and end of every repetition on this rank, in seconds of the clock that all ranks share."""
     world = world_size()

@@ -1,6 +1,6 @@
 """Has a ratio fallen? Compares two measurements of one kind by what does not depend on how fast the machine is.
 
-A ratio is better when it is higher. Which ones a file holds follows from its rows:
+A ratio is better when it is higher. Which ones a file holds follows from its kind:
 
     sleeping   ideal over measured time of each method; streaming's speed over 1F1B's
     scaling    ideal over measured time of each method
@@ -11,16 +11,13 @@ A ratio is better when it is higher. Which ones a file holds follows from its ro
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 
-from rich import box
-from rich.table import Table
+from ds_al.figures.parts import Table
+from ds_al.studies.results import Results, Row, StudyError
+from ds_al.studies.tables.write import Column, listed
 
-Row = Mapping[str, Any]
 TOLERANCE = 0.1
 STOCK = ("deepspeed_1f1b", "bp_1f1b")
 """Names of DeepSpeed's own engine; the first that a file has counts."""
@@ -34,7 +31,7 @@ _SIZES = {
 }
 
 
-class GuardError(ValueError):
+class GuardError(StudyError):
     """Two measurements cannot be compared."""
 
 
@@ -58,10 +55,8 @@ class Verdict:
         return self.now >= self.before * (1 - self.tolerance)
 
 
-def check(
-    baseline: Mapping[str, Any], current: Mapping[str, Any], *, tolerance: float = TOLERANCE, part: bool = False
-) -> list[Verdict]:
-    """Compares all ratios of two measurements, each ``{"header": ..., "rows": [...]}``.
+def check(baseline: Results, current: Results, *, tolerance: float = TOLERANCE, part: bool = False) -> list[Verdict]:
+    """Compares all ratios of two measurements.
 
     Args:
         tolerance: by how much of itself a ratio may fall.
@@ -70,13 +65,12 @@ def check(
     Raises:
         GuardError: they are of different kinds, were measured with different settings, or a case is missing.
     """
-    kinds = kind(baseline["rows"]), kind(current["rows"])
-    if kinds[0] != kinds[1]:
+    if baseline.kind != current.kind:
         raise GuardError(
-            f"the baseline is of kind {kinds[0]!r} and the current one of kind {kinds[1]!r}: compare alike"
+            f"the baseline is of kind {baseline.kind!r} and the current one of kind {current.kind!r}: compare alike"
         )
     _check_settings(baseline, current)
-    before, now = ratios(baseline["rows"]), ratios(current["rows"])
+    before, now = ratios(baseline), ratios(current)
     if unknown := [name for name in now if name not in before]:
         raise GuardError(f"the baseline has no case {unknown[0]!r}: measure the baseline anew, with it")
     if (missing := [name for name in before if name not in now]) and not part:
@@ -84,52 +78,32 @@ def check(
     return [Verdict(name, before[name], value, tolerance) for name, value in now.items()]
 
 
-def kind(rows: Sequence[Row]) -> str:
-    """Which of the kinds above these rows are.
+def ratios(results: Results) -> dict[str, float]:
+    """All ratios that a measurement holds, by a name that says what and of which case.
 
     Raises:
-        GuardError: none of them.
+        GuardError: results of this kind hold none.
     """
-    for name, (column, _) in _KINDS.items():
-        if rows and column in rows[0]:
-            return name
-    raise GuardError(f"got rows with {', '.join(rows[0]) if rows else 'nothing'}: expected one of {', '.join(_KINDS)}")
-
-
-def ratios(rows: Sequence[Row]) -> dict[str, float]:
-    """All ratios that these rows hold, by a name that says what and of which case."""
-    return dict(_KINDS[kind(rows)][1](rows))
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A measurement from its file.
-
-    Raises:
-        GuardError: it is none.
-    """
-    try:
-        content = json.loads(path.read_text())
-        if not isinstance(content["rows"], list) or not isinstance(content["header"], dict):
-            raise ValueError("expected an object with a header and rows")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GuardError(f"{path} is no measurement: {error}") from error
-    return content
+    if results.kind not in _KINDS:
+        raise GuardError(f"got results of kind {results.kind!r}: expected one of {', '.join(_KINDS)}")
+    return dict(_KINDS[results.kind](results.rows))
 
 
 def table(verdicts: Sequence[Verdict]) -> Table:
-    """Before and now, what has fallen too far marked, for the terminal."""
-    shown = Table(title="ratios, higher is better", title_justify="left", box=box.SIMPLE_HEAD)
-    shown.add_column("ratio")
-    for column in ("baseline", "now", "change", ""):
-        shown.add_column(column, justify="right", no_wrap=True)
-    for each in verdicts:
-        change = f"{100 * each.change:+.1f} %"
-        shown.add_row(each.name, f"{each.before:.3f}", f"{each.now:.3f}", change, "" if each.holds else "FALLEN")
-    return shown
+    """Before and now, what has fallen too far marked."""
+    columns = (
+        Column("ratio", "{name}", left=True),
+        Column("baseline", "{before:.3f}"),
+        Column("now", "{now:.3f}"),
+        Column("change", "{change:+.1f} %"),
+        Column("", "{mark}"),
+    )
+    rows = [{**asdict(each), "change": 100 * each.change, "mark": "" if each.holds else "FALLEN"} for each in verdicts]
+    return listed(rows, columns, caption="ratios, higher is better")
 
 
-def _check_settings(baseline: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    before, now = baseline["header"].get("settings", {}), current["header"].get("settings", {})
+def _check_settings(baseline: Results, current: Results) -> None:
+    before, now = baseline.header.get("settings", {}), current.header.get("settings", {})
     for key in sorted((before.keys() & now.keys()) - set(_FREE)):
         if before[key] != now[key]:
             raise GuardError(
@@ -176,10 +150,10 @@ def _sizes(row: Row) -> str:
     return ", ".join(words.format(row[key]) for key, words in _SIZES.items() if key in row)
 
 
-_KINDS: dict[str, tuple[str, Callable[[Sequence[Row]], Iterator[tuple[str, float]]]]] = {
-    "overhead": ("cpu_us", _overhead),
-    "ceiling": ("share_of_ceiling", _column("share_of_ceiling", "share of the ceiling")),
-    "bound": ("share_of_bound", _column("share_of_bound", "share of the bound")),
-    "scaling": ("study", _column("efficiency", "time: ideal over measured")),
-    "sleeping": ("efficiency", _sleeping),
+_KINDS: dict[str, Callable[[Sequence[Row]], Iterator[tuple[str, float]]]] = {
+    "overhead": _overhead,
+    "ceiling": _column("share_of_ceiling", "share of the ceiling"),
+    "bound": _column("share_of_bound", "share of the bound"),
+    "scaling": _column("efficiency", "time: ideal over measured"),
+    "sleeping": _sleeping,
 }

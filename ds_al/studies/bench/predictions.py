@@ -7,13 +7,13 @@ operations, takes beyond that is taken from the profile of *another* run, so not
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ds_al.planner.simulator import StageCost, stage_ends
+from ds_al.studies.results import Results, StudyError, read
 
 Row = dict[str, Any]
 _PARTS = ("forward", "backward", "step")
@@ -33,26 +33,26 @@ def against(files: Sequence[Path], *, profile: Path) -> list[Row]:
     Raises:
         ValueError: a file is none of these, or nothing in them can be predicted.
     """
-    overheads = _overheads(*_read(profile))
+    overheads = _overheads(_read(profile))
     rows = [row for file in files for row in _rows(file, overheads)]
     if not rows:
         raise ValueError(f"got {', '.join(map(str, files))}: expected runs of sleeping layers, or of run/profile.py")
     return rows
 
 
-def _read(path: Path) -> tuple[Mapping[str, Any], list[Row]]:
+def _read(path: Path) -> Results:
     try:
-        content = json.loads(path.read_text())
-        header, rows = content["header"], content["rows"]
-        if missing := [key for key in _KNOWN if key not in rows[0]]:
-            raise ValueError(f"its rows have no {', '.join(missing)}")
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"{path} is no file of run/profile.py, run/bench.py or run/scaling.py: {error}") from error
-    return header, rows
+        results = read(path)
+        if missing := [key for key in _KNOWN if key not in results.rows[0]]:
+            raise StudyError(f"its rows have no {', '.join(missing)}")
+    except StudyError as error:
+        raise StudyError(f"{path} is no file of run/profile.py, run/bench.py or run/scaling.py: {error}") from error
+    return results
 
 
-def _overheads(header: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, StageCost]:
+def _overheads(profile: Results) -> dict[str, StageCost]:
     """What a layer takes beyond its sleep, by method; means over all stages and micro-batches."""
+    header, rows = profile.header, profile.rows
     settings, found = header["settings"], {}
     for method in dict.fromkeys(row["method"] for row in rows):
         forward, backward, step = (
@@ -63,9 +63,8 @@ def _overheads(header: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Stag
 
 
 def _rows(file: Path, overheads: Mapping[str, StageCost]) -> Iterator[Row]:
-    header, rows = _read(file)
-    settings = header["settings"]
-    profiled = "stage" in rows[0]
+    results = _read(file)
+    rows, settings, profiled = results.rows, results.header["settings"], results.kind == "profile"
     for row in rows:
         layers = int(row["layers"] if "layers" in row else row["stages"])
         if profiled:
@@ -118,32 +117,33 @@ def _seconds(row: Mapping[str, Any], costs: list[StageCost]) -> float:
     return float(stage_ends(method, costs, micro_batches=micro_batches, batches=row["batches"])[:, -1, 0].max())
 
 
-def against_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table per file: seconds measured, and in brackets by how much the prediction is off."""
-    parts = []
-    for source, workload, study in dict.fromkeys((r["source"], r["workload"], r["study"]) for r in rows):
-        own = [r for r in rows if (r["source"], r["workload"], r["study"]) == (source, workload, study)]
-        columns = list(dict.fromkeys((r["stages"], r["layers"], r["micro_batches"]) for r in own))
-        heads = [f"P = {p}, {'' if layers == p else f'{layers} layers, '}M = {m}" for p, layers, m in columns]
-        whose = "stage times of the same run" if own[0]["times"] == "own" else "overheads of another run"
-        lines = [
-            f"`{source}`, {workload}{f', {study} scaling' if study else ''}, {whose}:",
-            "",
-            f"| method | {' | '.join(heads)} |",
-            f"|---|{'---:|' * len(heads)}",
-        ]
-        for method in dict.fromkeys(r["method"] for r in own):
-            cells = {
-                (r["stages"], r["layers"], r["micro_batches"]): f"{r['measured']:.2f} s ({100 * r['error']:+.1f} %)"
-                for r in own
-                if r["method"] == method
-            }
-            lines.append(f"| `{method}` | {' | '.join(cells.get(column, '') for column in columns)} |")
-        parts.append("\n".join(lines))
-    errors = sorted(abs(r["error"]) for r in rows)
-    within = sum(error <= 0.05 for error in errors)
-    parts.append(
-        f"{within} of {len(rows)} configurations within 5 %; median of the error {statistics.median(errors):.1%}, "
-        f"largest {errors[-1]:.1%}."
-    )
-    return "\n\n".join(parts) + "\n"
+def work_of_profile(path: Path) -> dict[str, float]:
+    """Times, rho and bytes of a network, as fields of :class:`~ds_al.planner.Work`, from a file of run/profile.py.
+
+    Raises:
+        StudyError: the file is none, or lacks ``streaming`` or ``bp_1f1b``.
+    """
+    try:
+        rows = read(path).rows
+    except StudyError as error:
+        raise StudyError(f"{path} is no file of run/profile.py: {error}") from error
+    al, bp = (_most_micro_batches(rows, method, path) for method in ("streaming", "bp_1f1b"))
+    forward, backward, step = (sum(row[f"{part}_ms"] for row in bp) / 1000 for part in _PARTS)
+    local = sum(row["forward_ms"] + row["backward_ms"] for row in al) / 1000
+    message = bp[0]["bytes_per_micro_batch"]
+    return {
+        "forward": forward,
+        "backward": backward,
+        "step": step,
+        "rho": local / (forward + backward),
+        "message_bytes": message,
+        "target_bytes": max(al[0]["bytes_per_micro_batch"] - message, 0.0),
+    }
+
+
+def _most_micro_batches(rows: Sequence[Mapping[str, Any]], method: str, path: Path) -> list[Mapping[str, Any]]:
+    own = [row for row in rows if row["method"] == method]
+    if not own:
+        raise StudyError(f"{path} has no {method}: profile it with --methods streaming,bp_1f1b")
+    most = max(row["micro_batches"] for row in own)
+    return [row for row in own if row["micro_batches"] == most]

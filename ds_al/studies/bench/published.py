@@ -34,3 +34,8 @@ def speedups(study: str, method: str) -> dict[int, float]:
 def parallel_efficiency(study: str, method: str) -> dict[int, float]:
     """Speed-up over the number of GPUs."""
     return {gpus: speedup / gpus for gpus, speedup in speedups(study, method).items()}
+
+
+SLOW_LINK: Mapping[str, float] = {"streaming": -0.012, "bp_1f1b": -0.51}
+"""Change of throughput on a link of 1 Gbit/s, two stages: Yin et al., SOLO, arXiv 2609.35440, of language models."""
+SLOW_LINK_MBIT = 1000.0

@@ -111,22 +111,3 @@ def _seconds(engine: Any, batches: Iterator[Any]) -> float:
     start = time.perf_counter()
     engine.train_batch(data)
     return time.perf_counter() - start
-
-
-def recipe_time_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One row per network, variant and K."""
-    lines = [
-        "| network | K | samples | twin, ms | recipe, ms | times as long (quartiles) | pairs |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-        *(
-            f"| `{row['network']}`{_variant(row)} | {row['K']} | {row['micro_batch']} | {row['twin_ms']:.1f} "
-            f"| {row['al_ms']:.1f} | {row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f}) "
-            f"| {row['repeats']} |"
-            for row in rows
-        ),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _variant(row: Mapping[str, Any]) -> str:
-    return f", {row['variant']}" if row.get("variant") else ""

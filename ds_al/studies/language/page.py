@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ds_al.studies.bench import report
-from ds_al.studies.language.cell import TWIN
-from ds_al.studies.language.plan import Form, Plan, Result, choose
+from ds_al.figures.parts import Table
+from ds_al.studies.figures import draw_perplexity
+from ds_al.studies.language.plan import Form, Plan, choose
+from ds_al.studies.language.training import TWIN
+from ds_al.studies.results import header, machine_and_versions, write
+from ds_al.studies.runs import Result
+from ds_al.studies.tables import language as tables
+from ds_al.studies.tables.write import document
 
 Row = dict[str, Any]
-
-ANCHORS = (
-    (2, "340M", 29.05, 28.04),
-    (4, "340M", 31.19, 28.04),
-    (2, "1.3B", 22.29, 21.61),
-    (4, "1.3B", 23.59, 21.61),
-    (2, "2B", 21.57, 20.93),
-    (4, "2B", 22.21, 20.93),
-)
-"""K, parameters, WikiText perplexity by local learning and by backprop: Yin et al., "SOLO", arXiv 2609.35440, 2026."""
 
 BUDGETS = {"tokens": "equal tokens", "operations": "equal operations"}
 
@@ -90,126 +86,111 @@ def _perplexity(result: Result) -> list[float]:
 
 
 def write_tables(results: Sequence[Result], plan: Plan, *, json_path: Path, page: Path | None) -> str:
-    """Writes JSON and CSV, the picture, and the page; returns the tables."""
+    """Writes JSON and CSV, the figure, and the page; returns the tables."""
     table = rows(results, plan)
-    header = report.header(seeds=plan.seeds, steps=plan.steps, trial_steps=plan.trial_steps)
-    text = markdown(results, table, plan)
+    about = header(seeds=plan.seeds, steps=plan.steps, trial_steps=plan.trial_steps)
+    picture = json_path.with_suffix(".png")
     if table:
         flat = [{**row, "exits": " ".join(f"{value:.2f}" for value in row["exits"])} for row in table]
-        report.write(json_path, header=header, rows=flat)
-        draw(table, json_path.with_suffix(".png"))
+        write(json_path, kind="perplexity", header=about, rows=flat)
+        draw_perplexity(table, picture)
     if page is not None:
-        picture = json_path.with_suffix(".png")
-        page.write_text(whole_page(results, table, plan, text, header, picture=picture, page=page))
-    return text
+        page.write_text(whole_page(results, table, plan, about, picture=picture, page=page))
+    return document(*found(results, table, plan))
 
 
-def markdown(results: Sequence[Result], table: Sequence[Row], plan: Plan) -> str:
+def found(results: Sequence[Result], table: Sequence[Row], plan: Plan) -> list[Table | str]:
     """The tables: perplexity, trials, failures."""
-    parts = []
+    blocks: list[Table | str] = []
     for budget, title in BUDGETS.items():
-        own = [row for row in table if row["budget"] == budget]
-        if not own:
-            continue
-        parts += [f"### At {title}", "", *_table(own), ""]
-    chosen = choose(results, plan)
-    parts += ["### Trials", "", *_trials(results, chosen, plan), ""]
+        if own := [row for row in table if row["budget"] == budget]:
+            blocks += [f"### At {title}", tables.perplexity(own)]
     failures = [f"* `{r['key']}`: {r['failure']}" for r in results if "failure" in r]
-    parts += ["### Failures", "", *(failures or ["None."])]
-    return "\n".join(parts) + "\n"
+    blocks += ["### Trials", tables.trials(_trials(results, plan))]
+    return [*blocks, "### Failures", "\n".join(failures) or "None."]
 
 
-def _table(own: Sequence[Row]) -> list[str]:
-    lines = [
-        "| method | K | H | lr | seeds | tokens | operations per token | perplexity | gap | ratio | at each exit |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in own:
-        k = "" if row["method"] == TWIN else row["K"]
-        exits = "" if row["method"] == TWIN else ", ".join(f"{value:.1f}" for value in row["exits"])
-        same = row["method"] == TWIN or row["gap"] is None
-        gap = "" if same else _spread(row["gap"], row["gap_sd"], sign="+")
-        ratio = "" if same else f"{row['ratio']:.3f}"
-        lines.append(
-            f"| `{row['method']}` | {k} | {row['bridge_blocks']} | {row['lr']:g} | {row['seeds']} | "
-            f"{row['tokens']:,} | {row['operations_per_token'] / 1e6:.2f} M | "
-            f"{_spread(row['perplexity'], row['perplexity_sd'])} | {gap} | {ratio} | {exits} |"
-        )
-    return lines
-
-
-def _spread(mean: float, sd: float | None, *, sign: str = "") -> str:
-    return f"{mean:{sign}.2f}" + ("" if sd is None else f" ± {sd:.2f}")
-
-
-def _trials(results: Sequence[Result], chosen: dict[Form, Result], plan: Plan) -> list[str]:
-    found = {r["key"]: r for r in results}
-    lines = ["| method | K | validation perplexity of each trial | chosen |", "|---|---|---|---|"]
+def _trials(results: Sequence[Result], plan: Plan) -> list[Row]:
+    known, chosen = {r["key"]: r for r in results}, choose(results, plan)
+    lines: list[Row] = []
     for method, layers in plan.forms():
-        own = [cell for cell in plan.trials() if (cell.method, cell.layers) == (method, layers)]
-        said = []
-        for cell in own:
-            result = found.get(cell.key)
-            value = "not run" if result is None else "failed" if "failure" in result else None
-            value = value or f"{math.exp(result['validation_loss'][-1]):.1f}"  # type: ignore[index]
-            said.append(f"lr {cell.lr:g}" + (f", H {cell.bridge_blocks}" if method != TWIN else "") + f": {value}")
+        tried = []
+        for run in plan.trials():
+            if (run.method, run.layers) != (method, layers):
+                continue
+            settings = f"lr {run.lr:g}" + (f", H {run.bridge_blocks}" if method != TWIN else "")
+            tried.append(f"{settings}: {_outcome(known.get(run.key))}")
         best = chosen.get((method, layers))
         what = "" if best is None else f"lr {best['lr']:g}, H {best['bridge_blocks']}"
-        lines.append(f"| `{method}` | {'' if method == TWIN else layers} | {'; '.join(said)} | {what} |")
+        k = "" if method == TWIN else layers
+        lines.append({"method": method, "K": k, "tried": "; ".join(tried), "chosen": what})
     return lines
+
+
+def _outcome(result: Result | None) -> str:
+    if result is None:
+        return "not run"
+    return "failed" if "failure" in result else f"{math.exp(result['validation_loss'][-1]):.1f}"
 
 
 def whole_page(
-    results: Sequence[Result], table: Sequence[Row], plan: Plan, text: str, header: Row, *, picture: Path, page: Path
+    results: Sequence[Result], table: Sequence[Row], plan: Plan, about: Row, *, picture: Path, page: Path
 ) -> str:
     """The page: what was run, tables, published figures, what is missing."""
-    sizes = next((r["sizes"] for r in results if "sizes" in r), None)
-    vocabulary = next((r["vocabulary"] for r in results if "vocabulary" in r), None)
     made = "python run/perplexity.py --seeds 3 --json docs/results/perplexity.json --page docs/language_models.md"
-    lines = [
+    blocks: list[Table | str] = [
         "# Language models: perplexity beside the backprop twin",
-        "",
-        *_wrapped(
-            f"Made by `{made}`, {report.machine_and_versions(header)} The page [objectives.md](objectives.md) says "
+        _wrapped(
+            f"Made by `{made}`, {machine_and_versions(about)} The page [objectives.md](objectives.md) says "
             "what the methods are.",
             mark="",
         ),
-        "",
-    ]
-    if sizes is not None:
-        lines += _wrapped(
-            f"A GPT-2 of {sizes['blocks']} blocks of width {sizes['width']} with {sizes['heads']} heads, T = "
-            f"{sizes['length']}, no dropout, embedding and head not tied; reviews of IMDB, in a byte-level BPE of "
-            f"{vocabulary:,} tokens that is trained on the training texts. Perplexity is per token of that BPE.",
-            f"A step is {sizes['batch']} pieces of {sizes['length']} tokens. AdamW, warm-up over a tenth of the steps, "
-            "then a cosine to a tenth of the learning rate. The twin is the same network, from the same weights, on "
-            "the same pieces in the same order.",
-        )
-    lines += [
-        *_wrapped(
-            f"Learning rate and bridge blocks (H) were chosen on validation texts by trials of {plan.trial_steps} "
-            "steps: four for each method and K, four for the twin. Test texts were scored by the runs of the tables "
-            "alone.",
-            "Perplexities are means over seeds, with one standard deviation. Gap and ratio compare the last exit with "
-            "the twin of the same seed.",
-            "*Equal operations*: as many steps as the twin's operations pay for. Operations are the matrix products of "
-            "a training step, forward and backward, as torch counts them. So it is time on one process, without what a "
-            "pipeline gains.",
-            f"{plan.steps:,} steps are few: these networks are far from their best, depth may not pay yet (a first "
-            "exit then scores as well as the last), and the gap after a long training may be another one.",
-        ),
-        "",
+        _wrapped(*_about_network(results), *_about_runs(plan)),
         "## Results",
-        "",
-        text,
+        *found(results, table, plan),
     ]
     if table:
-        lines += [f"![perplexity by method and exit]({_relative(picture, page)})", ""]
-    missing = _missing(table, plan)
-    if missing:
-        lines += ["### Not run yet", "", *missing, ""]
-    lines += ["## Published", "", *_anchors(), ""]
-    return "\n".join(lines)
+        blocks.append(f"![perplexity by method and exit]({os.path.relpath(picture, page.parent)})")
+    if missing := _missing(table, plan):
+        blocks += ["### Not run yet", "\n".join(missing)]
+    return document(*blocks, "## Published", _wrapped(PUBLISHED, mark=""), tables.published())
+
+
+def _about_network(results: Sequence[Result]) -> list[str]:
+    whole = next((r for r in results if "sizes" in r), None)
+    if whole is None:
+        return []
+    sizes = whole["sizes"]
+    return [
+        f"A GPT-2 of {sizes['blocks']} blocks of width {sizes['width']} with {sizes['heads']} heads, T = "
+        f"{sizes['length']}, no dropout, embedding and head not tied; reviews of IMDB, in a byte-level BPE of "
+        f"{whole['vocabulary']:,} tokens that is trained on the training texts. Perplexity is per token of that BPE.",
+        f"A step is {sizes['batch']} pieces of {sizes['length']} tokens. AdamW, warm-up over a tenth of the steps, "
+        "then a cosine to a tenth of the learning rate. The twin is the same network, from the same weights, on "
+        "the same pieces in the same order.",
+    ]
+
+
+def _about_runs(plan: Plan) -> list[str]:
+    return [
+        f"Learning rate and bridge blocks (H) were chosen on validation texts by trials of {plan.trial_steps} "
+        "steps: four for each method and K, four for the twin. Test texts were scored by the runs of the tables "
+        "alone.",
+        "Perplexities are means over seeds, with one standard deviation. Gap and ratio compare the last exit with "
+        "the twin of the same seed.",
+        "*Equal operations*: as many steps as the twin's operations pay for. Operations are the matrix products of "
+        "a training step, forward and backward, as torch counts them. So it is time on one process, without what a "
+        "pipeline gains.",
+        f"{plan.steps:,} steps are few: these networks are far from their best, depth may not pay yet (a first "
+        "exit then scores as well as the last), and the gap after a long training may be another one.",
+    ]
+
+
+PUBLISHED = (
+    "WikiText perplexity of models pretrained by local learning in K parts, on 15 billion tokens: Yin et al., "
+    "SOLO, arXiv 2609.35440, 2026; the figures come by way of notes on that paper. Sizes, data and tokens are "
+    "others than above: what can be compared is the ratio."
+)
 
 
 def _missing(table: Sequence[Row], plan: Plan) -> list[str]:
@@ -223,55 +204,7 @@ def _missing(table: Sequence[Row], plan: Plan) -> list[str]:
     ]
 
 
-def _anchors() -> list[str]:
-    return [
-        *_wrapped(
-            "WikiText perplexity of models pretrained by local learning in K parts, on 15 billion tokens: Yin et al., "
-            "SOLO, arXiv 2609.35440, 2026; the figures come by way of notes on that paper. Sizes, data and tokens are "
-            "others than above: what can be compared is the ratio.",
-            mark="",
-        ),
-        "",
-        "| parameters | K | local | backprop | gap | ratio |",
-        "|---|---|---|---|---|---|",
-        *(
-            f"| {size} | {layers} | {local:.2f} | {backprop:.2f} | {local - backprop:+.2f} | {local / backprop:.3f} |"
-            for layers, size, local, backprop in ANCHORS
-        ),
-    ]
-
-
-def _wrapped(*texts: str, mark: str = "* ") -> list[str]:
+def _wrapped(*texts: str, mark: str = "* ") -> str:
     """Points of a list, in lines of a page."""
-    return [
-        line
-        for text in texts
-        for line in textwrap.wrap(text, 118, initial_indent=mark, subsequent_indent=" " * len(mark))
-    ]
-
-
-def _relative(picture: Path, page: Path) -> str:
-    return str(Path(*[".."] * len(page.parent.parts), picture)) if not picture.is_absolute() else str(picture)
-
-
-def draw(table: Sequence[Row], path: Path) -> None:
-    """Perplexity of each exit at equal tokens, beside the twin's."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
-    from matplotlib.figure import Figure
-
-    own = [row for row in table if row["budget"] == "tokens"]
-    twin = next((row["perplexity"] for row in own if row["method"] == TWIN), None)
-    depths = sorted({row["K"] for row in own if row["method"] != TWIN}) or [1]
-    figure = Figure(figsize=(4.5 * len(depths), 4), facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, layers in zip(figure.subplots(1, len(depths), squeeze=False, sharey=True).flat, depths, strict=True):
-        for row, marker in zip([r for r in own if r["K"] == layers and r["method"] != TWIN], "os^D", strict=False):
-            axes.plot(range(1, layers + 1), row["exits"], marker=marker, label=row["method"])
-        if twin is not None:
-            axes.axhline(twin, color="black", linestyle="--", label=TWIN)
-        axes.set(
-            title=f"K = {layers}", xlabel="exit after layer", ylabel="test perplexity", xticks=range(1, layers + 1)
-        )
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(path, dpi=120)
+    indent = " " * len(mark)
+    return "\n".join(textwrap.fill(text, 118, initial_indent=mark, subsequent_indent=indent) for text in texts)

@@ -1,4 +1,4 @@
-"""Which cells are run: trials that choose settings, then every method with every seed, at equal tokens and operations.
+"""Which runs are run: trials that choose settings, then every method with every seed, at equal tokens and operations.
 
 Every method has as many trials as every other: the twin by its learning rate alone, the others by learning rate and
 bridge blocks. Trials are shorter, have seed 0, and see validation text alone.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ds_al.studies.language.cell import TWIN, Cell
+from ds_al.studies.language.training import TWIN, Run
 from ds_al.studies.runs import Result, RunFile
 
 Form = tuple[str, int]
@@ -48,14 +48,14 @@ class Plan:
         """The twin first. It is the same network for every K, and is run once."""
         return [(TWIN, 1), *((method, layers) for layers in self.layers for method, _ in self.methods)]
 
-    def trials(self) -> Iterator[Cell]:
+    def trials(self) -> Iterator[Run]:
         """Of all forms."""
         for method, layers in self.forms():
             pairs = [(lr, 0) for lr in self.twin_rates]
             if method != TWIN:
                 pairs = [(lr, blocks) for lr in self.rates for blocks in self.blocks]
             for lr, blocks in pairs:
-                yield Cell(method, layers, 0, lr, self.trial_steps, blocks, self.options(method), "trial")
+                yield Run(method, layers, 0, lr, self.trial_steps, blocks, self.options(method), "trial")
 
     def options(self, method: str) -> tuple[tuple[str, Any], ...]:
         """Of an objective."""
@@ -67,17 +67,17 @@ def choose(results: Iterable[Result], plan: Plan) -> dict[Form, Result]:
     found = {result["key"]: result for result in results}
     chosen: dict[Form, Result] = {}
     for form in plan.forms():
-        own = [found.get(cell.key) for cell in plan.trials() if (cell.method, cell.layers) == form]
+        own = [found.get(run.key) for run in plan.trials() if (run.method, run.layers) == form]
         good = [result for result in own if result is not None and "failure" not in result]
         if all(own) and good:
             chosen[form] = min(good, key=lambda result: result["validation_loss"][-1])
     return chosen
 
 
-def measured_cells(chosen: dict[Form, Result], plan: Plan) -> list[Cell]:
+def measured_runs(chosen: dict[Form, Result], plan: Plan) -> list[Run]:
     """Cells with the chosen settings, seed by seed: at equal tokens, then at as many operations as the twin has."""
     equal_tokens = [
-        Cell(method, layers, seed, trial["lr"], plan.steps, trial["bridge_blocks"], plan.options(method))
+        Run(method, layers, seed, trial["lr"], plan.steps, trial["bridge_blocks"], plan.options(method))
         for seed in range(plan.seeds)
         for (method, layers), trial in chosen.items()
     ]
@@ -86,35 +86,35 @@ def measured_cells(chosen: dict[Form, Result], plan: Plan) -> list[Cell]:
     twin = chosen[TWIN, 1]["operations_per_token"]
     equal_operations = [
         replace(
-            cell,
-            steps=round(cell.steps * twin / chosen[cell.method, cell.layers]["operations_per_token"]),
+            run,
+            steps=round(run.steps * twin / chosen[run.method, run.layers]["operations_per_token"]),
             budget="operations",
         )
-        for cell in equal_tokens
-        if cell.method != TWIN
+        for run in equal_tokens
+        if run.method != TWIN
     ]
     return equal_tokens + equal_operations
 
 
 def run_all(
-    cells: Sequence[Cell], runs: RunFile, run: Callable[[Cell], Result], *, done: Callable[[Cell, Result, bool], None]
+    runs: Sequence[Run], file: RunFile, train: Callable[[Run], Result], *, done: Callable[[Run, Result, bool], None]
 ) -> None:
     """Runs what is not there yet, and keeps each result; what fails is kept with its reason.
 
     Args:
-        runs: file of results.
-        run: of one cell.
-        done: told of each cell, of its result, and whether it was there already.
+        file: of results.
+        train: runs one.
+        done: told of each run, of its result, and whether it was there already.
     """
-    found = runs.read()
-    for cell in cells:
-        known = cell.key in found
+    found = file.read()
+    for run in runs:
+        known = run.key in found
         if known:
-            result = found[cell.key]
+            result = found[run.key]
         else:
             try:
-                result = {"key": cell.key, **run(cell)}
+                result = {"key": run.key, **train(run)}
             except Exception as error:  # a failure is a result, too
-                result = {"key": cell.key, "failure": f"{type(error).__name__}: {error}"}
-            runs.keep(cell.key, result)
-        done(cell, result, known)
+                result = {"key": run.key, "failure": f"{type(error).__name__}: {error}"}
+            file.keep(run.key, result)
+        done(run, result, known)

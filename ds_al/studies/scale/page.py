@@ -5,17 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ds_al.studies.scale.predictions import BLOCKS, LARGE, LINKS, OVERLAPPED, SMALL
-from ds_al.studies.scale.views import (
-    FORMULA,
-    SHOWN,
-    Row,
-    over_1f1b,
-    row_of,
-    rows_of,
-    series,
-    share_of_alone,
-    steps_always,
-)
+from ds_al.studies.scale.views import Row, over_1f1b, row_of, rows_of, share_of_alone, steps_always
+from ds_al.studies.tables import scale as tables
+from ds_al.studies.tables.write import document
 
 
 def page(header: Row, rows: Sequence[Row], *, figures: Mapping[str, str]) -> str:
@@ -24,33 +16,35 @@ def page(header: Row, rows: Sequence[Row], *, figures: Mapping[str, str]) -> str
     Args:
         figures: paths of ``links``, ``sweep`` and ``stragglers``, relative to the page.
     """
-    parts = [
+    latencies = ", ".join(f"{link} {1000 * seconds:g} ms" for link, seconds in LINKS.items())
+    return document(
         _INTRODUCTION,
-        _assumptions(),
+        "## Assumptions",
+        tables.assumptions(),
+        f"Latency of a message, by link: {latencies}. Links are full duplex, one per neighbour.",
         "## Links",
         _LINKS,
         f"![Time per batch over the speed of the links]({figures['links']})",
-        *(_links_table(rows, block.name) for block in BLOCKS),
+        *(part for block in BLOCKS for part in (f"`{block.name}`:", tables.links(rows, block.name))),
         _winners(rows),
         "## Many micro-batches",
         _sweep_text(rows),
         f"![Streaming, interleaved and zero bubble against 1F1B over M]({figures['sweep']})",
-        _sweep_table(rows),
+        tables.many_micro_batches(rows),
         "## Memory and bytes",
         _MEMORY,
-        _memory_table(rows),
+        tables.memory(rows),
         "## Machines that are not alike",
         _speeds_text(rows),
-        _speeds_table(rows),
+        tables.speeds(rows),
         "## Stragglers",
         _STRAGGLERS,
         f"![Throughput over queue depth]({figures['stragglers']})",
-        _stragglers_table(rows),
+        tables.stragglers(rows),
         _stragglers_text(rows, header["settings"]["settled"]),
         _LIMITS,
         f"`{header['command']}`, {header['date']}; the rows are deterministic.",
-    ]
-    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+    )
 
 
 _INTRODUCTION = """\
@@ -100,63 +94,6 @@ _LIMITS = """\
   parallel groups, and compression of gradients or activations are not compared; on fast links they are what is used."""
 
 
-def _assumptions() -> str:
-    lines = ["## Assumptions", "", "| | " + " | ".join(block.name for block in BLOCKS) + " |", "|---|---:|---:|"]
-    facts: dict[str, list[str]] = {
-        "a stage": ["one Transformer block"] * 2,
-        "width, tokens, sequences per micro-batch": [f"{b.width:,}, {b.tokens:,}, {b.sequences}" for b in BLOCKS],
-        "parameters of a block": [f"{b.parameters / 1e6:,.1f} M" for b in BLOCKS],
-        "operations per second that training reaches": [f"{b.flops / 1e12:g} T" for b in BLOCKS],
-        "forward / backward of a micro-batch": [f"{1e3 * b.forward:.2f} / {2e3 * b.forward:.2f} ms" for b in BLOCKS],
-        "optimizer step (28 bytes per parameter)": [
-            f"{1e3 * b.work(1).step:.2f} ms ({b.work(1).step / (3 * b.forward):.0%} of forward and backward)"
-            for b in BLOCKS
-        ],
-        "memory: size, bytes per second": [
-            f"{b.device_bytes / 1e9:g} GB, {b.memory_bytes_per_second / 1e12:g} TB/s" for b in BLOCKS
-        ],
-        "rho": [f"{b.rho:g}" for b in BLOCKS],
-        "activation between stages (2 bytes a number)": [f"{b.work(1).message_bytes / 1e6:.1f} MB" for b in BLOCKS],
-        "held for backward per block (34 bytes a number)": [
-            f"{b.work(1).activation_bytes / 1e6:,.0f} MB" for b in BLOCKS
-        ],
-    }
-    lines += [f"| {name} | {' | '.join(values)} |" for name, values in facts.items()]
-    latencies = ", ".join(f"{link} {1000 * seconds:g} ms" for link, seconds in LINKS.items())
-    return "\n".join(
-        [*lines, "", f"Latency of a message, by link: {latencies}. Links are full duplex, one per neighbour."]
-    )
-
-
-def _label(method: str) -> str:
-    return f"`{method}`" + (" (f)" if method in FORMULA else "")
-
-
-def _links_table(rows: Sequence[Row], workload: str) -> str:
-    own = rows_of(rows, section="links", workload=workload)
-    lines = [
-        f"`{workload}`:",
-        "",
-        f"| P | M | method | {' | '.join(LINKS)} |",
-        f"|---:|---:|---|{'---:|' * len(LINKS)}",
-    ]
-    for stages, m in dict.fromkeys((row["stages"], row["micro_batches"]) for row in own):
-        case = rows_of(own, stages=stages, micro_batches=m)
-        for method in SHOWN:
-            cells = []
-            for link in LINKS:
-                row = row_of(case, method=method, link=link)
-                best = min(r["times_compute"] for r in rows_of(case, link=link) if r["fits"])
-                text = _short(row["times_compute"]) + ("" if row["fits"] else "*")
-                cells.append(f"**{text}**" if row["fits"] and row["times_compute"] <= best * (1 + 1e-9) else text)
-            lines.append(f"| {stages} | {m} | {_label(method)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
 def _winners(rows: Sequence[Row]) -> str:
     """Which method is fastest where, of those that fit, counted."""
     own = rows_of(rows, section="links")
@@ -171,7 +108,7 @@ def _winners(rows: Sequence[Row]) -> str:
     lines = ["Fastest among what fits, of all cases above:", ""]
     for method, links in sorted(best.items(), key=lambda item: -len(item[1])):
         counts = ", ".join(f"{links.count(link)} at {link}" for link in LINKS if link in links)
-        lines.append(f"* {_label(method)}: {len(links)} of {len(cases)} ({counts})")
+        lines.append(f"* {tables.label(method)}: {len(links)} of {len(cases)} ({counts})")
     lines += [
         "",
         f"Against 1F1B whose messages overlap, streaming is {min(gains):.2f} to {max(gains):.2f} times as fast.",
@@ -197,30 +134,6 @@ def _sweep_text(rows: Sequence[Row]) -> str:
     )
 
 
-def _sweep_table(rows: Sequence[Row]) -> str:
-    curves = series(rows)
-    counts = [m for m, _ in next(iter(curves.values()))]
-    lines = [f"| times as fast as 1F1B | {' | '.join(f'M = {m}' for m in counts)} |", "|---|" + "---:|" * len(counts)]
-    for name, points in curves.items():
-        lines.append(f"| {name} | {' | '.join(f'{value:.2f}' for _, value in points)} |")
-    return "\n".join(lines)
-
-
-def _memory_table(rows: Sequence[Row]) -> str:
-    own = rows_of(rows, section="links", link="400gbit")
-    keys = dict.fromkeys((r["workload"], r["stages"], r["micro_batches"]) for r in own)
-    heads = [f"{w}, P = {p}, M = {m}" for w, p, m in keys]
-    lines = [f"| method | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
-    for method in (name for name in SHOWN if name != OVERLAPPED):
-        cells = []
-        for w, p, m in keys:
-            row = row_of(own, workload=w, stages=p, micro_batches=m, method=method)
-            sent = f"{row['bytes_per_batch'] / 1e9:.2f}"
-            cells.append(f"{row['memory_bytes'] / 1e9:,.1f}{'' if row['fits'] else '*'}, sends {sent}")
-        lines.append(f"| {_label(method)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def _speeds_text(rows: Sequence[Row]) -> str:
     own = rows_of(rows, section="speeds", method="streaming")
     worst = max(own, key=lambda row: row["times_compute"])
@@ -232,37 +145,6 @@ def _speeds_text(rows: Sequence[Row]) -> str:
         'what does is a partition by measured speed (`"partition_method": "measured"`), which needs more layers than '
         f"stages. `{LARGE.name}`, M = {own[0]['micro_batches']}, links of {own[0]['link']}:"
     )
-
-
-def _speeds_table(rows: Sequence[Row]) -> str:
-    own = rows_of(rows, section="speeds")
-    sigmas = list(dict.fromkeys(row["speeds_sigma"] for row in own))
-    lines = [f"| method | P | {' | '.join(f's = {s}' for s in sigmas)} |", "|---|---:|" + "---:|" * len(sigmas)]
-    for method, stages in dict.fromkeys((row["method"], row["stages"]) for row in own):
-        cells = [f"{row_of(own, method=method, stages=stages, speeds_sigma=s)['times_compute']:.2f}" for s in sigmas]
-        lines.append(f"| `{method}` | {stages} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _stragglers_table(rows: Sequence[Row]) -> str:
-    own = rows_of(rows, section="stragglers")
-    depths = sorted({row["queue_depth"] for row in own if row["queue_depth"]})
-    lines = [
-        f"| jitter | P | {' | '.join(f'queue depth {d}' for d in depths)} | `bp_1f1b` |",
-        "|---|---:|" + "---:|" * (len(depths) + 1),
-    ]
-    for jitter, stages in dict.fromkeys((row["jitter"], row["stages"]) for row in own):
-        case = rows_of(own, jitter=jitter, stages=stages)
-        cells = [_share(rows_of(case, method="streaming", queue_depth=depth)) for depth in depths]
-        lines.append(f"| `{jitter}` | {stages} | {' | '.join(cells)} | {_share(rows_of(case, method='bp_1f1b'))} |")
-    return "\n".join(lines)
-
-
-def _share(rows: Sequence[Row]) -> str:
-    if not rows:
-        return ""
-    share, spread = share_of_alone(rows[0])
-    return f"{share:.3f} ± {spread:.3f}"
 
 
 def _stragglers_text(rows: Sequence[Row], settled: int) -> str:

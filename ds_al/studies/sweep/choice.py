@@ -1,4 +1,4 @@
-"""Chooses each method's settings among the trials of a suite, by validation accuracy alone."""
+"""Chooses each method's settings among the trials of a sweep, by validation accuracy alone."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ds_al.studies.sweep.suite import Suite, trial_keys
+from ds_al.studies.sweep.spec import Sweep, trial_keys
 
 Result = Mapping[str, Any]
 Row = dict[str, Any]
 
-_HEAD = "| method | trial | validation accuracy, % | all exits averaged | FLOPs / twin |"
 
-
-def choose(results: Sequence[Result], suite: Suite) -> list[Row]:
+def choose(results: Sequence[Result], sweep: Sweep) -> list[Row]:
     """The best trial of every group and method, where all of its trials are done.
 
     A trial's score is its validation accuracy in the last epoch, the mean over numbers of layers and seeds. Of equal
     ones the first is taken. Test accuracies are not read.
 
     Args:
-        results: of the cells; failed ones, and those that belong to no trial, are left out.
-        suite: whose groups have the trials.
+        results: of the runs; failed ones, and those that belong to no trial, are left out.
+        sweep: whose groups have the trials.
 
     Returns:
         Rows ``group, method, trial, validation_accuracy, keys, trials, averaged, rho``: ``keys`` of the config are
@@ -30,7 +28,7 @@ def choose(results: Sequence[Result], suite: Suite) -> list[Row]:
         it was looked at, ``rho`` its operations over the twin's (``None`` for the twin).
     """
     rows = []
-    for group in suite.groups:
+    for group in sweep.groups:
         for method in group.methods:
             names = [*group.trials, *group.own_trials.get(method, {})]
             scores = {name: _score(results, group=group.name, suite_method=method, trial=name) for name in names}
@@ -65,21 +63,3 @@ def _rho(results: Sequence[Result], **where: str) -> float | None:
 
 def _of(results: Sequence[Result], where: Mapping[str, str]) -> list[Result]:
     return [r for r in results if "failure" not in r and all(r.get(key) == value for key, value in where.items())]
-
-
-def choice_markdown(rows: Sequence[Row]) -> str:
-    """What was tried, one table per group; the chosen trial is bold."""
-    parts = []
-    for group in dict.fromkeys(row["group"] for row in rows):
-        lines = [f"### {group}", "", _HEAD, "|---|---|---:|---:|---:|"]
-        for row in (row for row in rows if row["group"] == group):
-            for name, score in row["trials"].items():
-                mark, rho = "**" if name == row["trial"] else "", row["rho"][name]
-                cost = "-" if rho is None else f"{rho:.3f}"
-                mean = row.get("averaged", {}).get(name)
-                averaged = "-" if mean is None else f"{100 * mean:.2f}"
-                lines.append(
-                    f"| `{row['method']}` | {mark}{name}{mark} | {mark}{100 * score:.2f}{mark} | {averaged} | {cost} |"
-                )
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"

@@ -1,4 +1,4 @@
-"""A suite's results as a page: what is there, what is missing, tables and pictures; all from the same cells."""
+"""A sweep's results as a page: what is there, what is missing, tables and figures; all from the same runs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ds_al.studies.bench import report
-from ds_al.studies.sweep.exits import exit_markdown
-from ds_al.studies.sweep.suite import Cell
-from ds_al.studies.sweep.table import Result, Row, group_markdown
+from ds_al.figures.parts import Table
+from ds_al.studies.results import Row, origin
+from ds_al.studies.runs import Result
+from ds_al.studies.sweep.spec import Run
+from ds_al.studies.tables import sweep as tables
+from ds_al.studies.tables.write import document, groups
 
 INTRODUCTION = """\
 # Results
@@ -27,9 +29,14 @@ Rows with fewer than {seeds} seeds are unfinished: nothing is to be concluded fr
 twin is left out.
 """
 
+EXITS = (
+    "Test accuracy at each exit, at the share of the full path's operations; of the mean of the last ones, where it "
+    "was looked at; and where each sample leaves at the first exit whose softmax is so confident of a class:"
+)
+
 
 def results_page(
-    cells: Sequence[Cell],
+    runs: Sequence[Run],
     done: Sequence[bool],
     *,
     waits: Sequence[str],
@@ -44,33 +51,32 @@ def results_page(
     """The page, in Markdown.
 
     Args:
-        cells: all of the suite, and ``done``, which of them have a result.
-        waits: groups that have no cells yet.
-        results: of the cells.
+        runs: all of the sweep, and ``done``, which of them have a result.
+        waits: groups that have no runs yet.
+        results: of the runs.
         table: what :func:`~ds_al.studies.sweep.table.rows` made of them, and ``exits``, :func:`.exits.exit_table`.
         pictures: by group.
         header: of the results file: date, command, machine, versions.
-        seeds: number of seeds that the suite asks for.
+        seeds: number of seeds that the sweep asks for.
         page: where the page will lie, for links to pictures.
     """
-    parts = [INTRODUCTION.format(seeds=seeds), "## What is missing\n\n" + _missing(cells, done, waits)]
-    for group in dict.fromkeys(row["group"] for row in table):
-        own = [row for row in table if row["group"] == group]
-        parts.append(f"## {group}\n\n{group_markdown(own, seeds=seeds)}\n\n{_origin(results, group)}")
-        if found := exit_markdown(exits, group):
-            parts.append(
-                "Test accuracy at each exit, at the share of the full path's operations; of the mean of the last ones, "
-                "where it was looked at; and where each sample leaves at the first exit whose softmax is so confident "
-                "of a class:\n\n" + found
-            )
+    asked = [
+        {"group": run.group, "method": run.method, "K": run.layers, "seed": run.seed, "done": there}
+        for run, there in zip(runs, done, strict=True)
+    ]
+    blocks: list[Table | str] = [INTRODUCTION.format(seeds=seeds), "## What is missing", tables.missing(asked, waits)]
+    for own in groups(table, "group"):
+        group = own[0]["group"]
+        blocks += [f"## {group}", tables.group(own, seeds=seeds), _origin(results, group)]
+        if found := tables.exits(exits, group):
+            blocks += [EXITS, *found]
         if group in pictures:
             link = os.path.relpath(pictures[group], page.parent)
-            parts.append(f"![{group}: accuracy over epochs, over time, by number of layers, by exit]({link})")
-    parts.append(
-        f"`{header['command']}`, {report.machine_and_versions(header)} The config, "
-        "versions and curve of every run are a line of `docs/results/<suite>.runs.jsonl`."
+            blocks.append(f"![{group}: accuracy over epochs, over time, by number of layers, by exit]({link})")
+    blocks.append(
+        f"{origin(header)} The config, versions and curve of every run are a line of `docs/results/<sweep>.runs.jsonl`."
     )
-    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+    return document(*blocks)
 
 
 def _origin(results: Sequence[Result], group: str) -> str:
@@ -79,23 +85,3 @@ def _origin(results: Sequence[Result], group: str) -> str:
     days = sorted({result["date"][:10] for result in own})
     machines = dict.fromkeys(f"{result['cores']} cores ({result['cpu']})" for result in own)
     return f"Runs of {' to '.join(dict.fromkeys((days[0], days[-1])))}, {'; '.join(machines)}."
-
-
-def _missing(cells: Sequence[Cell], done: Sequence[bool], waits: Sequence[str]) -> str:
-    """Finished runs by group; a group with all of them is one word."""
-    lines = ["| group | runs done | missing |", "|---|---:|---|"]
-    for group in dict.fromkeys(cell.group for cell in cells):
-        own = [(cell, there) for cell, there in zip(cells, done, strict=True) if cell.group == group]
-        left: dict[str, list[int]] = {}
-        for cell, there in own:
-            if not there:
-                name = f"`{cell.method}`" + ("" if cell.layers is None else f" K = {cell.layers}")
-                left.setdefault(name, []).append(cell.seed)
-        count = sum(there for _, there in own)
-        if not count:
-            what = "all"
-        else:
-            what = "; ".join(f"{name} (seed {', '.join(map(str, seeds))})" for name, seeds in left.items()) or "none"
-        lines.append(f"| {group} | {count} of {len(own)} | {what} |")
-    lines += [f"| {group} | 0 | all: its settings are not chosen yet |" for group in waits]
-    return "\n".join(lines)

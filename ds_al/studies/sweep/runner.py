@@ -1,4 +1,4 @@
-"""Runs the cells of a suite, several at a time; what is done stays done."""
+"""Runs the runs of a sweep, several at a time; what is done stays done."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from ds_al.experiment.config import override
 from ds_al.launch.ranks import RankFailure, free_port, run_ranks
 from ds_al.studies.runs import Result, RunFile
-from ds_al.studies.sweep.suite import Cell
+from ds_al.studies.sweep.spec import Run
 
 _TAIL = 2000  # characters of a failed run's output that are kept
 
@@ -25,62 +25,62 @@ class _Failure(Exception):
     """How a run failed."""
 
 
-def run_cells(
-    cells: Sequence[Cell],
+def execute(
+    runs: Sequence[Run],
     *,
-    runs: RunFile,
+    file: RunFile,
     script: Path | None,
     data: Path | None,
     jobs: int,
     timeout: float,
-    done: Callable[[Cell, dict[str, Any]], None],
+    done: Callable[[Run, dict[str, Any]], None],
 ) -> None:
-    """Runs each cell that has no result yet.
+    """Runs each run that has no result yet.
 
-    A cell's result is its summary and the metrics of its epochs, or how it failed. A failed cell is run again the next
+    A run's result is its summary and the metrics of its epochs, or how it failed. A failed run is run again the next
     time.
 
     Args:
-        runs: file of results; runs keep their own files in its scratch folder.
-        script: ``run/train.py``, which DeepSpeed's launcher then starts for each cell; ``None`` trains in forks of one
-            process on the CPU (:func:`ds_al.launch.ranks.start_quickly`), which saves each cell the start-up.
-        data: folder that relative data paths of the suite start from.
-        jobs: cells at a time.
-        timeout: seconds after which a cell is ended and counts as failed.
-        done: called with each cell and its result, as they end.
+        file: of results; runs keep their own files in its scratch folder.
+        script: ``run/train.py``, which DeepSpeed's launcher then starts for each run; ``None`` trains in forks of one
+            process on the CPU (:func:`ds_al.launch.ranks.start_quickly`), which saves each run the start-up.
+        data: folder that relative data paths of the sweep start from.
+        jobs: runs at a time.
+        timeout: seconds after which a run is ended and counts as failed.
+        done: called with each run and its result, as they end.
     """
-    runs.scratch.mkdir(parents=True, exist_ok=True)
+    file.scratch.mkdir(parents=True, exist_ok=True)
     lock = threading.Lock()
-    found = runs.read()
+    found = file.read()
 
-    def work(cell: Cell) -> tuple[Cell, dict[str, Any]]:
+    def work(run: Run) -> tuple[Run, dict[str, Any]]:
         with lock:
             port = free_port()
-        result = _run(cell, runs=runs, script=script, data=data, port=port, timeout=timeout)
-        runs.keep(cell.key, result)
-        return cell, result
+        result = _run(run, file=file, script=script, data=data, port=port, timeout=timeout)
+        file.keep(run.key, result)
+        return run, result
 
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            for future in as_completed([pool.submit(work, cell) for cell in cells if not is_done(cell, found)]):
+            for future in as_completed([pool.submit(work, run) for run in runs if not is_done(run, found)]):
                 done(*future.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def is_done(cell: Cell, found: Mapping[str, Result]) -> bool:
-    """Whether a cell has a result that is no failure, among those of :meth:`RunFile.read`."""
-    return "failure" not in found.get(cell.key, {"failure": "not run"})
+def is_done(run: Run, found: Mapping[str, Result]) -> bool:
+    """Whether a run has a result that is no failure, among those of :meth:`RunFile.read`."""
+    return "failure" not in found.get(run.key, {"failure": "not run"})
 
 
-def result_of(cell: Cell, found: Mapping[str, Result]) -> Result | None:
-    """A cell's result, if there is one, under the cell's present names."""
-    return {**found[cell.key], **_about(cell)} if cell.key in found else None
+def result_of(run: Run, found: Mapping[str, Result]) -> Result | None:
+    """A run's result, if there is one, under the run's present names."""
+    return {**found[run.key], **_about(run)} if run.key in found else None
 
 
 def train_on_rank(config: dict[str, Any]) -> str:
-    """One rank of a cell in a fork. Returns the run's folder."""
+    """One rank of a run in a fork. Returns the run's folder."""
     from ds_al.experiment.job import Job
 
     job = Job(config)
@@ -90,25 +90,25 @@ def train_on_rank(config: dict[str, Any]) -> str:
 
 
 def _run(
-    cell: Cell, *, runs: RunFile, script: Path | None, data: Path | None, port: int, timeout: float
+    run: Run, *, file: RunFile, script: Path | None, data: Path | None, port: int, timeout: float
 ) -> dict[str, Any]:
-    assignments = {"experiment.output": str(runs.scratch / "runs")}
-    path = cell.config["experiment"]["data"].get("path")
+    assignments = {"experiment.output": str(file.scratch / "runs")}
+    path = run.config["experiment"]["data"].get("path")
     if path is not None and data is not None:
         assignments["experiment.data.path"] = str(data / path)  # an absolute path stays as it is
-    config = override(_in_group(cell, runs.name), [f"{k}={json.dumps(v)}" for k, v in assignments.items()])
+    config = override(_in_group(run, file.name), [f"{k}={json.dumps(v)}" for k, v in assignments.items()])
     try:
         if script is None:
-            folder = _fork(config, stages=cell.stages, timeout=timeout)
+            folder = _fork(config, stages=run.stages, timeout=timeout)
         else:
-            file = runs.scratch / cell.key
-            folder = _launch(config, file, script=script, stages=cell.stages, port=port, timeout=timeout)
+            scratch = file.scratch / run.key
+            folder = _launch(config, scratch, script=script, stages=run.stages, port=port, timeout=timeout)
         content = json.loads((folder / "summary.json").read_text())
         content["data"].pop("path", None)  # where this machine keeps things is no part of a result
         result = {key: value for key, value in content.items() if key not in ("folder", "command")}
-        return {**result, **_about(cell), "history": _history(folder)}
+        return {**result, **_about(run), "history": _history(folder)}
     except _Failure as failure:
-        return {**_about(cell), "failure": str(failure)}
+        return {**_about(run), "failure": str(failure)}
 
 
 def _fork(config: dict[str, Any], *, stages: int, timeout: float) -> Path:
@@ -136,11 +136,11 @@ def _launch(config: dict[str, Any], file: Path, *, script: Path, stages: int, po
     return folder
 
 
-def _in_group(cell: Cell, suite: str) -> dict[str, Any]:
-    """The cell's config, whose W&B run, where there is one, is grouped with those it is compared with."""
-    experiment = cell.config["experiment"]
-    block = {"group": f"{suite}-{cell.group}", **experiment.get("wandb", {})}
-    return {**cell.config, "experiment": {**experiment, "wandb": block}}
+def _in_group(run: Run, sweep: str) -> dict[str, Any]:
+    """The run's config, whose W&B run, where there is one, is grouped with those it is compared with."""
+    experiment = run.config["experiment"]
+    block = {"group": f"{sweep}-{run.group}", **experiment.get("wandb", {})}
+    return {**run.config, "experiment": {**experiment, "wandb": block}}
 
 
 def _call(command: list[str], *, timeout: float) -> None:
@@ -165,9 +165,9 @@ def _late(timeout: float) -> str:
     return f"not done after {timeout:.0f} s"
 
 
-def _about(cell: Cell) -> dict[str, Any]:
-    about = {"group": cell.group, "suite_method": cell.method, "K": cell.layers, "P": cell.stages, "seed": cell.seed}
-    return about if cell.trial is None else {**about, "trial": cell.trial}
+def _about(run: Run) -> dict[str, Any]:
+    about = {"group": run.group, "suite_method": run.method, "K": run.layers, "P": run.stages, "seed": run.seed}
+    return about if run.trial is None else {**about, "trial": run.trial}
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a suite found: a row per group, method, K and P, over all seeds."""
+"""What a sweep found: a row per group, method, K and P, over all seeds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COLUMNS = (
 
 
 def rows(results: Sequence[Result]) -> list[Row]:
-    """One row per (group, method, K, P), in the order of the suite.
+    """One row per (group, method, K, P), in the order of the sweep.
 
     Columns: see :data:`COLUMNS`; accuracies are means over seeds with sample standard deviations ``_sd`` (``None``
     with one seed); ``averaged_accuracy`` is that of the mean of all exits (:mod:`ds_al.exit_average`) on the test
@@ -52,14 +52,14 @@ def rows(results: Sequence[Result]) -> list[Row]:
         for result in reversed(results)
         if "failure" not in result and str(result["method"]).startswith("bp_")
     }
-    return [_row(key, cell, twins) for key, cell in found.items()]
+    return [_row(key, run, twins) for key, run in found.items()]
 
 
-def _row(key: tuple[Any, ...], cell: Sequence[Result], twins: Mapping[tuple[str, int], Result]) -> Row:
-    done = [result for result in cell if "failure" not in result]
+def _row(key: tuple[Any, ...], run: Sequence[Result], twins: Mapping[tuple[str, int], Result]) -> Row:
+    done = [result for result in run if "failure" not in result]
     row: Row = dict.fromkeys(COLUMNS)
     row |= dict(zip(("group", "method", "K", "P"), key, strict=True))
-    row |= {"seeds": len(done), "failed": len(cell) - len(done)}
+    row |= {"seeds": len(done), "failed": len(run) - len(done)}
     if not done:
         return row
     means = {
@@ -99,71 +99,3 @@ def _seconds_to(result: Result, twin: Result | None) -> float | None:
         if epoch.get("validation_accuracy") and epoch["validation_accuracy"][-1] >= goal:
             return seconds
     return None
-
-
-def markdown(table: Sequence[Row], *, seeds: int = 1) -> str:
-    """The rows as Markdown, one table per group; see :func:`group_markdown`."""
-    groups = dict.fromkeys(row["group"] for row in table)
-    tables = ((group, group_markdown([row for row in table if row["group"] == group], seeds=seeds)) for group in groups)
-    return "\n\n".join(f"### {group}\n\n{text}" for group, text in tables) + "\n"
-
-
-def group_markdown(own: Sequence[Row], *, seeds: int = 1) -> str:
-    """One group's rows as a Markdown table.
-
-    Args:
-        own: the rows.
-        seeds: a difference to the twin, in points, is given where both have at least so many.
-    """
-    twin = next((row for row in own if row["K"] is None and row["test_accuracy"] is not None), None)
-    if twin is not None and twin["seeds"] < seeds:
-        twin = None
-    return "\n".join(
-        [
-            "| method | K | test accuracy, % | to the twin | all exits averaged | to the twin | at best validation "
-            "| after epoch 1 | train | s per epoch | to the twin's accuracy | held for backward | parameters "
-            "| FLOPs / twin | seeds |",
-            "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-            *(_line(row, twin if row["seeds"] >= seeds else None) for row in own),
-        ]
-    )
-
-
-def _line(row: Row, twin: Row | None) -> str:
-    best = _percent(row["test_accuracy_at_best_validation"], row["test_accuracy_at_best_validation_sd"])
-    failed = f", {row['failed']} failed" if row["failed"] else ""
-    cells = [
-        f"`{row['method']}`",
-        "-" if row["K"] is None else str(row["K"]),
-        _percent(row["test_accuracy"], row["test_accuracy_sd"]),
-        _difference(row, twin, "test_accuracy"),
-        _percent(row["averaged_accuracy"], row["averaged_accuracy_sd"]),
-        _difference(row, twin, "averaged_accuracy"),
-        best,
-        _percent(row["first_validation_accuracy"], None),
-        _percent(row["train_accuracy"], None),
-        _number(row["seconds_per_epoch"], ".1f"),
-        _number(row["seconds_to_twin"], ".0f", " s", missing="not reached"),
-        _number(row["peak_activation_bytes"] and row["peak_activation_bytes"] / 2**20, ".1f", " MiB"),
-        _number(row["parameters"], ",d"),
-        _number(row["rho"], ".3f"),
-        f"{row['seeds']}{failed}",
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def _difference(row: Row, twin: Row | None, column: str) -> str:
-    """Points that a row's accuracy is above the twin's."""
-    if twin is None or row is twin or row[column] is None:
-        return "-"
-    return f"{100 * (row[column] - twin['test_accuracy']):+.2f}"
-
-
-def _percent(mean: float | None, sd: float | None) -> str:
-    if mean is None:
-        return "-"
-    return f"{100 * mean:.2f}" + ("" if sd is None else f" ± {100 * sd:.2f}")
-
-
-def _number(value: float | None, form: str, unit: str = "", *, missing: str = "-") -> str:
-    return missing if value is None else f"{value:{form}}{unit}"

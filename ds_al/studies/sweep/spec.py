@@ -1,6 +1,6 @@
-"""A suite of comparisons: which cells there are, and the config of each.
+"""A sweep of comparisons: which runs there are, and the config of each.
 
-A suite is a YAML file (``ds_configs/suites/``)::
+A sweep is a YAML file (``ds_configs/suites/``)::
 
     name: small
     config: ../cifar10_vgg_al.json         # what all runs share, a config of run/train.py
@@ -15,7 +15,7 @@ A suite is a YAML file (``ds_configs/suites/``)::
           contrast: {experiment.model.al_options.objective.temperature: 0.05}
           contrast, no mimic: {method: contrast, experiment.model.al_options.bridge_depth: 0}
 
-A suite that chooses settings has ``trials``, with which every method is run, and ``own_trials`` of one method::
+A sweep that chooses settings has ``trials``, with which every method is run, and ``own_trials`` of one method::
 
         trials:
           AdamW 0.001: {optimizer.params.lr: 0.001}
@@ -23,9 +23,9 @@ A suite that chooses settings has ``trials``, with which every method is run, an
         own_trials:
           contrast: {warm: {experiment.model.al_options.objective.temperature: 0.3}}
 
-What was chosen (:mod:`ds_al.studies.sweep.choice`) another suite takes over: ``chosen: [results.json]`` at its top,
+What was chosen (:mod:`ds_al.studies.sweep.choice`) another sweep takes over: ``chosen: [results.json]`` at its top,
 and in a group ``tuned: <group that was tuned>``. Until ``bp`` and every objective of the group have a choice
-there, the group waits (:func:`waiting`): it has no cells. A recipe brings its own settings.
+there, the group waits (:func:`waiting`): it has no runs. A recipe brings its own settings.
 
 A method's name is that of a schedule, of an objective (which trains by ``streaming``), of a recipe, of a
 back-propagation schedule, or ``bp`` (``bp_single`` is the same): the twin in one process. ``bp_dp`` is the twin in P
@@ -57,10 +57,10 @@ _SINGLE = ("bp", "bp_single")
 
 
 class Group(StrictModel):
-    """One table of a suite."""
+    """One table of a sweep."""
 
     name: str = Field(description="Title of the table.")
-    config: str | None = Field(default=None, description="A config file of its own, instead of the suite's.")
+    config: str | None = Field(default=None, description="A config file of its own, instead of the sweep's.")
     set: dict[str, Any] = Field(default_factory=dict, description="Keys of the config for all methods.")
     layers: list[int] = Field(min_length=1, description="K: numbers of AL layers.")
     cuts: dict[int, list[int]] = Field(
@@ -82,24 +82,24 @@ class Group(StrictModel):
     )
 
 
-class Suite(StrictModel):
-    """A suite file."""
+class Sweep(StrictModel):
+    """A sweep file."""
 
-    name: str = Field(description="Name of the suite.")
-    config: str | None = Field(default=None, description="Config file that all groups share; relative to the suite.")
+    name: str = Field(description="Name of the sweep.")
+    config: str | None = Field(default=None, description="Config file that all groups share; relative to the sweep.")
     chosen: list[str] = Field(
-        default_factory=list, description="Files of chosen settings, relative to the suite; for groups with `tuned`."
+        default_factory=list, description="Files of chosen settings, relative to the sweep; for groups with `tuned`."
     )
     groups: list[Group] = Field(min_length=1, description="The tables.")
 
 
 @dataclass(frozen=True)
-class Cell:
+class Run:
     """One run: a method on a network and data set, with one K, P and seed."""
 
     group: str
     method: str
-    """Its name in the suite."""
+    """Its name in the sweep."""
     trial: str | None
     """Name of the settings that are tried; ``None`` where nothing is to be chosen."""
     layers: int | None
@@ -111,7 +111,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Names the cell's result; another config is another cell."""
+        """Names the run's result; another config is another run."""
         text = json.dumps([self.config, self.stages, self.seed], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -123,20 +123,20 @@ class Cell:
         return f"{self.group}, {self.method}{trial}{depth}, P = {self.stages}, seed {self.seed}"
 
 
-def read_suite(path: Path) -> Suite:
-    """Reads a suite file.
+def read_sweep(path: Path) -> Sweep:
+    """Reads a sweep file.
 
     Raises:
         ALConfigError: it does not exist, is not YAML, or has an unknown key or method.
     """
     if not path.is_file():
-        raise ALConfigError(f"suite {str(path)!r} does not exist: give the path of a YAML file")
+        raise ALConfigError(f"sweep {str(path)!r} does not exist: give the path of a YAML file")
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ALConfigError(f"suite {str(path)!r} is not valid YAML: {error}") from error
-    suite: Suite = validate(Suite, content, where=path.name)
-    for group in suite.groups:
+        raise ALConfigError(f"sweep {str(path)!r} is not valid YAML: {error}") from error
+    sweep: Sweep = validate(Sweep, content, where=path.name)
+    for group in sweep.groups:
         for name, keys in group.methods.items():
             _settings(keys.get("method", name))
         for depth, cut in group.cuts.items():
@@ -146,41 +146,41 @@ def read_suite(path: Path) -> Suite:
                 )
         if stray := sorted(group.own_trials.keys() - group.methods.keys()):
             raise ALConfigError(f"own_trials of {stray[0]!r}: group {group.name!r} has {', '.join(group.methods)}")
-    return suite
+    return sweep
 
 
-def cells(suite: Suite, *, folder: Path, seeds: int) -> Iterator[Cell]:
-    """All cells, seed by seed, so that an interrupted suite has complete rows of few seeds.
+def runs_of(sweep: Sweep, *, folder: Path, seeds: int) -> Iterator[Run]:
+    """All runs, seed by seed, so that an interrupted sweep has complete rows of few seeds.
 
     Args:
-        folder: that config files are relative to: of the suite file.
+        folder: that config files are relative to: of the sweep file.
         seeds: number of seeds, 0 .. seeds - 1.
 
     Raises:
         ALConfigError: a config file is missing or wrong, or a key cannot be set.
     """
-    chosen = _read_chosen(suite, folder)
+    chosen = _read_chosen(sweep, folder)
     for seed in range(seeds):
-        for group in suite.groups:
+        for group in sweep.groups:
             if _waits(group, chosen):
                 continue
-            name = group.config or suite.config
+            name = group.config or sweep.config
             if name is None:
-                raise ALConfigError(f"suite {suite.name!r}, group {group.name!r}: give a config, there or to the suite")
+                raise ALConfigError(f"sweep {sweep.name!r}, group {group.name!r}: give a config, there or to the sweep")
             base = override(read_file(folder / name), _assignments(group.set))
             tuned = chosen[group.tuned] if group.tuned else {}
             seen = set()
             for stages in group.stages:
-                for cell in _of_group(group, base, tuned, stages=stages, seed=seed):
-                    identity = (cell.method, cell.trial, cell.layers, cell.stages)
+                for run in _of_group(group, base, tuned, stages=stages, seed=seed):
+                    identity = (run.method, run.trial, run.layers, run.stages)
                     if identity not in seen:  # "bp" is the same for all stages
                         seen.add(identity)
-                        yield cell
+                        yield run
 
 
 def _of_group(
     group: Group, base: dict[str, Any], tuned: Mapping[str, Mapping[str, Any]], *, stages: int, seed: int
-) -> Iterator[Cell]:
+) -> Iterator[Run]:
     for method, keys in group.methods.items():
         name = keys.get("method", method)
         own = {key: value for key, value in keys.items() if key != "method"}
@@ -197,7 +197,7 @@ def _of_group(
                 config = with_recipe(override(base, _assignments(keys_of_cell)))
                 experiment_config(config)
                 al_config(config)
-                yield Cell(group.name, method, trial, depth, processes, seed, config)
+                yield Run(group.name, method, trial, depth, processes, seed, config)
 
 
 def _trials(group: Group, method: str) -> Mapping[str | None, Mapping[str, Any]]:
@@ -213,28 +213,28 @@ def trial_keys(group: Group, method: str, trial: str) -> dict[str, Any]:
     return {**own, **_trials(group, method)[trial]}
 
 
-def with_methods(suite: Suite, methods: Sequence[str]) -> None:
+def with_methods(sweep: Sweep, methods: Sequence[str]) -> None:
     """Adds methods that are asked for by name to all groups, where no group has any of that name.
 
     Raises:
-        ALConfigError: a name is neither one of the suite's methods nor one that all suites know.
+        ALConfigError: a name is neither one of the sweep's methods nor one that all sweeps know.
     """
-    own = {method for group in suite.groups for method in group.methods}
+    own = {method for group in sweep.groups for method in group.methods}
     for name in (name for name in methods if name not in own):
         _settings(name)
-        for group in suite.groups:
+        for group in sweep.groups:
             group.methods[name] = {}
 
 
-def waiting(suite: Suite, folder: Path) -> list[str]:
+def waiting(sweep: Sweep, folder: Path) -> list[str]:
     """Groups that wait for settings to be chosen.
 
     Args:
-        suite: the suite.
+        sweep: the sweep.
         folder: that its files are relative to.
     """
-    chosen = _read_chosen(suite, folder)
-    return [group.name for group in suite.groups if _waits(group, chosen)]
+    chosen = _read_chosen(sweep, folder)
+    return [group.name for group in sweep.groups if _waits(group, chosen)]
 
 
 def _waits(group: Group, chosen: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -245,10 +245,10 @@ def _waits(group: Group, chosen: Mapping[str, Mapping[str, Any]]) -> bool:
     return not needed <= chosen.get(group.tuned, {}).keys()
 
 
-def _read_chosen(suite: Suite, folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+def _read_chosen(sweep: Sweep, folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Keys by group and method, of all files of chosen settings that are there."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for path in (folder / name for name in suite.chosen):
+    for path in (folder / name for name in sweep.chosen):
         for row in read_file(path)["rows"] if path.exists() else ():
             found.setdefault(row["group"], {})[row["method"]] = row["keys"]
     return found

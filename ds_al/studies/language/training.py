@@ -24,7 +24,7 @@ LM = "causal-lm"
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the network and of a step, alike in all cells.
+    """Of the network and of a step, alike in all runs.
 
     Attributes:
         blocks, width, heads: of the GPT-2; no dropout, head and embedding not tied.
@@ -42,7 +42,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Run:
     """What one run is told.
 
     Attributes:
@@ -74,8 +74,8 @@ class Cell:
         return "_".join([*parts, f"steps{self.steps}", f"seed{self.seed}"])
 
 
-def run(
-    cell: Cell, sizes: Sizes, corpus: Corpus, *, test: bool, tell: Callable[[str], None] = lambda text: None
+def train(
+    run: Run, sizes: Sizes, corpus: Corpus, *, test: bool, tell: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
     """Trains and scores.
 
@@ -84,27 +84,27 @@ def run(
         tell: gets a line now and then.
 
     Returns:
-        The cell, losses in nats per token at every exit, operations per token of a training step, and seconds.
+        The run, losses in nats per token at every exit, operations per token of a training step, and seconds.
     """
-    engine = make_engine(cell, sizes, corpus)
-    batches = pieces(corpus.train, size=sizes.batch, seed=cell.seed)
+    engine = make_engine(run, sizes, corpus)
+    batches = pieces(corpus.train, size=sizes.batch, seed=run.seed)
     seconds, losses = 0.0, []
-    for step in range(cell.steps):
+    for step in range(run.steps):
         start = time.perf_counter()
         loss = engine.train_batch(batches)
         seconds += time.perf_counter() - start
         losses.append(float(loss))
-        if (step + 1) % max(1, cell.steps // 8) == 0:
-            tell(f"{cell.key}: step {step + 1} of {cell.steps}, loss {losses[-1]:.3f}, {seconds:.0f} s")
+        if (step + 1) % max(1, run.steps // 8) == 0:
+            tell(f"{run.key}: step {step + 1} of {run.steps}, loss {losses[-1]:.3f}, {seconds:.0f} s")
     found = {
-        **asdict(cell),
+        **asdict(run),
         "sizes": asdict(sizes),
         "vocabulary": corpus.vocabulary,
-        "tokens": cell.steps * sizes.batch * sizes.length,
+        "tokens": run.steps * sizes.batch * sizes.length,
         "training_seconds": seconds,
-        "operations_per_token": operations(cell, sizes, corpus),
+        "operations_per_token": operations(run, sizes, corpus),
         "validation_loss": evaluate(engine, corpus.validation[: sizes.held_out], sizes.batch),
-        "training_loss": losses[:: max(1, cell.steps // 50)],
+        "training_loss": losses[:: max(1, run.steps // 50)],
     }
     if test:
         found["test_loss"] = evaluate(engine, corpus.test[: sizes.held_out], sizes.batch)
@@ -112,12 +112,12 @@ def run(
     return found
 
 
-def make_engine(cell: Cell, sizes: Sizes, corpus: Corpus, *, attention: str = "sdpa") -> Any:
-    """The engine of a cell, all layers in this process. The twin starts from the very weights of the AL form's f."""
+def make_engine(run: Run, sizes: Sizes, corpus: Corpus, *, attention: str = "sdpa") -> Any:
+    """The engine of a run, all layers in this process. The twin starts from the very weights of the AL form's f."""
     import transformers  # late: its model classes take seconds to import
 
     join_world()
-    torch.manual_seed(cell.seed)
+    torch.manual_seed(run.seed)
     options: dict[str, Any] = {"attn_implementation": attention}
     config = transformers.GPT2Config(
         vocab_size=corpus.vocabulary,
@@ -139,30 +139,30 @@ def make_engine(cell: Cell, sizes: Sizes, corpus: Corpus, *, attention: str = "s
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
         "steps_per_print": None,
-        "optimizer": {"type": "AdamW", "params": {"lr": cell.lr, "betas": [0.9, 0.95], "torch_adam": True}},
+        "optimizer": {"type": "AdamW", "params": {"lr": run.lr, "betas": [0.9, 0.95], "torch_adam": True}},
         "scheduler": {
             "type": "WarmupCosineLR",
             "params": {
-                "total_num_steps": cell.steps,
-                "warmup_num_steps": max(2, cell.steps // 10),
+                "total_num_steps": run.steps,
+                "warmup_num_steps": max(2, run.steps // 10),
                 "cos_min_ratio": 0.1,
             },
         },
     }
-    if cell.method == TWIN:
+    if run.method == TWIN:
         settings["associated_learning"] = {"method": "bp_1f1b"}
         layers = twin_layers(model, task=LM, num_al_layers=1)
-        module: Any = PipelineModule(layers, num_stages=1, loss_fn=next_token_loss, base_seed=cell.seed)
+        module: Any = PipelineModule(layers, num_stages=1, loss_fn=next_token_loss, base_seed=run.seed)
     else:
         del settings["gradient_clipping"]
         module = ds_al.from_pretrained(
             model,
             task=LM,
-            num_al_layers=cell.layers,
-            objective={"name": cell.method, **dict(cell.objective)},
+            num_al_layers=run.layers,
+            objective={"name": run.method, **dict(run.objective)},
             code_width=sizes.width,
-            bridge_blocks=cell.bridge_blocks,
-            base_seed=cell.seed,
+            bridge_blocks=run.bridge_blocks,
+            base_seed=run.seed,
         )
     engine, *_ = ds_al.initialize(model=module, config=settings)
     return engine
@@ -193,13 +193,13 @@ def evaluate(engine: Any, part: Tensor, size: int) -> list[float]:
     return [total / len(part)]
 
 
-def operations(cell: Cell, sizes: Sizes, corpus: Corpus) -> float:
+def operations(run: Run, sizes: Sizes, corpus: Corpus) -> float:
     """Floating-point operations of a training step per token: matrix products, forward and backward, as torch counts.
 
     Attention is computed by plain products for it, which are counted; norms, softmax and the optimizer are not.
     """
-    engine = make_engine(cell, sizes, corpus, attention="eager")
-    batches = pieces(corpus.train, size=sizes.batch, seed=cell.seed)
+    engine = make_engine(run, sizes, corpus, attention="eager")
+    batches = pieces(corpus.train, size=sizes.batch, seed=run.seed)
     engine.train_batch(batches)
     with FlopCounterMode(display=False) as counter:
         engine.train_batch(batches)

@@ -1,0 +1,124 @@
+"""What a sweep writes: tables, figures and a page of its runs, or what was chosen among its trials."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ds_al.errors import ALConfigError
+from ds_al.studies.figures import draw_group
+from ds_al.studies.results import header, write
+from ds_al.studies.runs import Result, RunFile
+from ds_al.studies.sweep.choice import choose
+from ds_al.studies.sweep.exits import exit_table
+from ds_al.studies.sweep.page import results_page
+from ds_al.studies.sweep.runner import is_done, result_of
+from ds_al.studies.sweep.spec import Run, Sweep, read_sweep, runs_of, waiting, with_methods
+from ds_al.studies.sweep.table import rows
+from ds_al.studies.tables import sweep as tables
+from ds_al.studies.tables.write import document
+
+
+@dataclass
+class Output:
+    """A sweep, and where its results go.
+
+    Attributes:
+        sweep: what the file of the sweep says.
+        every: all of its runs, seed by seed.
+        waits: groups whose settings are not chosen yet.
+        file: results of runs.
+        seeds: number of seeds.
+        json: file of results; tables and figures are written beside it.
+    """
+
+    sweep: Sweep
+    every: list[Run]
+    waits: list[str]
+    file: RunFile
+    seeds: int
+    json: Path
+
+    @classmethod
+    def of(cls, path: Path, *, seeds: int, json: Path, runs: Path | None = None, methods: Sequence[str] = ()) -> Output:
+        """Reads a sweep.
+
+        Args:
+            runs: file of results of runs; by default beside ``json``.
+            methods: added to all groups, where no group has them.
+
+        Raises:
+            ALConfigError: the sweep or a config is wrong.
+            StudyError: the file of runs is.
+        """
+        sweep = read_sweep(path)
+        with_methods(sweep, methods)
+        every = list(runs_of(sweep, folder=path.parent, seeds=seeds))
+        file = RunFile(runs) if runs else RunFile.beside(json)
+        file.read()
+        return cls(sweep, every, waiting(sweep, path.parent), file, seeds, json)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the sweep has trials."""
+        return any(group.trials or group.own_trials for group in self.sweep.groups)
+
+    def results(self) -> list[Result]:
+        """Results that are there, in the order of the runs."""
+        found = self.file.read()
+        return [result for run in self.every if (result := result_of(run, found)) is not None]
+
+    def write_choice(self, results: Sequence[Result]) -> str:
+        """Writes what was tried and what is chosen, by validation accuracy alone; returns the tables.
+
+        Raises:
+            ALConfigError: no method has all of its trials.
+        """
+        found = choose(results, self.sweep)
+        if not found:
+            raise ALConfigError("no method has all of its trials yet: nothing is chosen")
+        text = document(*tables.trials(found))
+        write(self.json, kind="trials", header=self._header(), rows=found, as_csv=False)
+        self.json.with_suffix(".md").write_text(text)
+        return text
+
+    def write_tables(self, results: Sequence[Result], *, page: Path | None, tell: Callable[[str], None]) -> str:
+        """Writes tables, figures and, where asked to, a page; returns the tables.
+
+        Args:
+            tell: gets a line for each figure.
+        """
+        table, exits, about = rows(results), exit_table(results), self._header()
+        text = document(*tables.sweep(table))
+        if table:
+            write(self.json, kind="sweep", header=about, rows=table)
+            self.json.with_suffix(".md").write_text(text)
+        if exits:
+            write(self.json.with_suffix(".exits.json"), kind="exits", header=about, rows=exits)
+        pictures: dict[str, Path] = {}
+        for number, group in enumerate(self.sweep.groups, start=1):
+            own = [result for result in results if result["group"] == group.name]
+            for file in draw_group(own, self.json.with_name(f"{self.json.stem}-{number}.png")):
+                tell(f"{group.name}: {file}")
+                pictures.setdefault(group.name, file)
+        if page is not None:
+            page.write_text(self.page(results, table, exits, pictures=pictures, header=about, page=page))
+        return text
+
+    def page(self, results: Sequence[Result], table: Sequence[Result], exits: Sequence[Result], **about: Any) -> str:
+        """The page, :func:`~ds_al.studies.sweep.page.results_page`."""
+        found = self.file.read()
+        done = [is_done(run, found) for run in self.every]
+        shown: dict[str, Any] = {
+            "waits": self.waits,
+            "results": results,
+            "table": table,
+            "exits": exits,
+            "seeds": self.seeds,
+        }
+        return results_page(self.every, done, **shown, **about)
+
+    def _header(self) -> dict[str, Any]:
+        return header(suite=self.sweep.name, seeds=self.seeds)

@@ -1,0 +1,83 @@
+"""The tables of a file of results, for the terminal and for documents.
+
+A document has them between ``<!-- NAME -->`` and ``<!-- end NAME -->``, where NAME is that of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ds_al.figures.parts import Table
+from ds_al.studies.results import Results, Row, StudyError, origin, read
+from ds_al.studies.tables import costs, links, scaling, schedules, sweep
+from ds_al.studies.tables.write import document, terminal
+
+Blocks = Callable[[Sequence[Row]], list[Table | str]]
+
+TABLES: Mapping[str, Blocks] = {
+    "sleeping": schedules.sleeping,
+    "features": schedules.features,
+    "overhead": schedules.overhead,
+    "tracing_cost": schedules.tracing_cost,
+    "profile": schedules.profile,
+    "memory": schedules.memory,
+    "scaling": scaling.scaling,
+    "ceiling": scaling.ceiling,
+    "bound": scaling.bound,
+    "planner": scaling.planner,
+    "traffic": links.traffic,
+    "slow_link": links.slow_link,
+    "costs": costs.costs,
+    "layers": costs.layers,
+    "recipe_time": costs.recipe_time,
+    "sweep": sweep.sweep,
+    "trials": sweep.trials,
+}
+"""By kind, what a document has."""
+SHOWN: Mapping[str, Blocks] = {
+    **TABLES,
+    "sleeping": schedules.sleeping_listed,
+    "profile": schedules.profile_listed,
+    "memory": schedules.memory_by_size,
+    "scaling": scaling.scaling_listed,
+}
+"""By kind, what the terminal has; of some kinds more than a document."""
+
+
+def tables_of(results: Results) -> str:
+    """The tables of a file, in Markdown.
+
+    Raises:
+        StudyError: its kind has none.
+    """
+    if results.kind not in TABLES:
+        raise StudyError(f"{results.name}: got results of kind {results.kind!r}, expected one of {', '.join(TABLES)}")
+    return document(*TABLES[results.kind](results.rows))
+
+
+def show(console: Console, kind: str, rows: Sequence[Row]) -> None:
+    """Prints the tables of rows."""
+    for block in SHOWN[kind](rows):
+        console.print(terminal(block) if isinstance(block, Table) else block, highlight=False, soft_wrap=True)
+
+
+def fill(page: Path, files: Sequence[Path]) -> list[str]:
+    """Writes the tables of each file of results between the markers that bear its name, and returns the names.
+
+    Raises:
+        StudyError: the document has no markers of a name, or a file cannot be read.
+    """
+    text, names = page.read_text(), []
+    for results in map(read, files):
+        start, end = f"<!-- {results.name} -->\n", f"<!-- end {results.name} -->"
+        if not 0 <= text.find(start) < text.find(end):
+            raise StudyError(f"{page} has no markers {start.strip()!r} and {end!r}: add them")
+        before, _, rest = text.partition(start)
+        _, _, after = rest.partition(end)
+        text = f"{before}{start}\n{tables_of(results)}\n{origin(results.header)}\n\n{end}{after}"
+        names.append(results.name)
+    page.write_text(text)
+    return names

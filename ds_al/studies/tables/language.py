@@ -1,0 +1,78 @@
+"""The study of language models: perplexity by method and exit, trials, and what others published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ds_al.figures.parts import Table
+from ds_al.studies.results import Row
+from ds_al.studies.tables.write import Column, Template, listed
+
+TWIN = "backprop"
+"""The twin's name among the methods; it has no K, no bridge and one exit."""
+
+PUBLISHED = (
+    (2, "340M", 29.05, 28.04),
+    (4, "340M", 31.19, 28.04),
+    (2, "1.3B", 22.29, 21.61),
+    (4, "1.3B", 23.59, 21.61),
+    (2, "2B", 21.57, 20.93),
+    (4, "2B", 22.21, 20.93),
+)
+"""K, parameters, WikiText perplexity by local learning and by backprop: Yin et al., "SOLO", arXiv 2609.35440, 2026."""
+
+
+def perplexity(rows: Sequence[Row]) -> Table:
+    """A line per method and K."""
+
+    def local(show: Callable[[Row], str], column: str = "method") -> Callable[[Row], str]:
+        return lambda row: "" if row["method"] == TWIN or row[column] is None else show(row)
+
+    columns: dict[str, Template] = {
+        "method": "`{method}`",
+        "K": local(lambda row: str(row["K"])),
+        "H": "{bridge_blocks}",
+        "lr": "{lr:g}",
+        "seeds": "{seeds}",
+        "tokens": "{tokens:,}",
+        "operations per token": lambda row: f"{row['operations_per_token'] / 1e6:.2f} M",
+        "perplexity": lambda row: _spread(row["perplexity"], row["perplexity_sd"]),
+        "gap": local(lambda row: _spread(row["gap"], row["gap_sd"], sign="+"), "gap"),
+        "ratio": local(lambda row: f"{row['ratio']:.3f}", "gap"),
+        "at each exit": local(lambda row: ", ".join(f"{value:.1f}" for value in row["exits"])),
+    }
+    return listed(rows, [Column(title, show, left=True) for title, show in columns.items()])
+
+
+def trials(rows: Sequence[Row]) -> Table:
+    """What was tried, and what was chosen.
+
+    Args:
+        rows: ``method, K, tried, chosen``.
+    """
+    columns: dict[str, Template] = {
+        "method": "`{method}`",
+        "K": "{K}",
+        "validation perplexity of each trial": "{tried}",
+        "chosen": "{chosen}",
+    }
+    return listed(rows, [Column(title, show, left=True) for title, show in columns.items()])
+
+
+def published() -> Table:
+    """Figures of others."""
+    names = ("K", "size", "local", "backprop")
+    rows = [dict(zip(names, figures, strict=True)) for figures in PUBLISHED]
+    columns: dict[str, Template] = {
+        "parameters": "{size}",
+        "K": "{K}",
+        "local": "{local:.2f}",
+        "backprop": "{backprop:.2f}",
+        "gap": lambda row: f"{row['local'] - row['backprop']:+.2f}",
+        "ratio": lambda row: f"{row['local'] / row['backprop']:.3f}",
+    }
+    return listed(rows, [Column(title, show, left=True) for title, show in columns.items()])
+
+
+def _spread(mean: float, sd: float | None, *, sign: str = "") -> str:
+    return f"{mean:{sign}.2f}" + ("" if sd is None else f" ± {sd:.2f}")

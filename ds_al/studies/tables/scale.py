@@ -1,0 +1,98 @@
+"""Predictions for many stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from ds_al.figures.parts import Table
+from ds_al.studies.results import Row
+from ds_al.studies.scale.predictions import BLOCKS, OVERLAPPED, Block
+from ds_al.studies.scale.views import FORMULA, SHOWN, rows_of, series, share_of_alone
+from ds_al.studies.tables.write import BLANK, Column, crossed, groups
+
+_FACTS: Mapping[str, Callable[[Block], str]] = {
+    "a stage": lambda b: "one Transformer block",
+    "width, tokens, sequences per micro-batch": lambda b: f"{b.width:,}, {b.tokens:,}, {b.sequences}",
+    "parameters of a block": lambda b: f"{b.parameters / 1e6:,.1f} M",
+    "operations per second that training reaches": lambda b: f"{b.flops / 1e12:g} T",
+    "forward / backward of a micro-batch": lambda b: f"{1e3 * b.forward:.2f} / {2e3 * b.forward:.2f} ms",
+    "optimizer step (28 bytes per parameter)": lambda b: (
+        f"{1e3 * b.work(1).step:.2f} ms ({b.work(1).step / (3 * b.forward):.0%} of forward and backward)"
+    ),
+    "memory: size, bytes per second": lambda b: (
+        f"{b.device_bytes / 1e9:g} GB, {b.memory_bytes_per_second / 1e12:g} TB/s"
+    ),
+    "rho": lambda b: f"{b.rho:g}",
+    "activation between stages (2 bytes a number)": lambda b: f"{b.work(1).message_bytes / 1e6:.1f} MB",
+    "held for backward per block (34 bytes a number)": lambda b: f"{b.work(1).activation_bytes / 1e6:,.0f} MB",
+}
+
+
+def label(method: str) -> str:
+    """A method's name; those by formula are marked."""
+    return f"`{method}`" + (" (f)" if method in FORMULA else "")
+
+
+def assumptions() -> Table:
+    """A column per workload."""
+    rows = [
+        {"fact": name, "block": block.name, "text": show(block)} for name, show in _FACTS.items() for block in BLOCKS
+    ]
+    return crossed(rows, [Column(BLANK, "{fact}", left=True)], [Column("{block}", "{text}")])
+
+
+def links(rows: Sequence[Row], workload: str) -> Table:
+    """Time per batch of one workload over the speed of the links; bold where fastest among what fits."""
+    own = []
+    for case in groups(rows_of(rows, section="links", workload=workload), "stages", "micro_batches", "link"):
+        best = min(row["times_compute"] for row in case if row["fits"])
+        for row in case:
+            text = _short(row["times_compute"]) + ("" if row["fits"] else "*")
+            fastest = row["fits"] and row["times_compute"] <= best * (1 + 1e-9)
+            own.append({**row, "label": label(row["method"]), "text": f"**{text}**" if fastest else text})
+    places = {(row["stages"], row["micro_batches"]): place for place, row in enumerate(own)}
+    own.sort(key=lambda row: (places[row["stages"], row["micro_batches"]], SHOWN.index(row["method"])))
+    lines = [Column("P", "{stages}"), Column("M", "{micro_batches}"), Column("method", "{label}", left=True)]
+    return crossed(own, lines, [Column("{link}", "{text}")])
+
+
+def many_micro_batches(rows: Sequence[Row]) -> Table:
+    """Speed over that of 1F1B by M."""
+    own = [{"name": name, "M": m, "value": value} for name, points in series(rows).items() for m, value in points]
+    return crossed(own, [Column("times as fast as 1F1B", "{name}", left=True)], [Column("M = {M}", "{value:.2f}")])
+
+
+def memory(rows: Sequence[Row]) -> Table:
+    """Gigabytes held and sent, by size."""
+    own = [
+        {
+            **row, "label": label(row["method"]), "mark": "" if row["fits"] else "*",
+            "held": row["memory_bytes"] / 1e9, "sent": row["bytes_per_batch"] / 1e9,
+        }
+        for row in rows_of(rows, section="links", link="400gbit")
+        if row["method"] != OVERLAPPED
+    ]  # fmt: skip
+    cells = [Column("{workload}, P = {stages}, M = {micro_batches}", "{held:,.1f}{mark}, sends {sent:.2f}")]
+    order = sorted(own, key=lambda row: SHOWN.index(row["method"]))
+    return crossed(order, [Column("method", "{label}", left=True)], cells)
+
+
+def speeds(rows: Sequence[Row]) -> Table:
+    """Time with machines that are not alike."""
+    lines = [Column("method", "`{method}`", left=True), Column("P", "{stages}")]
+    return crossed(rows_of(rows, section="speeds"), lines, [Column("s = {speeds_sigma}", "{times_compute:.2f}")])
+
+
+def stragglers(rows: Sequence[Row]) -> Table:
+    """Throughput, as a share of that of one stage alone, over queue depth, and of 1F1B."""
+    own = []
+    for row in rows_of(rows, section="stragglers"):
+        depth, (share, spread) = row["queue_depth"], share_of_alone(row)
+        head = f"queue depth {depth}" if depth else f"`{row['method']}`"
+        own.append({**row, "head": head, "place": depth or float("inf"), "share": f"{share:.3f} ± {spread:.3f}"})
+    lines = [Column("jitter", "`{jitter}`", left=True), Column("P", "{stages}")]
+    return crossed(own, lines, [Column("{head}", "{share}")], by="place")
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

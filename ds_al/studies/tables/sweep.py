@@ -1,0 +1,131 @@
+"""A sweep of runs: accuracy and time of every method, what was chosen among trials, what exits are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ds_al.figures.parts import Table
+from ds_al.studies.results import Row
+from ds_al.studies.tables.write import Column, crossed, groups, listed, number
+
+_EXITS = {
+    "exit": "all samples leave at exit {exit}",
+    "averaged": "mean of the last {averaged}",
+    "confidence": "confident to {confidence}",
+}
+
+
+def group(rows: Sequence[Row], *, seeds: int = 1) -> Table:
+    """The rows of one group.
+
+    Args:
+        seeds: a difference to the twin, in points, is given where both have at least so many.
+    """
+    twin = next((row for row in rows if row["K"] is None and row["test_accuracy"] is not None), None)
+    if twin is not None and twin["seeds"] < seeds:
+        twin = None
+
+    def beside(column: str) -> Column:
+        def show(row: Row) -> str:
+            if twin is None or row is twin or row["seeds"] < seeds or row[column] is None:
+                return "-"
+            return f"{100 * (row[column] - twin['test_accuracy']):+.2f}"
+
+        return Column("to the twin", show)
+
+    columns = (
+        Column("method", "`{method}`", left=True),
+        Column("K", number("K", "d")),
+        _percent("test accuracy, %", "test_accuracy"),
+        beside("test_accuracy"),
+        _percent("all exits averaged", "averaged_accuracy"),
+        beside("averaged_accuracy"),
+        _percent("at best validation", "test_accuracy_at_best_validation"),
+        _percent("after epoch 1", "first_validation_accuracy"),
+        _percent("train", "train_accuracy"),
+        Column("s per epoch", number("seconds_per_epoch", ".1f")),
+        Column("to the twin's accuracy", number("seconds_to_twin", ".0f", unit=" s", missing="not reached")),
+        Column("held for backward", number("peak_activation_bytes", ".1f", unit=" MiB", times=2**-20)),
+        Column("parameters", number("parameters", ",d")),
+        Column("FLOPs / twin", number("rho", ".3f")),
+        Column("seeds", lambda row: f"{row['seeds']}" + (f", {row['failed']} failed" if row["failed"] else "")),
+    )
+    return listed(rows, columns)
+
+
+def sweep(rows: Sequence[Row]) -> list[Table | str]:
+    """All groups, each with its title."""
+    return [block for own in groups(rows, "group") for block in (f"### {own[0]['group']}", group(own))]
+
+
+def trials(rows: Sequence[Row]) -> list[Table | str]:
+    """What was tried, one table per group; the chosen trial is bold."""
+    columns = (
+        Column("method", "`{method}`", left=True),
+        Column("trial", "{mark}{trial}{mark}", left=True),
+        Column("validation accuracy, %", "{mark}{score*100:.2f}{mark}"),
+        Column("all exits averaged", number("averaged", ".2f", times=100)),
+        Column("FLOPs / twin", number("rho", ".3f")),
+    )
+    blocks: list[Table | str] = []
+    for own in groups(rows, "group"):
+        tried = [
+            {
+                "method": row["method"], "trial": name, "score": score, "mark": "**" if name == row["trial"] else "",
+                "averaged": row.get("averaged", {}).get(name), "rho": row["rho"][name],
+            }
+            for row in own for name, score in row["trials"].items()
+        ]  # fmt: skip
+        blocks += [f"### {own[0]['group']}", listed(tried, columns)]
+    return blocks
+
+
+def exits(rows: Sequence[Row], of_group: str) -> list[Table | str]:
+    """One group's exits: accuracy at cost, all of them beside each other; nothing where nothing is known of it."""
+    own = [row for row in rows if row["group"] == of_group]
+    several = len({row["P"] for row in own}) > 1
+    lines = [Column("method", "`{method}`", left=True), Column("K", "{K}, P = {P}" if several else "{K}")]
+    blocks: list[Table | str] = []
+    for name, head in _EXITS.items():
+        # The mean of the last exit alone is that exit.
+        known = [row for row in own if row[name] is not None and (name, row[name]) != ("averaged", 1)]
+        if known:
+            cells = [Column(head, "{accuracy*100:.2f} at {cost*100:.0f} %")]
+            blocks.append(crossed(known, lines, cells, by=name))
+    return blocks
+
+
+def missing(runs: Sequence[Row], waits: Sequence[str]) -> Table:
+    """Finished runs by group; a group with all of them is one word.
+
+    Args:
+        runs: rows ``group, method, K, seed, done`` of all runs of the sweep.
+        waits: groups that have no runs yet.
+    """
+    lines: list[Mapping[str, object]] = []
+    for own in groups(runs, "group"):
+        left: dict[str, list[str]] = {}
+        for run in own:
+            if not run["done"]:
+                name = f"`{run['method']}`" + ("" if run["K"] is None else f" K = {run['K']}")
+                left.setdefault(name, []).append(str(run["seed"]))
+        count = sum(run["done"] for run in own)
+        what = "; ".join(f"{name} (seed {', '.join(seeds)})" for name, seeds in left.items()) if count else "all"
+        lines.append({"group": own[0]["group"], "count": f"{count} of {len(own)}", "missing": what or "none"})
+    lines += [{"group": name, "count": "0", "missing": "all: its settings are not chosen yet"} for name in waits]
+    columns = (
+        Column("group", "{group}", left=True),
+        Column("runs done", "{count}"),
+        Column("missing", "{missing}", left=True),
+    )
+    return listed(lines, columns)
+
+
+def _percent(title: str, name: str) -> Column:
+    def show(row: Row) -> str:
+        if row[name] is None:
+            return "-"
+        sd = row.get(f"{name}_sd")
+        return f"{100 * row[name]:.2f}" + ("" if sd is None else f" ± {100 * sd:.2f}")
+
+    return Column(title, show)
