@@ -1,4 +1,4 @@
-"""What enters the first stage: a micro-batch, checked, on the device, its labels as the objective takes them."""
+"""Batch preparation on the first stage: checks a micro-batch, moves it to the device, and converts its labels."""
 
 from __future__ import annotations
 

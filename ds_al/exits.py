@@ -1,4 +1,4 @@
-"""Early exit: a sample leaves the network at the first exit that is confident of a class.
+"""Early exit at the first confident exit, and averages of exits.
 
 Confidence is the largest softmax probability of an exit's scores. The last exit takes all that are left. Source:
 Teerapittayanon, McDanel & Kung, "BranchyNet", ICPR 2016, who took the entropy.

@@ -44,10 +44,10 @@ class ALLayer(nn.Module):
         g: ``t_{i-1} -> t_i``; ``(B, V)`` one-hot labels of the default float type for the first layer,
             ``(B, K_{i-1})`` after it.
         h: ``t_i -> t_{i-1}``, the inverse of ``g``. For the first layer its output are label scores.
-        objective: name, ``{"name": ..., option: value}`` or instance: what trains f and b, see :mod:`ds_al.objectives`.
+        objective: name, ``{"name": ..., option: value}`` or instance, see :mod:`ds_al.objectives`.
         associated_loss: name (``"mse"``, ``"cross_entropy"``) or callable ``D_A``, of the objective ``mse`` alone.
         autoencoder_loss: name or callable ``D_E``. Text models use ``"cross_entropy"`` in the first layer.
-        reduce: turns ``s_i`` into what the bridge reads, a tensor or a tuple; by default the first tensor of a tuple.
+        reduce: maps ``s_i`` to the input of the bridge, a tensor or a tuple; by default the first tensor of a tuple.
         target_gradient: lets the associated loss train ``g`` as well. Off in the published code.
         name: shown in errors, logs and reports.
 
@@ -86,7 +86,7 @@ class ALLayer(nn.Module):
         self.name = name
 
     def forward(self, s: Activation, t: Target) -> tuple[Activation, Target]:
-        """Computes ``(s_i, t_i)``, with graph, from inputs without one. All that a later layer needs."""
+        """Computes ``(s_i, t_i)``, with graph, from inputs without one: all that later layers need."""
         f = self.recomputed if self.recomputed is not None and self.training else self.f
         s_out, t_out = f(s), self.objective.encode(self, t)
         self._check("f", s_out)
@@ -105,8 +105,8 @@ class ALLayer(nn.Module):
         return self.b(self.reduce(s))
 
     def associated_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that the associated loss trains: of f, of b, of ``reduce`` if it is a module, and what the
-        objective adds."""
+        """Parameters that the associated loss trains: of f, of b, of ``reduce`` if it is a module, and of the
+        objective."""
         yield from self.f.parameters()
         yield from self.b.parameters()
         if isinstance(self.reduce, nn.Module):
@@ -121,7 +121,7 @@ class ALLayer(nn.Module):
 
     @property
     def label(self) -> str:
-        """How errors call this layer."""
+        """Name of this layer in errors."""
         return f"AL layer {self.name or type(self.f).__name__}"
 
     def _check(self, function: str, value: Any) -> None:
@@ -151,7 +151,7 @@ def predict(
         torch.Size([2, 3])
 
     Args:
-        num_classes: V; needed where the objective scores with a table of codes (``contrast``).
+        num_classes: V; needed if the objective scores with a table of codes (``contrast``).
 
     Raises:
         ValueError: ``exit`` is not in 1..N, or ``num_classes`` is missing.

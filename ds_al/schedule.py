@@ -1,4 +1,4 @@
-"""The schedules of associated learning, each as a generator of DeepSpeed's pipeline instructions, beneath its diagram.
+"""The schedules of associated learning: generators of DeepSpeed's pipeline instructions, each with its diagram.
 
 Diagrams: stages downwards, time to the right, two micro-batches. ``F`` forward, ``B`` local backward,
 ``S`` optimizer step, ``|`` barrier. A stage sends right after ``F``.

@@ -1,4 +1,4 @@
-"""What one stage computes: its layers' forwards, their local losses, and their local backwards."""
+"""Computation of one stage: its layers' forwards, their local losses, and their local backwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m ds_al doctor``: what is installed, what this machine has, and what will work on it.
+"""``python -m ds_al doctor``: reports installed packages, the machine, and which features will work.
 
 It only looks: no process group is started, nothing is compiled, nothing is downloaded.
 """
