@@ -239,12 +239,12 @@ class ALPipelineEngine(PipelineEngine):
     def train_batch(self, data_iter: Iterator[Any] | None = None) -> Tensor:
         """Trains this stage on the next ``gradient_accumulation_steps()`` micro-batches.
 
-        Returns as soon as this stage is through: other stages may be behind or ahead.
+        Returns as soon as this stage is done: other stages may be behind or ahead.
 
         Args:
-            data_iter: yields micro-batches ``(x, labels)``; read on the first stage alone. ``x`` is a tensor
-                ``(B, ...)`` or a tuple of tensors, ``labels`` are integers ``(B,)``. May be left out where
-                ``initialize`` was given training data.
+            data_iter: yields micro-batches ``(x, labels)``; read on the first stage only. ``x`` is a tensor
+                ``(B, ...)`` or a tuple of tensors, ``labels`` are integers ``(B,)``. May be omitted if ``initialize``
+                received training data.
 
         Returns:
             The sum of this stage's local losses, mean over the batch of this replica of the pipeline: a scalar tensor
@@ -498,7 +498,7 @@ class ALPipelineEngine(PipelineEngine):
         self.inference.batch_fn = fn
 
     def flush(self) -> None:
-        """Waits until all messages of this stage have left, and the checkpoint that is being written is complete.
+        """Waits until all messages of this stage are sent and the checkpoint that is being written is complete.
 
         The engine does so itself when the process ends.
 
@@ -530,7 +530,7 @@ class ALPipelineEngine(PipelineEngine):
             compile_kwargs: ``{"options": {...}}`` for the backend.
 
         Raises:
-            ALConfigError: the layers are compiled already, shapes may change, or an option is not supported.
+            ALConfigError: the layers are already compiled, shapes may change, or an option is not supported.
         """
         self._compile(compile_config(backend, compile_kwargs, unsupported))
 
@@ -553,17 +553,18 @@ class ALPipelineEngine(PipelineEngine):
     ) -> bool:
         """Saves weights, optimizers, LR schedule, counters, random state and data position, by AL layer.
 
-        Every rank calls it, after the same batch. The former checkpoint stays whole whatever happens on the way.
+        Every rank calls it, after the same batch. The previous checkpoint stays intact if the save fails.
 
         Args:
-            save_dir: folder of all checkpoints, which every rank sees. Further arguments as DeepSpeed's.
-            client_state: of the caller, each rank's own: numbers, strings, tensors, lists and dicts of them.
+            save_dir: folder of all checkpoints, accessible to every rank. Further arguments as in DeepSpeed.
+            client_state: state of the caller, separate for each rank: numbers, strings, tensors, lists and dicts of
+                them.
             asynchronous: copies the state to the host and returns; a thread writes it, and :meth:`flush` waits for it.
                 By default what the config says.
 
         Raises:
-            ALCheckpointError: on every rank, if one cannot write, or what is to be saved has no safe form; an
-                asynchronous save raises it in the next save, in ``flush()`` or in ``destroy()``.
+            ALCheckpointError: on every rank, if one cannot write, or a value has no safe form; an asynchronous save
+                raises it in the next save, in ``flush()`` or in ``destroy()``.
         """
         if not save_dir:
             raise ALCheckpointError(f"save_checkpoint: got save_dir={save_dir!r}, expected a folder")
@@ -593,16 +594,16 @@ class ALPipelineEngine(PipelineEngine):
         Every rank calls it, and reads the files of its own layers. All ranks check everything before any changes.
 
         Args:
-            load_dir: folder of all checkpoints. Further arguments as DeepSpeed's.
-            load_module_only: weights and buffers alone.
+            load_dir: folder of all checkpoints. Further arguments as in DeepSpeed.
+            load_module_only: loads weights and buffers only.
 
         Returns:
             The path of the checkpoint's index, and the ``client_state`` that this rank saved; on another number of
             stages than at the save that of the first stage.
 
         Raises:
-            ALCheckpointError: on every rank: no checkpoint there, a file that is missing, cut or altered, or a
-                checkpoint of another network, optimizer, LR schedule, seed or micro-batch size.
+            ALCheckpointError: on every rank: there is no checkpoint, a file is missing, truncated or altered, or the
+                checkpoint is of another network, optimizer, LR schedule, seed or micro-batch size.
         """
         if custom_load_fn is not None:
             raise ALCheckpointError("load_checkpoint: a pipeline takes no custom_load_fn: see ds_al.load_weights")
@@ -663,11 +664,11 @@ class ALPipelineEngine(PipelineEngine):
             return_logits: also return the scores ``(samples, V)`` of all micro-batches, on every rank.
             reduce_output: ``"avg"``, or ``None`` for the losses of the single micro-batches.
             bcast_loss: has no effect: every rank gets the loss.
-            num_micro_batches: by default as many as in training. Further arguments as DeepSpeed's.
+            num_micro_batches: by default as many as in training. Further arguments as in DeepSpeed.
 
         Returns:
-            The loss of the last exit's scores against the labels (``D_E`` of the first layer), ``None`` without
-            ``compute_loss``; or ``(loss, scores)``.
+            The loss of the last exit's scores against the labels (``D_E`` of the first layer), or ``None`` without
+            ``compute_loss``; with ``return_logits`` ``(loss, scores)``.
         """
         return self.inference.eval_batch(
             data_iter,
@@ -678,11 +679,11 @@ class ALPipelineEngine(PipelineEngine):
         )
 
     def evaluate(self, batches: Iterable[Any] | None) -> dict[str, Any]:
-        """Accuracy and loss at every exit over a data set; every rank must call it.
+        """Returns accuracy and loss at every exit over a data set; every rank must call it.
 
         Args:
-            batches: a sized iterable of ``(x, labels)``, such as a ``DataLoader``; batches of any size. Read on
-                the first stage, ``None`` elsewhere is fine.
+            batches: a sized iterable of ``(x, labels)``, such as a ``DataLoader``; batches of any size. Read on the
+                first stage; may be ``None`` elsewhere.
 
         Returns:
             ``{"accuracy": [a_1, ..., a_N], "loss": [l_1, ..., l_N], "samples": n}`` on every rank; exit N is
@@ -691,11 +692,12 @@ class ALPipelineEngine(PipelineEngine):
         return self.inference.evaluate(batches)
 
     def predict(self, x: Activation | None, exit: int | None = None, average: int = 1) -> Tensor:
-        """Label scores ``(B, V)`` after ``exit`` layers (1-based, by default all); every rank must call it.
+        """Returns label scores ``(B, V)`` after ``exit`` layers (1-based, by default all); every rank must call it.
 
         Args:
-            x: input of the first layer; read on the first stage, ``None`` elsewhere is fine.
-            average: of so many exits, ``exit`` and those before it; 2 or more give the log of their mean probability.
+            x: input of the first layer; read on the first stage; may be ``None`` elsewhere.
+            average: number of exits to average, ``exit`` and those before it; 2 or more return the log of their mean
+                probability.
 
         Returns:
             The scores, on every rank.

@@ -42,10 +42,10 @@ def initialize(
     """Builds the engine for a model; signature and result as ``deepspeed.initialize``.
 
     Args:
-        args: may carry ``deepspeed_config`` and ``local_rank``, as DeepSpeed's scripts do.
+        args: may have the attributes ``deepspeed_config`` and ``local_rank``, as in DeepSpeed's scripts.
         model: an :class:`~ds_al.module.ALPipelineModule`, or a plain ``PipelineModule`` for a ``bp_*`` method.
-        optimizer: a callable that makes an optimizer from parameter groups (called once for f and b, once for
-            g and h), or an instance over this stage's parameters; by default the config's.
+        optimizer: a callable that returns an optimizer for parameter groups (called once for f and b, once for g and
+            h), or an instance over this stage's parameters; by default the config's.
         model_parameters: for back-propagation only; AL groups parameters by layer itself.
         training_data: a sized map-style data set of ``(x, label)``, which AL shuffles by the module's
             ``base_seed``, on the first stage; or a :class:`~ds_al.data.ShuffledLoader` of your own.
@@ -68,7 +68,7 @@ def initialize(
 
     Raises:
         ALVersionError: DeepSpeed is too old.
-        ALConfigError: the config is missing, malformed, or asks for something that is not honoured.
+        ALConfigError: the config is missing or malformed, or requests something that is not supported.
     """
     check_deepspeed()
     if not isinstance(model, PipelineModule):

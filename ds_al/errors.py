@@ -1,4 +1,4 @@
-"""Every error that ds_al raises on purpose.
+"""Exception types of ds_al.
 
 Each message says what came, what was expected and what to change.
 """
@@ -15,11 +15,11 @@ class ALConfigError(ALError, ValueError):
 
 
 class ALDataError(ALError, ValueError):
-    """A batch, a label or a data set is not what the engine can train on."""
+    """The engine cannot train on a batch, a label or a data set."""
 
 
 class ALLayerError(ALError, RuntimeError):
-    """A layer raised, or returned something that cannot travel to the next stage."""
+    """A layer raised, or returned a value that cannot be sent to the next stage."""
 
 
 class ALTransportError(ALError, RuntimeError):
@@ -31,8 +31,8 @@ class ALCheckpointError(ALError, RuntimeError):
 
 
 class ALReportError(ALError, RuntimeError):
-    """A report cannot be made of these runs, or not where it should go."""
+    """A report of these runs cannot be made, or cannot be written to its path."""
 
 
 class ALVersionError(ALError, RuntimeError):
-    """A package is missing, or of a release that ds_al does not work with."""
+    """A package is missing, or ds_al does not support its release."""

@@ -62,7 +62,7 @@ class Inference:
         averaged: bool = False,
         keep_scores: bool = False,
     ) -> dict[str, Any]:
-        """Accuracy, loss and number of samples at every exit; see ``engine.evaluate``.
+        """Returns accuracy, loss and number of samples at every exit; see ``engine.evaluate``.
 
         Args:
             batches: see there.
@@ -152,11 +152,11 @@ class Inference:
     def scores(
         self, xs: Iterable[Activation | None] | None, *, exit: int | None = None, average: int = 1
     ) -> list[Tensor]:
-        """Scores of many batches, which follow one another through the stages.
+        """Returns scores of many batches, which pass through the stages one after another.
 
         Args:
-            xs: a sized iterable of inputs of the first layer, of any size; read on the first stage, ``None`` elsewhere
-                is fine.
+            xs: a sized iterable of inputs of the first layer, of any size; read on the first stage; may be ``None``
+                elsewhere.
             exit, average: see ``engine.predict``.
 
         Returns:
@@ -164,7 +164,7 @@ class Inference:
 
         Raises:
             ValueError: there is no such exit.
-            ALConfigError: there are not so many exits to average.
+            ALConfigError: there are fewer exits than to be averaged.
         """
         depth = self.module.num_layers if exit is None else exit
         if not 1 <= depth <= self.module.num_layers:
@@ -190,10 +190,11 @@ class Inference:
 
     @torch.no_grad()
     def predict_early(self, x: Activation | None, *, confidence: float) -> tuple[Tensor, Tensor]:
-        """Label scores of the first exit that is confident enough; later layers see only the samples that are left.
+        """Returns label scores of the first exit that is confident enough; later layers process only the remaining
+        samples.
 
         Args:
-            x: input of the first layer, of B samples; read on the first stage, ``None`` elsewhere is fine.
+            x: input of the first layer, of B samples; read on the first stage; may be ``None`` elsewhere.
             confidence: the softmax probability of a class at which a sample leaves, in (0, 1].
 
         Returns:

@@ -44,7 +44,7 @@ class ALLayer(nn.Module):
         g: ``t_{i-1} -> t_i``; ``(B, V)`` one-hot labels of the default float type for the first layer,
             ``(B, K_{i-1})`` after it.
         h: ``t_i -> t_{i-1}``, the inverse of ``g``. For the first layer its output are label scores.
-        objective: name, ``{"name": ..., option: value}`` or instance: what trains f and b, see :mod:`ds_al.objectives`.
+        objective: name, ``{"name": ..., option: value}`` or instance, see :mod:`ds_al.objectives`.
         associated_loss: name (``"mse"``, ``"cross_entropy"``) or callable ``D_A``, of the objective ``mse`` alone.
         autoencoder_loss: name or callable ``D_E``. Text models use ``"cross_entropy"`` in the first layer.
         reduce: maps ``s_i`` to the input of the bridge, a tensor or a tuple; by default the first tensor of a tuple.

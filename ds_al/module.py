@@ -24,32 +24,33 @@ from ds_al.tensors import Activation
 class ALPipelineModule(PipelineModule):
     """A sequence of AL layers, of which every stage builds its own contiguous run.
 
-    Each layer is built under a seed made of ``base_seed`` and its index, so its weights depend on neither
-    the partition nor the number of stages.
+    Each layer is built with a seed derived from ``base_seed`` and its index, so its weights depend neither on the
+    partition nor on the number of stages.
 
     Args:
-        layers: :class:`~ds_al.spec.ALLayerSpec` (built where they live) or :class:`~ds_al.layer.ALLayer`.
+        layers: :class:`~ds_al.spec.ALLayerSpec` (built on the rank that holds it) or :class:`~ds_al.layer.ALLayer`.
         num_stages: number of stages; by default the number of processes.
         topology: DeepSpeed's ``ProcessTopology``, instead of ``num_stages``.
         num_classes: ``V``, the width of the one-hot labels that enter the first ``g``.
         base_seed: seed of the weights, of every layer's random numbers, and of the order of the data.
         partition_method: DeepSpeed's ``"uniform"``, ``"parameters"`` or ``"type:<regex>"``; ``"measured"``, which times
-            every layer on every rank at start and takes the cut with the smallest slowest stage; or
-            ``"cuts:2,5"``, where the stages after the first one begin.
-        example: a micro-batch ``x``, of the size that will be trained on, for ``"measured"``; on every rank.
+            every layer on every rank at start and selects the partition whose slowest stage is fastest; or
+            ``"cuts:2,5"``, the first layers of the stages after the first.
+        example: a micro-batch ``x`` of the training size, for ``"measured"``; on every rank.
         config: the DeepSpeed config of the run, for ``"measured"``: layers are timed with its optimizers, steps per
-            batch, activation checkpointing and compilation. Without it, with a step of AdamW per micro-batch.
+            batch, activation checkpointing and compilation. Without it, layers are timed with a step of AdamW per
+            micro-batch.
         memory_limit: bytes of a stage, or of each, for ``"measured"``: of parameters, gradients, optimizer state and
             activations.
-        partition_cache: for ``"measured"``: ``"use"`` what an earlier job measured for the same layers on the same
-            kind of devices, ``"refresh"`` it, or ``"off"`` (see :mod:`ds_al.partition.cache`).
+        partition_cache: for ``"measured"``: ``"use"`` the measurements of an earlier job with the same layers on the
+            same kind of devices, ``"refresh"`` them, or ``"off"`` (see :mod:`ds_al.partition.cache`).
         dynamic_shape: lets the shapes of micro-batches change; costs a small message per micro-batch.
         activation_checkpoint_interval: blocks of f that are recomputed together in backward, see
-            :class:`~ds_al.compute.recompute.Recomputed`; 0 keeps all activations. The config's key of this name comes
-            first.
+            :class:`~ds_al.compute.recompute.Recomputed`; 0 keeps all activations. The config's key of this name takes
+            precedence.
 
     Raises:
-        ALConfigError: an element is no AL layer, layers are tied, or the number of stages does not fit.
+        ALConfigError: an element is not an AL layer, layers are tied, or the number of stages does not fit.
     """
 
     def __init__(
@@ -168,7 +169,7 @@ class ALPipelineModule(PipelineModule):
             )
 
     def build_decoders(self, stop: int) -> list[nn.Module]:
-        """Builds ``[h_1, ..., h_stop]``, frozen, for weights that arrive from the stages that own them."""
+        """Builds ``[h_1, ..., h_stop]``, frozen, for weights that other stages send."""
         with torch.random.fork_rng():
             decoders = [copy.deepcopy(_decoder_of(spec)) for spec in self._layer_specs[:stop]]
         for decoder in decoders:
@@ -177,7 +178,7 @@ class ALPipelineModule(PipelineModule):
         return [decoder.requires_grad_(False).eval() for decoder in decoders]
 
     def label_loss(self, scores: Tensor, target: Tensor) -> Tensor:
-        """How far label scores ``(B, V)`` are from one-hot labels ``(B, V)``: cross-entropy, or with the objective
+        """Loss of label scores ``(B, V)`` against one-hot labels ``(B, V)``: cross-entropy, or with the objective
         ``mse`` the ``D_E`` of the first layer."""
         spec = self._layer_specs[0]
         if self._local_start == 0:
@@ -189,10 +190,10 @@ class ALPipelineModule(PipelineModule):
         return layer.objective.label_loss(layer, scores, target)
 
     def forward(self, x: Activation, exit: int | None = None) -> Tensor:
-        """Label scores ``(B, V)``, where one process holds all layers.
+        """Returns label scores ``(B, V)`` if one process holds all layers.
 
         Raises:
-            ALLayerError: the layers are spread over several processes; ``engine.predict`` works there.
+            ALLayerError: the layers are distributed over several processes; use ``engine.predict``.
         """
         if self.num_stages != 1:
             raise ALLayerError(

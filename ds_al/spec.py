@@ -1,4 +1,4 @@
-"""Specifications of AL layers: what to build, so that each stage builds its own layers only."""
+"""Specifications of AL layers, so that each stage builds its own layers only."""
 
 from __future__ import annotations
 
@@ -55,5 +55,5 @@ class ALLayerSpec(LayerSpec):
         return ALLayer(*(_build(self.parts[key]) for key in "fbgh"), **self.module_kwargs)
 
     def build_decoder(self) -> nn.Module:
-        """Builds h alone: what a later stage needs of this layer to decode its own exits."""
+        """Builds h only, which later stages need to decode their own exits."""
         return _build(self.parts["h"])

@@ -57,13 +57,11 @@ class House:
     Attributes:
         layers: the layers that have rooms, highest first.
         uses: for each room the rooms that it imports.
-        exceptions: imports that the contract ignores.
         modules: for each room the paths of its modules.
     """
 
     layers: list[Layer]
     uses: dict[str, set[str]]
-    exceptions: list[str]
     modules: dict[str, list[Path]]
     row: dict[str, int] = field(init=False)
 
@@ -104,7 +102,7 @@ def contract() -> tuple[list[Layer], list[str]]:
 
 def house() -> House:
     """Reads the contract and the imports of the code."""
-    layers, exceptions = contract()
+    layers, _ = contract()
     graph = grimp.build_graph(PACKAGE, cache_dir=None)
     modules: dict[str, list[Path]] = {}
     for module in sorted(graph.modules - {PACKAGE}):
@@ -117,7 +115,7 @@ def house() -> House:
     shown = [Layer(tuple(room for room in layer.rooms if room in modules), layer.are_independent) for layer in layers]
     shown = [layer for layer in shown if layer.rooms]
     known = {room for layer in shown for room in layer.rooms}
-    return House(shown, {room: (uses[room] & known) - {room} for room in uses if room in known}, exceptions, modules)
+    return House(shown, {room: (uses[room] & known) - {room} for room in uses if room in known}, modules)
 
 
 def _room(module: str) -> str:
@@ -138,9 +136,6 @@ def page(found: House) -> str:
             cells = (str(n + 1), _link(found, room), _summary(found, room), uses, str(files), f"{lines:,}")
             rows.append(f"| {' | '.join(cells)} |")
     parts.append("\n".join(rows) + "\n")
-    if found.exceptions:
-        parts.append("## Exceptions\n\nImports that violate the contract today:\n")
-        parts.append("".join(f"* `{each}`\n" for each in found.exceptions))
     return "\n".join(parts)
 
 

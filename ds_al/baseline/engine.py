@@ -228,7 +228,7 @@ class BackpropPipelineEngine(PipelineEngine):
         return {"accuracy": [correct / samples], "loss": [loss / samples], "samples": int(samples)}
 
     def reset_stats(self) -> None:
-        """Starts :meth:`stats` anew."""
+        """Resets :meth:`stats`."""
         self._wall, self._samples = 0.0, 0
         self._messages_sent = 0
         self.sent.clear()

@@ -11,23 +11,23 @@ from ds_al.errors import ALCheckpointError
 
 
 def consolidate(checkpoint: str | Path, out: str | Path, *, tag: str | None = None, backprop: bool = False) -> int:
-    """Writes the weights of a checkpoint, by however many stages it was saved, as one safetensors file.
+    """Writes the weights of a checkpoint, saved by any number of stages, as one safetensors file.
 
     Names are those of an :class:`~ds_al.module.ALPipelineModule` on one stage, ``"<layer>.f.<name>"``, so that its
-    ``load_state_dict`` takes them. No process group and no GPU is needed.
+    ``load_state_dict`` accepts them. It needs neither a process group nor a GPU.
 
     Args:
         checkpoint: folder of checkpoints, whose latest is taken, or of one checkpoint.
         out: file to write.
         tag: of the checkpoint, instead of the latest.
-        backprop: the chain of all f alone, named as in a plain ``PipelineModule``, ``"<layer>.<name>"``. A twin's head
+        backprop: only the chain of all f, named as in a plain ``PipelineModule``, ``"<layer>.<name>"``. A twin's head
             is no part of it.
 
     Returns:
         The number of tensors.
 
     Raises:
-        ALCheckpointError: no checkpoint there, or a file is missing, cut or altered.
+        ALCheckpointError: there is no checkpoint, or a file is missing, truncated or altered.
     """
     from safetensors.torch import save_file
 

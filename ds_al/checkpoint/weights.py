@@ -40,33 +40,33 @@ class LoadedWeights(NamedTuple):
 
 
 def load_weights(target: Any, path: str | Path, *, names: Names | None = None, strict: bool = True) -> LoadedWeights:
-    """Loads weights, and nothing else, from a checkpoint of another kind. Every rank of the pipeline calls it.
+    """Loads weights only, from a checkpoint of another kind. Every rank of the pipeline calls it.
 
     ``path`` is one of
 
     * a pipeline checkpoint of DeepSpeed, ``layer_XX-model_states.pt``: the folder that was saved to, or that of a tag.
       Entry i of its layer list becomes f of AL layer i, so a backprop twin's weights go into the AL form;
-    * a checkpoint of ds_al. Into a plain ``PipelineModule`` goes the chain of its f;
-    * a Hugging Face folder, ``model.safetensors`` or ``pytorch_model.bin``, whole or in parts; or a single file of one
-      of these kinds, such as ``python -m ds_al consolidate`` writes.
+    * a checkpoint of ds_al. A plain ``PipelineModule`` receives the chain of its f;
+    * a Hugging Face folder, ``model.safetensors`` or ``pytorch_model.bin``, in one file or sharded; or a single file of
+      one of these kinds, such as ``python -m ds_al consolidate`` writes.
 
     In the pipeline a weight is called ``"<layer>.<name>"``: ``"2.f.0.weight"`` in an AL network, ``"2.0.weight"`` in a
-    plain one. Values are cast to the dtype that the pipeline has. Nothing is changed unless all ranks find all well.
-    Call it before training: momenta and decoder copies are left as they are.
+    plain one. Values are cast to the dtype of the pipeline. Nothing is changed unless the checks succeed on all ranks.
+    Call it before training: optimizer state and decoder copies are not changed.
 
     Args:
         target: an engine, or its module: :class:`~ds_al.module.ALPipelineModule` or ``PipelineModule``.
-        names: from names in the source to names in the pipeline: a callable, which returns ``None`` for what is to
-            be left out; or a mapping of prefixes, of which the longest that fits is replaced, and where none fits
-            the weight is left out: ``{"bert.encoder.layer.0.": "1.f.0."}``. By default names are taken as they are.
+        names: maps names in the source to names in the pipeline: a callable, which returns ``None`` to skip a weight;
+            or a mapping of prefixes, of which the longest matching one is replaced; weights without a matching prefix
+            are skipped: ``{"bert.encoder.layer.0.": "1.f.0."}``. By default names are unchanged.
         strict: whether every weight of f, or of a plain pipeline, has to be in the source.
 
     Returns:
-        What was loaded, what not.
+        Which weights were loaded and which were not.
 
     Raises:
-        ALCheckpointError: on every rank: nothing of these kinds at ``path``, a file that cannot be read, a shape that
-            differs, a name without a place, or with ``strict`` a weight of f that is missing.
+        ALCheckpointError: on every rank: ``path`` has no checkpoint of these kinds, a file cannot be read, a shape
+            differs, a name does not exist in the pipeline, or with ``strict`` a weight of f is missing.
     """
     module = getattr(target, "module", target)
     if not isinstance(module, PipelineModule):

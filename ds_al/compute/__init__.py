@@ -1,1 +1,1 @@
-"""How a layer computes: compiled, or with activations recomputed."""
+"""Compilation and recomputation of layers."""

@@ -1,1 +1,1 @@
-"""Config blocks: their types, what of DeepSpeed's own keys is honoured, and precision."""
+"""Config blocks: their types, DeepSpeed's keys that are honoured, and precision."""

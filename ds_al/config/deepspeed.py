@@ -16,15 +16,16 @@ DEEPSPEED_KEYS: dict[str, str] = {
     "train_micro_batch_size_per_gpu": "samples per micro-batch",
     "gradient_accumulation_steps": "micro-batches per `train_batch()`; see `steps_per_batch` for when to step",
     "optimizer": "the optimizer of f and b, and of g and h unless `autoencoder_optimizer` is given. Torch's SGD, and "
-    'with `"torch_adam": true` its Adam and AdamW, get `"fused": true` where `params` do not say how to step',
+    'with `"torch_adam": true` its Adam and AdamW, get `"fused": true` unless `params` select an implementation',
     "scheduler": "the LR schedule, DeepSpeed's or torch's; every stage has its own copy",
-    "steps_per_print": "the first stage prints its local loss every so many batches",
+    "steps_per_print": "number of batches between prints of the first stage's local loss",
     "gradient_clipping": "0 or absent; see `layer_gradient_clipping`",
-    "bf16": "bfloat16 layers with float32 masters, see below; under DeepSpeed's older name `bfloat16`, too",
-    "fp16": "float16 layers with float32 masters and a loss scale per AL layer, see below; where the accelerator can",
-    "zero_optimization": "`stage` 0 or 1: at 1, data parallel copies of a stage share out its optimizer state and "
-    "masters, weight by weight, with the bits of stage 0. With one copy there is nothing to share out. All other keys "
-    "of the block are refused",
+    "bf16": "bfloat16 layers with float32 masters, see below; also under DeepSpeed's older name `bfloat16`",
+    "fp16": "float16 layers with float32 masters and a loss scale per AL layer, see below; if the accelerator "
+    "supports it",
+    "zero_optimization": "`stage` 0 or 1: at 1, the optimizer state and masters of a stage are partitioned over its "
+    "data parallel replicas, weight by weight, with the bits of stage 0. With one replica there is nothing to "
+    "partition. All other keys of the block are refused",
     "wandb": "DeepSpeed's monitor on rank 0: local loss and learning rate of the first stage",
     "tensorboard": "as `wandb`",
     "csv_monitor": "as `wandb`",
@@ -32,9 +33,9 @@ DEEPSPEED_KEYS: dict[str, str] = {
     "log_level": "DeepSpeed's log level",
     "dump_state": "DeepSpeed prints the engine's state at start",
     "disable_python_gc": "DeepSpeed's handling of Python's garbage collection",
-    "pipeline": "`activation_checkpoint_interval`: in training, so many blocks of f are recomputed together in the "
-    "local backward, and only what enters them is kept; 0 is off. The blocks of an `nn.Sequential` are its children, "
-    "any other f is one block",
+    "pipeline": "`activation_checkpoint_interval`: in training, this number of blocks of f is recomputed together in "
+    "the local backward, and only their inputs are stored; 0 is off. The blocks of an `nn.Sequential` are its "
+    "children, any other f is one block",
     "checkpoint": "`tag_validation` and `parallel_write`: a tag that differs between stages is always an error, and "
     "all stages always write at once",
 }

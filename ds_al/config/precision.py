@@ -31,11 +31,11 @@ class BF16Config(StrictModel):
     enabled: bool = Field(default=False, description="f, b, g, h compute in bfloat16, with float32 masters.")
     check_grad_overflow: bool = Field(
         default=True,
-        description="A layer whose gradients hold NaN or infinity does not step. This waits for the device at each "
-        "step, which nothing else does.",
+        description="A layer whose gradients contain NaN or infinity skips its step. The check waits for the device "
+        "at each step, which nothing else does.",
     )
     immediate_grad_update: bool = Field(
-        default=False, description="Taken, and without effect: float32 sums always take a gradient at once."
+        default=False, description="Accepted, without effect: float32 sums always add a gradient at once."
     )
 
 
@@ -46,19 +46,26 @@ class FP16Config(StrictModel):
         default=False, description="f, b, g, h compute in float16, with float32 masters and a loss scale per AL layer."
     )
     loss_scale: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="The loss scale of every layer; 0 lets it find its own."
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Loss scale of every layer; 0 selects a dynamic scale per layer.",
     )
-    initial_scale_power: int = Field(default=16, ge=0, le=60, description="It begins at 2 to this power.")
-    loss_scale_window: int = Field(default=1000, ge=1, description="It doubles after so many steps without overflow.")
-    hysteresis: int = Field(default=2, ge=1, description="So many overflows halve it.")
+    initial_scale_power: int = Field(
+        default=16, ge=0, le=60, description="The dynamic scale starts at 2 to this power."
+    )
+    loss_scale_window: int = Field(
+        default=1000, ge=1, description="Steps without overflow after which the scale doubles."
+    )
+    hysteresis: int = Field(default=2, ge=1, description="Number of overflows after which the scale is halved.")
     consecutive_hysteresis: bool = Field(
-        default=False, description="A step without overflow makes up for the overflows before it."
+        default=False, description="Whether a step without overflow resets the count of overflows."
     )
     min_loss_scale: int = Field(
-        default=1, ge=1, description="It never falls below; an overflow at this scale is an error."
+        default=1, ge=1, description="Lower bound of the scale; an overflow at this scale is an error."
     )
     auto_cast: bool = Field(
-        default=False, description="Taken, and without effect: the first stage always casts floating-point inputs."
+        default=False, description="Accepted, without effect: the first stage always casts floating-point inputs."
     )
 
 

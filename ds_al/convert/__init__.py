@@ -1,4 +1,4 @@
-"""From what a project has to associated learning, and back to a plain model.
+"""Converts layer lists and models of transformers to AL networks, and trained networks back to plain models.
 
     layers         a layer list of DeepSpeed's ``PipelineModule``: ``ds_al.from_layers``
     hugging_face   a model of ``transformers``: ``ds_al.from_pretrained``
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def batch_fn(batch: Mapping[str, Tensor]) -> tuple[Any, Tensor]:
-    """Turns what a collator of ``transformers`` gives into ``(x, labels)``, for ``engine.set_batch_fn``.
+    """Converts a batch of a ``transformers`` collator to ``(x, labels)``, for ``engine.set_batch_fn``.
 
     x is ``pixel_values``, or those of ``input_ids``, ``attention_mask`` and ``token_type_ids`` that are there.
 

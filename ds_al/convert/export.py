@@ -47,14 +47,14 @@ def export(
     program: Format | None = None,
     example: Activation | None = None,
 ) -> str:
-    """Writes what was trained as a plain model. Where ranks were started, every rank calls it; the first one writes.
+    """Writes the trained network as a plain model. If ranks were started, every rank calls it; the first one writes.
 
     Args:
         model: an engine or its module; or a folder that ``save_checkpoint`` wrote, on any number of stages, of a
-            network that :func:`ds_al.from_pretrained` made. A folder needs no ranks, and none of the job's code.
-        path: of the folder to write.
-        weights: written instead of a module's own: a checkpoint, or a safetensors file with the names of the module's
-            ``state_dict`` on one stage, ``"<layer>.f.<name>"``.
+            network that :func:`ds_al.from_pretrained` made. A folder needs neither ranks nor the job's code.
+        path: folder to write.
+        weights: weights to write instead of the module's own: a checkpoint, or a safetensors file with the names of the
+            module's ``state_dict`` on one stage, ``"<layer>.f.<name>"``.
         tag: of a checkpoint, instead of the latest.
         same: ``"labels"`` lets ``contrast`` fold, too: the plain model then names the same labels, and its scores are
             those of the engine times the length of the code.
@@ -63,13 +63,13 @@ def export(
             :func:`ds_al.from_pretrained`, of which only a program can be written.
 
     Returns:
-        What was written: ``"classifier"`` for a plain model with the same scores, ``"program"`` where the scores are in
-        the program alone. The same on every rank.
+        What was written: ``"classifier"`` for a plain model with the same scores, ``"program"`` if only the program has
+        these scores. The same on every rank.
 
     Raises:
         ALConfigError: an option is unknown, an example is missing, or a format needs a package.
-        ALCheckpointError: a checkpoint or file is missing, cut or altered, of another network, or of one that no folder
-            can make again; the message says how to export that.
+        ALCheckpointError: a checkpoint or file is missing, truncated or altered, of another network, or of one that
+            cannot be rebuilt from a folder; the message says how to export that.
     """
     if same not in ("scores", "labels"):
         raise ALConfigError(f"got same={same!r}: expected 'scores' or 'labels'")

@@ -56,23 +56,23 @@ def from_pretrained(
 ) -> ALPipelineModule:
     """Makes an AL network of a model of ``transformers``. Every rank calls it, with the same arguments.
 
-    Each AL layer has a run of the model's own blocks; the first has the embeddings, too, the last one the final norm
-    and the head. Weights are the model's, bit for bit. Embeddings and head that share weights get a copy each.
+    Each AL layer has a contiguous run of the model's own blocks; the first also has the embeddings, the last one the
+    final norm and the head. Weights are the model's, bit for bit. If embeddings and head share weights, each becomes a
+    copy.
 
     Args:
-        model: name or folder, which is read in float32; or a model, which is taken over and trained in place.
+        model: name or folder, which is read in float32; or a model, which is used and trained in place.
         task: ``"sequence-classification"``, ``"causal-lm"`` or ``"image-classification"``.
         num_al_layers: K; blocks are spread evenly.
-        groups: how many blocks each AL layer has, instead.
+        groups: number of blocks in each AL layer, instead of ``num_al_layers``.
         objective: what trains f and b, see :mod:`ds_al.objectives`. By default ``"mse"``; of a language model
             ``"next_token"``, for which ``"greedy"`` is another name here, ``"readout"`` or ``"token_codes"``.
-        code_width, code: of the codes, see :mod:`ds_al.models.targets`. With ``"linear"`` the way from the last code to
-            the scores folds into the model's classifier, so that :func:`ds_al.export` gives a plain model. Codes of
+        code_width, code: of the codes, see :mod:`ds_al.models.targets`. With ``"linear"`` the path from the last code
+            to the scores folds into the model's classifier, so that :func:`ds_al.export` writes a plain model. Codes of
             tokens are always ``"linear"``.
-        bridges: b of each AL layer, ``None`` where it is to be chosen, see :mod:`ds_al.convert.bridges`.
-        bridge_blocks: how many new blocks of the model's own kind each bridge before the last has for itself; of
-            language models.
-        base_seed: of new weights, of random numbers and of the order of the data.
+        bridges: b of each AL layer, ``None`` to choose it automatically, see :mod:`ds_al.convert.bridges`.
+        bridge_blocks: number of new blocks of the model's own kind in each bridge but the last; for language models.
+        base_seed: seed of new weights, of random numbers and of the order of the data.
         model_options: for ``from_pretrained`` of ``transformers``, such as ``{"num_labels": 4}``; for a name or folder.
         options: all other arguments of :class:`~ds_al.module.ALPipelineModule`, such as ``dynamic_shape``.
 

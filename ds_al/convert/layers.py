@@ -36,25 +36,25 @@ def from_layers(
     base_seed: int = 1234,
     **options: Any,
 ) -> ALPipelineModule:
-    """Makes an AL network of the very list that a plain ``PipelineModule`` gets.
+    """Makes an AL network of the layer list of a plain ``PipelineModule``.
 
-    Neighbouring layers become one AL layer's f. The classifier at the end becomes the last layer's bridge, all
-    other bridges are made for the activations that leave the groups, g and h for the number of classes. Modules are
-    taken over as they are, and trained in place; a ``LayerSpec`` is built where it lives, with the weights that
-    ``PipelineModule(layers, seed_layers=True, base_seed=base_seed)`` gives it.
+    Neighbouring layers become one AL layer's f. The classifier at the end becomes the last layer's bridge; all other
+    bridges are made for the output of their groups, g and h for the number of classes. Modules are used as they are and
+    trained in place; a ``LayerSpec`` is built on the rank that holds it, with the weights that ``PipelineModule(layers,
+    seed_layers=True, base_seed=base_seed)`` would initialize.
 
     Args:
         layers: ``LayerSpec``, ``TiedLayerSpec``, modules and functions.
         num_classes: V.
-        example: a micro-batch ``x``, by which the shapes of activations are found; 2 samples will do. The batch
-            that is trained on for ``partition_method="measured"``.
+        example: a micro-batch ``x``, which determines the shapes of activations; 2 samples suffice. With
+            ``partition_method="measured"``, a micro-batch of the training size.
         num_al_layers: K, groups balanced by their parameters.
-        groups: how many layers each group holds, instead.
-        head: how many layers at the end are the classifier; recognised by its last ``nn.Linear(..., V)`` and what
-            pools, flattens and normalises before it. 0 where the list has no classifier.
+        groups: number of layers in each group, instead of ``num_al_layers``.
+        head: number of layers at the end that form the classifier; by default the last ``nn.Linear(..., V)`` and the
+            pooling, flattening and normalization before it. 0 if the list has no classifier.
         objective: what trains f and b, see :mod:`ds_al.objectives`.
         code_width, code: of the codes, see :mod:`ds_al.models.targets`; by default K is about V, at least 64.
-        bridges: b of each AL layer, ``None`` where it is to be chosen, see :mod:`ds_al.convert.bridges`.
+        bridges: b of each AL layer, ``None`` to choose it automatically, see :mod:`ds_al.convert.bridges`.
         base_seed: see above.
         options: all other arguments of :class:`~ds_al.module.ALPipelineModule`.
 
@@ -66,8 +66,8 @@ def from_layers(
         torch.Size([2, 3])
 
     Raises:
-        ALConfigError: the list cannot be cut in such a way, the classifier is not found, tied layers fall into
-            two groups, or no bridge is known for an activation.
+        ALConfigError: the list cannot be grouped in this way, the classifier is not found, tied layers are in two
+            groups, or no bridge is known for an activation.
     """
     specs = layer_specs(
         layers,

@@ -28,51 +28,62 @@ class DataConfig(StrictModel):
     )
     path: str | None = Field(
         default=None,
-        description="Folder of parquet files to read instead, told apart by their names: `train`, `test` and, if "
-        "there is one, `validation`, which stands for a test part that is missing or has no labels; `classes.json` "
-        "in it may list the names of the classes.",
+        description="Folder of parquet files to read instead, assigned by their names: `train`, `test` and optionally "
+        "`validation`, which replaces a test split that is missing or has no labels; `classes.json` in it may list "
+        "the names of the classes.",
     )
     image_column: str | None = Field(
-        default=None, description="Images: the column that holds them; by default the set's, or the only one of them."
+        default=None,
+        description="Images: the column that contains them; by default that of the known set, or the only column of "
+        "images.",
     )
     text_column: str | None = Field(
-        default=None, description="Text: the column that holds it; by default the set's, or the only one of strings."
+        default=None,
+        description="Text: the column that contains it; by default that of the known set, or the only column of "
+        "strings.",
     )
     label_column: str | None = Field(
-        default=None, description="The column of class numbers or names; by default the set's, or `label`."
+        default=None, description="The column of class numbers or names; by default that of the known set, or `label`."
     )
     image_size: int | None = Field(
-        default=None, ge=1, description="Images: height and width to scale to, once; by default as they are."
+        default=None, ge=1, description="Images: height and width to scale to, once; by default unchanged."
     )
     tokenizer: str = Field(
         default="words",
-        description="Text: name or folder of a `transformers` tokenizer; `words` builds a vocabulary of the words of "
-        "the training part.",
+        description="Text: name or folder of a `transformers` tokenizer; `words` builds a vocabulary from the words "
+        "of the training split.",
     )
-    vocab_size: int = Field(default=30_000, ge=3, description="Text: tokens at most, with `words`.")
-    max_length: int = Field(default=128, ge=1, description="Text: tokens at most; the rest of a text is cut off.")
+    vocab_size: int = Field(
+        default=30_000, ge=3, description="Text: maximum number of tokens in the vocabulary of `words`."
+    )
+    max_length: int = Field(
+        default=128, ge=1, description="Text: maximum number of tokens; longer texts are truncated."
+    )
     padding: Literal["max_length", "longest", "bucket"] = Field(
         default="max_length",
-        description="Text: pad each micro-batch to `max_length`, or to its `longest` text; `bucket` does the same, "
-        "with training micro-batches of texts alike in length.",
+        description="Text: pad each micro-batch to `max_length`, or to its `longest` text; `bucket` does the latter, "
+        "with training micro-batches of texts of similar length.",
     )
     validation_fraction: float = Field(
         default=0.1,
         gt=0,
         lt=1,
-        description="Share of the training samples cut off for validation, where the set has no part for it.",
+        description="Share of the training samples that is used for validation if the set has no validation split.",
     )
     augment: Literal["none", "flip", "crop_and_flip", "published"] = Field(
         default="none",
-        description="Random changes of the training images: mirrored, or shifted by up to 2 pixels, too; `published` "
-        "shifts by up to 4 pixels over a black border, mirrors, and changes brightness, contrast and saturation.",
+        description="Random changes of the training images: `flip` mirrors, `crop_and_flip` also shifts by up to 2 "
+        "pixels; `published` shifts by up to 4 pixels over a black border, mirrors, and changes brightness, contrast "
+        "and saturation.",
     )
     prefetch: int = Field(
-        default=2, ge=0, description="Training micro-batches that a thread keeps ready; 0 makes them when asked for."
+        default=2,
+        ge=0,
+        description="Number of training micro-batches that a thread prepares in advance; 0 prepares them on demand.",
     )
     cache: str | None = Field(
         default=None,
-        description="Folder for what is downloaded, decoded and tokenised; by default that of the `datasets` library.",
+        description="Folder for downloaded, decoded and tokenized data; by default that of the `datasets` library.",
     )
     eval_batch_size: int = Field(default=250, ge=1, description="Samples per batch of an evaluation.")
 

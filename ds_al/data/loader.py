@@ -51,7 +51,7 @@ class ShuffledLoader:
         seed: with the epoch it fixes the order, with the position the augmentation.
         collate_fn: makes a micro-batch of a list of samples; by default torch's ``default_collate``.
         augment: changes ``x`` of each micro-batch, with a generator of that micro-batch alone.
-        lengths: of each sample ``(N,)``; given, micro-batches are made of samples alike in length.
+        lengths: length of each sample ``(N,)``; if given, a micro-batch consists of samples of similar length.
         share: ``(r, R)``: of every R micro-batches the one with number r, for replica r of R. The replicas together get
             the micro-batches of one loader without a share.
         prefetch: micro-batches that a thread prepares ahead of time; 0 makes each one on request. The data set,

@@ -1,1 +1,1 @@
-"""One training run from a config file: what ``run/train.py`` does."""
+"""Runs one experiment from a config file, for ``run/train.py``."""

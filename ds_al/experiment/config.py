@@ -18,26 +18,28 @@ BLOCK = "experiment"
 class ModelConfig(StrictModel):
     """Which network."""
 
-    name: str = Field(description="A name of `ds_al.models.AL_MODELS`; a `bp_*` method takes its twin.")
+    name: str = Field(description="A name of `ds_al.models.AL_MODELS`; a `bp_*` method uses its twin.")
     options: dict[str, Any] = Field(
         default_factory=dict,
         description="Keyword arguments of both forms; `num_classes`, and `in_shape` or `vocab_size`, `padding_id` and "
-        "`max_length`, come from the data.",
+        "`max_length`, are set from the data.",
     )
-    al_options: dict[str, Any] = Field(default_factory=dict, description="More of them, for the AL form alone.")
-    twin_options: dict[str, Any] = Field(default_factory=dict, description="More of them, for the backprop twin alone.")
+    al_options: dict[str, Any] = Field(default_factory=dict, description="Further arguments, for the AL form only.")
+    twin_options: dict[str, Any] = Field(
+        default_factory=dict, description="Further arguments, for the backprop twin only."
+    )
 
 
 class WandbConfig(StrictModel):
     """Weights & Biases. `WANDB_MODE` overrides; without an account a run is kept offline, and never asks."""
 
-    enabled: bool = Field(default=True, description="Log to W&B at all.")
+    enabled: bool = Field(default=True, description="Whether to log to W&B.")
     project: str = Field(default="ds_al", description="W&B project.")
     entity: str | None = Field(default=None, description="W&B entity.")
     group: str | None = Field(
         default=None,
-        description="W&B group; by default the experiment's name, so that methods stand together. Cells of a suite "
-        "have the suite's name and their group's.",
+        description="W&B group; by default the experiment's name, so that all methods are in one group. Runs of a "
+        "suite have the suite's name and that of their group.",
     )
     tags: list[str] = Field(default_factory=list, description="W&B tags.")
     checkpoints: bool = Field(default=False, description="Log the last epoch's checkpoint as an artifact.")
@@ -47,74 +49,77 @@ class ExperimentConfig(StrictModel):
     """The ``"experiment"`` block."""
 
     name: str = Field(description="Name of the run; its files go to `<output>/<name>/<time>/`.")
-    model: ModelConfig = Field(description="Which network.")
-    data: DataConfig = Field(description="Which data.")
+    model: ModelConfig = Field(description="The network.")
+    data: DataConfig = Field(description="The data.")
     recipe: str | None = Field(
         default=None,
-        description="`ours` fills in the optimizer and the model's `al_options`, where the config leaves them out, "
-        "by what was chosen for this kind of network (docs/accuracy.md).",
+        description="`ours` sets the optimizer and the model's `al_options`, unless the config sets them, to the "
+        "values chosen for this kind of network (docs/accuracy.md).",
     )
     epochs: int = Field(ge=1, description="Passes over the training samples.")
     label_smoothing: float | None = Field(
         default=None,
         ge=0,
         lt=1,
-        description="Share of a label that the loss of a `bp_*` method spreads over all classes; by default 0, or the "
-        "recipe's. An AL objective has an option of this name.",
+        description="Share of a label that the loss of a `bp_*` method distributes over all classes; by default 0, or "
+        "the recipe's. An AL objective has an option of this name.",
     )
     max_batches: int | None = Field(
         default=None,
         ge=1,
-        description="Ends training after so many batches, in the middle of an epoch; the LR schedule ends there, too.",
+        description="Ends training after this number of batches, even within an epoch; the LR schedule ends there, "
+        "too.",
     )
     max_seconds: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="Ends training with the epoch in which its time, without "
-        "that of evaluations, exceeds this. A resumed run counts from 0."
+        default=None, gt=0, allow_inf_nan=False, description="Ends training after the epoch in which the training "
+                                                 "time, without evaluations, exceeds this. A resumed run counts from "
+                                                 "0."
     )  # fmt: skip
-    seed: int = Field(default=0, ge=0, description="Of weights, dropout, data order and validation split.")
+    seed: int = Field(default=0, ge=0, description="Seed of weights, dropout, data order and validation split.")
     num_stages: int | None = Field(
         default=None,
         ge=1,
-        description="Stages of the pipeline; by default the number of processes, which must be a multiple of it. With "
-        "fewer there are data parallel copies, each of which takes `gradient_accumulation_steps` micro-batches of a "
-        "batch. With `bp_dp` every process is a replica, and they share those micro-batches.",
+        description="Stages of the pipeline; by default the number of processes, which must be a multiple of it. "
+        "Fewer stages than processes give data parallel replicas, each of which processes "
+        "`gradient_accumulation_steps` micro-batches of a batch. With `bp_dp` every process is a replica, and they "
+        "share those micro-batches.",
     )
     partition_method: str = Field(
         default="uniform",
-        description="How layers are dealt out to stages: `uniform`, `parameters`, `type:<regex>`; for AL methods also "
-        "`measured`, by the time that each layer takes on each rank at start, and `cuts:2,5`, where the stages after "
-        "the first one begin.",
+        description="How layers are distributed over stages: `uniform`, `parameters`, `type:<regex>`; for AL methods "
+        "also `measured`, by the time that each layer takes on each rank at start, and `cuts:2,5`, the first layers "
+        "of the stages after the first.",
     )
     partition_memory: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="With `measured`: GiB that a stage may need at most, of "
-        "parameters, gradients, optimizer state and activations."
+        default=None, gt=0, allow_inf_nan=False, description="With `measured`: upper bound of a stage's memory in "
+                                                 "GiB, for parameters, gradients, optimizer state and activations."
     )  # fmt: skip
     partition_cache: Literal["use", "refresh", "off"] = Field(
         default="use",
-        description="With `measured`: take what an earlier job measured for the same layers on the same kind of "
-        "devices, measure again, or keep nothing. Files lie in `$DS_AL_CACHE`, by default `~/.cache/ds_al`.",
+        description="With `measured`: use the measurements of an earlier job with the same layers on the same kind of "
+        "devices, measure again, or neither read nor write the cache. Its folder is `$DS_AL_CACHE`, by default "
+        "`~/.cache/ds_al`.",
     )
-    evaluate_every: int = Field(default=1, ge=1, description="Epochs between looks at the validation samples.")
+    evaluate_every: int = Field(default=1, ge=1, description="Epochs between evaluations on the validation samples.")
     evaluate_fully: bool = Field(
         default=False,
-        description="For comparisons: also looks at the test samples whenever the validation accuracy is the best so "
-        "far, which is reported and never chosen by, and at the training samples at the end.",
+        description="For comparisons: also evaluates on the test samples whenever the validation accuracy is the best "
+        "so far (reported, never used for a choice), and on the training samples at the end.",
     )
     test: bool = Field(
-        default=True, description="Looks at the test samples, at the end; off while settings are being chosen."
+        default=True, description="Whether to evaluate on the test samples at the end; off while settings are chosen."
     )
     exit_confidence: list[Annotated[float, Field(gt=0, le=1)]] = Field(
         default_factory=list,
-        description="For each of these softmax probabilities: accuracy and cost where a test sample leaves at the "
-        "first exit that is so sure of a class. Of AL methods; the twin has one exit.",
+        description="For each of these softmax probabilities, reports accuracy and cost if a test sample leaves at "
+        "the first exit that is as confident of a class. For AL methods; the twin has one exit.",
     )
     keep_freed_memory: bool = Field(
         default=True,
-        description="On CPUs with glibc: what a step frees stays with the process for the next one, instead of being "
-        "paged in anew.",
+        description="On CPUs with glibc: the process keeps freed memory for the next step, which avoids page faults.",
     )
     checkpoint_every: int = Field(
-        default=0, ge=0, description="Epochs between checkpoints; 0 keeps the last epoch's alone."
+        default=0, ge=0, description="Epochs between checkpoints; 0 keeps only that of the last epoch."
     )
     output: str = Field(default="runs", description="Folder of all runs.")
     wandb: WandbConfig = Field(default_factory=WandbConfig, description="Weights & Biases.")

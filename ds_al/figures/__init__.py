@@ -1,1 +1,1 @@
-"""What tables, charts and pages are made of."""
+"""Parts of tables, charts and pages, and their output as Markdown, HTML and PNG."""

@@ -1,1 +1,1 @@
-"""Starts ranks on this machine."""
+"""Launch of ranks on this machine."""

@@ -1,4 +1,4 @@
-"""Models, each written once and assembled twice: as AL layers, and as their backprop twin."""
+"""Models: blocks that are assembled as AL layers, and as their backprop twin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What trains f and b of a layer, one objective per file. A new one is a file and a line in :data:`OBJECTIVES`."""
+"""Objectives: the target message, the two losses and the exit of a layer. A new one is a file and a line in
+:data:`OBJECTIVES`."""
 
 from __future__ import annotations
 

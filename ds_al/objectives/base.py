@@ -35,10 +35,10 @@ class Layer(Protocol):
 
 
 class Objective(nn.Module):
-    """What trains f and b of one AL layer. Each layer has its own instance, all of one class.
+    """Defines the losses of one AL layer. Each layer has its own instance, all of one class.
 
-    A subclass says what a layer's target message is (:meth:`first_target`, :meth:`encode`), gives the two losses
-    and scores the exit. Its own parameters, if any, learn from the associated loss.
+    A subclass defines a layer's target message (:meth:`first_target`, :meth:`encode`), the two losses and the scores of
+    the exit. The associated loss trains its own parameters, if any.
     """
 
     target_tensors = 1
@@ -74,11 +74,11 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def autoencoder_loss(self, layer: Layer, t_out: Target, t_in: Target) -> Tensor | None:
-        """``E_i``, which trains g and h: a scalar; ``None`` where there is no target side."""
+        """``E_i``, which trains g and h: a scalar; ``None`` without a target side."""
         raise NotImplementedError
 
     def all_classes(self, num_classes: int, *, device: torch.device | str) -> Tensor:
-        """What the chain of g makes the codes of all classes of: the identity ``(V, V)``."""
+        """Input of the chain of g that gives the codes of all classes: the identity ``(V, V)``."""
         return torch.eye(num_classes, device=device)
 
     def scores(self, layer: Layer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
@@ -92,15 +92,15 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def label_loss(self, layer: Layer, scores: Tensor, target: Tensor) -> Tensor:
-        """How far label scores ``(B, V)`` are from one-hot labels ``(B, V)``, for evaluation."""
+        """Loss of label scores ``(B, V)`` against one-hot labels ``(B, V)``, for evaluation."""
         return F.cross_entropy(scores, target)
 
     def hits(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """How many of the labels ``(B,)`` the highest score ``(B, V)`` names, and of how many."""
+        """Number of labels ``(B,)`` that the highest score ``(B, V)`` predicts, and number of labels."""
         return (scores.argmax(dim=1) == labels).sum(), labels.new_tensor(len(labels))
 
     def extra_parameters(self, layer: Layer) -> Iterator[nn.Parameter]:
-        """What the associated loss trains beside f and b."""
+        """Parameters that the associated loss trains in addition to f and b."""
         yield from self.parameters()
         if self.trains_decoder:
             yield from layer.h.parameters()

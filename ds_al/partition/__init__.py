@@ -1,1 +1,1 @@
-"""How a network is cut into stages: plans, and what layers cost."""
+"""Partition of a network into stages: methods, measured layer times, and their cache."""

@@ -1,4 +1,4 @@
-"""What a schedule would take, computed from the time of each instruction, and which one to use."""
+"""Predicted time of every schedule, computed from the time of each instruction, and advice on which one to use."""
 
 from ds_al.planner.advice import advice, break_even
 from ds_al.planner.formulas import bubble_formula, ideal_seconds

@@ -1,4 +1,4 @@
-"""What each rank did, when, and with how much memory."""
+"""Recording of what each rank did, when, and with how much memory; stage metrics and the watchdog."""
 
 from ds_al.trace.events import Event
 from ds_al.trace.meter import ActivationMeter

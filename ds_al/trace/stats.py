@@ -9,9 +9,10 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class StageStats:
-    """What one stage did in its ``train_batch()`` calls since the last reset. Seconds of the host.
+    """Times and traffic of one stage in its ``train_batch()`` calls since the last reset. Times are seconds of the
+    host.
 
-    On a GPU the host runs ahead of the device, so waits show here only as far as they block the host.
+    On a GPU the host runs ahead of the device, so waiting times are included only if they block the host.
     """
 
     stage: int

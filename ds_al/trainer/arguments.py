@@ -1,4 +1,4 @@
-"""What of ``transformers.TrainingArguments`` has a meaning for :class:`~ds_al.trainer.trainer.ALTrainer`, by its names.
+"""Those ``transformers.TrainingArguments`` that apply to :class:`~ds_al.trainer.trainer.ALTrainer`, by the same names.
 
 Batch sizes, optimizer, learning rate, clipping and precision are in the DeepSpeed config.
 """
@@ -42,7 +42,9 @@ class ALTrainingArguments(StrictModel):
 
     output_dir: str = Field(description="Folder of checkpoints, and of `save_model()`.")
     num_train_epochs: float = Field(default=3.0, gt=0, description="Passes over the training data.")
-    max_steps: int = Field(default=-1, description="Batches to train, instead; 0 or less: by `num_train_epochs`.")
+    max_steps: int = Field(
+        default=-1, description="Number of batches to train, instead of epochs; 0 or less: `num_train_epochs` applies."
+    )
     logging_strategy: Strategy = Field(default="steps", description="When losses are gathered and logged.")
     logging_steps: float = Field(
         default=500,
@@ -77,7 +79,7 @@ class ALTrainingArguments(StrictModel):
 
     @classmethod
     def of(cls, args: ALTrainingArguments | Mapping[str, Any] | Any) -> ALTrainingArguments:
-        """These arguments, from themselves or from a mapping.
+        """Returns arguments, from an instance or a mapping.
 
         Raises:
             ALConfigError: a name is unknown, with where to put what it means; or an object of another kind.

@@ -51,9 +51,10 @@ CLIENT_STATE = "trainer_state"
 
 
 class ALTrainer:
-    """Trains an AL network on a data set as transformers' ``Trainer`` does a model.
+    """Trains an AL network on a data set, with the interface of transformers' ``Trainer``.
 
-    Every rank makes one and calls the same methods, under the ``deepspeed`` command; ``python script.py`` is one rank.
+    Every rank creates one and calls the same methods, started by the ``deepspeed`` command; ``python script.py`` is one
+    rank.
 
     Args:
         model: what :func:`ds_al.from_pretrained`, ``from_layers`` or :class:`~ds_al.module.ALPipelineModule` gives.
@@ -64,11 +65,10 @@ class ALTrainer:
         train_dataset, eval_dataset: map-style, such as ``datasets.Dataset``; also a dict of sets to evaluate. Read on
             the first stage, and there on every rank; labels are needed to train and to evaluate.
         processing_class: tokenizer or image processor, saved with the model; a tokenizer pads batches.
-        data_collator: rows to a batch, by default transformers' ``DataCollatorWithPadding`` of a tokenizer, else
+        data_collator: makes a batch of rows, by default transformers' ``DataCollatorWithPadding`` of a tokenizer, else
             ``default_data_collator``.
-        batch_fn: such a batch to ``(x, labels)``, for networks that take something else than
-            :func:`ds_al.convert.batch_fn` gives.
-        compute_metrics: of an ``EvalPrediction`` with the scores of the last exit, to a dict.
+        batch_fn: converts such a batch to ``(x, labels)``; by default :func:`ds_al.convert.batch_fn`.
+        compute_metrics: maps an ``EvalPrediction`` with the scores of the last exit to a dict.
         callbacks: transformers' own or yours; see :mod:`ds_al.trainer.callbacks`.
 
     Attributes:
@@ -76,7 +76,7 @@ class ALTrainer:
         state, control: transformers' own.
 
     Raises:
-        ALConfigError: an argument, a callback or the config is not what can be honoured.
+        ALConfigError: an argument, a callback or the config cannot be honoured.
     """
 
     def __init__(
@@ -130,18 +130,18 @@ class ALTrainer:
     # ---- training ----------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> TrainOutput:
-        """Trains as many batches as the arguments say.
+        """Trains the number of batches that the arguments set.
 
         Args:
-            resume_from_checkpoint: ``True`` goes on from the latest checkpoint of ``output_dir``, a path from that one,
-                on any number of stages, to the bits of a training that was not interrupted.
+            resume_from_checkpoint: ``True`` continues from the latest checkpoint of ``output_dir``, a path from that
+                one, on any number of stages, with the bits of an uninterrupted training.
 
         Returns:
             Number of batches, mean loss per batch and layer sum, and metrics of speed.
 
         Raises:
             ALConfigError: there is no training data.
-            ALCheckpointError: no checkpoint there, or none of an ``ALTrainer``.
+            ALCheckpointError: there is no checkpoint, or it is not that of an ``ALTrainer``.
         """
         if self.train_dataset is None:
             raise ALConfigError("got no train_dataset: ALTrainer(train_dataset=...) is needed to train")
@@ -216,8 +216,8 @@ class ALTrainer:
         """Evaluates a data set with labels; every rank calls it.
 
         Returns:
-            ``<prefix>_loss`` and ``<prefix>_accuracy`` of the last exit, ``<prefix>_accuracy_exit_<m>`` of all, what
-            ``compute_metrics`` gives, and speed.
+            ``<prefix>_loss`` and ``<prefix>_accuracy`` of the last exit, ``<prefix>_accuracy_exit_<m>`` of all exits,
+            the result of ``compute_metrics``, and speed.
 
         Raises:
             ALConfigError: there is no data set.
@@ -236,11 +236,11 @@ class ALTrainer:
         return metrics
 
     def predict(self, test_dataset: Any, metric_key_prefix: str = "test") -> PredictionOutput:
-        """Scores of a data set, with or without labels; every rank calls it and gets them.
+        """Returns scores of a data set, with or without labels; every rank calls it and receives them.
 
         Returns:
-            ``predictions`` ``(N, V)``, or ``(N, T, V)`` of a language model; ``label_ids`` and metrics where there are
-            labels. numpy arrays.
+            ``predictions`` ``(N, V)``, or ``(N, T, V)`` of a language model; ``label_ids`` and metrics if there are
+            labels. All are numpy arrays.
         """
         start = time.time()
         if self.batches.has_labels(test_dataset):
@@ -274,7 +274,7 @@ class ALTrainer:
         """Writes a plain model, and the tokenizer or image processor; see :func:`ds_al.export`. Every rank calls it.
 
         Returns:
-            What :func:`ds_al.export` returns; ``"program"`` where the network was not made by ``from_pretrained``.
+            What :func:`ds_al.export` returns; ``"program"`` if the network was not made by ``from_pretrained``.
         """
         folder = Path(self.args.output_dir if output_dir is None else output_dir)
         options: dict[str, Any] = {}
@@ -290,7 +290,7 @@ class ALTrainer:
         return kind
 
     def log(self, logs: Mapping[str, float]) -> None:
-        """Adds to ``state.log_history``, and tells the callbacks."""
+        """Appends to ``state.log_history``, and calls ``on_log`` of the callbacks."""
         logs = {**logs, "epoch": self.state.epoch}
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self._event("on_log", logs=logs)
