@@ -60,6 +60,7 @@ def main() -> None:
 
     home = Path(ds_al.__file__).resolve()
     assert CHECKOUT not in home.parents, f"ds_al comes from the checkout: {home}"
+    assert not (home.parent / "studies").exists(), "studies are not part of the wheel"
     check_files()
     code = re.search(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
     assert code is not None
