@@ -5,9 +5,13 @@ PORT        ?= 29500
 RANKS       ?= 2
 CONFIG      ?= ds_configs/fashion_mnist_vgg_al.json
 ARGS        ?=
+WORKERS     ?= 2
 TORCH_INDEX ?=
 MATRIX_TESTS ?=
 BASE        ?= HEAD~1
+
+# Files are spread over workers; tests marked alone run beside no others.
+SPREAD = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 VENV  := .venv
 BIN   := $(CURDIR)/$(VENV)/bin
@@ -20,8 +24,8 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test test-all test-matrix same-bits lint format docs doctor bench sample-report wheel test-wheel clean
-.PHONY: distclean
+.PHONY: help install train test test-fast test-all test-matrix same-bits lint format docs doctor bench
+.PHONY: sample-report wheel test-wheel clean distclean
 
 help: ## show this list
 	@echo "Targets:"
@@ -34,6 +38,7 @@ help: ## show this list
 	@echo "  ARGS=$(ARGS)	further arguments, for train, test, doctor and bench"
 	@echo "  MATRIX_TESTS=$(MATRIX_TESTS)	what test-matrix runs, instead of its own choice"
 	@echo "  BASE=$(BASE)	the commit that same-bits compares with"
+	@echo "  WORKERS=$(WORKERS)	how many processes test, test-fast and test-all run tests in, side by side"
 	@echo "  TORCH_INDEX=$(TORCH_INDEX)	a package index to take torch from, such as one of CPU builds"
 
 install: $(STAMP) ## make .venv and install the package with its tools
@@ -45,11 +50,15 @@ train: $(STAMP) ## train the example on RANKS processes
 
 test: $(STAMP) ## run the tests, without the slow ones
 	@echo "==> Running the tests"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD) $(ARGS)
+
+test-fast: $(STAMP) ## run the tests that start no ranks, as after each change
+	@echo "==> Running the tests that start no ranks"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD) -m "not slow and not distributed" $(ARGS)
 
 test-all: $(STAMP) ## run all tests
 	@echo "==> Running all tests, with the slow ones"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD) -m "" $(ARGS)
 
 test-matrix: ## run tests with the oldest and the newest DeepSpeed, each in an environment of its own
 	@echo "==> Testing with the ends of the range of DeepSpeed"

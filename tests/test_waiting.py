@@ -19,7 +19,7 @@ from ds_al.launch.ranks import RankFailure, free_port, run_ranks
 from tests.support.engines import MICRO_BATCHES, SEED, engine_config
 from tests.support.networks import NETWORKS, mlp_layers
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.alone]
 ROOT = Path(__file__).resolve().parents[1]
 
 BATCHES = 8

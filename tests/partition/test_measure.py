@@ -17,7 +17,7 @@ from ds_al.launch.ranks import RankFailure, run_ranks
 from tests.support.engines import MICRO_BATCHES, SEED, State, different, engine_config, engine_state, merge
 from tests.support.networks import NETWORKS, mlp_layers
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.alone]
 
 
 class Slow(nn.Module):

@@ -99,6 +99,7 @@ class Sleeping(nn.Module):
         return x * self.weight
 
 
+@pytest.mark.alone
 def test_layers_that_sleep_are_cut_by_how_long_they_sleep() -> None:
     seconds = [0.12, 0.03, 0.03, 0.03]
 

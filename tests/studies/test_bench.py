@@ -16,7 +16,7 @@ from ds_al.studies.bench.recipe_time import measure_recipe
 from ds_al.studies.bench.workloads import METHODS
 from tests.support.scripts import call
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.alone]
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:

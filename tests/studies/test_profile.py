@@ -13,7 +13,7 @@ import pytest
 from tests.support.ranks import ROOT
 from tests.support.scripts import call
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.alone]
 SHARES = ("busy", "wait_input", "wait_queue", "wait_data", "wait_barrier", "drained", "other")
 
 

@@ -13,7 +13,7 @@ import pytest
 from ds_al.studies.bench.scaling import METHODS
 from tests.support.ranks import ROOT
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module")

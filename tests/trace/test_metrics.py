@@ -14,7 +14,7 @@ from ds_al.trace import StageMetrics
 from tests.support.engines import MICRO_BATCHES, make_engine
 from tests.support.networks import NETWORKS
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.alone]
 BATCHES = 6
 
 

@@ -20,7 +20,7 @@ from ds_al.launch.ranks import RankFailure, run_ranks
 from tests.support.engines import MICRO_BATCHES, engine_config, make_engine
 from tests.support.networks import NETWORKS
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.alone]
 BATCHES = 3
 BLOCKED_AT = 6  # micro-batch, in the second batch
 

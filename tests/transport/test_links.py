@@ -30,7 +30,7 @@ from ds_al.transport.slow_link import SlowReceiver, SlowSender, wait_until
 from tests.support.engines import MICRO_BATCHES, SEED, State, different, engine_config, engine_state, merge
 from tests.support.networks import NETWORKS, Network
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.alone]
 
 STAGES, DELAY_MS = 3, 300.0
 TEXT: dict[str, Any] = {
