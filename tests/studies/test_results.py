@@ -21,7 +21,7 @@ def test_a_file_names_its_kind_and_has_its_rows_as_csv_beside_it(tmp_path: Path)
     assert path.with_suffix(".csv").read_text() == "method,seconds,ideal,efficiency\nstreaming,2.0,1.8,0.9\n"
     write(path, kind="features", header=header(), rows=ROWS)
     assert read(path).kind == "features", "what the file names counts, not its columns"
-    with pytest.raises(StudyError, match="got 'sleep', expected one of .*sleeping"):
+    with pytest.raises(StudyError, match=r"got 'sleep', expected one of .*sleeping"):
         write(path, kind="sleep", header=header(), rows=ROWS)
 
 
@@ -38,5 +38,5 @@ def test_a_file_without_a_kind_is_recognized_by_its_columns(tmp_path: Path) -> N
 def test_what_is_no_file_of_results_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "broken.json"
     path.write_text(content)
-    with pytest.raises(StudyError, match="broken.json is no measurement"):
+    with pytest.raises(StudyError, match=r"broken.json is no measurement"):
         read(path)
