@@ -25,24 +25,19 @@ if __name__ == "profile":
     _spec.loader.exec_module(_module)
 else:
     import argparse
-    from dataclasses import replace
     from pathlib import Path
-    from statistics import mean
 
     from rich.console import Console
 
-    from ds_al.figures import charts, timeline
     from ds_al.launch.ranks import RankFailure
     from ds_al.models import AL_MODELS
     from ds_al.studies.bench.arguments import names, numbers, positive
-    from ds_al.studies.bench.profile import ProfileCases, Runs, profile_rows, record_runs, typical
+    from ds_al.studies.bench.profile import ProfileCases
+    from ds_al.studies.bench.recorded import Recorded
     from ds_al.studies.bench.tracing_cost import measure_tracing_cost
     from ds_al.studies.bench.workloads import METHODS
-    from ds_al.studies.progress import Bar
-    from ds_al.studies.results import Row, header, write
+    from ds_al.studies.results import header, write
     from ds_al.studies.tables.documents import fill, show
-    from ds_al.trace import timelines
-    from ds_al.trace.files import write_trace
 
 
 def parser() -> argparse.ArgumentParser:
@@ -111,57 +106,21 @@ def main() -> None:
 
 def profile(cases: ProfileCases, args: argparse.Namespace, console: Console) -> None:
     """Records, tabulates and draws."""
-    runs = _record(cases, console, what="recording")
-    rows = profile_rows(runs, cases)
-    if cases.model:
-        # Counting memory takes time, so the runs that are timed do without it.
-        counted = replace(cases, memory=True, repeat=1)
-        with_memory = _record(counted, console, what="counting memory")
-        peaks = {
-            (r["method"], r["micro_batches"], r["stage"]): r["peak_bytes"] for r in profile_rows(with_memory, counted)
-        }
-        rows = [{**r, "peak_bytes": peaks[r["method"], r["micro_batches"], r["stage"]]} for r in rows]
-    else:
-        with_memory = {}
-    show(console, "profile", rows)
-    for path in _write(cases, args, runs, with_memory, rows):
-        console.print(f"{path}", highlight=False)
-
-
-def _record(cases: ProfileCases, console: Console, *, what: str) -> Runs:
-    with Bar(console, cases.recordings) as bar:
-        return record_runs(cases, progress=lambda line: bar.advance(1, f"{what}: {line}"))
-
-
-def _write(cases: ProfileCases, args: argparse.Namespace, runs: Runs, with_memory: Runs, rows: list[Row]) -> list[Path]:
-    written: list[Path] = []
+    recorded, written = Recorded.of(cases, console), []
+    show(console, "profile", recorded.rows)
     if args.json:
         settings = {key: getattr(cases, key) for key in ("batches", "repeat", "forward", "backward", "micro_batch")}
-        write(args.json, kind="profile", header=header(**settings), rows=rows)
+        write(args.json, kind="profile", header=header(**settings), rows=recorded.rows)
         written += [args.json, args.json.with_suffix(".csv")]
     for m in cases.micro_batches:
-        typicals = {method: typical(runs[method, m]) for method in cases.methods}
-        column, by = ("bubble_simulated", "simulated") if cases.model else ("bubble_formula", "formula")
-        expected = {
-            method: mean(row[column] for row in rows if (row["method"], row["micro_batches"]) == (method, m))
-            for method in cases.methods
-        }
         if args.figure or args.json:
-            path = args.figure or args.json.with_name(f"{args.json.stem}-m{m}.png")
-            panels = [
-                timelines.timeline(events, name=name, micro_batches=m, expected=expected[name], expected_by=by)
-                for name, events in typicals.items()
-            ]
-            written += timeline.draw(panels, path, suffixes=(".png", ".svg"))
-        if with_memory and args.json:
-            held = [timelines.memory(with_memory[method, m][0], name=method) for method in cases.methods]
-            path = args.json.with_name(f"{args.json.stem}-memory-m{m}.png")
-            written += charts.draw(held, path, size=(11, 1.7), shared=True, suffixes=(".png", ".svg"))
+            written += recorded.draw(args.figure or args.json.with_name(f"{args.json.stem}-m{m}.png"), m)
+        if args.json:
+            written += recorded.draw_memory(args.json.with_name(f"{args.json.stem}-memory-m{m}.png"), m)
         if args.trace:
-            for method, events in typicals.items():
-                about = {"method": method, "stages": cases.stages, "workload": cases.model or "sleeping"}
-                written += write_trace(args.trace / f"{method}-m{m}", events, micro_batches=m, about=about)
-    return written
+            written += recorded.write_traces(args.trace, m)
+    for path in written:
+        console.print(f"{path}", highlight=False)
 
 
 def tracing_cost(cases: ProfileCases, args: argparse.Namespace, console: Console) -> None:

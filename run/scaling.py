@@ -30,11 +30,11 @@ from ds_al.models import AL_MODELS
 from ds_al.planner import StageCost
 from ds_al.studies.bench.arguments import numbers, positive
 from ds_al.studies.bench.ceiling import measure_ceiling
-from ds_al.studies.bench.forms import Network, seconds_per_micro_batch
+from ds_al.studies.bench.forms import estimated_seconds, networks_on_two_stages
 from ds_al.studies.bench.ratio import measure_ratio
 from ds_al.studies.bench.scaling import METHODS, STUDIES, ScalingCases, cores, encoder_seconds, measure_scaling
 from ds_al.studies.bench.texts import ag_news
-from ds_al.studies.figures import draw_ratios, draw_scaling
+from ds_al.studies.figures import draw_results
 from ds_al.studies.progress import Bar
 from ds_al.studies.results import Row, header, read, write
 from ds_al.studies.tables.documents import fill, show
@@ -114,7 +114,8 @@ def main() -> None:
             for name in fill(args.tables, args.files):
                 print(f"{args.tables}: {name}")
         elif args.draw:
-            draw_anew(args.files)
+            for figure in (each for path in args.files for each in draw_results(read(path), path)):
+                print(figure)
         elif args.ceiling or args.against_1f1b:
             (ceiling if args.ceiling else against_1f1b)(args, Console())
         else:
@@ -123,15 +124,6 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; no rank is left, and what was measured is kept")
-
-
-def draw_anew(files: Sequence[Path]) -> None:
-    """Figures of the files that have one."""
-    for path in files:
-        results = read(path)
-        draw = draw_scaling if results.kind == "scaling" else draw_ratios
-        for figure in draw(results.rows, path):
-            print(figure)
 
 
 def studies(args: argparse.Namespace, console: Console) -> None:
@@ -173,7 +165,7 @@ def studies(args: argparse.Namespace, console: Console) -> None:
         "data": texts.origin if texts else "none",
         "threads_per_rank": 1,
     }
-    save = _saver(args, "scaling", settings, draw=draw_scaling)
+    save = _saver(args, "scaling", settings)
     rows: list[Row] = []
     with _bar(console, sum(cases.total_seconds() for cases in parts)) as bar:
         for cases in parts:
@@ -192,17 +184,18 @@ def studies(args: argparse.Namespace, console: Console) -> None:
 
             rows = [*done, *measure_scaling(cases, progress=progress)]
     show(console, "scaling", rows)
-    save(rows, figure=True, console=console)
+    save(rows, console=console)
 
 
 def ceiling(args: argparse.Namespace, console: Console) -> None:
     """Streaming beside the ceiling."""
     micro_batches = args.micro_batches[0] if args.micro_batches else 8
-    networks, repeat = _networks(args), args.repeat or 7
+    networks = networks_on_two_stages(args.model or ("vgg", "transformer"), micro_batch=args.micro_batch)
+    repeat = args.repeat or 7
     batches = -(-(args.total or 64) // micro_batches)
     save = _saver(args, "ceiling", {"micro_batch": args.micro_batch, "threads_per_rank": 1, "optimizer": "AdamW"})
     each = 2 * micro_batches * batches
-    with _bar(console, _estimate(networks, repeat * each)) as bar:
+    with _bar(console, estimated_seconds(networks, repeat * each)) as bar:
         share = bar.total / (len(networks) * repeat)
 
         def progress(model: str, rows: list[Row]) -> None:
@@ -218,10 +211,11 @@ def ceiling(args: argparse.Namespace, console: Console) -> None:
 def against_1f1b(args: argparse.Namespace, console: Console) -> None:
     """Streaming over 1F1B beside the bound."""
     numbers_of = args.micro_batches or (2, 4, 8, 16)
-    networks, repeat, total = _networks(args), args.repeat or 5, args.total or 32
+    networks = networks_on_two_stages(args.model or ("vgg", "transformer"), micro_batch=args.micro_batch)
+    repeat, total = args.repeat or 5, args.total or 32
     settings = {"micro_batch": args.micro_batch, "threads_per_rank": 1, "optimizer": "AdamW", "total": total}
-    save = _saver(args, "bound", settings, draw=draw_ratios)
-    with _bar(console, _estimate(networks, repeat * 2 * total * len(numbers_of))) as bar:
+    save = _saver(args, "bound", settings)
+    with _bar(console, estimated_seconds(networks, repeat * 2 * total * len(numbers_of))) as bar:
         share = bar.total / (len(networks) * repeat)
 
         def progress(model: str, rows: list[Row]) -> None:
@@ -232,36 +226,20 @@ def against_1f1b(args: argparse.Namespace, console: Console) -> None:
 
         rows = measure_ratio(networks, micro_batches=numbers_of, total=total, repeat=repeat, progress=progress)
     show(console, "bound", rows)
-    save(rows, figure=True, console=console)
+    save(rows, console=console)
 
 
-def _networks(args: argparse.Namespace) -> list[Network]:
-    if cores() < 2:
-        raise ValueError(f"got {cores()} core: two stages of real maths need one each")
-    return [Network(name, stages=2, micro_batch=args.micro_batch) for name in args.model or ("vgg", "transformer")]
+def _saver(args: argparse.Namespace, kind: str, settings: dict[str, Any]) -> Callable[..., None]:
+    """What writes rows as they come, and draws them at the end."""
+    about = header(**settings)
 
-
-def _estimate(networks: Sequence[Network], micro_batches: int) -> float:
-    """Seconds for so many micro-batches of each network through two stages, and for starting the ranks."""
-    return sum(30 + micro_batches * seconds_per_micro_batch(network) / 2 for network in networks)
-
-
-def _saver(
-    args: argparse.Namespace,
-    kind: str,
-    settings: dict[str, Any],
-    draw: Callable[[Rows, Path], list[Path]] | None = None,
-) -> Callable[..., None]:
-    """What writes rows as they come."""
-    origin = header(**settings)
-
-    def save(rows: Rows, *, figure: bool = False, console: Console | None = None) -> None:
+    def save(rows: Rows, *, console: Console | None = None) -> None:
         if not args.json:
             return
-        write(args.json, kind=kind, header=origin, rows=rows)
-        drawn = draw(rows, args.json) if draw is not None and figure else []
-        for path in [args.json, args.json.with_suffix(".csv"), *drawn] if console else []:
-            console.print(f"{path}", highlight=False)
+        write(args.json, kind=kind, header=about, rows=rows)
+        if console is not None:
+            for path in (args.json, args.json.with_suffix(".csv"), *draw_results(read(args.json), args.json)):
+                console.print(f"{path}", highlight=False)
 
     return save
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ds_al.figures import palette
 from ds_al.studies.bench import published
-from ds_al.studies.results import Row
+from ds_al.studies.results import Results, Row
 from ds_al.studies.scale.predictions import LARGE, LINKS, OVERLAPPED
 from ds_al.studies.scale.views import FORMULA, SHOWN, row_of, rows_of, series, share_of_alone
 from ds_al.studies.tables.language import TWIN
@@ -94,6 +94,12 @@ def draw_ratios(rows: Sequence[Row], path: Path) -> list[Path]:
         _finish(axes, "M, micro-batches per batch", "streaming over 1F1B, samples per second", own[0]["model"])
     _legend(figure, panels[0], "outside upper center", columns=3)
     return _save(figure, path)
+
+
+def draw_results(results: Results, path: Path) -> list[Path]:
+    """Draws results of a kind that has a figure, anew; other kinds not."""
+    draw = {"scaling": draw_scaling, "bound": draw_ratios, "slow_link": draw_slow_link}.get(results.kind)
+    return draw(results.rows, path) if draw else []
 
 
 # ---- slow links ------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from ds_al.partition.plan import balance
 from ds_al.planner import StageCost
 from ds_al.stage import LocalStage
 from ds_al.studies.bench import workloads
+from ds_al.studies.bench.scaling import cores
 from ds_al.tensors import Activation, stop_gradient
 
 _DEVICE = torch.device("cpu")
@@ -209,3 +210,19 @@ def seconds_per_micro_batch(network: Network) -> float:
     """Of the AL form, in this process: for estimates."""
     with torch.random.fork_rng(devices=[]):
         return min(sum(layer.cost() for layer in al) for al, _ in time_forms(network, repeat=2))
+
+
+def networks_on_two_stages(models: Sequence[str], *, micro_batch: int) -> list[Network]:
+    """Networks for the measurements of two cores.
+
+    Raises:
+        ValueError: this machine has one core.
+    """
+    if cores() < 2:
+        raise ValueError(f"got {cores()} core: two stages of real maths need one each")
+    return [Network(name, stages=2, micro_batch=micro_batch) for name in models]
+
+
+def estimated_seconds(networks: Sequence[Network], micro_batches: int) -> float:
+    """For so many micro-batches of each network through two stages, and for starting the ranks."""
+    return sum(30 + micro_batches * seconds_per_micro_batch(network) / 2 for network in networks)
