@@ -1,1 +1,1 @@
-"""How a network is cut into stages: plans, and what layers cost."""
+"""Partitioning of a network into stages: methods, layer costs, and their measurement."""
