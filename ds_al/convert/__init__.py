@@ -1,11 +1,11 @@
-"""Converts layer lists and models of transformers to AL networks, and trained networks back to plain models.
+"""Conversion of existing models to AL networks, and export of AL networks as plain models.
 
     layers         a layer list of DeepSpeed's ``PipelineModule``: ``ds_al.from_layers``
     hugging_face   a model of ``transformers``: ``ds_al.from_pretrained``
     export         weights that ``transformers`` loads, or a program: ``ds_al.export``
 
-Both ways in end in :func:`ds_al.convert.assemble.al_layers`: blocks with the activation that leaves each group of
-them, and the head, become f and b; g and h are made new. The page for users is ``docs/from_your_model.md``.
+Both importers end in :func:`ds_al.convert.assemble.al_layers`: the blocks become f, the head and the bridges chosen by
+the activation of each group become b, and g and h are new. The user guide is ``docs/from_your_model.md``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def batch_fn(batch: Mapping[str, Tensor]) -> tuple[Any, Tensor]:
     """Converts a batch of a ``transformers`` collator to ``(x, labels)``, for ``engine.set_batch_fn``.
 
-    x is ``pixel_values``, or those of ``input_ids``, ``attention_mask`` and ``token_type_ids`` that are there.
+    x is ``pixel_values``, or those of ``input_ids``, ``attention_mask`` and ``token_type_ids`` that the batch contains.
 
     Example:
         >>> batch = {"input_ids": torch.ones(4, 7), "attention_mask": torch.ones(4, 7), "labels": torch.zeros(4)}

@@ -1,7 +1,7 @@
-"""Where the models of ``transformers`` have their embeddings, blocks, final norm and head.
+"""Locations of embeddings, blocks, final norm and head in the models of ``transformers``.
 
-One function per family, by ``config.model_type``, in :data:`FAMILIES`. It returns an :class:`Anatomy`; every part in
-it is the model's own.
+:data:`FAMILIES` has one function per model family, by ``config.model_type``. It returns an :class:`Anatomy`, all parts
+of which are the model's own.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Anatomy:
     """The parts of a model.
 
     Attributes:
-        blocks: how many blocks can be cut between.
-        group: makes f of a range of them; the first range embeds, too.
-        activations: what leaves each block, on the meta device.
-        body: of the head.
-        scores: of the head; a path in the model.
-        private: makes a bridge's private blocks, of how many there are to be and the block that they are like; of
-            causal language models.
+        blocks: number of blocks, between which the model can be split.
+        group: builds f of a range of blocks; the first range includes the embeddings.
+        activations: output of each block, on the meta device.
+        body: body of the head.
+        scores: path of the head's linear layer in the model.
+        private: builds a bridge's private blocks, given their number and the index of the block to imitate; for causal
+            language models.
     """
 
     blocks: int
@@ -58,7 +58,7 @@ def _text(
     config = model.config
 
     def group(which: range) -> nn.Module:
-        # Rotary embeddings have no weights; a copy, or two stages would write into one when they move it.
+        # Rotary embeddings have no weights. They are copied, so that no two stages move the same module.
         chain = TextBlocks(
             [blocks[i] for i in which], [masks[i] for i in which], config=config, rotary=copy.deepcopy(rotary)
         )
@@ -137,14 +137,14 @@ def _decoder(
 
 
 class ImageBlocks(nn.Module):
-    """Blocks of a ViT, one after another: ``(B, T, D)`` to the same."""
+    """A sequence of ViT blocks: ``(B, T, D)`` to the same."""
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, s: Tensor) -> Tensor:
-        """No patch is masked."""
+        """Runs the blocks without a mask."""
         for block in self.blocks:
             s = block(s)
         return s
@@ -165,7 +165,7 @@ def vit(model: Any, task: str) -> Anatomy:
 
 
 def resnet(model: Any, task: str) -> Anatomy:
-    """ResNet for image classification; blocks are the residual ones, and the first has the stem before it."""
+    """ResNet for image classification; blocks are the residual blocks, and the first includes the stem."""
     trunk = model.resnet
     blocks = [block for stage in trunk.encoder.stages for block in stage.layers]
 
@@ -179,7 +179,7 @@ def resnet(model: Any, task: str) -> Anatomy:
 
 @torch.no_grad()
 def _maps(stem: nn.Module, blocks: Sequence[nn.Module], channels: int) -> list[Tensor]:
-    """Shapes that leave each block, of an image of the usual size."""
+    """Returns the output of each block for an image of the usual size, on the meta device."""
     s = copy.deepcopy(stem).to("meta").eval()(torch.empty(2, channels, 224, 224, device="meta"))
     maps = []
     for block in blocks:
@@ -201,4 +201,4 @@ FAMILIES: dict[str, tuple[Callable[[Any, str], Anatomy], tuple[str, ...]]] = {
     "vit": (vit, (LOOK,)),
     "resnet": (resnet, (LOOK,)),
 }
-"""By ``config.model_type``: the function, and the tasks that it knows."""
+"""The function and its supported tasks, by ``config.model_type``."""

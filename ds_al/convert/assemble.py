@@ -1,4 +1,4 @@
-"""Blocks and a head become AL layers: f taken as they are, b by what leaves each f, g and h made new."""
+"""Assembly of AL layers from blocks and a head: f as given, b chosen by the output of each f, new g and h."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def al_layers(
     code: str,
     bridges: Sequence[Part | None] | None = None,
 ) -> list[ALLayerSpec]:
-    """Specs of the AL layers of a network.
+    """Builds the specs of the AL layers of a network.
 
-    The last layer has the network's own head: with ``greedy`` and ``next_token`` as it is, linear layer and all,
-    since h is a classifier there; otherwise with a new linear layer onto codes in the place of its scores.
+    The last layer has the network's own head: unchanged, including its linear layer, with ``greedy`` and
+    ``next_token``, where h is a classifier; otherwise with a new linear layer onto codes in place of its scores.
 
     Args:
-        f: of each layer, in order.
-        activations: what leaves each of them, see :func:`ds_al.convert.bridges.bridge`.
-        head: of the network; without one the last bridge is made as all others.
+        f: one part per layer, in order.
+        activations: output of each f, see :func:`ds_al.convert.bridges.bridge`.
+        head: head of the network; if ``None``, the last bridge is built like all others.
         num_classes: V.
         objective, code_width, code: see :func:`ds_al.models.targets.target_side`; by default K is about V, and 64 for
             language models, whose V is a vocabulary.
-        bridges: b of each layer, ``None`` where it is to be chosen by the activation. Such a bridge gets the first
+        bridges: b of each layer, ``None`` to choose it by the activation. The input of a given bridge is the first
             tensor of a tuple.
 
     Raises:
-        ALConfigError: no bridge is known for an activation, or ``bridges`` has another length.
+        ALConfigError: there is no bridge for the shape of an activation, or the length of ``bridges`` is wrong.
     """
     if bridges is not None and len(bridges) != len(f):
         raise ALConfigError(

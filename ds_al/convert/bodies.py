@@ -1,4 +1,5 @@
-"""What stands before the scores in heads of ``transformers``: ``s -> (B, D)``, made of the model's own parts."""
+"""Bodies of ``transformers`` heads, the part before the linear layer: ``s -> (B, D)``, built from the model's own
+modules."""
 
 from __future__ import annotations
 
@@ -7,25 +8,25 @@ from torch import Tensor, nn
 
 
 class PooledBody(nn.Module):
-    """Of BERT: pooler and dropout."""
+    """Body of BERT: pooler and dropout."""
 
     def __init__(self, pooler: nn.Module, dropout: nn.Module) -> None:
         super().__init__()
         self.pooler, self.dropout = pooler, dropout
 
     def forward(self, s: tuple[Tensor, ...]) -> Tensor:
-        """Reads the first token."""
+        """Uses the first token."""
         return self.dropout(self.pooler(s[0]))
 
 
 class DenseBody(nn.Module):
-    """Of RoBERTa and DistilBERT: a dense layer and its activation on the first token.
+    """Body of RoBERTa and DistilBERT: a dense layer and its activation on the first token.
 
     Args:
         dense: the linear layer.
-        activation: after it.
+        activation: activation function after it.
         before: dropout before it.
-        after: dropout after it.
+        after: dropout after the activation function.
     """
 
     def __init__(self, dense: nn.Module, activation: nn.Module, *, before: nn.Module, after: nn.Module) -> None:
@@ -33,42 +34,42 @@ class DenseBody(nn.Module):
         self.before, self.dense, self.activation, self.after = before, dense, activation, after
 
     def forward(self, s: tuple[Tensor, ...]) -> Tensor:
-        """Reads the first token."""
+        """Uses the first token."""
         return self.after(self.activation(self.dense(self.before(s[0][:, 0]))))
 
 
 class LastTokenBody(nn.Module):
-    """Of decoders that classify: the final norm on the last token of ``(hidden, last (B,), mask)``."""
+    """Body of decoders for classification: the final norm on the last token of ``(hidden, last (B,), mask)``."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.norm = norm
 
     def forward(self, s: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Reads the last token."""
+        """Uses the last token."""
         hidden, last, _ = s
         return self.norm(hidden[torch.arange(hidden.shape[0], device=hidden.device), last])
 
 
 class EveryTokenBody(nn.Module):
-    """Of causal language models: the final norm, ``(B, T, D)``."""
+    """Body of causal language models: the final norm, ``(B, T, D)``."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.norm = norm
 
     def forward(self, s: tuple[Tensor, ...]) -> Tensor:
-        """Reads all tokens."""
+        """Uses all tokens."""
         return self.norm(s[0])
 
 
 class ClassTokenBody(nn.Module):
-    """Of ViT: the final norm on the first of the tokens ``(B, T, D)``."""
+    """Body of ViT: the final norm on the first of the tokens ``(B, T, D)``."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.norm = norm
 
     def forward(self, s: Tensor) -> Tensor:
-        """Reads the class token."""
+        """Uses the class token."""
         return self.norm(s[:, 0])

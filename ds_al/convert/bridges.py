@@ -1,12 +1,12 @@
-"""Which bridge reads which activation, for a network that this library knows by its shapes alone.
+"""Choice of a bridge by the shape of an activation, for networks of which only shapes are known.
 
-    (B, C, H, W)                     a narrow copy of what follows, average, linear   (:mod:`ds_al.models.bridges`)
+    (B, C, H, W)                     a narrow copy of the later layers, mean, linear  (:mod:`ds_al.models.bridges`)
     (hidden (B, T, D), .., mask)     the masked mean over tokens, linear              (:mod:`ds_al.models.sequence`)
     (B, T, D)                        the mean over tokens, linear
     (B, D)                           linear
 
-An activation that is a tuple counts by its first tensor; it has a mask where its last tensor is boolean ``(B, T)``.
-For causal language models the bridge keeps the tokens: layer norm, linear, ``(B, T, D) -> (B, T, K)``.
+The shape of a tuple is that of its first tensor; a tuple has a mask if its last tensor is boolean ``(B, T)``.
+For causal language models the bridge maps each token: layer norm, linear, ``(B, T, D) -> (B, T, K)``.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from ds_al.tensors import Activation, first
 def bridge(
     s: Activation, later: Sequence[Activation], *, code_width: int, code: str, per_token: bool
 ) -> dict[str, Any]:
-    """``b`` and ``reduce`` of one layer, as keyword arguments of ``ALLayerSpec``.
+    """Returns ``b`` and ``reduce`` of one layer, as keyword arguments of ``ALLayerSpec``.
 
     Args:
-        s: an activation of the shape that leaves the layer, on any device, the meta device too.
-        later: the same of each layer that follows.
+        s: an activation with the shape of the layer's output, on any device including meta.
+        later: the same for each later layer.
         code_width: K.
-        code: where codes live, see :mod:`ds_al.models.targets`.
-        per_token: scores are given at every token.
+        code: set of codes, see :mod:`ds_al.models.targets`.
+        per_token: whether every token has scores.
 
     Raises:
-        ALConfigError: no bridge is known for this shape.
+        ALConfigError: there is no bridge for this shape.
     """
     hidden = first(s)
     if per_token and hidden.ndim == 3:
@@ -63,24 +63,24 @@ def bridge(
 
 
 class TokenBridge(nn.Sequential):
-    """What each token says about its successor: ``(B, T, D) -> (B, T, K)``."""
+    """Token-wise bridge: ``(B, T, D) -> (B, T, K)``."""
 
     def __init__(self, width: int, code_width: int) -> None:
         super().__init__(nn.LayerNorm(width), nn.Linear(width, code_width))
 
 
 def token_mean(s: Activation) -> Tensor:
-    """Mean over the tokens of ``(B, T, D)``: ``(B, D)``."""
+    """Returns the mean over the tokens of ``(B, T, D)``: ``(B, D)``."""
     return first(s).mean(dim=1)
 
 
 def has_mask(s: Activation) -> bool:
-    """Whether the last tensor of an activation is a mask over the tokens of the first."""
+    """Returns whether the last tensor of an activation is a mask over the tokens of the first."""
     return isinstance(s, tuple) and s[-1].dtype == torch.bool and s[-1].shape == s[0].shape[:2]
 
 
 def _stages(here: Tensor, later: Sequence[Tensor]) -> list[Stage]:
-    """What a mimic bridge copies of each later layer that gives a map, too."""
+    """Returns the stages that a mimic bridge copies: the following layers up to the first whose output is not a map."""
     stages = []
     for there in later:
         if there.ndim != 4:

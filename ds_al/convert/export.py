@@ -1,10 +1,10 @@
-"""``ds_al.export``: back to a plain model.
+"""``ds_al.export``: conversion of a trained AL network to a plain model.
 
-Where the way to the scores folds into the model's own classifier (:mod:`ds_al.convert.fold`), the folder is what
-``save_pretrained`` of the model writes: ``AutoModelFor...from_pretrained(folder)`` gives the scores of
-``engine.predict``. Where it does not, the folder holds the model's trunk for ``AutoModel.from_pretrained``, and beside
-it ``inference.pt2``, the whole way from ``x`` to the scores as a ``torch.export`` program. Neither needs ds_al.
-:mod:`ds_al.convert.export_command` is the same as a command.
+If the path to the scores folds into the model's own classifier (:mod:`ds_al.convert.fold`), the folder is that of the
+model's ``save_pretrained``: ``AutoModelFor...from_pretrained(folder)`` computes the scores of ``engine.predict``.
+Otherwise the folder contains the model's trunk for ``AutoModel.from_pretrained``, and ``inference.pt2``, the whole path
+from ``x`` to the scores as a ``torch.export`` program. Neither needs ds_al.
+:mod:`ds_al.convert.export_command` is the command-line interface.
 """
 
 from __future__ import annotations
@@ -50,26 +50,27 @@ def export(
     """Writes the trained network as a plain model. If ranks were started, every rank calls it; the first one writes.
 
     Args:
-        model: an engine or its module; or a folder that ``save_checkpoint`` wrote, on any number of stages, of a
-            network that :func:`ds_al.from_pretrained` made. A folder needs neither ranks nor the job's code.
-        path: folder to write.
+        model: an engine or its module; or a folder written by ``save_checkpoint``, on any number of stages, of a
+            network built by :func:`ds_al.from_pretrained`. Exporting a folder needs neither ranks nor the training
+            script.
+        path: the output folder.
         weights: weights to write instead of the module's own: a checkpoint, or a safetensors file with the names of the
             module's ``state_dict`` on one stage, ``"<layer>.f.<name>"``.
-        tag: of a checkpoint, instead of the latest.
-        same: ``"labels"`` lets ``contrast`` fold, too: the plain model then names the same labels, and its scores are
-            those of the engine times the length of the code.
+        tag: tag of a checkpoint, instead of the latest.
+        same: ``"labels"`` also folds ``contrast``: the plain model then predicts the same labels, and its scores are
+            those of the engine times the norm of the code.
         program: also writes the inference path, as ``"torch.export"``, ``"torchscript"`` or ``"onnx"``.
-        example: a micro-batch ``x`` to trace programs with; needed where the network was not made by
-            :func:`ds_al.from_pretrained`, of which only a program can be written.
+        example: a micro-batch ``x`` for tracing programs; required if the network was not built by
+            :func:`ds_al.from_pretrained`, in which case only a program can be written.
 
     Returns:
-        What was written: ``"classifier"`` for a plain model with the same scores, ``"program"`` if only the program has
-        these scores. The same on every rank.
+        ``"classifier"`` for a plain model with the same scores, ``"program"`` if only the program computes the scores.
+        All ranks return the same.
 
     Raises:
         ALConfigError: an option is unknown, an example is missing, or a format needs a package.
-        ALCheckpointError: a checkpoint or file is missing, truncated or altered, of another network, or of one that
-            cannot be rebuilt from a folder; the message says how to export that.
+        ALCheckpointError: a checkpoint or file is missing, truncated or altered, belongs to another network, or to one
+            that cannot be rebuilt from a folder; the message says how to export that network.
     """
     if same not in ("scores", "labels"):
         raise ALConfigError(f"got same={same!r}: expected 'scores' or 'labels'")
@@ -98,7 +99,7 @@ def export(
         )
         if found is not None:
             written[0] = _write(found, Path(path), same, program, example)
-    except ALError as error:  # what goes wrong on the first rank is raised on all
+    except ALError as error:  # an error on the first rank is raised on all ranks
         written[0] = error
     except Exception as error:
         written[0] = ALError(f"export to {path} failed: {type(error).__name__}: {error}")
@@ -129,7 +130,7 @@ def plain(
     """Writes a folder for ``from_pretrained`` of ``transformers``: the model, or its trunk alone.
 
     Returns:
-        The classifier that stands in the model; or why only the trunk could be written.
+        The folded classifier, now part of the model; or the reason why only the trunk could be written.
     """
     folded = fold(layers, num_classes=num_classes, same=same)
     weights: dict[str, Tensor] = {}
@@ -161,7 +162,7 @@ class Network:
 
 
 def _masters(model: Any) -> Mapping[nn.Parameter, Tensor] | None:
-    """Of an engine's weights on this stage; every rank calls it."""
+    """Returns the master weights of this stage's engine; every rank calls it."""
     optimizer = getattr(model, "optimizer", None)
     return optimizer.gather()[1] if isinstance(optimizer, LocalOptimizer) else None
 
@@ -173,10 +174,10 @@ def gathered(
     tag: str | None = None,
     masters: Mapping[nn.Parameter, Tensor] | None = None,
 ) -> Network | None:
-    """The network of a module, on the first rank; ``None`` on others. Every rank calls it.
+    """Returns the network of a module on the first rank, and ``None`` on others. Every rank calls it.
 
     Args:
-        masters: of this stage's weights, see :func:`~ds_al.config.precision.full_state`.
+        masters: master weights of this stage, see :func:`~ds_al.config.precision.full_state`.
     """
     if weights is None:
         states = _states(module, masters)
@@ -193,7 +194,7 @@ def gathered(
 
 
 def of_checkpoint(path: Path, *, tag: str | None = None) -> Network | None:
-    """The network of a checkpoint that knows how it was made, on the first rank or without any.
+    """Returns the network of a checkpoint that contains its recipe, on the first rank or without any ranks.
 
     Raises:
         ALCheckpointError: see :func:`export`.
@@ -213,14 +214,14 @@ def of_checkpoint(path: Path, *, tag: str | None = None) -> Network | None:
     except ALCheckpointError as error:
         raise ALCheckpointError(f"the checkpoint {str(folder)!r} cannot be exported by itself: {error}") from None
     states: dict[int, dict[str, Tensor]] = dict(layer_weights(folder, index))
-    for number in recipe["own_bridges"]:  # no part of the way to the scores, and of another form than what was made
+    for number in recipe["own_bridges"]:  # unused by the scores, and of a different form than the rebuilt bridge
         states[number] = {name: value for name, value in states[number].items() if not name.startswith("b.")}
     layers = _loaded(specs, states, origin=folder, without_bridge=recipe["own_bridges"])
     return Network(layers, index["num_classes"], source)
 
 
 def _of(path: Path, tag: str | None, *, layers: int) -> tuple[Path, Record]:
-    """A checkpoint of so many layers."""
+    """Opens a checkpoint and checks its number of layers."""
     folder, index = opened(path, tag)
     if index["num_layers"] != layers:
         raise ALCheckpointError(
@@ -253,7 +254,7 @@ def _loaded(
 def _states(
     module: ALPipelineModule, masters: Mapping[nn.Parameter, Tensor] | None
 ) -> dict[int, dict[str, Tensor]] | None:
-    """Weights by layer, on the first rank."""
+    """Returns the weights by layer, on the first rank."""
     own = {i: {n: v.detach().cpu() for n, v in full_state(layer, masters).items()} for i, layer in module.local_layers}
     found: list[dict[int, dict[str, Tensor]]] = [own]
     if module.world_size > 1:
@@ -266,7 +267,7 @@ def _states(
 
 
 def _read(file: Path, layers: int) -> dict[int, dict[str, Tensor]]:
-    """The same from a file."""
+    """Returns the weights by layer from a file."""
     states: dict[int, dict[str, Tensor]] = {index: {} for index in range(layers)}
     for name, value in load_file(file).items():
         index, _, own = name.partition(".")

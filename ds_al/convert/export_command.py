@@ -1,4 +1,4 @@
-"""``python -m ds_al export CHECKPOINT OUT``: a plain model of transformers from a checkpoint, without ranks."""
+"""``python -m ds_al export CHECKPOINT OUT``: exports a checkpoint as a plain model of transformers, without ranks."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""The way from the last activation to the scores, folded into the linear layer of the network's own head.
+"""Folding of the path from the last activation to the scores into the linear layer of the network's own head.
 
-    greedy, next_token   the head is the model's own: nothing to fold
+    greedy, next_token   the head is the model's own: no folding needed
     readout              the same
-    token_codes          scores are the products with the codes of all tokens: one matrix
-    mse, decoded         code . body, then h_N .. h_1, all of them linear: one matrix, exact up to float rounding
+    token_codes          scores are products with the codes of all tokens: one matrix
+    mse, decoded         code . body, then h_N .. h_1, all linear: one matrix, exact up to float rounding
     contrast, decode     the same
-    contrast, nearest    cosines: the code's length divides the scores, which no linear layer can do. The label that
-                         wins is that of a linear layer, which ``same="labels"`` asks for
+    contrast, nearest    cosines: scores are divided by the norm of the code, which is not linear. The predicted label
+                         is that of a linear layer, which ``same="labels"`` selects
 
-A network does not fold whose codes end on tanh, sigmoid or layer norm, or whose last bridge is the user's own.
+A network does not fold if its codes end with tanh, sigmoid or layer norm, or if its last bridge is user-defined.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Same = Literal["scores", "labels"]
 
 @dataclass(frozen=True)
 class Folded:
-    """A linear layer in the place of a classifier: ``weight (V, D)``, ``bias (V,)`` or ``None``."""
+    """A linear layer that replaces a classifier: ``weight (V, D)``, ``bias (V,)`` or ``None``."""
 
     weight: Tensor
     bias: Tensor | None
@@ -38,12 +38,12 @@ class Folded:
 
 @torch.no_grad()
 def fold(layers: Sequence[ALLayer], *, num_classes: int, same: Same) -> Folded | str:
-    """The classifier that scores as the full inference path does; or why there is none.
+    """Returns the classifier with the scores of the full inference path, or the reason why there is none.
 
     Args:
         layers: all AL layers.
         num_classes: V.
-        same: ``"labels"`` is content where the highest score is that of the same label.
+        same: ``"labels"`` requires the same predicted label only.
     """
     last = layers[-1]
     objective = last.objective
@@ -76,7 +76,7 @@ def fold(layers: Sequence[ALLayer], *, num_classes: int, same: Same) -> Folded |
 
 
 def _table(layers: Sequence[ALLayer], num_classes: int) -> Tensor:
-    """Codes of all classes at the last layer."""
+    """Returns the codes of all classes at the last layer."""
     table = layers[-1].objective.all_classes(num_classes, device=next(layers[0].g.parameters()).device)
     for layer in layers:
         table = layer.g(table)
@@ -84,7 +84,7 @@ def _table(layers: Sequence[ALLayer], num_classes: int) -> Tensor:
 
 
 def _folded(chain: Sequence[nn.Linear]) -> Folded:
-    """``(D -> .. -> V)``, multiplied in double precision."""
+    """Multiplies the layers ``(D -> .. -> V)`` in double precision."""
     dtype = chain[0].weight.dtype
     weight = torch.eye(chain[0].in_features, dtype=torch.float64, device=chain[0].weight.device)
     bias = weight.new_zeros(chain[0].in_features)

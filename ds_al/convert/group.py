@@ -1,4 +1,4 @@
-"""A run of a ``PipelineModule``'s layers as one module, built and called as DeepSpeed does."""
+"""Groups of consecutive layers of a ``PipelineModule`` as one module, built and called as in DeepSpeed."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from ds_al.tensors import Activation
 
 
 class Function(nn.Module):
-    """A layer that is a plain function."""
+    """Module wrapper of a layer that is a plain function."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         super().__init__()
         self.function = function
 
     def forward(self, x: Any) -> Any:
-        """Calls it."""
+        """Calls the function."""
         return self.function(x)
 
 
 class TiedUse(nn.Module):
-    """Another use of a module that stands elsewhere in the same group, which owns its weights."""
+    """Another use of a tied module whose weights belong to its first use in the same group."""
 
     def __init__(self, module: nn.Module, forward_fn: Callable[[nn.Module, Any], Any] | None) -> None:
         super().__init__()
-        self._tied = (module,)  # in a tuple, or its weights would be listed, saved and counted twice
+        self._tied = (module,)  # a tuple, so that its weights are not listed, saved and counted twice
         self.forward_fn = forward_fn
 
     def forward(self, x: Any) -> Any:
@@ -41,7 +41,7 @@ class TiedUse(nn.Module):
 
 
 class TiedFirst(nn.Module):
-    """The first use of a module that is called by a function of its own."""
+    """The first use of a tied module that has a ``forward_fn``."""
 
     def __init__(self, module: nn.Module, forward_fn: Callable[[nn.Module, Any], Any]) -> None:
         super().__init__()
@@ -54,13 +54,13 @@ class TiedFirst(nn.Module):
 
 
 class Group(nn.Sequential):
-    """Layers one after another: ``LayerSpec``, ``TiedLayerSpec``, modules, functions.
+    """A sequence of layers: ``LayerSpec``, ``TiedLayerSpec``, modules, functions.
 
     Args:
-        layers: the run.
-        start: index of its first layer in the network.
-        base_seed: with each layer's index, the seed under which a specification is built, so that weights are those
-            of ``PipelineModule(layers, seed_layers=True, base_seed=base_seed)``.
+        layers: the layers.
+        start: index of the first one in the network.
+        base_seed: plus a layer's index, the seed under which a specification is built, so the weights are those of
+            ``PipelineModule(layers, seed_layers=True, base_seed=base_seed)``.
     """
 
     def __init__(self, layers: Sequence[Any], *, start: int, base_seed: int) -> None:
@@ -69,7 +69,7 @@ class Group(nn.Sequential):
 
 
 class HeadBody(Group):
-    """A group that ends a network, without the linear layer that scores: ``s -> (B, D)``."""
+    """The last group of a network without the linear layer that computes the scores: ``s -> (B, D)``."""
 
     def __init__(self, layers: Sequence[Any], *, start: int, base_seed: int, num_classes: int) -> None:
         super().__init__(layers, start=start, base_seed=base_seed)
@@ -79,7 +79,7 @@ class HeadBody(Group):
 
 
 def head_scores(layers: Sequence[Any], *, start: int, base_seed: int, num_classes: int) -> nn.Module:
-    """The linear layer that :class:`HeadBody` leaves out, with the weights that it has there."""
+    """Builds the linear layer omitted by :class:`HeadBody`, with its weights."""
     group = Group(layers, start=start, base_seed=base_seed)
     path = last_linear(group, num_classes)
     assert path is not None
@@ -87,8 +87,8 @@ def head_scores(layers: Sequence[Any], *, start: int, base_seed: int, num_classe
 
 
 def build(layer: Any, tied: dict[Any, nn.Module], *, seed: int | None) -> nn.Module:
-    """The module of one layer; ``tied`` holds those that were built for a tied key before. Random numbers of others
-    are left as they are."""
+    """Builds the module of one layer. ``tied`` maps tied keys to the modules built so far. The random state is
+    preserved."""
     if isinstance(layer, nn.Module):
         return layer
     if not isinstance(layer, LayerSpec):
@@ -107,5 +107,5 @@ def build(layer: Any, tied: dict[Any, nn.Module], *, seed: int | None) -> nn.Mod
 
 
 def on_meta(s: Activation) -> Activation:
-    """The shapes of an activation."""
+    """Moves an activation to the meta device, keeping its shapes only."""
     return tuple(part.to("meta") for part in s) if isinstance(s, tuple) else s.to("meta")

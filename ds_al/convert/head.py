@@ -1,4 +1,5 @@
-"""The head of a network, in two parts: what sums the last activation up, and the linear layer that scores it."""
+"""Head of a network, split into the body that pools the last activation and the linear layer that computes the
+scores."""
 
 from __future__ import annotations
 
@@ -15,13 +16,13 @@ from ds_al.tensors import Activation
 
 @dataclass(frozen=True)
 class Head:
-    """Of a network whose last activation is ``s``.
+    """Head of a network whose last activation is ``s``.
 
     Attributes:
         body: ``s -> (B, D)``, or ``(B, T, D)`` of a causal language model.
         scores: the ``nn.Linear`` that follows, ``D -> V``.
         width: D.
-        bias: whether ``scores`` has one.
+        bias: whether ``scores`` has a bias.
     """
 
     body: Part
@@ -30,47 +31,47 @@ class Head:
     bias: bool
 
     def twin(self) -> LayerSpec:
-        """Both parts as one, for a plain ``PipelineModule``."""
+        """Returns both parts as one spec, for a plain ``PipelineModule``."""
         return LayerSpec(WholeHead, self.body, self.scores)
 
 
 class WholeHead(nn.Module):
-    """Scores of an activation, as the network itself gives them: ``(B, V)``."""
+    """The network's own head: scores ``(B, V)`` of an activation."""
 
     def __init__(self, body: Part, scores: Part) -> None:
         super().__init__()
         self.body, self.scores = _build(body), _build(scores)
 
     def forward(self, s: Activation) -> Tensor:
-        """``scores(body(s))``."""
+        """Computes ``scores(body(s))``."""
         return self.scores(self.body(s))
 
 
 class CodeHead(nn.Module):
-    """The last layer's bridge: the network's head, with a code in the place of its scores, ``s -> (B, K)``.
+    """The last layer's bridge: the network's head with a code in place of its scores, ``s -> (B, K)``.
 
     Args:
-        body: of the head.
+        body: body of the head.
         width: D.
         code_width: K.
-        code: where codes live, see :mod:`ds_al.models.targets`.
-        bias: of the linear layer; as the network's own, so that it can take the place of it again.
+        code: set of codes, see :mod:`ds_al.models.targets`.
+        bias: whether the linear layer has a bias, like the network's own, which it can then replace on export.
     """
 
     def __init__(self, body: Part, width: int, code_width: int, *, code: str, bias: bool) -> None:
         super().__init__()
         self.body = _build(body)
         self.code = nn.Linear(width, code_width, bias=bias)
-        self.code.weight.use_muon = False  # type: ignore[attr-defined]  # as of every linear layer that gives codes
+        self.code.weight.use_muon = False  # type: ignore[attr-defined]  # as in every linear layer onto codes
         self.end = code_end(code, code_width)
 
     def forward(self, s: Activation) -> Tensor:
-        """``end(code(body(s)))``."""
+        """Computes ``end(code(body(s)))``."""
         return self.end(self.code(self.body(s)))
 
 
 def last_linear(module: nn.Module, num_classes: int) -> str | None:
-    """Path of the linear layer with which a module ends, where that has ``num_classes`` outputs; "" is itself."""
+    """Returns the path of a module's last linear layer if that has ``num_classes`` outputs; "" is the module itself."""
     found = None
     for path, part in module.named_modules():
         if next(part.children(), None) is None and any(True for _ in part.parameters()):
@@ -81,7 +82,8 @@ def last_linear(module: nn.Module, num_classes: int) -> str | None:
 
 
 def without(module: nn.Module, path: str) -> nn.Module:
-    """The module with ``nn.Identity`` at this path. It shares all other parts with the given one, which stays whole."""
+    """Returns the module with ``nn.Identity`` at a path. All other parts are shared with the argument, which is
+    unchanged."""
     if not path:
         return nn.Identity()
     name, _, rest = path.partition(".")

@@ -1,8 +1,8 @@
-"""``ds_al.from_pretrained``: AL layers of a model of ``transformers``, with its blocks, weights and head.
+"""``ds_al.from_pretrained``: AL layers from a model of ``transformers``, with its blocks, weights and head.
 
 task                        x                                             labels
 "sequence-classification"   ids (B, T), (ids, mask), (ids, mask, types)   (B,)
-"causal-lm"                 ids (B, T), (ids, mask)                       (B, T): the ids, -100 where none is learned
+"causal-lm"                 ids (B, T), (ids, mask)                       (B, T): the ids, -100 for no loss
 "image-classification"      pixels (B, C, H, W)                           (B,)
 """
 
@@ -36,7 +36,7 @@ AUTO_CLASSES = {
     GENERATE: "AutoModelForCausalLM",
     LOOK: "AutoModelForImageClassification",
 }
-"""What loads a model for a task."""
+"""The auto class that loads a model for a task."""
 
 
 def from_pretrained(
@@ -54,26 +54,26 @@ def from_pretrained(
     model_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> ALPipelineModule:
-    """Makes an AL network of a model of ``transformers``. Every rank calls it, with the same arguments.
+    """Builds an AL network from a model of ``transformers``. Every rank calls it, with the same arguments.
 
-    Each AL layer has a contiguous run of the model's own blocks; the first also has the embeddings, the last one the
-    final norm and the head. Weights are the model's, bit for bit. If embeddings and head share weights, each becomes a
-    copy.
+    Each AL layer has a group of the model's own blocks; the first also has the embeddings, the last the final norm and
+    the head. The weights are the model's, bit for bit. If embeddings and head are tied, each gets its own copy.
 
     Args:
-        model: name or folder, which is read in float32; or a model, which is used and trained in place.
+        model: name or folder, which is loaded in float32; or a model, whose modules are used and trained in place.
         task: ``"sequence-classification"``, ``"causal-lm"`` or ``"image-classification"``.
-        num_al_layers: K; blocks are spread evenly.
-        groups: number of blocks in each AL layer, instead of ``num_al_layers``.
-        objective: what trains f and b, see :mod:`ds_al.objectives`. By default ``"mse"``; of a language model
-            ``"next_token"``, for which ``"greedy"`` is another name here, ``"readout"`` or ``"token_codes"``.
-        code_width, code: of the codes, see :mod:`ds_al.models.targets`. With ``"linear"`` the path from the last code
-            to the scores folds into the model's classifier, so that :func:`ds_al.export` writes a plain model. Codes of
-            tokens are always ``"linear"``.
+        num_al_layers: K; blocks are distributed evenly.
+        groups: number of blocks of each AL layer, instead of ``num_al_layers``.
+        objective: objective that trains f and b, see :mod:`ds_al.objectives`. The default is ``"mse"``; for a language
+            model it is ``"next_token"`` (alias ``"greedy"``), with ``"readout"`` and ``"token_codes"`` as alternatives.
+        code_width, code: see :mod:`ds_al.models.targets`. With ``"linear"`` the path from the last code to the scores
+            folds into the model's classifier, so :func:`ds_al.export` writes a plain model. Codes of tokens are always
+            ``"linear"``.
         bridges: b of each AL layer, ``None`` to choose it automatically, see :mod:`ds_al.convert.bridges`.
-        bridge_blocks: number of new blocks of the model's own kind in each bridge but the last; for language models.
+        bridge_blocks: number of new blocks of the model's own kind in each bridge before the last; for language models.
         base_seed: seed of new weights, of random numbers and of the order of the data.
-        model_options: for ``from_pretrained`` of ``transformers``, such as ``{"num_labels": 4}``; for a name or folder.
+        model_options: arguments for ``from_pretrained`` of ``transformers``, such as ``{"num_labels": 4}``; for a name
+            or folder.
         options: all other arguments of :class:`~ds_al.module.ALPipelineModule`, such as ``dynamic_shape``.
 
     Example:
@@ -109,14 +109,14 @@ def from_pretrained(
 def load(
     model: str | Path | nn.Module, *, task: str, base_seed: int = 1234, model_options: Mapping[str, Any] | None = None
 ) -> Any:
-    """The model itself; a new head starts from the same weights on every rank."""
+    """Loads the model or returns the given one; a new head has the same initial weights on every rank."""
     if task not in AUTO_CLASSES:
         raise ALConfigError(f"got task={task!r}: expected one of {', '.join(AUTO_CLASSES)}")
     if isinstance(model, nn.Module):
         if model_options:
             raise ALConfigError("got model_options with a model: they are for a name or folder; set its config instead")
         return model
-    import transformers  # late: its model classes take seconds to import
+    import transformers  # lazy: its model classes take seconds to import
 
     with torch.random.fork_rng():
         ds_utils.set_random_seed(base_seed)
@@ -136,7 +136,7 @@ def layer_specs(
     bridges: Sequence[Part | None] | None = None,
     bridge_blocks: int = 0,
 ) -> tuple[list[ALLayerSpec], Source]:
-    """AL layers of a model, and what they are made of; arguments and errors as :func:`from_pretrained`."""
+    """Returns the AL layers of a model and their source; arguments and errors as in :func:`from_pretrained`."""
     anatomy = dissect(model, task)
     ranges = _ranges(anatomy.blocks, num_al_layers, groups)
     head, embedding = _head(model, anatomy)
@@ -189,7 +189,7 @@ def layer_specs(
 def twin_layers(
     model: Any, *, task: str, num_al_layers: int = 4, groups: Sequence[int] | None = None
 ) -> list[Part | LayerSpec]:
-    """The same blocks and head for a plain ``PipelineModule``, which gives the model's own scores."""
+    """Returns the same blocks and head for a plain ``PipelineModule``, which computes the model's own scores."""
     anatomy = dissect(model, task)
     ranges = _ranges(anatomy.blocks, num_al_layers, groups)
     return [*(anatomy.group(which) for which in ranges), _head(model, anatomy)[0].twin()]
@@ -199,7 +199,7 @@ def dissect(model: Any, task: str) -> Anatomy:
     """Finds the parts of a model.
 
     Raises:
-        ALConfigError: this kind of model is not known, or not for this task.
+        ALConfigError: the type of model is not supported, or not for this task.
     """
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", type(model).__name__)
@@ -222,12 +222,12 @@ def dissect(model: Any, task: str) -> Anatomy:
 
 
 def classes(model: Any, task: str) -> int:
-    """V: labels, or the vocabulary."""
+    """Returns V: the number of labels, or the vocabulary size."""
     return int(model.config.vocab_size if task == GENERATE else model.config.num_labels)
 
 
 def _release(module: ALPipelineModule) -> None:
-    """Frees the weights of other stages' layers, of a model that nobody else has; their shapes stay."""
+    """Moves the weights of other stages' layers to the meta device, for a model that has no other owner."""
     own = {index for index, _ in module.local_layers}
     for index, spec in enumerate(host.layer_specs(module)):
         for part in (each for _, whole in modules_of(spec) for each in whole.modules() if index not in own):
@@ -237,7 +237,7 @@ def _release(module: ALPipelineModule) -> None:
 
 
 def _private(anatomy: Anatomy, ranges: Sequence[range], count: int) -> list[Part | None]:
-    """Private blocks of each bridge, like the block that follows the layer; the last layer has none."""
+    """Returns the private blocks of each bridge, built like the block after the layer; the last layer has none."""
     if not isinstance(count, int) or count < 0:
         raise ALConfigError(f"got bridge_blocks={count!r}: expected how many blocks, 0 or more")
     assert anatomy.private is not None
@@ -257,7 +257,7 @@ def _ranges(blocks: int, num_al_layers: int, groups: Sequence[int] | None) -> li
 
 
 def _head(model: Any, anatomy: Anatomy) -> tuple[Head, Tensor | None]:
-    """The head, and the input embedding where the model ties it to the head, which then is a copy of it."""
+    """Returns the head, and the input embedding if the model ties it to the head; the head is then a copy."""
     scores = model.get_submodule(anatomy.scores)
     if not isinstance(scores, nn.Linear):
         raise ALConfigError(f"got a model whose {anatomy.scores} is a {type(scores).__name__}: expected num_labels > 0")

@@ -1,4 +1,4 @@
-"""AL layers of a causal language model: what reads each layer's tokens, and the target side of its objective.
+"""AL layers of causal language models: the token-wise bridge of each layer and the target side of its objective.
 
 objective     b of layers before the last    g                            h
 next_token    private blocks, norm, D -> K   not used                     K -> V in each, the model's head in the last
@@ -6,7 +6,7 @@ readout       the same, K = D                not used                     D -> V
 token_codes   the same                       embedding V -> K, then       maps of codes K -> K
                                              maps of codes K -> K
 
-The last b is the model's final norm, with ``token_codes`` and a linear map onto codes after it.
+The last b is the model's final norm, followed by a linear map onto codes with ``token_codes``.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from ds_al.spec import ALLayerSpec, Part
 from ds_al.tensors import first
 
 NAMES = {"greedy": "next_token", None: "next_token"}
-"""Other names of objectives, for language models."""
+"""Aliases of objectives, for language models."""
 
 
 def language_objective(objective: str | Mapping[str, Any] | None) -> str | Mapping[str, Any]:
-    """The objective of a language model, by its own name.
+    """Returns the objective of a language model, with aliases resolved.
 
     Raises:
-        ALConfigError: it gives a code to a sample, not to a token.
+        ALConfigError: the objective assigns codes to samples, not to tokens.
     """
     options = dict(objective) if isinstance(objective, Mapping) else {"name": objective}
     options["name"] = NAMES.get(options.get("name"), options.get("name"))
@@ -61,21 +61,21 @@ def language_layers(
     bridges: Sequence[Part | None] | None,
     embedding: Tensor | None,
 ) -> list[ALLayerSpec]:
-    """Specs of the AL layers.
+    """Builds the specs of the AL layers.
 
     Args:
-        f: of each layer, in order.
-        head: of the model.
+        f: one part per layer, in order.
+        head: head of the model.
         vocabulary: V.
-        objective: what :func:`language_objective` gave.
+        objective: result of :func:`language_objective`.
         code_width: K; by default 64 with ``next_token``, and D with the others, which then start from the model's own
             output embedding.
-        private: blocks of each layer's bridge, ``None`` for none.
-        bridges: b of each layer, ``None`` where it is to be made here. Such a bridge gets the hidden states alone.
-        embedding: the input embedding ``(V, D)``, where the model ties it to its head.
+        private: private blocks of each layer's bridge, ``None`` for none.
+        bridges: b of each layer, ``None`` to build it here. The input of a given bridge is the hidden states alone.
+        embedding: the input embedding ``(V, D)``, if the model ties it to its head.
 
     Raises:
-        ALConfigError: ``bridges`` has another length, or K does not fit the objective.
+        ALConfigError: the length of ``bridges`` is wrong, or K does not fit the objective.
     """
     kind = resolve(objective)
     if bridges is not None and len(bridges) != len(f):
@@ -108,7 +108,7 @@ def language_layers(
 def _side(
     kind: Objective, i: int, *, last: bool, head: Head, width: int, vocabulary: int, embedding: Tensor | None
 ) -> dict[str, Part]:
-    """g and h of one layer."""
+    """Returns g and h of one layer."""
     if isinstance(kind, TokenCodes):
         g: Part = LayerSpec(CodeStep, width)
         if i == 0 and width == head.width:
@@ -132,7 +132,7 @@ class TokenReader(nn.Module):
     """The bridge of a layer before the last: ``(hidden (B, T, D), .., mask) -> (B, T, K)``.
 
     Args:
-        blocks: makes the private blocks, or ``None``.
+        blocks: builds the private blocks, or ``None``.
         width: D.
         code_width: K.
     """
@@ -143,12 +143,13 @@ class TokenReader(nn.Module):
         self.code = TokenBridge(width, code_width)
 
     def forward(self, s: tuple[Tensor, ...]) -> Tensor:
-        """Reads all tokens."""
+        """Uses all tokens."""
         return self.code(self.blocks(s)[0])
 
 
 class CodesHead(CodeHead):
-    """The last bridge of ``token_codes``. Where K = D it starts as the identity, so that scores are the model's own."""
+    """The last bridge of ``token_codes``. If K = D it starts as the identity, so that the scores are the model's
+    own."""
 
     def __init__(self, body: Part, width: int, code_width: int, *, bias: bool) -> None:
         super().__init__(body, width, code_width, code="linear", bias=bias)
@@ -159,7 +160,7 @@ class CodesHead(CodeHead):
 
 
 class TokenEmbedding(nn.Embedding):
-    """Codes of tokens, small at first, as embeddings of language models are: ``(M,) -> (M, K)``."""
+    """Codes of tokens, with the small initial weights of language models' embeddings: ``(M,) -> (M, K)``."""
 
     def __init__(self, vocabulary: int, code_width: int) -> None:
         super().__init__(vocabulary, code_width)
@@ -167,7 +168,7 @@ class TokenEmbedding(nn.Embedding):
 
 
 class CodeStep(nn.Module):
-    """From the codes of one layer to those of the next, or back: ``(M, K) -> (M, K)``; at first the identity."""
+    """Maps the codes of one layer to those of the next, or back: ``(M, K) -> (M, K)``; initially the identity."""
 
     def __init__(self, code_width: int) -> None:
         super().__init__()
@@ -176,12 +177,12 @@ class CodeStep(nn.Module):
         nn.init.zeros_(self.outer.bias)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """``codes + outer(tanh(inner(codes)))``."""
+        """Computes ``codes + outer(tanh(inner(codes)))``."""
         return codes + self.outer(torch.tanh(self.inner(codes)))
 
 
 def tied_readout(embedding: Tensor) -> nn.Linear:
-    """A linear layer ``D -> V`` whose weight is the input embedding itself."""
+    """Builds a linear layer ``D -> V`` whose weight is the input embedding itself."""
     with torch.device("meta"):
         linear = nn.Linear(embedding.shape[1], embedding.shape[0], bias=False)
     linear.weight = embedding if isinstance(embedding, nn.Parameter) else nn.Parameter(embedding)
@@ -189,7 +190,7 @@ def tied_readout(embedding: Tensor) -> nn.Linear:
 
 
 def _embedding_of(scores: nn.Linear) -> nn.Embedding:
-    """Codes that start as the rows of the model's output embedding, of which they are a copy."""
+    """Builds an embedding of codes, initialized with a copy of the rows of the model's output embedding."""
     embedding = nn.Embedding(scores.out_features, scores.in_features, device="meta")
     embedding.weight = nn.Parameter(scores.weight.detach().clone())
     return embedding

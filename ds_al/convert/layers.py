@@ -1,4 +1,4 @@
-"""From the layer list of a ``PipelineModule`` to AL layers. ``ds_al.from_layers``."""
+"""``ds_al.from_layers``: AL layers from the layer list of a ``PipelineModule``."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ def from_layers(
     base_seed: int = 1234,
     **options: Any,
 ) -> ALPipelineModule:
-    """Makes an AL network of the layer list of a plain ``PipelineModule``.
+    """Builds an AL network from the layer list of a plain ``PipelineModule``.
 
-    Neighbouring layers become one AL layer's f. The classifier at the end becomes the last layer's bridge; all other
-    bridges are made for the output of their groups, g and h for the number of classes. Modules are used as they are and
-    trained in place; a ``LayerSpec`` is built on the rank that holds it, with the weights that ``PipelineModule(layers,
-    seed_layers=True, base_seed=base_seed)`` would initialize.
+    Consecutive layers become the f of one AL layer. The classifier at the end becomes the last layer's bridge; all
+    other bridges are built for the output shapes of the groups, and g and h for the number of classes. Modules are used
+    as they are and trained in place; a ``LayerSpec`` is built on its own stage, with the weights of
+    ``PipelineModule(layers, seed_layers=True, base_seed=base_seed)``.
 
     Args:
         layers: ``LayerSpec``, ``TiedLayerSpec``, modules and functions.
         num_classes: V.
-        example: a micro-batch ``x``, which determines the shapes of activations; 2 samples suffice. With
+        example: a micro-batch ``x``, from which the shapes of activations are inferred; 2 samples suffice. With
             ``partition_method="measured"``, a micro-batch of the training size.
-        num_al_layers: K, groups balanced by their parameters.
-        groups: number of layers in each group, instead of ``num_al_layers``.
-        head: number of layers at the end that form the classifier; by default the last ``nn.Linear(..., V)`` and the
-            pooling, flattening and normalization before it. 0 if the list has no classifier.
-        objective: what trains f and b, see :mod:`ds_al.objectives`.
-        code_width, code: of the codes, see :mod:`ds_al.models.targets`; by default K is about V, at least 64.
+        num_al_layers: K, the number of groups, which are balanced by their parameters.
+        groups: number of layers of each group, instead of ``num_al_layers``.
+        head: number of layers at the end that are the classifier; by default detected by its last ``nn.Linear(..., V)``
+            and the pooling, flattening and normalization before it. 0 if the list has no classifier.
+        objective: objective that trains f and b, see :mod:`ds_al.objectives`.
+        code_width, code: see :mod:`ds_al.models.targets`; by default K is about V, at least 64.
         bridges: b of each AL layer, ``None`` to choose it automatically, see :mod:`ds_al.convert.bridges`.
         base_seed: see above.
         options: all other arguments of :class:`~ds_al.module.ALPipelineModule`.
@@ -99,7 +99,7 @@ def layer_specs(
     bridges: Sequence[Part | None] | None = None,
     base_seed: int = 1234,
 ) -> list[ALLayerSpec]:
-    """AL layers of a ``PipelineModule``'s layers; arguments and errors as :func:`from_layers`."""
+    """Returns the AL layers of a ``PipelineModule``'s layers; arguments and errors as in :func:`from_layers`."""
     layers = list(layers)
     if not layers:
         raise ALConfigError("got an empty layer list: expected the layers that PipelineModule gets")
@@ -122,7 +122,7 @@ def layer_specs(
 
 
 def _part(run: Sequence[Any], start: int, base_seed: int) -> Part:
-    """f of one AL layer. Modules are taken as they are; specifications are built where they live."""
+    """Returns f of one AL layer. Modules are used as they are; specifications are built on their own stage."""
     if all(isinstance(layer, nn.Module) for layer in run):
         return run[0] if len(run) == 1 else nn.Sequential(*run)
     return LayerSpec(Group, list(run), start=start, base_seed=base_seed)
@@ -150,7 +150,7 @@ def _linear(found: Sequence[Found], num_classes: int) -> nn.Linear:
 
 
 def _recognise(found: Sequence[Found], num_classes: int) -> int:
-    """How many layers at the end are the classifier: the last linear layer, with what pools before it.
+    """Returns the number of layers of the classifier: the last linear layer and the pooling before it.
 
     Raises:
         ALConfigError: the last layer does not end with a linear layer of V outputs.
@@ -171,13 +171,14 @@ def _recognise(found: Sequence[Found], num_classes: int) -> int:
 
 
 def _may_pool(module: nn.Module) -> bool:
-    """Whether it has no weights, or is a norm that looks at single samples."""
+    """Returns whether a module has no weights, or is a norm over single samples."""
     has_weights = any(True for _ in module.parameters())
     return not has_weights or isinstance(module, (nn.LayerNorm, nn.RMSNorm) if hasattr(nn, "RMSNorm") else nn.LayerNorm)
 
 
 def _sums_up(found: Sequence[Found], index: int) -> bool:
-    """Whether a layer without weights belongs to the classifier: it pools, flattens, normalises or drops out."""
+    """Returns whether a layer without weights belongs to the classifier: it pools, flattens, normalizes or drops
+    out."""
     module = found[index].module
     if any(True for _ in module.parameters()) or isinstance(module, nn.Dropout):
         return True
@@ -196,7 +197,7 @@ def _named(head: int, found: Sequence[Found], num_classes: int) -> int:
 
 
 def _balanced(blocks: Sequence[Found], num_al_layers: int) -> list[int]:
-    """Sizes of K groups, the largest as small as can be; a layer without parameters stays with the one before."""
+    """Returns the sizes of K groups, minimizing the largest; a layer without parameters joins the layer before it."""
     starts = [i for i, block in enumerate(blocks) if block.parameters] or [0]
     starts[0] = 0
     if not 1 <= num_al_layers <= len(starts):
@@ -220,8 +221,10 @@ def _given(groups: Sequence[int], blocks: int) -> list[int]:
 
 
 def _refuse_tied(layers: Sequence[Any], bounds: Sequence[int]) -> None:
-    """Raises:
-    ALConfigError: a tied layer is used in two AL layers.
+    """Checks that each tied layer is used in one AL layer only.
+
+    Raises:
+        ALConfigError: a tied layer is used in two AL layers.
     """
     home: dict[Any, tuple[int, int]] = {}
     for index, layer in enumerate(layers):

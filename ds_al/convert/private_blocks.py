@@ -1,4 +1,4 @@
-"""New blocks of a model's own kind, which a bridge has for itself: they serve its exit alone."""
+"""Private blocks of bridges: new blocks of the model's own kind, used by one exit alone."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ds_al.convert.text import TextBlocks
 
 
 class PrivateBlocks:
-    """Makes new blocks with the weights that the model's own start from; under the seed of whoever calls it.
+    """Builds new blocks with the model's own weight initialization, under the current random seed.
 
     Args:
-        count: H.
-        model: of ``transformers``.
-        block: one of its blocks, of whose class the new ones are.
-        at: its place, for models whose blocks differ by their place.
-        mask: its attention, a name of :func:`~ds_al.convert.text.attention_masks`.
+        count: number of blocks.
+        model: a model of ``transformers``.
+        block: one of its blocks, which determines the class of the new ones.
+        at: index of that block, for models whose blocks depend on their index.
+        mask: its attention mask, a name in :func:`~ds_al.convert.text.attention_masks`.
         rotary: see :class:`~ds_al.convert.text.TextBlocks`.
     """
 
@@ -31,9 +31,9 @@ class PrivateBlocks:
         self.config = copy.deepcopy(model.config)
 
     def __call__(self) -> TextBlocks:
-        """``(hidden, .., mask)`` to the same."""
+        """Builds the blocks: ``(hidden, .., mask)`` to the same."""
         with torch.device("meta"):
-            skeleton = self.model_class(self.config)  # knows how weights start
+            skeleton = self.model_class(self.config)  # has the weight initialization
         blocks = [self.block_class(self.config, layer_idx=self.at) for _ in range(self.count)]
         made = TextBlocks(blocks, [self.mask] * self.count, config=self.config, rotary=copy.deepcopy(self.rotary))
         made.apply(skeleton._init_weights)

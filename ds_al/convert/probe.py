@@ -1,6 +1,6 @@
-"""What leaves each layer of a network: found by a forward on the meta device, which has shapes but no values.
+"""Output shapes and parameter counts of each layer of a network, from a forward pass on the meta device.
 
-A layer that needs values is run on the example itself, on the CPU.
+If a layer needs values, all layers are run on the example itself, on the CPU.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ds_al.tensors import Activation
 
 @dataclass(frozen=True)
 class Found:
-    """Of one layer.
+    """Result for one layer.
 
     Attributes:
-        module: the layer itself, on the device that it was run on; to be looked at only.
-        output: what it returned, on the meta device.
-        parameters: how many it has that no earlier layer has.
+        module: the layer itself, on the device of the forward pass; for inspection only.
+        output: its output, on the meta device.
+        parameters: number of its parameters that no earlier layer has.
     """
 
     module: nn.Module
@@ -35,16 +35,16 @@ class Found:
 
 @torch.no_grad()
 def probe(layers: Sequence[Any], example: Activation) -> list[Found]:
-    """Runs every layer once, in evaluation mode; changes neither layers nor random state.
+    """Runs every layer once, in evaluation mode; changes neither the layers nor the random state.
 
     Raises:
-        ALConfigError: a layer fails on the example, or returns something that is no tensor or tuple of tensors.
+        ALConfigError: a layer fails on the example, or its output is neither a tensor nor a tuple of tensors.
     """
     try:
         return _run(layers, on_meta(example), _meta)
     except ALConfigError:
         raise
-    except Exception:  # whatever an operation raises that needs values
+    except Exception:  # operations that need values raise various exceptions
         return _run(layers, example, _real)
 
 
@@ -86,7 +86,7 @@ def _real(layer: Any, tied: dict[Any, nn.Module]) -> nn.Module:
 
 
 def _evaluated(module: nn.Module, s: Any) -> Any:
-    """A forward of somebody's module in evaluation mode, of which it keeps no trace."""
+    """Runs a user's module in evaluation mode and restores its training flags and the random state."""
     modes = [(part, part.training) for part in module.modules()]
     try:
         with torch.random.fork_rng():

@@ -1,4 +1,4 @@
-"""The inference path as one module, and as a program that needs no ds_al to run."""
+"""The inference path as one module, and its export as a program that runs without ds_al."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ds_al.tensors import Activation
 
 Format = Literal["torch.export", "torchscript", "onnx"]
 FILES: dict[str, str] = {"torch.export": "inference.pt2", "torchscript": "inference.ts", "onnx": "inference.onnx"}
-"""The file of each format."""
+"""File name of each format."""
 
 
 class InferencePath(nn.Module):
@@ -25,7 +25,7 @@ class InferencePath(nn.Module):
     Args:
         layers: all AL layers.
         num_classes: V.
-        exit: m, by default all of them.
+        exit: m; by default the last layer.
     """
 
     def __init__(self, layers: Sequence[ALLayer], *, num_classes: int, exit: int | None = None) -> None:
@@ -42,7 +42,7 @@ class InferencePath(nn.Module):
                     self.table = layer.g(self.table)
 
     def forward(self, *x: Tensor) -> Tensor:
-        """Takes the tensors of ``x`` one by one."""
+        """Accepts the tensors of ``x`` as separate arguments."""
         s: Any = x if len(x) > 1 else x[0]
         *earlier, last = self.path
         for layer in self.path:
@@ -52,7 +52,7 @@ class InferencePath(nn.Module):
 
 @torch.no_grad()
 def write(path: InferencePath, example: Activation, folder: Path, *, format: Format) -> Path:
-    """Writes a program of any batch size, and of any length of text where the model can be traced so.
+    """Writes a program for any batch size and, if the model can be traced so, any text length.
 
     Raises:
         ALConfigError: the format is unknown, or needs a package that is not installed.
@@ -73,10 +73,10 @@ def write(path: InferencePath, example: Activation, folder: Path, *, format: For
 
 
 def check_format(format: str | None) -> None:
-    """Looks at a format before anything is written.
+    """Checks a format before anything is written.
 
     Raises:
-        ALConfigError: it is unknown, or needs a package that is not installed.
+        ALConfigError: the format is unknown, or needs a package that is not installed.
     """
     if format is not None and format not in FILES:
         raise ALConfigError(f"got program={format!r}: expected one of {', '.join(FILES)}")
@@ -91,6 +91,6 @@ def _exported(path: nn.Module, parts: tuple[Tensor, ...]) -> Any:
 
 
 def _dynamic(parts: tuple[Tensor, ...]) -> tuple[dict[int, Any], ...]:
-    """The first dimension is free; so is the second of token ids."""
+    """Marks the first dimension as dynamic, and the second one of token ids."""
     batch, length = torch.export.Dim.AUTO, torch.export.Dim.AUTO
     return tuple({0: batch} if part.is_floating_point() or part.ndim < 2 else {0: batch, 1: length} for part in parts)

@@ -1,7 +1,7 @@
-"""How an AL network was made of a model of ``transformers``, as JSON: a checkpoint keeps it, so that it can be exported
-by one process that has nothing but the folder.
+"""Recipe of an AL network built from a model of ``transformers``, as JSON.
 
-Only what the way to the scores needs is made again: a bridge of the user's own before the last layer has no part in it.
+Checkpoints contain it, so that one process can export them without the training script. It rebuilds only what the
+scores need: user-defined bridges before the last layer are not part of it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def describe(
     bridge_blocks: int,
     own_bridges: Sequence[int],
 ) -> dict[str, Any]:
-    """The recipe of a network.
+    """Returns the recipe of a network.
 
     Args:
-        model_class, config, generation: of the model.
-        groups: how many blocks each AL layer has.
-        own_bridges: AL layers whose b is the user's own.
-        task, objective, code_width, code, bridge_blocks: as :func:`ds_al.from_pretrained` takes them.
+        model_class, config, generation: class, config and generation config of the model.
+        groups: number of blocks of each AL layer.
+        own_bridges: AL layers whose b is user-defined.
+        task, objective, code_width, code, bridge_blocks: arguments of :func:`ds_al.from_pretrained`.
     """
     return {
         "model_class": model_class.__name__,
@@ -53,11 +53,11 @@ def describe(
 
 
 def made_again(recipe: Mapping[str, Any]) -> tuple[list[ALLayerSpec], Source]:
-    """Specs of the AL layers of a recipe, with new weights, and their source.
+    """Rebuilds the specs of the AL layers of a recipe, with new weights, and their source.
 
     Raises:
-        ALCheckpointError: the installed ``transformers`` does not know the model, or the last bridge or the objective
-            is the user's own.
+        ALCheckpointError: the installed ``transformers`` does not have the model, or the last bridge or the objective
+            is user-defined.
     """
     import transformers
 

@@ -1,4 +1,4 @@
-"""What a network was made of, so that its weights find their way back."""
+"""The ``transformers`` model that a network was built from, and the mapping of weight names for export."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ds_al.spec import ALLayerSpec
 
 @dataclass(frozen=True)
 class Source:
-    """Of a network that was made from a model of ``transformers``.
+    """The ``transformers`` model that a network was built from.
 
     Attributes:
-        model_class: of the model.
-        config: of the model, with nothing tied.
-        generation: its generation config, if it has one.
-        names: for each AL layer, the name in the model of each tensor that the layer took over.
-        classifier: path of the linear layer that scores, in the model.
-        task: that it was made for.
-        recipe: how to make its AL layers again, as JSON, see :mod:`ds_al.convert.recipe`.
+        model_class: class of the model.
+        config: config of the model, with all weights untied.
+        generation: its generation config, or ``None``.
+        names: for each AL layer, maps the layer's names of tensors to those in the model.
+        classifier: path in the model of the linear layer that computes the scores.
+        task: task of the network.
+        recipe: JSON recipe that rebuilds the AL layers, see :mod:`ds_al.convert.recipe`.
     """
 
     model_class: type
@@ -40,12 +40,12 @@ class Source:
 def names_of(
     layers: Sequence[ALLayerSpec], model: nn.Module, scores: nn.Linear, classifier: str
 ) -> tuple[dict[str, str], ...]:
-    """:attr:`Source.names`.
+    """Returns :attr:`Source.names`.
 
     Args:
         layers: specs of the AL layers.
-        model: whose tensors they hold.
-        scores: the linear layer that scores; not the model's own where that was tied.
+        model: the model that owns their tensors.
+        scores: the linear layer that computes the scores; a copy of the model's own if that was tied.
         classifier: its path in the model.
 
     Raises:
@@ -59,7 +59,7 @@ def names_of(
             f"{prefix}{name}": known[id(tensor)]
             for prefix, part in modules_of(spec)
             for name, tensor in part.state_dict(keep_vars=True).items()
-            if id(tensor) in known  # all of them, but for a bridge of the user's own
+            if id(tensor) in known  # true for all but user-defined bridges
         }
         for spec in layers
     )
@@ -70,7 +70,7 @@ def names_of(
 
 
 def modules_of(spec: ALLayerSpec) -> Iterator[tuple[str, nn.Module]]:
-    """The parts of an AL layer that are the model's own, with their names in the layer."""
+    """Yields the parts of an AL layer that are the model's own, with their prefixes in the layer."""
     for key, part in spec.parts.items():
         if isinstance(part, nn.Module):
             yield f"{key}.", part

@@ -1,11 +1,11 @@
-"""The blocks of a language model of ``transformers``, called as the model calls them.
+"""Embeddings and blocks of ``transformers`` text models, called as the model calls them.
 
-``s`` is ``(hidden (B, T, D), mask (B, T))``, for classifiers that read the last token
-``(hidden, last (B,), mask)``. The mask is boolean, true at a token; each group of blocks makes of it what its
-attention wants, by the very functions of ``transformers``, so that it travels at a bit per token and not per pair.
+``s`` is ``(hidden (B, T, D), mask (B, T))``, or ``(hidden, last (B,), mask)`` for classifiers on the last token. The
+mask is boolean, true at a token; each group of blocks computes its attention mask from it with the functions of
+``transformers``, so a message carries one bit per token instead of one per pair of tokens.
 
-``x`` is ``ids (B, T)``, ``(ids, mask)`` or ``(ids, mask, token types)``. Without a mask every token is valid but those
-that are the model's padding token.
+``x`` is ``ids (B, T)``, ``(ids, mask)`` or ``(ids, mask, token types)``. Without a mask, all tokens are valid except
+the model's padding token.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ds_al.tensors import Activation
 
 
 class TextInput(nn.Module):
-    """Embeds ids as the model does.
+    """Embeds token ids as the model does.
 
     Args:
         embed: ``(ids, token types or None) -> hidden (B, T, D)``.
         pad: id of the padding token, if the model has one.
-        last: whether the place of the last token travels along, ``(B,)``, found as ``transformers`` finds it.
+        last: whether to return the index of the last token ``(B,)``, computed as in ``transformers``.
     """
 
     def __init__(self, embed: nn.Module, *, pad: int | None, last: bool) -> None:
@@ -49,52 +49,52 @@ class TextInput(nn.Module):
 
 
 class TypedEmbeddings(nn.Module):
-    """Of BERT and RoBERTa."""
+    """Embeddings of BERT and RoBERTa."""
 
     def __init__(self, embeddings: nn.Module) -> None:
         super().__init__()
         self.embeddings = embeddings
 
     def forward(self, ids: Tensor, types: Tensor | None) -> Tensor:
-        """Words, token types and positions."""
+        """Embeds words, token types and positions."""
         return self.embeddings(input_ids=ids, token_type_ids=types)
 
 
 class PlainEmbeddings(nn.Module):
-    """Of DistilBERT and of decoders with rotary positions: ids alone."""
+    """Embeddings of DistilBERT and of decoders with rotary positions: ids alone."""
 
     def __init__(self, embeddings: nn.Module) -> None:
         super().__init__()
         self.embeddings = embeddings
 
     def forward(self, ids: Tensor, types: Tensor | None) -> Tensor:
-        """Refuses token types, which these models do not have."""
+        """Embeds ids; raises on token types, which these models do not have."""
         if types is not None:
             raise ALLayerError("got (ids, mask, token types): this model has no token types; give (ids, mask)")
         return self.embeddings(ids)
 
 
 class GPT2Embeddings(nn.Module):
-    """Of GPT-2: words, positions, and token types, which are words, too."""
+    """Embeddings of GPT-2: words, positions, and token types, which share the word embedding."""
 
     def __init__(self, words: nn.Module, positions: nn.Module, dropout: nn.Module) -> None:
         super().__init__()
         self.words, self.positions, self.dropout = words, positions, dropout
 
     def forward(self, ids: Tensor, types: Tensor | None) -> Tensor:
-        """Their sum."""
+        """Returns the sum of the embeddings."""
         hidden = self.words(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device).unsqueeze(0))
         return self.dropout(hidden if types is None else hidden + self.words(types))
 
 
 class TextBlocks(nn.Module):
-    """Blocks of a Transformer, one after another: ``(hidden, .., mask)`` to the same.
+    """A sequence of Transformer blocks: ``(hidden, .., mask)`` to the same.
 
     Args:
-        blocks: the model's own.
-        masks: of each block, a name in :func:`attention_masks`.
-        config: of the model.
-        rotary: makes ``(cos, sin)`` of ``(hidden, position ids)``, where blocks want them.
+        blocks: the model's own blocks.
+        masks: attention mask of each block, a name in :func:`attention_masks`.
+        config: config of the model.
+        rotary: maps ``(hidden, position ids)`` to ``(cos, sin)``, if the blocks need them.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class TextBlocks(nn.Module):
         self.rotary = rotary
 
     def forward(self, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Changes the hidden states alone."""
+        """Updates the hidden states; all other tensors are returned unchanged."""
         hidden, *between, mask = s
         positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
         made = {name: attention_masks()[name](self.config, hidden, mask, positions) for name in set(self.masks)}
@@ -120,10 +120,10 @@ class TextBlocks(nn.Module):
 
 
 def attention_masks() -> dict[str, Callable[[Any, Tensor, Tensor | None, Tensor | None], Any]]:
-    """By name, what makes the mask of attention from ``(config, hidden, mask, position ids)``.
+    """Returns, by name, the functions that compute attention masks from ``(config, hidden, mask, position ids)``.
 
     Raises:
-        ALConfigError: the installed ``transformers`` makes its masks in another way.
+        ALConfigError: the installed ``transformers`` has different mask functions.
     """
     try:
         from transformers import masking_utils as masks

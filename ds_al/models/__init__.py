@@ -1,4 +1,4 @@
-"""Models: blocks that are assembled as AL layers, and as their backprop twin."""
+"""Model zoo: builders of each network as AL layers and as its backprop twin."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AL_MODELS: dict[str, Callable[..., list[ALLayerSpec]]] = {
     "transformer": transformer_al,
     "vgg": vgg_al,
 }
-"""Makers of AL layers by name; each takes keyword arguments only."""
+"""Builders of AL layers by name; each accepts keyword arguments only."""
 
 TWINS: dict[str, Callable[..., list[LayerSpec]]] = {
     "lstm": lstm_twin,
@@ -33,20 +33,19 @@ TWINS: dict[str, Callable[..., list[LayerSpec]]] = {
     "transformer": transformer_twin,
     "vgg": vgg_twin,
 }
-"""Makers of the backprop twins by name, for a plain DeepSpeed ``PipelineModule``."""
+"""Builders of the backprop twins by name, for a plain DeepSpeed ``PipelineModule``."""
 
 Spec = TypeVar("Spec", bound=LayerSpec)
 
 
 def build_al(name: str, *, preset: str | None = None, **options: Any) -> list[ALLayerSpec]:
-    """Specs of an AL network, for :class:`~ds_al.module.ALPipelineModule`.
+    """Builds the layer specs of an AL network, for :class:`~ds_al.module.ALPipelineModule`.
 
     Args:
         name: a key of :data:`AL_MODELS`.
         preset: ``"paper"`` or ``"small"``, sizes from :data:`~ds_al.models.presets.PRESETS`; ``options`` override them.
-        options: keyword arguments of that maker. One set of options describes both forms of a model: what
-            concerns the twin alone, its head, is left out here.
-
+        options: keyword arguments of the builder. The same options describe both forms of a model: options of the twin
+            alone (its head) are ignored here.
     Raises:
         ALConfigError: the name, the preset or an option is unknown, or a required option is missing.
     """
@@ -54,15 +53,14 @@ def build_al(name: str, *, preset: str | None = None, **options: Any) -> list[AL
 
 
 def build_twin(name: str, *, preset: str | None = None, **options: Any) -> list[LayerSpec]:
-    """Specs of the backprop twin of an AL network, for a plain ``PipelineModule``.
+    """Builds the layer specs of the backprop twin of an AL network, for a plain ``PipelineModule``.
 
-    Its last layer gives scores ``(B, V)``; cross-entropy on them is the loss of the ``PipelineModule``.
+    The last layer returns scores ``(B, V)``; cross-entropy on them is the loss of the ``PipelineModule``.
 
     Args:
         name: a key of :data:`TWINS`.
         preset: as for :func:`build_al`.
-        options: those of the AL network; what concerns AL alone, bridges and codes, is left out here.
-
+        options: options of the AL network; those of AL alone (bridges and codes) are ignored here.
     Raises:
         ALConfigError: as :func:`build_al`.
     """

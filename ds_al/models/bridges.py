@@ -1,17 +1,17 @@
-"""Bridges of vision networks: what an AL layer's map ``(B, C, H, W)`` says about the code ``(B, K)``.
+"""Bridges of vision networks: auxiliary heads that map an activation ``(B, C, H, W)`` to a code ``(B, K)``.
 
-    mimic      a narrow copy of the stages that follow, global average pooling, linear. Its options:
-                   width       share of their channels that the copy has
-                   pool_first  halves the map first: a quarter of the cost
-                   pool        how: by the maximum, or by the average, which sends a gradient to all of the map
-                   depth       copies the next so many stages alone
-                   residual    a residual block per stage, strided like it, instead of a convolution and pooling
-                   depthwise   convolutions one channel at a time, then across channels
-                   muon        whether MuonAdamW takes its matrices by Muon, or all of it by AdamW, which is quicker
-               The last layer has nothing to copy: its bridge is the twin's head
+    mimic      a narrow copy of the following stages, global average pooling, linear. Options:
+                   width       channels of the copy, as a share of the stages' channels
+                   pool_first  downsamples the map first by 2, which quarters the cost
+                   pool        pooling of pool_first: maximum, or average, whose gradient reaches every position
+                   depth       number of following stages to copy
+                   residual    one strided residual block per stage instead of a convolution and pooling
+                   depthwise   depthwise separable convolutions
+                   muon        whether MuonAdamW updates the bridge's matrices by Muon, or all of it by AdamW (faster)
+               No stage follows the last layer: its bridge is the twin's head
     published  flatten, linear 1000, sigmoid, linear 700, sigmoid
 
-What they cost beside the network: :attr:`ds_al.models.cost.NetworkCost.bridge_share`.
+Their cost relative to the network is :attr:`ds_al.models.cost.NetworkCost.bridge_share`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _POOLS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "average": nn.AvgPool
 
 
 class Stage(NamedTuple):
-    """What a bridge copies of a part of the network.
+    """The properties of a network stage that a bridge copies.
 
     Attributes:
-        channels: that leave it.
-        halvings: how often it halves the map.
+        channels: output channels.
+        halvings: how many times the stage halves the map.
     """
 
     channels: int
@@ -49,14 +49,13 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class BridgeOptions:
-    """How the bridges of a vision network are made; see the top of this file.
+    """Options of the bridges of a vision network; see the module docstring.
 
     Attributes:
         kind: ``"mimic"`` or ``"published"``.
-        width, pool_first, pool, residual, depthwise, depth, muon: of a mimic bridge; ``depth`` is ``None`` for all
-            stages, ``pool`` ``"max"`` or ``"average"``.
+        width, pool_first, pool, residual, depthwise, depth, muon: options of a mimic bridge; ``depth=None`` copies all
+            stages, ``pool`` is ``"max"`` or ``"average"``.
         hidden: width of a published bridge's hidden layer.
-
     Raises:
         ALConfigError: an option is unknown or out of range.
     """
@@ -83,15 +82,15 @@ class BridgeOptions:
 
 
 class MimicBridge(nn.Sequential):
-    """A narrow copy of the stages that follow, then :class:`~ds_al.models.vision.Head`: ``(B, C, H, W) -> (B, K)``.
+    """A narrow copy of the following stages, then :class:`~ds_al.models.vision.Head`: ``(B, C, H, W) -> (B, K)``.
 
     Args:
         in_channels: C.
-        later: the stages after this layer; none for the last layer.
-        options: of the copy.
+        later: the stages after this layer; empty for the last layer.
+        options: options of the copy.
         norm: see :data:`~ds_al.models.vision.Norm`.
         code_width: K.
-        code: where codes live, see :mod:`ds_al.models.targets`.
+        code: set of codes, see :mod:`ds_al.models.targets`.
     """
 
     def __init__(
@@ -113,7 +112,7 @@ class MimicBridge(nn.Sequential):
         super().__init__(*copies, Head(in_channels, code_width), code_end(code, code_width))
         if not options.muon:
             for parameter in self.parameters():
-                parameter.use_muon = False  # type: ignore[attr-defined]  # as DeepSpeed tags what Muon leaves out
+                parameter.use_muon = False  # type: ignore[attr-defined]  # DeepSpeed's tag for no Muon
 
 
 def _copy(in_channels: int, channels: int, stage: Stage, *, norm: Norm, options: BridgeOptions) -> nn.Module:
@@ -124,7 +123,7 @@ def _copy(in_channels: int, channels: int, stage: Stage, *, norm: Norm, options:
 
 
 class PublishedBridge(nn.Sequential):
-    """The bridge of the published experiments: two wide sigmoid layers on the flat map ``(B, C, H, W)``."""
+    """The bridge of the published experiments: two wide sigmoid layers on the flattened map ``(B, C, H, W)``."""
 
     def __init__(self, in_features: int, *, hidden: int, code_width: int) -> None:
         super().__init__(
@@ -148,14 +147,14 @@ def bridged_layers(
     code: str,
     objective: str | Mapping[str, Any],
 ) -> list[ALLayerSpec]:
-    """Specs of a vision network's AL layers: each f with its bridge and its target side.
+    """Builds the specs of a vision network's AL layers: each f with its bridge and target side.
 
     Args:
-        f: of each layer.
-        shapes: ``(C, H, W)`` that leaves each layer.
+        f: one spec per layer.
+        shapes: output shape ``(C, H, W)`` of each layer.
         later: the stages after each layer.
-        options: of the bridges. The published ones end on a sigmoid, whatever ``code`` says, so g and h do, too,
-            and labels are read by mean squared error.
+        options: options of the bridges. Published bridges end with a sigmoid regardless of ``code``, so g and h do,
+            too, and labels are decoded with mean squared error.
         norm: see :class:`MimicBridge`.
         num_classes, code_width, code, objective: see :func:`~ds_al.models.targets.target_side`.
     """

@@ -1,9 +1,9 @@
-"""What a network costs: floating-point operations and parameters of f, b, g, h of every AL layer, and of the twin.
+"""FLOP and parameter counts of f, b, g and h of every AL layer, and of the backprop twin.
 
-Operations are those that ``torch.utils.flop_counter`` counts, forward and backward: matrix products, convolutions
-and attention, a multiplication and an addition as two. Element-wise work, norms, losses and optimizers are
-left out. Modules are built and run on torch's meta device, which has shapes but no values, so that counting takes
-neither memory nor time; a network that needs values (an LSTM packs by lengths) is run on two real samples instead.
+FLOPs are those counted by ``torch.utils.flop_counter``, forward and backward: matrix products, convolutions and
+attention, where a multiply-add counts as two. Element-wise operations, norms, losses and optimizers are not counted.
+Modules are built and run on torch's meta device, so counting allocates no memory and computes nothing; a network whose
+operations depend on values (an LSTM packs by lengths) is run on two real samples instead.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from ds_al.tensors import Activation
 
 Result = TypeVar("Result")
 
-_REAL_BATCH = 2  # batch norm refuses to train on a single sample
+_REAL_BATCH = 2  # batch norm cannot train on a single sample
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one function, or of a whole network.
+    """Cost of one function, or of a whole network.
 
     Attributes:
-        flops: operations of a forward and its backward, per sample.
+        flops: operations of the forward and backward pass, per sample.
         parameters: number of parameters.
     """
 
@@ -48,7 +48,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Of one AL layer, function by function. ``b`` counts the layer's ``reduce``, too."""
+    """Cost of one AL layer, by function. ``b`` includes the layer's ``reduce``."""
 
     f: Cost
     b: Cost
@@ -57,17 +57,17 @@ class LayerCost:
 
     @property
     def total(self) -> Cost:
-        """All four functions."""
+        """Cost of all four functions."""
         return sum((getattr(self, field.name) for field in fields(self)), Cost())
 
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """Of both forms of a network.
+    """Cost of both forms of a network.
 
     Attributes:
-        layers: of each AL layer.
-        twin: of the backprop twin, as a whole.
+        layers: cost of each AL layer.
+        twin: cost of the whole backprop twin.
     """
 
     layers: tuple[LayerCost, ...]
@@ -75,15 +75,15 @@ class NetworkCost:
 
     @property
     def al(self) -> Cost:
-        """The AL form as a whole."""
+        """Cost of the whole AL form."""
         return sum((layer.total for layer in self.layers), Cost())
 
     @property
     def rho(self) -> float:
-        """Operations of the AL form over those of its twin.
+        """FLOPs of the AL form divided by those of its twin.
 
         Raises:
-            ALLayerError: the twin has no operation that is counted.
+            ALLayerError: none of the twin's operations is counted.
         """
         if not self.twin.flops:
             raise ALLayerError("the twin has no operation that torch's counter counts, so rho is undefined")
@@ -91,19 +91,19 @@ class NetworkCost:
 
     @property
     def bridge_share(self) -> float:
-        """Operations of all bridges over those of the twin: the part of :attr:`rho` that bridges are.
+        """FLOPs of all bridges divided by those of the twin: the bridges' part of :attr:`rho`.
 
         Raises:
-            ALLayerError: the twin has no operation that is counted.
+            ALLayerError: none of the twin's operations is counted.
         """
         return self.rho * self.flops()["b"] / self.al.flops
 
     def flops(self) -> dict[str, int]:
-        """Operations per sample of f, b, g and h, each over all layers, and of the twin."""
+        """Returns the FLOPs per sample of f, b, g and h, each summed over all layers, and of the twin."""
         return {key: cost.flops for key, cost in self._parts().items()}
 
     def parameters(self) -> dict[str, int]:
-        """Numbers of parameters of f, b, g and h, each over all layers, and of the twin."""
+        """Returns the parameter counts of f, b, g and h, each summed over all layers, and of the twin."""
         return {key: cost.parameters for key, cost in self._parts().items()}
 
     def _parts(self) -> dict[str, Cost]:
@@ -119,15 +119,14 @@ def network_cost(
     num_classes: int,
     dtype: torch.dtype = torch.float32,
 ) -> NetworkCost:
-    """Counts what both forms of a network cost. Leaves torch's random state as it is.
+    """Counts FLOPs and parameters of both forms of a network. torch's random state is preserved.
 
     Args:
-        al: what :func:`~ds_al.models.build_al` returns.
-        twin: what :func:`~ds_al.models.build_twin` returns for the same options.
-        shape: of one micro-batch of x: images ``(B, C, H, W)``, token ids ``(B, T)``.
-        num_classes: V; the first g reads one-hot labels ``(B, V)``.
-        dtype: of x; ``torch.int64`` for token ids.
-
+        al: specs from :func:`~ds_al.models.build_al`.
+        twin: specs from :func:`~ds_al.models.build_twin` with the same options.
+        shape: shape of one micro-batch of x: images ``(B, C, H, W)``, token ids ``(B, T)``.
+        num_classes: V; the input of the first g is one-hot labels ``(B, V)``.
+        dtype: dtype of x; ``torch.int64`` for token ids.
     Raises:
         ALLayerError: the network runs neither on the meta device nor on two real samples.
     """
@@ -139,26 +138,26 @@ def network_cost(
 
 
 def model_cost(name: str, *, shape: Sequence[int], dtype: torch.dtype = torch.float32, **options: Any) -> NetworkCost:
-    """Counts what both forms of a model cost, by its name and options: :func:`network_cost`.
+    """Counts FLOPs and parameters of both forms of a model, given its name and options; see :func:`network_cost`.
 
     Args:
         name: a key of :data:`~ds_al.models.AL_MODELS`.
-        shape, dtype: of one micro-batch of x.
-        options: those of :func:`~ds_al.models.build_al`, a preset among them.
+        shape, dtype: shape and dtype of one micro-batch of x.
+        options: options of :func:`~ds_al.models.build_al`, including a preset.
     """
     al, twin = build_al(name, **options), build_twin(name, **options)
     return network_cost(al, twin, shape=shape, num_classes=options["num_classes"], dtype=dtype)
 
 
 def counted(count: Callable[[Sequence[int], str], Result], *, shape: Sequence[int], dtype: torch.dtype) -> Result:
-    """What ``count(shape, device)`` finds on the meta device or, where operations need values, on two real samples.
+    """Returns ``count(shape, device)`` on the meta device or, if an operation needs values, on two real samples.
 
     Raises:
-        ALLayerError: it fails on both.
+        ALLayerError: the count fails on both.
     """
     try:
         return count(shape, "meta")
-    except Exception:  # whatever an operation raises that needs values
+    except Exception:  # operations that need values raise various exceptions
         shape = (_REAL_BATCH, *shape[1:])
     try:
         return count(shape, "cpu")
@@ -181,7 +180,7 @@ def _count(
     device: str,
 ) -> NetworkCost:
     with isolated(device):
-        # Ids of 1: an id of 0 is padding as a rule, and a sequence of padding alone costs less.
+        # Ids are 1, because 0 is usually padding and a sequence of padding alone costs less.
         x, t = torch.ones(*shape, dtype=dtype), torch.ones(shape[0], num_classes)
         s: Activation = x
         layers = []
@@ -203,11 +202,11 @@ def _count(
 
 @contextmanager
 def isolated(device: str) -> Iterator[None]:
-    """Makes tensors on a device, ``"meta"`` or ``"cpu"``, and leaves nothing behind."""
+    """Creates tensors on a device, ``"meta"`` or ``"cpu"``, and restores all global state on exit."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of devices that this machine does not have
+        warnings.simplefilter("ignore")  # torch warns about devices missing on this machine
         with (
-            torch.backends.mkldnn.flags(enabled=False),  # its LSTM is one operation that torch's counter does not know
+            torch.backends.mkldnn.flags(enabled=False),  # oneDNN's LSTM is one operation unknown to torch's counter
             torch.random.fork_rng(devices=[]),
             torch.device(device),
             torch.enable_grad(),
@@ -216,10 +215,10 @@ def isolated(device: str) -> Iterator[None]:
 
 
 def _layer(layer: ALLayer, s: Activation, t: Tensor) -> tuple[LayerCost, Activation, Tensor]:
-    """Costs of a layer, and its outputs without graph.
+    """Returns the costs of a layer and its detached outputs.
 
-    The graph is cut behind f and behind g, so that each function is counted alone; gradients cross the cut, so
-    that the backward passes are the very ones of training.
+    The graph is cut after f and after g, so that each function is counted separately; gradients are passed across the
+    cut, so the backward passes are those of training.
     """
     batch = t.shape[0]
     f, s_out = forward_flops(lambda: layer.f(s))
@@ -227,7 +226,7 @@ def _layer(layer: ALLayer, s: Activation, t: Tensor) -> tuple[LayerCost, Activat
     b, code = forward_flops(lambda: layer.bridge(s_cut))
     b += _backward(code)
     f += _backward(s_out, s_cut)
-    if layer.objective.trains_decoder:  # there is no target side: h reads the bridge
+    if layer.objective.trains_decoder:  # there is no target side: the input of h is the bridge's output
         g, t_out, t_cut = 0, t, _leaves(code)
     else:
         g, t_out = forward_flops(lambda: layer.g(t))
@@ -248,14 +247,14 @@ def _layer(layer: ALLayer, s: Activation, t: Tensor) -> tuple[LayerCost, Activat
 
 
 def forward_flops(function: Callable[[], Any]) -> tuple[int, Any]:
-    """Operations of a call, and what it returns."""
+    """Returns the FLOPs of a call, and its result."""
     with FlopCounterMode(display=False) as counter:
         value = function()
     return counter.get_total_flops(), value
 
 
 def _backward(outputs: Activation, cut: Activation | None = None) -> int:
-    """Operations of the backward pass from some outputs, with the gradients that reached ``cut``, or ones."""
+    """Returns the FLOPs of the backward pass from ``outputs``, starting with the gradients of ``cut``, or with ones."""
     pairs = []
     for output, leaf in zip(_tensors(outputs), _tensors(outputs if cut is None else cut), strict=True):
         gradient = torch.ones_like(output) if cut is None else leaf.grad
@@ -269,7 +268,7 @@ def _backward(outputs: Activation, cut: Activation | None = None) -> int:
 
 
 def _leaves(s: Activation) -> Activation:
-    """Copies without graph that gather gradients."""
+    """Returns detached leaf copies that accumulate gradients."""
     if isinstance(s, Tensor):
         return s.detach().requires_grad_(s.is_floating_point())
     return tuple(part.detach().requires_grad_(part.is_floating_point()) for part in s)

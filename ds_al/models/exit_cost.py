@@ -1,4 +1,4 @@
-"""What inference costs up to each exit: operations of a forward pass, per sample, counted as in :mod:`.cost`."""
+"""Inference cost up to each exit: forward FLOPs per sample, counted as in :mod:`.cost`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ds_al.tensors import Activation
 
 @dataclass(frozen=True)
 class ExitCost:
-    """Of one AL layer, at inference.
+    """Inference cost of one AL layer.
 
     Attributes:
-        layer: operations of f, per sample.
-        exit: of scoring the exit after it, per sample: the bridge, then decoders or the codes of all classes.
+        layer: FLOPs of f, per sample.
+        exit: FLOPs of the exit after the layer, per sample: the bridge, then decoders or the codes of all classes.
     """
 
     layer: int
@@ -30,8 +30,10 @@ class ExitCost:
 def exit_costs(
     al: Sequence[ALLayerSpec], *, shape: Sequence[int], num_classes: int, dtype: torch.dtype = torch.float32
 ) -> list[ExitCost]:
-    """Counts f and the exit of every layer. Leaves torch's random state as it is.
+    """Counts the FLOPs of f and of the exit of every layer. torch's random state is preserved.
 
+    Args:
+        al: specs from :func:`~ds_al.models.build_al`.
     Args:
         al: what :func:`~ds_al.models.build_al` returns.
         shape, num_classes, dtype: as for :func:`~ds_al.models.cost.network_cost`.
@@ -47,21 +49,21 @@ def exit_costs(
 
 
 def fixed_exit(costs: Sequence[ExitCost]) -> list[int]:
-    """Operations up to each exit, where all samples leave there and no other exit is looked at."""
+    """Returns the FLOPs up to each exit if all samples leave there and no other exit is evaluated."""
     return [sum(cost.layer for cost in costs[: m + 1]) + costs[m].exit for m in range(len(costs))]
 
 
 def averaged_exits(costs: Sequence[ExitCost]) -> list[int]:
-    """Operations of the full path and of the last n exits, for n = 1 .. N: :mod:`ds_al.exit_average`."""
+    """Returns the FLOPs of the full path plus the last n exits, for n = 1 .. N: :mod:`ds_al.exit_average`."""
     path = sum(cost.layer for cost in costs)
     return [path + sum(cost.exit for cost in costs[-n:]) for n in range(1, len(costs) + 1)]
 
 
 def tried_exits(costs: Sequence[ExitCost], left: Sequence[float]) -> float:
-    """Mean operations per sample where each one looks at every exit that it comes to.
+    """Returns the mean FLOPs per sample if each sample evaluates every exit up to the one where it leaves.
 
     Args:
-        costs: of all layers.
+        costs: costs of all layers.
         left: share of the samples that leave at each exit.
     """
     passed = [sum(cost.layer + cost.exit for cost in costs[: m + 1]) for m in range(len(costs))]
@@ -81,7 +83,7 @@ def _count(
             f, s = forward_flops(partial(layer.f, s))
             if layer.objective.has_code_table:
                 table = layer.objective.all_classes(num_classes, device=device) if table is None else table
-                table = layer.g(table)  # once for any number of samples, so it is not counted
+                table = layer.g(table)  # not counted: computed once for any number of samples
             scores, _ = forward_flops(partial(layer.objective.scores, layer, s, earlier=earlier, table=table))
             earlier.append(layer.h)
             costs.append(ExitCost(f // shape[0], scores // shape[0]))

@@ -1,4 +1,4 @@
-"""Grouping of a network's blocks into AL layers: K layers of neighbouring blocks, exact backprop within each."""
+"""Grouping of a network's blocks into K AL layers of neighbouring blocks, with exact backprop within each layer."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import nn
 from ds_al.errors import ALConfigError
 
 Layers = int | Sequence[int]
-"""K, with blocks dealt out evenly; or how many blocks each of the K layers holds."""
+"""K, with blocks distributed evenly; or the number of blocks of each of the K layers."""
 
 
 def block_groups(num_blocks: int, num_layers: Layers | None, *, default: int | None = None) -> list[range]:
-    """Which of ``num_blocks`` blocks each AL layer holds.
+    """Returns the blocks of each AL layer.
 
     Args:
         num_blocks: number of blocks.
-        num_layers: number K of AL layers, as even as can be, later ones the larger; or the number of blocks of each.
-        default: K where ``num_layers`` is not given; one per block where this is not given either.
-
+        num_layers: number K of AL layers, distributed evenly with the larger ones last; or the number of blocks of
+            each.
+        default: K if ``num_layers`` is not given; by default one layer per block.
     Raises:
         ALConfigError: ``num_layers`` is not in 1..num_blocks, or the numbers of blocks do not add up.
     """
@@ -39,14 +39,14 @@ def block_groups(num_blocks: int, num_layers: Layers | None, *, default: int | N
 
 
 class Chain(nn.Sequential):
-    """Blocks one after another, made of their specs; each reads whatever its predecessor returns."""
+    """A sequence of blocks built from specs; the input of each is the output of its predecessor."""
 
     def __init__(self, specs: Sequence[LayerSpec]) -> None:
         super().__init__(*(spec.build() for spec in specs))
 
 
 def chain_specs(specs: Sequence[LayerSpec], groups: Sequence[range]) -> list[LayerSpec]:
-    """One spec per group; a block that is alone in its group stays as it is."""
+    """Returns one spec per group; a group of a single block keeps that block's spec."""
     return [
         specs[group.start] if len(group) == 1 else LayerSpec(Chain, list(specs[group.start : group.stop]))
         for group in groups

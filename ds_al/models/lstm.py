@@ -1,9 +1,9 @@
-"""A bidirectional LSTM that classifies token sequences: an embedding layer, then LSTM layers.
+"""Bidirectional LSTM classifier of token sequences: an embedding layer, then LSTM layers.
 
-Each is one AL layer, unless ``num_layers`` groups neighbours. The embedding gives
-``s = (hidden (B, T, D), mask (B, T))`` and its bridge reads the masked mean; an LSTM layer gives
-``s = (hidden (B, T, 2 D), h (B, 2, D), c (B, 2, D), mask (B, T))``, its bridge reads ``h`` of both directions, and the
-next layer starts from ``(h, c)``. A bridge may be a small LSTM over the hidden states instead.
+Each is one AL layer, unless ``num_layers`` groups neighbours. The embedding returns
+``s = (hidden (B, T, D), mask (B, T))``, and its bridge uses the masked mean; an LSTM layer returns
+``s = (hidden (B, T, 2 D), h (B, 2, D), c (B, 2, D), mask (B, T))``, its bridge uses ``h`` of both directions, and the
+next layer starts from ``(h, c)``. Alternatively a bridge is a small LSTM over the hidden states.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from ds_al.tensors import Activation
 
 
 class LSTMLayer(nn.Module):
-    """One bidirectional LSTM that starts from its predecessor's final state and hands on its own.
+    """One bidirectional LSTM, which starts from its predecessor's final state and returns its own.
 
-    Padding must stand at the end of a sequence. It is read by neither direction.
+    Padding must be at the end of a sequence. Neither direction reads it.
 
     Args:
-        in_features: width of the hidden states that come in.
+        in_features: width of the input hidden states.
         width: D, of each direction.
-        dropout: of the hidden states that go out.
+        dropout: dropout of the output hidden states.
     """
 
     def __init__(self, in_features: int, width: int, *, dropout: float) -> None:
@@ -46,36 +46,36 @@ class LSTMLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, s: Activation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``(hidden, mask)`` or ``(hidden, h, c, mask)`` to ``(hidden (B, T, 2 D), h, c, mask)``."""
+        """Maps ``(hidden, mask)`` or ``(hidden, h, c, mask)`` to ``(hidden (B, T, 2 D), h, c, mask)``."""
         hidden, *state, mask = s
-        lengths = mask.sum(dim=1).clamp(min=1)  # an LSTM needs one step; that of a pad, embedded as 0
+        lengths = mask.sum(dim=1).clamp(min=1)  # an LSTM needs at least one step, here a pad embedded as 0
         start = _swapped(*state) if state else None
-        lstm = _packed if hidden.is_cuda else bidirectional_lstm  # cuDNN's has no match; torch's for CPUs has
+        lstm = _packed if hidden.is_cuda else bidirectional_lstm  # on CPUs torch's LSTM is slower
         hidden, states = lstm(self.lstm, hidden, lengths, start)
         h, c = _swapped(*states)
         return self.dropout(hidden).contiguous(), h, c, mask
 
 
 def _swapped(h: Tensor, c: Tensor) -> States:
-    """States as torch wants them, ``(2, B, D)``, from ``(B, 2, D)`` as they are between layers, or the other way."""
+    """Converts states between torch's ``(2, B, D)`` and the inter-layer ``(B, 2, D)``, in either direction."""
     return h.transpose(0, 1).contiguous(), c.transpose(0, 1).contiguous()
 
 
 def _packed(lstm: nn.LSTM, x: Tensor, lengths: Tensor, start: States | None) -> tuple[Tensor, States]:
-    """As :func:`~ds_al.models.recurrence.bidirectional_lstm`, by torch's LSTM itself."""
+    """Computes :func:`~ds_al.models.recurrence.bidirectional_lstm` with torch's own LSTM."""
     packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
     packed, states = lstm(packed, start)
     return pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])[0], states
 
 
 class LSTMClassifier(nn.Module):
-    """The twin's last layer: its f, and scores ``(B, V)`` of the final state, that after the last valid step.
+    """The twin's last layer: its f, and scores ``(B, V)`` of the final state, i.e. the state after the last valid step.
 
-    One module, since a stage that received ``(hidden, h, c)`` to read ``h`` alone would have no gradient to
-    return for the others, which DeepSpeed's pipeline asks for.
+    Both are one module because a stage that received ``(hidden, h, c)`` and used ``h`` alone would have no gradient to
+    return for the others, which DeepSpeed's pipeline requires.
 
     Args:
-        f: makes ``(hidden, h (B, 2, D), c, mask)``.
+        f: returns ``(hidden, h (B, 2, D), c, mask)``.
         width: D.
         num_classes: V.
     """
@@ -86,7 +86,7 @@ class LSTMClassifier(nn.Module):
         self.scores = Output(width, num_classes)
 
     def forward(self, s: Activation) -> Tensor:
-        """``(hidden, mask)`` or ``(hidden, h, c, mask)`` to ``(B, V)``."""
+        """Maps ``(hidden, mask)`` or ``(hidden, h, c, mask)`` to ``(B, V)``."""
         return self.scores(final_state(self.f(s)))
 
 
@@ -110,29 +110,28 @@ def lstm_al(
     scores: Literal["linear", "tanh"] = "linear",
     objective: str | Mapping[str, Any] = "mse",
 ) -> list[ALLayerSpec]:
-    """Specs of an LSTM that learns by association. x is ``ids (B, T)`` or ``(ids, mask)``, padded at the end.
+    """Builds the layer specs of an AL LSTM. x is ``ids (B, T)`` or ``(ids, mask)``, padded at the end.
 
     Args:
         vocab_size: number of tokens.
         num_classes: V.
-        embedding_width: of a token.
+        embedding_width: width of a token embedding.
         width: D, of each direction.
-        num_blocks: the embedding and so many less one LSTMs.
-        num_layers: number of AL layers, by default one per block; fewer group neighbouring blocks, evenly. Or how
-            many blocks each layer holds. The state passes from one LSTM to the next within a group as it does between
-            groups.
-        dropout: of the embeddings and of each LSTM's hidden states.
-        padding_id: this token is padding, where no mask is given.
+        num_blocks: one embedding plus ``num_blocks - 1`` LSTMs.
+        num_layers: number of AL layers, by default one per block; fewer layers group neighbouring blocks evenly. Or the
+            number of blocks of each layer. Within a group, the state passes from one LSTM to the next as it does
+            between groups.
+        dropout: dropout of the embeddings and of each LSTM's hidden states.
+        padding_id: id of the padding token, used if no mask is given.
         word_vectors, vocabulary: initial embeddings from a local file, see :mod:`ds_al.models.word_vectors`.
         bridge: ``"linear"`` on the final state, or ``"block"``, a bidirectional LSTM over the hidden states: see
             :mod:`ds_al.models.text_bridges`.
-        bridge_width: of such a block, as a share of ``width``.
-        bridge_stride: tokens that one step of such a block stands for.
+        bridge_width: width of such a block, as a share of ``width``.
+        bridge_stride: number of tokens per step of such a block.
         code_width: K; by default see :func:`~ds_al.models.targets.default_code_width`.
-        code: where codes live, see :mod:`ds_al.models.targets`.
-        scores: what label scores end with; ``"tanh"`` as published.
-        objective: what trains f and b, see :mod:`ds_al.objectives`.
-
+        code: set of codes, see :mod:`ds_al.models.targets`.
+        scores: last module before the label scores; ``"tanh"`` as published.
+        objective: objective that trains f and b, see :mod:`ds_al.objectives`.
     Raises:
         ALConfigError: a size or an option is out of range, or word vectors do not fit.
     """
@@ -174,7 +173,7 @@ def lstm_twin(
     word_vectors: str | Path | None = None,
     vocabulary: Sequence[str] | str | Path | None = None,
 ) -> list[LayerSpec]:
-    """Specs of the backprop twin: the very same f, the last of them within :class:`LSTMClassifier`.
+    """Builds the layer specs of the backprop twin: the same f, the last one inside :class:`LSTMClassifier`.
 
     Args:
         vocab_size, num_classes, embedding_width, width, num_blocks, num_layers, dropout, padding_id, word_vectors,

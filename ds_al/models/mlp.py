@@ -1,4 +1,4 @@
-"""A multilayer perceptron: linear layers with ReLU, as associated learning and as its backprop twin."""
+"""Multilayer perceptron with ReLU, as AL layers and as backprop twin."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DenseBlock(nn.Sequential):
 
 
 class DenseBridge(nn.Sequential):
-    """Linear, ReLU, linear, onto the set of codes: ``(B, D) -> (B, K)``. hidden 0: only the last."""
+    """Linear, ReLU, linear, end of code: ``(B, D) -> (B, K)``. With ``hidden=0``, only the last linear layer."""
 
     def __init__(self, in_features: int, *, hidden: int, code_width: int, code: str) -> None:
         layers = [nn.Linear(in_features, hidden), nn.ReLU()] if hidden else []
@@ -47,20 +47,19 @@ def mlp_al(
     code: str = "tanh",
     objective: str | Mapping[str, Any] = "mse",
 ) -> list[ALLayerSpec]:
-    """Specs of a perceptron that learns by association.
+    """Builds the layer specs of an AL perceptron.
 
     Args:
-        in_shape: shape of a sample, without the batch; it is flattened.
+        in_shape: shape of a sample, without the batch dimension; samples are flattened.
         num_classes: V.
         widths: D of each hidden layer.
-        num_layers: number of AL layers, by default one per hidden layer; fewer group neighbours, evenly. Or how many
-            hidden layers each holds.
-        dropout: after each hidden layer.
-        bridge_hidden: width of the bridge's hidden layer; 0 leaves it out.
+        num_layers: number of AL layers, by default one per hidden layer; fewer layers group neighbours evenly. Or the
+            number of hidden layers of each.
+        dropout: dropout after each hidden layer.
+        bridge_hidden: width of the bridge's hidden layer; 0 omits it.
         code_width: K; by default see :func:`~ds_al.models.targets.default_code_width`.
-        code: where codes live, see :mod:`ds_al.models.targets`.
-        objective: what trains f and b, see :mod:`ds_al.objectives`.
-
+        code: set of codes, see :mod:`ds_al.models.targets`.
+        objective: objective that trains f and b, see :mod:`ds_al.objectives`.
     Raises:
         ALConfigError: no hidden layer, the number of layers is out of range, or the code is unknown.
     """
@@ -84,7 +83,7 @@ def mlp_twin(
     num_layers: Layers | None = None,
     dropout: float = 0.0,
 ) -> list[LayerSpec]:
-    """Specs of the backprop twin: the very same f, then a linear head. Its output are scores ``(B, V)``.
+    """Builds the layer specs of the backprop twin: the same f, then a linear head that returns scores ``(B, V)``.
 
     Args:
         in_shape, num_classes, widths, num_layers, dropout: as in :func:`mlp_al`.

@@ -1,4 +1,4 @@
-"""The linear layer that ends a head, a bridge, g or h: what comes out of it are scores or codes."""
+"""Final linear layer of a head, a bridge, g or h; its outputs are scores or codes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import nn
 
 
 class Output(nn.Linear):
-    """``nn.Linear`` whose weight :class:`~ds_al.optim.muon.MuonAdamW` leaves to AdamW, in the AL form as in the twin.
+    """``nn.Linear`` whose weight :class:`~ds_al.optim.muon.MuonAdamW` updates by AdamW, in the AL form and in the twin.
 
-    Muon is meant for matrices between hidden activations. A classifier's rows are classes: steps of equal size along
-    every direction suit them badly.
+    Muon is designed for matrices between hidden activations. The rows of a classifier are classes, for which steps of
+    equal size along every direction are unsuitable.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:

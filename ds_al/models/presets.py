@@ -1,8 +1,8 @@
 """Size presets of the models: ``paper``, the published experiments, and ``small``, which trains on two cores.
 
-A preset is a set of options of both forms of a model; options given beside it override it. What the data says
-is not in it: shape of images, number of classes, vocabulary. Nor is K: every preset has one AL layer per block
-(one per stage for a ResNet) unless ``num_layers`` says otherwise.
+A preset is a set of options of both forms of a model; options given explicitly override it. It contains neither the
+properties of the data (shape of images, number of classes, vocabulary) nor K: every preset has one AL layer per block
+(one per stage for a ResNet) unless ``num_layers`` is given.
 
 Source of ``paper``: Wu, Lin, Chen & Chen, ICLR 2022, images of 32x32, and texts with a vocabulary of 30,000.
 """
@@ -62,11 +62,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "mlp": {"small": {"widths": mlp.SMALL}},
 }
-"""Options by name of the model and of the preset."""
+"""Options by model name and preset name."""
 
 
 def preset_options(name: str, preset: str) -> dict[str, Any]:
-    """Options of a preset, in a dict of their own.
+    """Returns a copy of the options of a preset.
 
     Raises:
         ALConfigError: the model has no such preset.

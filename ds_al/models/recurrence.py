@@ -1,8 +1,8 @@
-"""A bidirectional LSTM over padded sequences whose backward pass is linear in their length.
+"""Bidirectional LSTM over padded sequences whose backward pass is linear in their length.
 
-Torch's own over packed sequences cuts its input at every step by ``narrow``. On CPUs the backward pass of each cut
-fills a gradient of the whole sequence, so its time grows with the square of the length. Here the steps are taken apart
-once, and both directions make a step together.
+torch's LSTM over packed sequences slices its input with ``narrow`` at every step. On CPUs the backward pass of each
+slice fills a gradient of the whole sequence, so its time is quadratic in the length. Here the sequence is unbound into
+steps once, and both directions are computed together at each step.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ States = tuple[Tensor, Tensor]
 
 
 def bidirectional_lstm(lstm: nn.LSTM, x: Tensor, lengths: Tensor, start: States | None) -> tuple[Tensor, States]:
-    """What ``lstm`` makes of sequences that are packed by length: the same function, but for rounding.
+    """Computes ``lstm`` on sequences packed by length, equal up to rounding.
 
     Args:
-        lstm: holds the weights; one layer, both directions, batch first.
+        lstm: holds the weights; one layer, bidirectional, batch first.
         x: ``(B, T, F)``, padded at the end.
         lengths: ``(B,)``, int64, each from 1 to T.
-        start: ``(h, c)``, each ``(2, B, D)``, or zeros.
+        start: ``(h, c)``, each ``(2, B, D)``; ``None`` for zeros.
 
     Returns:
-        hidden states ``(B, T, 2 D)``, 0 at padding, and the final ``(h, c)``.
+        The hidden states ``(B, T, 2 D)``, 0 at padding, and the final ``(h, c)``.
     """
     w_ih, w_hh, b_ih, b_hh = (
         torch.stack([getattr(lstm, name), getattr(lstm, f"{name}_reverse")])
@@ -31,7 +31,7 @@ def bidirectional_lstm(lstm: nn.LSTM, x: Tensor, lengths: Tensor, start: States 
     )
     batch, steps, _ = x.shape
     time = torch.arange(steps, device=x.device)
-    order = torch.where(time < lengths[:, None], lengths[:, None] - 1 - time, time)  # reverses; padding stays behind
+    order = torch.where(time < lengths[:, None], lengths[:, None] - 1 - time, time)  # reverses; padding stays last
     both = torch.stack([x, _at(x, order)]).flatten(1, 2)
     inputs = torch.baddbmm((b_ih + b_hh).unsqueeze(1), both, w_ih.transpose(1, 2)).unflatten(1, (batch, steps))
 
@@ -53,5 +53,5 @@ def bidirectional_lstm(lstm: nn.LSTM, x: Tensor, lengths: Tensor, start: States 
 
 
 def _at(x: Tensor, order: Tensor) -> Tensor:
-    """Elements ``(B, T, F)`` in another order ``(B, T)``."""
+    """Reorders ``(B, T, F)`` along T by the indices ``(B, T)``."""
     return x.gather(1, order.unsqueeze(2).expand_as(x))

@@ -1,11 +1,11 @@
-"""ResNet for small images, once as associated learning, once as its backprop twin.
+"""ResNet for small images, as AL layers and as backprop twin.
 
-A stem, a 3x3 convolution without pooling, and stages of residual blocks; every stage but the first halves the map.
-Two blocks in each of four stages are ResNet-18 (He et al., CVPR 2016) in the form used for images of 32x32.
+A stem (a 3x3 convolution without pooling) is followed by stages of residual blocks; every stage but the first halves
+the map. Two blocks in each of four stages are ResNet-18 (He et al., CVPR 2016) in the form used for images of 32x32.
 
-The stem is one small convolution, so it stands in the first residual block's layer: ResNet-18 has eight blocks to
-group into AL layers. With 4 layers each is a stage, which is the default; with 2, each is two stages.
-Bridges copy one block per stage that is still to come, in whole or in part: :mod:`ds_al.models.bridges`.
+The stem is one small convolution, so it belongs to the layer of the first residual block: ResNet-18 has eight blocks to
+group into AL layers. With 4 layers (the default) each layer is a stage; with 2 layers, each is two stages. Bridges copy
+one block per following stage, complete or partial: :mod:`ds_al.models.bridges`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ds_al.models.vision import (
 from ds_al.spec import ALLayerSpec
 
 SMALL: tuple[int, ...] = (16, 32, 64, 128)
-"""Channels of four stages that cost about the same."""
+"""Channels of four stages of about equal cost."""
 PUBLISHED: tuple[int, ...] = (64, 128, 256, 512)
 """Channels of the four stages of ResNet-18."""
 
@@ -43,10 +43,10 @@ class BlockPlan(NamedTuple):
     """One residual block of a network.
 
     Attributes:
-        stage: number of its stage, from 0.
-        in_channels: that enter it.
-        channels: that leave it.
-        stride: 2 where it halves the map.
+        stage: index of its stage.
+        in_channels: input channels.
+        channels: output channels.
+        stride: 2 if it halves the map.
     """
 
     stage: int
@@ -56,11 +56,11 @@ class BlockPlan(NamedTuple):
 
 
 class ResidualBlocks(ChannelsLast):
-    """Residual blocks one after another: ``(B, C, H, W) -> (B, C', H', W')``.
+    """A sequence of residual blocks: ``(B, C, H, W) -> (B, C', H', W')``.
 
     Args:
         plans: the blocks.
-        stem: channels of the images, if the stem comes first.
+        stem: image channels, if the stem precedes the blocks.
         norm: see :data:`~ds_al.models.vision.Norm`.
         travels: see :class:`~ds_al.models.vision.ChannelsLast`.
     """
@@ -98,25 +98,24 @@ def resnet_al(
     code: str = "tanh",
     objective: str | Mapping[str, Any] = "mse",
 ) -> list[ALLayerSpec]:
-    """Specs of a ResNet that learns by association.
+    """Builds the layer specs of an AL ResNet.
 
     Args:
         in_shape: ``(C, H, W)`` of an image.
         num_classes: V.
         widths: channels of each stage.
         blocks_per_stage: residual blocks of each stage.
-        num_layers: number of AL layers, at most that of blocks; by default one per stage. Neighbouring blocks are
-            grouped evenly, the stem with the first of them. Or how many blocks each layer holds.
-        norm: ``"batch"`` as published, or ``"group"``; of bridges, too.
+        num_layers: number of AL layers, at most the number of blocks; by default one per stage. Neighbouring blocks are
+            grouped evenly, the stem with the first of them. Or the number of blocks of each layer.
+        norm: ``"batch"`` as published, or ``"group"``; applies to bridges, too.
         bridge: ``"mimic"`` or ``"published"``.
-        bridge_width, bridge_pool_first, bridge_pool, bridge_residual, bridge_depthwise, bridge_depth, bridge_muon: of
-            a mimic bridge, see :mod:`ds_al.models.bridges`.
+        bridge_width, bridge_pool_first, bridge_pool, bridge_residual, bridge_depthwise, bridge_depth, bridge_muon:
+            options of a mimic bridge, see :mod:`ds_al.models.bridges`.
         bridge_hidden: width of the hidden layer of a published bridge, 1000 in the paper.
         code_width: K; 700 in the paper; by default see :func:`~ds_al.models.targets.default_code_width`.
-        code: where codes live. The published bridge ends on a sigmoid, whatever this says, and reads labels
-            by mean squared error.
-        objective: what trains f and b, see :mod:`ds_al.objectives`.
-
+        code: set of codes, see :mod:`ds_al.models.targets`. With a published bridge it is always sigmoid, and labels
+            are decoded with mean squared error.
+        objective: objective that trains f and b, see :mod:`ds_al.objectives`.
     Raises:
         ALConfigError: sizes, norm, number of layers or an option of the bridge are out of range.
     """
@@ -159,13 +158,13 @@ def resnet_twin(
     head: Literal["average", "published"] = "average",
     head_hidden: int = 2500,
 ) -> list[LayerSpec]:
-    """Specs of the backprop twin: the very same f, then a head. Its output are scores ``(B, V)``.
+    """Builds the layer specs of the backprop twin: the same f, then a head that returns scores ``(B, V)``.
 
     Args:
         in_shape, num_classes, widths, blocks_per_stage, num_layers, norm: as in :func:`resnet_al`.
-        head: ``"average"``, ResNet's own, which the last mimic bridge has too; or ``"published"``, that of the VGG.
+        head: ``"average"``, ResNet's own, which is also that of the last mimic bridge; or ``"published"``, that of the
+            VGG.
         head_hidden: width of the published head's hidden layer.
-
     Raises:
         ALConfigError: as :func:`resnet_al`, or the head is unknown.
     """
@@ -195,7 +194,7 @@ def _plans(widths: Sequence[int], blocks_per_stage: int, norm: str) -> list[Bloc
 
 
 def _shapes(in_shape: Sequence[int], plans: Sequence[BlockPlan]) -> list[tuple[int, int, int]]:
-    """``(C, H, W)`` of the images, and after each block."""
+    """Returns ``(C, H, W)`` of the images and after each block."""
     shapes = [image_shape(in_shape)]
     for plan in plans:
         _, height, width = shapes[-1]
@@ -204,7 +203,8 @@ def _shapes(in_shape: Sequence[int], plans: Sequence[BlockPlan]) -> list[tuple[i
 
 
 def _later(plans: Sequence[BlockPlan]) -> list[Stage]:
-    """What a bridge copies of the blocks to come: a stage each, though its first blocks may be behind already."""
+    """Returns the stages that a bridge copies, one per stage of the following blocks, even if its first blocks precede
+    the bridge."""
     stages: dict[int, Stage] = {}
     for plan in plans:
         halvings = stages[plan.stage].halvings if plan.stage in stages else 0

@@ -1,8 +1,8 @@
-"""Bridges of text networks: what an AL layer's sequence says about the code ``(B, K)``.
+"""Bridges of text networks: auxiliary heads that map a sequence activation to a code ``(B, K)``.
 
-linear   what sums the sequence up, the masked mean or an LSTM's final state, then linear
+linear   a summary of the sequence (the masked mean or an LSTM's final state), then linear
 block    masked means of every ``stride`` tokens, linear to a narrow width, one block of the network's own kind,
-         masked mean, linear; the last layer's stays linear, as the twin's head is
+         masked mean, linear; the bridge of the last layer stays linear, like the twin's head
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ BridgeKind = Literal["linear", "block"]
 
 
 def whole(s: Activation) -> Activation:
-    """The ``reduce`` of a bridge that reads the whole activation."""
+    """Returns the whole activation: the ``reduce`` of bridges that need all of it."""
     return s
 
 
 def pooled(s: Activation, stride: int) -> tuple[Tensor, Tensor]:
-    """``(hidden (B, T, D), ..., mask (B, T))`` to masked means of every ``stride`` tokens.
+    """Maps ``(hidden (B, T, D), ..., mask (B, T))`` to masked means of every ``stride`` tokens.
 
-    Windows start at the first token, so padding at the end adds windows of padding and changes no other.
+    Windows start at the first token, so padding at the end adds windows of padding and changes no other window.
 
     Returns:
-        Hidden states ``(B, T / stride, D)``, T / stride rounded up, and a mask that is true where a window has a token.
+        Hidden states ``(B, T / stride, D)``, with T / stride rounded up, and a mask that is true for windows with a
+        token.
     """
     hidden, mask = s[0], s[-1]
     if stride == 1:
@@ -49,12 +50,12 @@ class BlockBridge(nn.Module):
 
     Args:
         in_features: D.
-        width: that the block reads.
-        block: makes hidden states of ``out_features`` from ``(hidden (B, T', width), mask (B, T'))``.
-        out_features: that the block gives.
+        width: input width of the block.
+        block: maps ``(hidden (B, T', width), mask (B, T'))`` to hidden states of ``out_features``.
+        out_features: output width of the block.
         stride: tokens per window, 1 for the whole sequence.
         code_width: K.
-        code: where codes live, see :mod:`ds_al.models.targets`.
+        code: set of codes, see :mod:`ds_al.models.targets`.
     """
 
     def __init__(
@@ -75,14 +76,14 @@ class BlockBridge(nn.Module):
         self.code = nn.Sequential(Output(out_features, code_width), code_end(code, code_width))
 
     def forward(self, s: Activation) -> Tensor:
-        """Reads hidden states and mask; states of an LSTM are left aside."""
+        """Uses hidden states and mask; states of an LSTM are ignored."""
         hidden, mask = pooled(s, self.stride)
-        # What a linear layer makes of padding is not 0, but no block reads it: the mask goes along.
+        # The linear layer maps padding to non-zero values, but the block ignores them by the mask.
         return self.code(masked_mean(self.block((self.narrow(hidden), mask))))
 
 
 def check_bridge(bridge: str, *, width: float, stride: int) -> None:
-    """Refuses options of a text bridge.
+    """Checks the options of a text bridge.
 
     Raises:
         ALConfigError: an option is unknown or out of range.

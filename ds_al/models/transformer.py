@@ -1,7 +1,7 @@
-"""A pre-norm Transformer encoder that classifies token sequences: an embedding layer, then encoder layers.
+"""Pre-norm Transformer encoder that classifies token sequences: an embedding layer, then encoder layers.
 
-Each is one AL layer with ``s = (hidden (B, T, D), mask (B, T))``, unless ``num_layers`` groups neighbours; the
-bridge reads the masked mean, or a small encoder layer before it.
+Each is one AL layer with ``s = (hidden (B, T, D), mask (B, T))``, unless ``num_layers`` groups neighbours; the bridge
+uses the masked mean, optionally after a small encoder layer.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from ds_al.tensors import Activation
 
 
 class EncoderLayer(nn.Module):
-    """Attention and feed-forward, each after a layer norm and beside a residual path.
+    """Self-attention and feed-forward, each with a preceding layer norm and a residual connection.
 
     Args:
         width: D.
-        heads: attention heads; must divide D.
+        heads: number of attention heads; must divide D.
         feed_forward: width of the feed-forward's hidden layer.
-        dropout: of both branches and of the feed-forward's hidden layer.
-        attention_dropout: of attention weights. At 0 a CPU computes attention in one piece, much faster.
+        dropout: dropout of both branches and of the feed-forward's hidden layer.
+        attention_dropout: dropout of attention weights. At 0 a CPU uses fused attention, which is much faster.
     """
 
     def __init__(self, width: int, *, heads: int, feed_forward: int, dropout: float, attention_dropout: float) -> None:
@@ -47,9 +47,9 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, s: Activation) -> tuple[Tensor, Tensor]:
-        """``(hidden (B, T, D), mask (B, T))`` to the same."""
+        """Maps ``(hidden (B, T, D), mask (B, T))`` to the same shapes."""
         hidden, mask = s
-        # A sequence of padding alone attends to all of it: a softmax over nothing would be NaN.
+        # A sequence of padding alone attends to all of its positions: a softmax over no position would be NaN.
         ignored = ~mask & mask.any(dim=1, keepdim=True)
         query = self.norm_attention(hidden)
         attended, _ = self.attention(query, query, query, key_padding_mask=ignored, need_weights=False)
@@ -59,7 +59,7 @@ class EncoderLayer(nn.Module):
 
 
 class MeanHead(nn.Module):
-    """Scores of a sequence: layer norm and a linear layer on the masked mean, ``(B, V)``."""
+    """Classification head ``(B, V)``: layer norm and a linear layer on the masked mean."""
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class MeanHead(nn.Module):
         self.scores = Output(width, num_classes)
 
     def forward(self, s: Activation) -> Tensor:
-        """``(hidden (B, T, D), mask (B, T))`` to ``(B, V)``."""
+        """Maps ``(hidden (B, T, D), mask (B, T))`` to ``(B, V)``."""
         return self.scores(self.norm(masked_mean(s)))
 
 
@@ -94,29 +94,28 @@ def transformer_al(
     scores: Literal["linear", "tanh"] = "linear",
     objective: str | Mapping[str, Any] = "mse",
 ) -> list[ALLayerSpec]:
-    """Specs of a Transformer that learns by association. x is ``ids (B, T)`` or ``(ids, mask)``.
+    """Builds the layer specs of an AL Transformer. x is ``ids (B, T)`` or ``(ids, mask)``.
 
     Args:
         vocab_size: number of tokens.
         num_classes: V.
         width: D.
-        num_blocks: the embedding and so many less one encoder layers.
-        num_layers: number of AL layers, by default one per block; fewer group neighbouring blocks, evenly. Or how
-            many blocks each layer holds.
-        heads, feed_forward, dropout, attention_dropout: see :class:`EncoderLayer`; that of attention is by default the
-            other.
-        max_length: longest sequence; learned positions are added where it is given.
-        padding_id: this token is padding, where no mask is given.
+        num_blocks: one embedding plus ``num_blocks - 1`` encoder layers.
+        num_layers: number of AL layers, by default one per block; fewer layers group neighbouring blocks evenly. Or the
+            number of blocks of each layer.
+        heads, feed_forward, dropout, attention_dropout: see :class:`EncoderLayer`; ``attention_dropout`` defaults to
+            ``dropout``.
+        max_length: maximum sequence length; if given, learned positions are added.
+        padding_id: id of the padding token, used if no mask is given.
         word_vectors, vocabulary: initial embeddings from a local file, see :mod:`ds_al.models.word_vectors`.
         bridge: ``"linear"`` on the masked mean, or ``"block"``, an encoder layer before it: see
             :mod:`ds_al.models.text_bridges`.
-        bridge_width: of such a block, as a share of ``width`` and ``feed_forward``; rounded to whole heads.
-        bridge_stride: tokens that one position of such a block stands for.
+        bridge_width: width of such a block, as a share of ``width`` and ``feed_forward``; rounded to whole heads.
+        bridge_stride: number of tokens per position of such a block.
         code_width: K; by default see :func:`~ds_al.models.targets.default_code_width`.
-        code: where codes live, see :mod:`ds_al.models.targets`.
-        scores: what label scores end with; ``"tanh"`` as published.
-        objective: what trains f and b, see :mod:`ds_al.objectives`.
-
+        code: set of codes, see :mod:`ds_al.models.targets`.
+        scores: last module before the label scores; ``"tanh"`` as published.
+        objective: objective that trains f and b, see :mod:`ds_al.objectives`.
     Raises:
         ALConfigError: a size or an option is out of range, or word vectors do not fit.
     """
@@ -158,7 +157,7 @@ def transformer_twin(
     word_vectors: str | Path | None = None,
     vocabulary: Sequence[str] | str | Path | None = None,
 ) -> list[LayerSpec]:
-    """Specs of the backprop twin: the very same f, then :class:`MeanHead`.
+    """Builds the layer specs of the backprop twin: the same f, then :class:`MeanHead`.
 
     Args:
         vocab_size, num_classes, width, num_blocks, num_layers, heads, feed_forward, dropout, attention_dropout,

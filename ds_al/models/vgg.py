@@ -1,7 +1,7 @@
-"""VGG for small images: blocks of 3x3 convolutions, once as associated learning, once as its backprop twin.
+"""VGG for small images, blocks of 3x3 convolutions, as AL layers and as backprop twin.
 
-A network is a list of blocks, a block a list of channel counts and ``"M"`` for a 2x2 max-pooling, as in the
-VGG paper. Each block is one AL layer, unless ``num_layers`` groups neighbours. Bridges: :mod:`ds_al.models.bridges`.
+A network is a list of blocks; a block is a list of channel counts and ``"M"`` for a 2x2 max-pooling, as in the VGG
+paper. Each block is one AL layer, unless ``num_layers`` groups neighbours. Bridges: :mod:`ds_al.models.bridges`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ds_al.models.vision import Block, ConvBlock, Head, PublishedHead, image_sha
 from ds_al.spec import ALLayerSpec
 
 SMALL: tuple[Block, ...] = ((32, "M"), (64, "M"), (128, "M"), (128, 128))
-"""Four blocks for images of 28x28; with their default bridges, two and two take the same time."""
+"""Four blocks for images of 28x28; with the default bridges, the first two and the last two take equal time."""
 PUBLISHED: tuple[Block, ...] = ((128, 256, "M"), (256, 512, "M"), (512, "M"), (512, "M"))
 """Four blocks for images of 32x32, from the published experiments."""
 
@@ -44,27 +44,26 @@ def vgg_al(
     code: str = "tanh",
     objective: str | Mapping[str, Any] = "mse",
 ) -> list[ALLayerSpec]:
-    """Specs of a VGG that learns by association.
+    """Builds the layer specs of an AL VGG.
 
     Args:
         in_shape: ``(C, H, W)`` of an image.
         num_classes: V.
         blocks: the network.
-        num_layers: number of AL layers, by default one per block; fewer group neighbouring blocks, evenly. Or how
-            many blocks each layer holds.
+        num_layers: number of AL layers, by default one per block; fewer layers group neighbouring blocks evenly. Or the
+            number of blocks of each layer.
         early_pool: see :class:`~ds_al.models.vision.ConvBlock`; off in the published networks.
         bridge: ``"mimic"`` or ``"published"``.
-        bridge_width, bridge_pool_first, bridge_pool, bridge_residual, bridge_depthwise, bridge_depth, bridge_muon: of
-            a mimic bridge, see :mod:`ds_al.models.bridges`; a stage is a block.
+        bridge_width, bridge_pool_first, bridge_pool, bridge_residual, bridge_depthwise, bridge_depth, bridge_muon:
+            options of a mimic bridge, see :mod:`ds_al.models.bridges`; a stage is a block.
         bridge_hidden: width of the hidden layer of a published bridge, 1000 in the paper.
         code_width: K; 700 in the paper; by default see :func:`~ds_al.models.targets.default_code_width`.
-        code: where codes live. The published bridge ends on a sigmoid, whatever this says, and reads labels
-            by mean squared error.
-        objective: what trains f and b, see :mod:`ds_al.objectives`.
+        code: set of codes, see :mod:`ds_al.models.targets`. With a published bridge it is always sigmoid, and labels
+            are decoded with mean squared error.
+        objective: objective that trains f and b, see :mod:`ds_al.objectives`.
 
     Raises:
-        ALConfigError: the blocks do not fit the images, the number of layers is out of range, or an option of
-            the bridge is.
+        ALConfigError: the blocks do not fit the images, or the number of layers or a bridge option is out of range.
     """
     shapes = _shapes(in_shape, blocks)
     groups = block_groups(len(blocks), num_layers)
@@ -103,13 +102,12 @@ def vgg_twin(
     head: Literal["average", "published"] = "average",
     head_hidden: int = 2500,
 ) -> list[LayerSpec]:
-    """Specs of the backprop twin: the very same f, then a head. Its output are scores ``(B, V)``.
+    """Builds the layer specs of the backprop twin: the same f, then a head that returns scores ``(B, V)``.
 
     Args:
         in_shape, num_classes, blocks, num_layers, early_pool: as in :func:`vgg_al`.
-        head: ``"average"``, which the last mimic bridge has too, or ``"published"``.
+        head: ``"average"``, which is also that of the last mimic bridge, or ``"published"``.
         head_hidden: width of the published head's hidden layer.
-
     Raises:
         ALConfigError: as :func:`vgg_al`, or the head is unknown.
     """
@@ -132,7 +130,7 @@ def _forward_spec(
 
 
 def _shapes(in_shape: Sequence[int], blocks: Sequence[Block]) -> list[tuple[int, int, int]]:
-    """``(C, H, W)`` before each block, and after the last one."""
+    """Returns ``(C, H, W)`` before each block and after the last one."""
     channels, height, width = image_shape(in_shape)
     shapes = [(channels, height, width)]
     for block in blocks:

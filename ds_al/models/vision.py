@@ -1,6 +1,6 @@
-"""What networks for small images are made of: convolutions, residual blocks, and heads.
+"""Building blocks of networks for small images: convolutions, residual blocks, and heads.
 
-Shapes: ``B`` batch, ``C`` channels, ``H`` and ``W`` of a map, ``V`` classes.
+Shapes: ``B`` batch, ``C`` channels, ``H`` and ``W`` height and width of a map, ``V`` classes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Block = Sequence[int | str]
 Norm = Literal["batch", "group"]
 """``"batch"`` as published; ``"group"`` does not depend on the other samples of a micro-batch."""
 
-_CHANNEL_GROUPS = 8  # of a group norm, where they divide the channels
+_CHANNEL_GROUPS = 8  # groups of a group norm, if they divide the channels
 
 
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
-    """Builds the norm of a map of so many channels.
+    """Builds the norm layer of a map with the given channels.
 
     Raises:
         ALConfigError: the name is neither ``"batch"`` nor ``"group"``.
@@ -34,7 +34,7 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
 
 
 def check_norm(norm: str) -> None:
-    """Refuses unknown norms.
+    """Checks the name of a norm.
 
     Raises:
         ALConfigError: the name is neither ``"batch"`` nor ``"group"``.
@@ -44,7 +44,8 @@ def check_norm(norm: str) -> None:
 
 
 def convolution(in_channels: int, channels: int, *, stride: int = 1, depthwise: bool = False) -> list[nn.Module]:
-    """A 3x3 convolution without bias; ``depthwise``: one filter per channel, then a 1x1 convolution across them."""
+    """Builds a 3x3 convolution without bias; ``depthwise``: one filter per channel, then a 1x1 convolution across
+    channels."""
     if not depthwise:
         return [nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)]
     return [
@@ -54,29 +55,29 @@ def convolution(in_channels: int, channels: int, *, stride: int = 1, depthwise: 
 
 
 class ChannelsLast(nn.Sequential):
-    """A chain of modules on maps ``(B, C, H, W)`` that computes with channels last, several times quicker on CPU.
+    """A sequence of modules on maps ``(B, C, H, W)`` in channels-last layout, several times faster on CPU.
 
     Attributes:
-        travels: whether what leaves it is contiguous, as DeepSpeed's pipeline sends it. In an AL form maps travel, and
-            bridges read them, as they are (:mod:`ds_al.tensors`).
+        travels: whether the output is contiguous, as DeepSpeed's pipeline sends it. An AL form sends maps, and bridges
+            use them, in their own layout (:mod:`ds_al.tensors`).
     """
 
     travels = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Runs the chain."""
+        """Runs the modules in order."""
         s = super().forward(x.to(memory_format=torch.channels_last))
         return s.contiguous() if self.travels else s
 
 
 class ConvBlock(ChannelsLast):
-    """3x3 convolutions, each with its norm and ReLU, and max-poolings: ``(B, C, H, W) -> (B, C', H', W')``.
+    """3x3 convolutions, each with norm and ReLU, and max-poolings: ``(B, C, H, W) -> (B, C', H', W')``.
 
     Args:
         in_channels: C.
-        block: what stands in the block.
-        early_pool: takes a pooling that follows a convolution ahead of its norm and ReLU, with which it all but
-            commutes: these then have a quarter of the work.
+        block: channel counts and poolings.
+        early_pool: moves a pooling that follows a convolution before its norm and ReLU, with which it almost commutes;
+            this quarters their work.
         norm: see :data:`Norm`.
         depthwise: see :func:`convolution`.
         travels: see :class:`ChannelsLast`.
@@ -111,9 +112,9 @@ class ConvBlock(ChannelsLast):
 
 
 class Subsampled(nn.Conv2d):
-    """A 1x1 convolution of a stride: ``(B, C, H, W) -> (B, C', H / stride, W / stride)``, rounded up.
+    """A strided 1x1 convolution: ``(B, C, H, W) -> (B, C', H / stride, W / stride)``, rounded up.
 
-    The map is thinned out first and the convolution has no stride: the same numbers, while the strided one of oneDNN
+    The map is subsampled first, and the convolution has stride 1. The result is the same, while oneDNN's strided one
     writes past its buffers on CPUs without AVX-512, for channels-last maps of fewer than 8 channels.
     """
 
@@ -122,19 +123,19 @@ class Subsampled(nn.Conv2d):
         self.step = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to ``(B, C', H / stride, W / stride)``."""
+        """Maps ``(B, C, H, W)`` to ``(B, C', H / stride, W / stride)``."""
         return super().forward(x[:, :, :: self.step, :: self.step])
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: ``(B, C, H, W) -> (B, C', H / stride, W / stride)``, rounded up.
+    """Two 3x3 convolutions and a shortcut: ``(B, C, H, W) -> (B, C', H / stride, W / stride)``, rounded up.
 
     Source: He et al., "Deep residual learning for image recognition", CVPR 2016, the block of ResNet-18.
 
     Args:
         in_channels: C.
         channels: C'.
-        stride: of the first convolution; the shortcut then is a 1x1 convolution of this stride.
+        stride: stride of the first convolution and of the shortcut, which is a 1x1 convolution then.
         norm: see :data:`Norm`.
         depthwise: see :func:`convolution`.
     """
@@ -155,7 +156,7 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Sequential(Subsampled(in_channels, channels, stride=stride), norm_layer(norm, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``relu(branch(x) + shortcut(x))``."""
+        """Computes ``relu(branch(x) + shortcut(x))``."""
         return torch.relu(self.branch(x) + self.shortcut(x))
 
 
@@ -174,10 +175,10 @@ class PublishedHead(nn.Sequential):
 
 
 def image_shape(in_shape: Sequence[int]) -> tuple[int, int, int]:
-    """``(C, H, W)``.
+    """Returns ``(C, H, W)``.
 
     Raises:
-        ALConfigError: ``in_shape`` has not three sizes.
+        ALConfigError: ``in_shape`` does not have three sizes.
     """
     if len(in_shape) != 3:
         raise ALConfigError(f"got in_shape={tuple(in_shape)}: expected (C, H, W)")

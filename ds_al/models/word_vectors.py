@@ -1,6 +1,6 @@
-"""Pretrained word vectors from a local text file: the initial weights of an embedding.
+"""Pretrained word vectors from a local text file, as initial weights of an embedding.
 
-The file has GloVe's format, a word and its numbers per line, divided by spaces: ``word v_1 ... v_D``.
+The file is in GloVe's format, with a word and its numbers per line, separated by spaces: ``word v_1 ... v_D``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ds_al.errors import ALConfigError
 
 @dataclass(frozen=True)
 class WordVectors:
-    """A file of vectors, and the vocabulary whose words are looked up in it.
+    """A file of word vectors and the vocabulary to look up in it.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         words: word of each token id.
         width: D, numbers per word.
     """
@@ -31,13 +31,13 @@ class WordVectors:
 
     @torch.no_grad()
     def fill(self, weight: Tensor, *, padding_id: int) -> int:
-        """Sets the rows of the words that the file has, in ``weight (vocabulary, D)``; returns their number.
+        """Sets the rows of ``weight (vocabulary, D)`` whose words are in the file; returns their number.
 
-        Words that the file lacks keep their random weights, scaled to the spread of those found: pretrained vectors
-        are several times smaller than fresh ones, which would drown them.
+        Words missing from the file keep their random weights, scaled to the standard deviation of the vectors found:
+        pretrained vectors are several times smaller than random ones, which would dominate them.
 
         Raises:
-            ALConfigError: a line of the file is no word with D numbers.
+            ALConfigError: a line of the file is not a word with D numbers.
         """
         rows = {word: row for row, word in enumerate(self.words) if row != padding_id}
         found: dict[int, list[float]] = {}
@@ -55,7 +55,7 @@ class WordVectors:
     def _read(self) -> Iterator[tuple[str, list[str]]]:
         with self.path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
-                word, *numbers = line.rstrip().rsplit(" ", self.width)  # a few words of GloVe hold spaces themselves
+                word, *numbers = line.rstrip().rsplit(" ", self.width)  # some words of GloVe contain spaces
                 if len(numbers) != self.width:
                     raise ALConfigError(
                         f"word_vectors {self.path}, line {number}: got {len(numbers)} numbers, expected {self.width}"
@@ -70,7 +70,7 @@ def word_vectors(
     vocab_size: int,
     width: int,
 ) -> WordVectors | None:
-    """Checks that file, vocabulary and embedding fit, in every process, before any of them builds a layer.
+    """Checks in every process that file, vocabulary and embedding match, before any layer is built.
 
     Args:
         path: file of vectors, or ``None`` for random weights.
@@ -79,8 +79,7 @@ def word_vectors(
         width: D of the embedding.
 
     Raises:
-        ALConfigError: a file is missing, vectors have another width than the embedding, or the vocabulary has
-            another size.
+        ALConfigError: a file is missing, or the width of the vectors or the size of the vocabulary does not match.
     """
     if path is None:
         return None

@@ -1,5 +1,4 @@
-"""Objectives: the target message, the two losses and the exit of a layer. A new one is a file and a line in
-:data:`OBJECTIVES`."""
+"""Training objectives of AL layers, one per file. To add one, write a file and a line in :data:`OBJECTIVES`."""
 
 from __future__ import annotations
 
@@ -41,11 +40,11 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "readout": Readout,
     "token_codes": TokenCodes,
 }
-"""Objectives by name."""
+"""Maps objective names to classes."""
 
 
 def resolve(objective: str | Mapping[str, Any] | Objective) -> Objective:
-    """Makes an objective from its name, or from ``{"name": ..., option: value}``; returns an instance as it is.
+    """Builds an objective from its name or from ``{"name": ..., option: value}``; returns an instance unchanged.
 
     Raises:
         ALConfigError: the name or an option is unknown, or an option is out of range.

@@ -1,4 +1,4 @@
-"""``decoded``: the bridge's output, carried back through the decoders, has to name the class."""
+"""Objective ``decoded``: cross-entropy of the bridge's output, decoded to label scores through ``h_i .. h_1``."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from ds_al.tensors import Activation, Target
 class Decoded(Objective):
     """``A_i`` is the cross-entropy of ``h_1(.. h_{i-1}(h_i(b(s_i))))`` against the label.
 
-    ``h_1 .. h_{i-1}`` are frozen copies, which travel downstream and are refreshed at fixed micro-batch numbers:
-    the weights that they had before micro-batch 0, R, 2R, ... So no layer waits for another one, and the result
-    depends neither on the partition nor on the schedule. t is ``(labels (B,), code (B, K))``; ``E_i`` as in ``mse``.
+    ``h_1 .. h_{i-1}`` are frozen copies that are sent downstream and refreshed at fixed micro-batch numbers: they are
+    the weights before micro-batch 0, R, 2R, ... Hence no layer waits for another one, and the result depends neither on
+    the partition nor on the schedule. t is ``(labels (B,), code (B, K))``; ``E_i`` is that of ``mse``.
 
     Args:
-        own_decoder: ``"live"`` lets ``A_i`` train h_i, too; ``"frozen"`` leaves h_i to ``E_i`` alone.
+        own_decoder: ``"live"``: ``A_i`` trains h_i, too; ``"frozen"``: ``E_i`` alone trains h_i.
         refresh_every: R, in micro-batches.
         label_smoothing: share of a label that ``A_i`` spreads over all classes.
-
     Raises:
         ALConfigError: an option is out of range.
     """
@@ -52,16 +51,16 @@ class Decoded(Objective):
         self.label_smoothing = label_smoothing
 
     def first_target(self, labels: Tensor, one_hot: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels ``(B,)`` and the same one-hot ``(B, V)``."""
+        """Returns labels ``(B,)`` and one-hot labels ``(B, V)``."""
         return labels, one_hot
 
     def encode(self, layer: Layer, t: Target) -> tuple[Tensor, Tensor]:
-        """Labels as they are, and ``g(code)``."""
+        """Returns the labels unchanged, and ``g(code)``."""
         labels, code = t
         return labels, layer.g(code)
 
     def associated_loss(self, layer: Layer, s_out: Activation, t_out: Target) -> Tensor:
-        """Cross-entropy of the decoded scores."""
+        """Computes the cross-entropy of the decoded scores."""
         code = layer.bridge(s_out)
         if self.own_decoder == "live":
             code = layer.h(code)
@@ -71,9 +70,9 @@ class Decoded(Objective):
         return label_loss(decode(self.earlier, code), t_out[0], smoothing=self.label_smoothing)
 
     def autoencoder_loss(self, layer: Layer, t_out: Target, t_in: Target) -> Tensor:
-        """``D_E(h(t_i), t_{i-1})``."""
+        """Computes ``D_E(h(t_i), t_{i-1})``."""
         return layer.autoencoder_loss(layer.h(t_out[1]), t_in[1])
 
     def scores(self, layer: Layer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
-        """``h_1(.. h_i(b(s)))``, with the decoders as they are now."""
+        """Computes ``h_1(.. h_i(b(s)))`` with the current decoders."""
         return decode([*earlier, layer.h], layer.bridge(s))

@@ -1,4 +1,4 @@
-"""``greedy``: each layer has a linear classifier of its own on its bridge, and no target side. The simplest rival."""
+"""Objective ``greedy``: a linear classifier on each layer and no target side. The simplest alternative to AL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ds_al.tensors import Activation, Target
 class Greedy(Objective):
     """``A_i`` is the cross-entropy of ``h_i(b(s_i))`` against the label; h is the classifier ``(B, K) -> (B, V)``.
 
-    g is not used (``nn.Identity`` fits), and there is no ``E_i``. t is the labels ``(B,)``.
+    g is not used (``nn.Identity`` is enough), and there is no ``E_i``. t is the labels ``(B,)``.
     Source: layer-wise training with auxiliary classifiers, Belilovsky et al., ICML 2019 and 2020.
 
     Args:
@@ -32,22 +32,22 @@ class Greedy(Objective):
         self.label_smoothing = label_smoothing
 
     def first_target(self, labels: Tensor, one_hot: Tensor) -> Tensor:
-        """Labels ``(B,)``."""
+        """Returns labels ``(B,)``."""
         return labels
 
     def encode(self, layer: Layer, t: Target) -> Target:
-        """Labels as they are."""
+        """Returns the labels unchanged."""
         return t
 
     def associated_loss(self, layer: Layer, s_out: Activation, t_out: Target) -> Tensor:
-        """Cross-entropy of the classifier's scores."""
+        """Computes the cross-entropy of the classifier's scores."""
         assert isinstance(t_out, Tensor)
         return label_loss(layer.h(layer.bridge(s_out)), t_out, smoothing=self.label_smoothing)
 
     def autoencoder_loss(self, layer: Layer, t_out: Target, t_in: Target) -> None:
-        """None."""
+        """Returns ``None``: there is no target side."""
         return None
 
     def scores(self, layer: Layer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
-        """``h(b(s))``."""
+        """Computes ``h(b(s))``."""
         return layer.h(layer.bridge(s))

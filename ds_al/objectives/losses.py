@@ -1,4 +1,4 @@
-"""The local losses by name.
+"""Local loss functions, by name.
 
 A loss is any callable ``(prediction, target) -> scalar``. ``target`` never carries a graph.
 """
@@ -17,21 +17,21 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def mse(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over all elements; both ``(B, K)``. The published default of both losses."""
+    """Computes the mean squared error over all elements; both ``(B, K)``. The published default of both losses."""
     return F.mse_loss(to_float32(prediction), to_float32(target))
 
 
 def cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of scores ``(B, V)`` against class probabilities ``(B, V)``, one-hot labels as a rule.
+    """Computes the cross-entropy of scores ``(B, V)`` against class probabilities ``(B, V)``, usually one-hot labels.
 
-    Against one-hot labels this is the cross-entropy against the class index, which the published
-    method uses for the autoencoder of the first layer in text models.
+    Against one-hot labels it equals the cross-entropy against the class index, which the published method uses for the
+    autoencoder of the first layer in text models.
     """
     return F.cross_entropy(to_float32(prediction), to_float32(target))
 
 
 def label_loss(scores: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of scores ``(B, V)`` against labels ``(B,)``, of which a share is spread over all classes.
+    """Computes the cross-entropy of scores ``(B, V)`` against labels ``(B,)`` with label smoothing.
 
     Source of the smoothing: Szegedy et al., "Rethinking the inception architecture", CVPR 2016, section 7.
     """
@@ -39,7 +39,7 @@ def label_loss(scores: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Ten
 
 
 def check_smoothing(smoothing: float) -> None:
-    """Refuses what is no share.
+    """Checks the label smoothing.
 
     Raises:
         ALConfigError: the label smoothing is not in [0, 1).
@@ -52,7 +52,7 @@ LOSSES: dict[str, Loss] = {"mse": mse, "cross_entropy": cross_entropy}
 
 
 def resolve(loss: str | Loss) -> Loss:
-    """Returns the loss of that name, or the callable itself.
+    """Returns the loss with the given name, or the callable itself.
 
     Raises:
         ALConfigError: the name is not in :data:`LOSSES` and the value is not callable.

@@ -1,4 +1,4 @@
-"""``mse``: the published objective. The bridge is drawn to the code of the sample's label."""
+"""Objective ``mse``, the published one: regression of the bridge's output onto the code of the sample's label."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ class Mse(Objective):
     """
 
     def first_target(self, labels: Tensor, one_hot: Tensor) -> Tensor:
-        """One-hot labels ``(B, V)``."""
+        """Returns one-hot labels ``(B, V)``."""
         return one_hot
 
     def encode(self, layer: Layer, t: Target) -> Target:
-        """``g(t)``."""
+        """Computes ``g(t)``."""
         return layer.g(t)
 
     def associated_loss(self, layer: Layer, s_out: Activation, t_out: Target) -> Tensor:
-        """``D_A(b(s_i), t_i)``; its gradient stops at ``t_i`` unless the layer's ``target_gradient`` is set."""
+        """Computes ``D_A(b(s_i), t_i)``; no gradient reaches ``t_i`` unless the layer has ``target_gradient``."""
         assert isinstance(t_out, Tensor)
         return layer.associated_loss(layer.bridge(s_out), t_out if layer.target_gradient else t_out.detach())
 
     def autoencoder_loss(self, layer: Layer, t_out: Target, t_in: Target) -> Tensor:
-        """``D_E(h(t_i), t_{i-1})``."""
+        """Computes ``D_E(h(t_i), t_{i-1})``."""
         assert isinstance(t_in, Tensor)
         return layer.autoencoder_loss(layer.h(t_out), t_in)
 
     def scores(self, layer: Layer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
-        """``h_1(.. h_i(b(s)))``."""
+        """Computes ``h_1(.. h_i(b(s)))``."""
         return decode([*earlier, layer.h], layer.bridge(s))
 
     def label_loss(self, layer: Layer, scores: Tensor, target: Tensor) -> Tensor:
-        """``D_E`` of the first layer."""
+        """Computes ``D_E`` of the first layer."""
         return layer.autoencoder_loss(scores, target)
 
 
 def decode(decoders: Sequence[nn.Module], code: Tensor) -> Tensor:
-    """Carries a code of layer m back to label scores: ``h_m`` first, ``h_1`` last.
+    """Decodes a code of layer m to label scores, applying ``h_m`` first and ``h_1`` last.
 
     Args:
         decoders: ``[h_1, ..., h_m]``, in the order of the layers.

@@ -1,4 +1,4 @@
-"""What the objectives of causal language models share: labels per token, and what is counted at an exit."""
+"""Base class of the objectives of causal language models: labels per token, next-token loss and accuracy."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from ds_al.objectives.base import Layer, Objective
 from ds_al.tensors import to_float32
 
 IGNORED = -100
-"""The label of a token that no loss looks at, as in ``transformers``."""
+"""Label of a token that no loss evaluates, as in ``transformers``."""
 
 
 class PerToken(Objective):
-    """Labels ``(B, T)`` are the token ids themselves, :data:`IGNORED` where a token is not to be learned.
+    """Labels ``(B, T)`` are the token ids themselves; :data:`IGNORED` marks tokens without a loss.
 
-    The shift by one is made here, as ``transformers`` does. Scores are ``(B, T, V)``: at each token, of the next one.
+    The labels are shifted by one here, as in ``transformers``. Scores are ``(B, T, V)``: at each token, those of the
+    next.
     """
 
     per_token = True
 
     def first_target(self, labels: Tensor, one_hot: Tensor) -> Tensor:
-        """Labels ``(B, T)``."""
+        """Returns labels ``(B, T)``."""
         return labels
 
     def label_loss(self, layer: Layer, scores: Tensor, target: Tensor) -> Tensor:
-        """:func:`next_token_loss`, the logarithm of the perplexity."""
+        """Computes :func:`next_token_loss`, the logarithm of the perplexity."""
         return next_token_loss(scores, target)
 
     def hits(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Next tokens that the highest score names, and tokens that have a next one to learn."""
+        """Returns the number of next tokens that the highest score predicts, and the number of labelled next tokens."""
         following = labels[:, 1:]
         return (scores[:, :-1].argmax(dim=2) == following).sum(), (following != IGNORED).sum()
 
 
 def next_token_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over the tokens that have a successor to learn; 0 where there is none.
+    """Computes the mean cross-entropy over the tokens with a labelled successor; 0 if there is none.
 
     Args:
         scores: ``(B, T, V)``.
@@ -46,6 +47,7 @@ def next_token_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def mean_loss(scores: Tensor, classes: Tensor) -> Tensor:
-    """Mean cross-entropy of scores ``(N, M)`` against classes ``(N,)`` that are not :data:`IGNORED`; 0 without any."""
+    """Computes the mean cross-entropy of scores ``(N, M)`` over classes ``(N,)`` other than :data:`IGNORED`; 0 if
+    none."""
     total = F.cross_entropy(to_float32(scores), classes, ignore_index=IGNORED, reduction="sum")
     return total / torch.clamp((classes != IGNORED).sum(), min=1)

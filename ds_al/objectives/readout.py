@@ -1,4 +1,4 @@
-"""``readout``: layers between the first and the last read the next token with the first layer's output embedding."""
+"""Objective ``readout``: intermediate layers predict the next token with the first layer's output embedding."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from ds_al.tensors import Activation
 class Readout(NextToken):
     """``A_i`` is the cross-entropy of ``h_1(b(s_i))`` at every token against the token that follows it.
 
-    ``h_1``, ``(B, T, D) -> (B, T, V)``, is the first layer's, trained by ``A_1`` alone; where the model ties its
-    embeddings it is the input embedding itself. Later layers read with a frozen copy of it, which travels downstream
-    and is refreshed at fixed micro-batch numbers, as the decoders of ``decoded`` are: before micro-batch 0, R, 2R, ...
-    So a layer between costs no weights of the vocabulary's size and no gradient of them, and the result depends
-    neither on the partition nor on the schedule. The last layer has the model's own head.
+    ``h_1``, ``(B, T, D) -> (B, T, V)``, belongs to the first layer and is trained by ``A_1`` alone; if the model ties
+    its embeddings, ``h_1`` is the input embedding itself. Later layers use a frozen copy of it, which is sent
+    downstream and refreshed at fixed micro-batch numbers like the decoders of ``decoded``: before micro-batch 0, R, 2R,
+    ... Hence an intermediate layer needs no weights of the vocabulary's size and no gradient of them, and the result
+    depends neither on the partition nor on the schedule. The last layer has the model's own head.
 
-    A layer whose h is ``nn.Identity`` reads with ``h_1``; any other reads with its own h.
+    A layer whose h is ``nn.Identity`` uses ``h_1``; any other layer uses its own h.
 
     Args:
-        refresh_every: R, in micro-batches. A refresh is a message of ``V D`` numbers from stage to stage.
-
+        refresh_every: R, in micro-batches. A refresh sends ``V D`` numbers from stage to stage.
     Raises:
         ALConfigError: ``refresh_every`` is out of range.
     """
@@ -39,6 +38,6 @@ class Readout(NextToken):
         self.refresh_every = refresh_every
 
     def read(self, layer: Layer, s: Activation, earlier: Sequence[nn.Module]) -> Tensor:
-        """``h_1(b(s))``, in the last layer ``h(b(s))``."""
+        """Computes ``h_1(b(s))``, in the last layer ``h(b(s))``."""
         h = earlier[0] if isinstance(layer.h, nn.Identity) else layer.h
         return h(layer.bridge(s))

@@ -1,4 +1,4 @@
-"""``token_codes``: associated learning of language models. Codes of next tokens, told apart within a micro-batch."""
+"""Objective ``token_codes``: associated learning of language models with sampled codes of next tokens."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ from ds_al.tensors import Activation, Target, to_float32
 class TokenCodes(PerToken):
     """``A_i`` is the cross-entropy of ``b(s_i) . t_i`` over M candidate tokens, against the token that follows.
 
-    ``g_1`` is an embedding, ``(M,) -> (M, K)``, and ``g_i`` maps codes to codes, so that the code of token v at layer i
-    is ``g_i(.. g_1(v))``. The first layer takes as candidates every token that a micro-batch has to learn, once however
-    often it occurs, and fills up with other tokens drawn at random, to M rows in all. What travels is
-    ``(labels (B, T), candidates (M,), weights (M,), codes (M, K))``: a size that the micro-batch fixes, never ``V K``.
+    ``g_1`` is an embedding, ``(M,) -> (M, K)``, and ``g_i`` maps codes to codes, so the code of token v at layer i is
+    ``g_i(.. g_1(v))``. The candidates of the first layer are the distinct labels of the micro-batch, filled up with
+    other tokens drawn at random to M rows in all. The target message is
+    ``(labels (B, T), candidates (M,), weights (M,), codes (M, K))``: its size depends on the micro-batch, never on
+    ``V K``.
 
-    A drawn token stands for ``(V - U) / (M - U)`` others, U being the distinct tokens of the micro-batch. ``weights``
-    is the logarithm of that, 0 for tokens of the micro-batch, and is added to the scores: the sum under the softmax is
-    so an unbiased estimate of the sum over all V tokens, and exact where M = V.
+    A drawn token represents ``(V - U) / (M - U)`` others, where U is the number of distinct tokens of the micro-batch.
+    ``weights`` is the logarithm of this factor, 0 for tokens of the micro-batch, and is added to the scores: the sum
+    under the softmax is thus an unbiased estimate of the sum over all V tokens, and exact if M = V.
 
-    ``E_1`` is the cross-entropy of ``h_1(t_1) . t_1`` over the candidates, each of which has to find itself; ``E_i``
-    the ``D_E(h_i(t_i), t_{i-1})`` of the layer. An exit scores all V tokens, ``b(s_i) . C_i``: their codes ``C_i`` are
-    made by the chain of g, and travel, once per evaluation. Scores are linear in the bridge, so they fold into a head.
+    ``E_1`` is the cross-entropy of ``h_1(t_1) . t_1`` over the candidates, where the target of each candidate is
+    itself; ``E_i`` is the layer's ``D_E(h_i(t_i), t_{i-1})``. An exit scores all V tokens with ``b(s_i) . C_i``: the
+    chain of g computes their codes ``C_i``, which are sent once per evaluation. Scores are linear in the bridge, so
+    they fold into a head.
 
     Args:
-        codes: what trains g: ``"associated"``, which is ``A_i`` and leaves ``E_i`` out, so that h is not trained;
-            ``"autoencoder"``, which is ``E_i`` alone, as published; or ``"both"``.
-        negatives: candidates beside as many as a micro-batch has tokens: M is ``B T + negatives``, V at most.
-
+        codes: which loss trains g: ``"associated"``, ``A_i`` without any ``E_i``, so that h is not trained;
+            ``"autoencoder"``, ``E_i`` alone, as published; or ``"both"``.
+        negatives: number of candidates beyond the number of tokens of a micro-batch: M is ``B T + negatives``, at most
+            V.
     Raises:
         ALConfigError: an option is out of range.
     """
@@ -55,7 +57,8 @@ class TokenCodes(PerToken):
         self.negatives = negatives
 
     def encode(self, layer: Layer, t: Target) -> tuple[Tensor, ...]:
-        """In the first layer, candidates of labels ``(B, T)`` and their codes; in others ``g(codes)``."""
+        """Returns the candidates of labels ``(B, T)`` and their codes in the first layer, ``g(codes)`` in later
+        ones."""
         if isinstance(t, Tensor):
             ids, weights = self.candidates(t, vocabulary=_rows(layer.g))
             return t, ids, weights, layer.g(ids)
@@ -64,13 +67,13 @@ class TokenCodes(PerToken):
 
     @torch.no_grad()
     def candidates(self, labels: Tensor, *, vocabulary: int) -> tuple[Tensor, Tensor]:
-        """Ids in ascending order, and the logarithm of what each stands for: ``(M,)`` both."""
+        """Returns the candidate ids in ascending order and their log weights, both ``(M,)``."""
         present = torch.zeros(vocabulary + 1, dtype=torch.bool, device=labels.device)
         following = labels[:, 1:].flatten()
         present[torch.where(following == IGNORED, vocabulary, following)] = True
         present = present[:vocabulary]
         rows = min(vocabulary, labels.numel() + self.negatives)
-        # In a random order, those of the micro-batch first.
+        # The order is random, with the tokens of the micro-batch first.
         order = torch.rand(vocabulary, device=labels.device).masked_fill_(present, 2.0)
         ids = order.topk(rows, sorted=False).indices.sort().values
         own = present.sum()
@@ -78,7 +81,8 @@ class TokenCodes(PerToken):
         return ids, torch.where(present[ids], 0.0, others)
 
     def associated_loss(self, layer: Layer, s_out: Activation, t_out: Target) -> Tensor:
-        """Mean over the tokens that have a successor to learn; its gradient stops at codes of ``"autoencoder"``."""
+        """Computes the mean loss over the tokens with a labelled successor; with ``"autoencoder"`` its gradient stops
+        at the codes."""
         labels, ids, weights, codes = t_out
         if self.codes == "autoencoder" and not layer.target_gradient:
             codes = codes.detach()
@@ -88,7 +92,8 @@ class TokenCodes(PerToken):
         return mean_loss(scores, torch.where(following == IGNORED, IGNORED, rows))
 
     def autoencoder_loss(self, layer: Layer, t_out: Target, t_in: Target) -> Tensor | None:
-        """In the first layer, whether each candidate's code names it; in others ``D_E(h(t_i), t_{i-1})``."""
+        """Computes the self-classification loss of the candidates in the first layer, ``D_E(h(t_i), t_{i-1})`` in later
+        ones."""
         if self.codes == "associated":
             return None
         codes = t_out[3]
@@ -99,17 +104,17 @@ class TokenCodes(PerToken):
         return layer.autoencoder_loss(layer.h(codes), t_in[3])
 
     def all_classes(self, num_classes: int, *, device: torch.device | str) -> Tensor:
-        """All token ids ``(V,)``."""
+        """Returns all token ids ``(V,)``."""
         return torch.arange(num_classes, device=device)
 
     def scores(self, layer: Layer, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
-        """``b(s) . C``: ``(B, T, V)``."""
+        """Computes ``b(s) . C``, of shape ``(B, T, V)``."""
         assert table is not None
         return layer.bridge(s) @ table.t()
 
 
 def _rows(g: nn.Module) -> int:
-    """V, of the first layer's embedding."""
+    """Returns V, the number of rows of the first layer's embedding."""
     if not isinstance(g, nn.Embedding):
         raise ALConfigError(
             f"objective token_codes: the first layer's g is a {type(g).__name__}: expected an nn.Embedding of V rows"

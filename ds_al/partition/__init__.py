@@ -1,1 +1,1 @@
-"""Partition of a network into stages: methods, measured layer times, and their cache."""
+"""Partitioning of a network into stages: methods, layer costs, and their measurement."""

@@ -1,7 +1,7 @@
-"""Keeps what layers were measured to cost, by what decides it: their code and shapes, the input, devices and versions.
+"""On-disk cache of measured layer times, keyed by code, shapes, input, devices and versions.
 
-Files lie in ``$DS_AL_CACHE``, or ``$XDG_CACHE_HOME/ds_al``, or ``~/.cache/ds_al``: one JSON file per measurement,
-which says what was measured and can be deleted at any time.
+The files are in ``$DS_AL_CACHE``, or ``$XDG_CACHE_HOME/ds_al``, or ``~/.cache/ds_al``: one JSON file per measurement,
+which also contains its key and can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from torch import nn
 from ds_al.partition.layer_times import LayerTime
 
 Times = list[list[LayerTime]]
-"""By rank and layer."""
+"""Layer times by rank and layer."""
 
 
 def folder() -> Path:
-    """Where the files lie."""
+    """Returns the cache folder."""
     if own := os.environ.get("DS_AL_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ds_al"
 
 
 def signature(layers: Iterable[nn.Module]) -> str:
-    """A hash of layers: their modules, plain attributes, parameters' shapes, and the source of their classes."""
+    """Returns a hash of layers: their modules, plain attributes, parameter shapes, and the source of their classes."""
     digest = hashlib.blake2b(digest_size=16)
     for layer in layers:
         digest.update(repr(layer).encode())
@@ -47,17 +47,18 @@ def signature(layers: Iterable[nn.Module]) -> str:
 
 
 def path_of(facts: Any) -> Path:
-    """The file of a measurement.
+    """Returns the file of a measurement.
 
     Args:
-        facts: what decides the outcome, as JSON can hold it.
+        facts: everything that determines the result, JSON-serializable.
     """
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
     return folder() / f"layer-times-{digest}.json"
 
 
 def read(facts: Any, *, ranks: int, layers: int) -> Times | None:
-    """What an earlier job measured under the same facts, or ``None``. Names a file that it cannot use."""
+    """Returns the result of an earlier run with the same facts, or ``None``. Prints a warning if the file is
+    unusable."""
     path = path_of(facts)
     if not path.exists():
         return None
@@ -75,20 +76,20 @@ def read(facts: Any, *, ranks: int, layers: int) -> Times | None:
 
 
 def write(facts: Any, times: Sequence[Sequence[LayerTime]]) -> None:
-    """Keeps a measurement; a folder that cannot be written to is named, and no error."""
+    """Saves a measurement. If the folder is not writable, it prints a warning and raises no error."""
     path = path_of(facts)
     content = {"facts": facts, "times": [[asdict(layer) for layer in rank] for rank in times]}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
             json.dump(content, file, indent=1)
-        os.replace(file.name, path)  # so that no other job reads half a file
+        os.replace(file.name, path)  # atomic: no other job reads a partial file
     except OSError as error:
         print(f"ds_al: could not keep the measured times in {path}: {error}", file=sys.stderr)
 
 
 def _source(kind: type) -> str:
-    """The source of a class that is not torch's own: a change to it may change what a layer costs."""
+    """Returns the source of a class that is not torch's own, since changes to it may change the cost of a layer."""
     if kind.__module__.partition(".")[0] == "torch":
         return ""
     try:

@@ -1,4 +1,4 @@
-"""What AL layers cost, measured where they will run: time forward, backward and to step, and memory."""
+"""Measured costs of AL layers on their own device: forward, backward and step times, and memory."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ MakeOptimizer = Callable[[ALLayer], torch.optim.Optimizer | None]
 
 @dataclass(frozen=True)
 class LayerTime:
-    """Seconds that one AL layer takes for a micro-batch, bridge and target side included, and bytes that it needs."""
+    """Cost of one AL layer per micro-batch, bridge and target side included: times in seconds, memory in bytes."""
 
     forward: float
     backward: float
-    """Local losses and their backward."""
+    """Local losses and their backward pass."""
     step: float
     """One optimizer step of all its parameters."""
     memory: int = 0
-    """Parameters, buffers, gradients, optimizer state, and what backward keeps of one micro-batch."""
+    """Parameters, buffers, gradients, optimizer state, and the activations saved for backward of one micro-batch."""
 
     @property
     def u(self) -> float:
-        """The step, in units of forward and backward."""
+        """Step time divided by forward plus backward time."""
         return self.step / (self.forward + self.backward)
 
     def cost(self, steps: float = 1.0) -> float:
-        """Seconds per micro-batch where so many steps are taken for one, as ``steps_per_batch`` / micro-batches."""
+        """Returns the seconds per micro-batch at ``steps`` optimizer steps per micro-batch (``steps_per_batch`` /
+        micro-batches)."""
         return self.forward + self.backward + steps * self.step
 
 
 def adamw(layer: ALLayer) -> torch.optim.Optimizer | None:
-    """The optimizer of a layer where nothing is known of the run's."""
+    """Builds the default optimizer of a layer, used if the config has none."""
     trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(trained, lr=1e-3, fused=True) if trained else None
 
@@ -58,15 +59,15 @@ def measure(
     make_optimizer: MakeOptimizer = adamw,
     repeat: int = 5,
 ) -> Iterator[LayerTime]:
-    """Times every layer, one after the other, on this rank's device; medians after a warm-up.
+    """Measures the layers one after the other on this rank's device; yields medians after a warm-up.
 
     Args:
-        build: makes the layer of an index. Each is freed before the next one is made.
+        build: builds the layer with a given index. Each layer is freed before the next one is built.
         layers: N.
-        example: a micro-batch ``x``, of the size that will be trained on.
+        example: a micro-batch ``x`` of the training size.
         num_classes: V.
-        make_optimizer: makes the optimizer of one layer.
-        repeat: times that are measured.
+        make_optimizer: builds the optimizer of one layer.
+        repeat: number of measured iterations.
     """
     s: Any = tuple(part.to(device) for part in example) if isinstance(example, tuple) else example.to(device)
     t: Any = None
@@ -91,7 +92,7 @@ def measure(
 
 
 def _first_target(layer: ALLayer, x: Any, num_classes: int) -> Any:
-    """``t_0`` of a micro-batch whose labels are all 0."""
+    """Returns ``t_0`` of a micro-batch whose labels are all 0."""
     shape = first(x).shape[: 2 if layer.objective.per_token else 1]
     labels = torch.zeros(shape, dtype=torch.int64, device=first(x).device)
     if layer.objective.per_token:

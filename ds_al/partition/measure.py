@@ -1,4 +1,5 @@
-"""``partition_method: measured``: every rank times every layer, and all take the cut that is best by what all found."""
+"""``partition_method: measured``: all ranks measure all layers and choose the partition with the fastest slowest
+stage."""
 
 from __future__ import annotations
 
@@ -32,18 +33,18 @@ Build = Callable[[int], ALLayer]
 
 @dataclass(frozen=True)
 class Measuring:
-    """What to measure with."""
+    """Options of the measurement."""
 
     example: Activation
     """A micro-batch ``x``."""
     num_classes: int
     config: Mapping[str, Any]
-    """The DeepSpeed config of the run, or an empty one."""
+    """The DeepSpeed config of the run; may be empty."""
     memory_limit: float | Sequence[float] | None = None
-    """Bytes of a stage, or of each stage."""
+    """Maximum bytes of a stage, or of each stage."""
     cache: Literal["use", "refresh", "off"] = "use"
     interval: int = 0
-    """Of activation checkpointing, unless the config says."""
+    """Interval of activation checkpointing, unless the config has one."""
 
     def __post_init__(self) -> None:
         if self.cache not in ("use", "refresh", "off"):
@@ -52,26 +53,26 @@ class Measuring:
 
 @dataclass(frozen=True)
 class Found:
-    """The cut, and what led to it."""
+    """The chosen partition and the measurements behind it."""
 
     bounds: list[int]
     times: time_cache.Times
     steps: float
     """Optimizer steps per micro-batch."""
     origin: str
-    """Where the times come from, in words."""
+    """Where the times come from, as text."""
 
 
 def measure_stages(build: Build, *, layers: int, measuring: Measuring, stages: Sequence[Sequence[int]]) -> Found:
-    """Measures on every rank, or takes what was measured before, and cuts; every rank must call it.
+    """Measures on every rank or reads an earlier measurement, and chooses the partition; every rank must call it.
 
     Args:
-        build: makes the layer of an index.
+        build: builds the layer with a given index.
         layers: N.
-        stages: the ranks that hold a copy of each stage, which is as fast as the slowest of them.
+        stages: for each stage, the ranks that hold a replica of it; the slowest of them determines its speed.
 
     Raises:
-        ALConfigError: no cut keeps the memory limit, or the config cannot be honoured.
+        ALConfigError: no partition satisfies the memory limit, or the config cannot be honoured.
     """
     al, world = al_config(measuring.config), dist.get_world_size()
     deepspeed_keys.honour(measuring.config, al)
@@ -116,7 +117,7 @@ def measure_stages(build: Build, *, layers: int, measuring: Measuring, stages: S
 def _facts(
     build: Build, layers: int, measuring: Measuring, al: ALConfig, interval: int, device: torch.device
 ) -> dict[str, Any]:
-    """What decides how long layers take, of all ranks; the same on each."""
+    """Returns the facts that determine layer times on all ranks; the result is the same on every rank."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else provenance.cpu()
     signature = time_cache.signature(build(index) for index in range(layers))
     example = measuring.example if isinstance(measuring.example, tuple) else (measuring.example,)
@@ -135,7 +136,7 @@ def _facts(
 
 
 def _shared(facts: Any, *, ranks: int, layers: int) -> tuple[time_cache.Times | None, str]:
-    """What rank 0 finds in its cache, and where, on every rank."""
+    """Broadcasts the cached times of rank 0 and their origin to all ranks."""
     found: list[Any] = [None, ""]
     if dist.get_rank() == 0:
         found = [
@@ -158,7 +159,8 @@ def _steps(config: Mapping[str, Any], al: ALConfig) -> float:
 
 
 def _optimizer(config: Mapping[str, Any], al: ALConfig) -> MakeOptimizer:
-    """The run's own, for one layer: as on a stage, an instance for f and b and one for g and h."""
+    """Returns the builder of the run's own optimizer for one layer: as on a stage, one instance for (f, b), one for (g,
+    h)."""
     block = config.get("optimizer")
     if not isinstance(block, Mapping):
         return adamw

@@ -1,8 +1,8 @@
-"""Cuts a network into stages by what its layers cost: measured, on the ranks that will run them.
+"""Partition of a network into stages by layer costs, which are measured on the ranks that will run the layers.
 
-A pipeline runs at the pace of its slowest stage, so of all ways to cut, the one with the smallest slowest stage is
-the best. It is found exactly, by dynamic programming: ``best(p, j)``, the slowest of the first p stages when they hold
-the first j layers, is the smallest over i of ``max(best(p - 1, i), cost of layers i .. j on stage p)``.
+The slowest stage determines the throughput of a pipeline, so the best partition is the one whose slowest stage is the
+fastest. It is computed exactly, by dynamic programming: ``best(p, j)``, the slowest of the first p stages when they
+hold the first j layers, is the minimum over i of ``max(best(p - 1, i), cost of layers i .. j on stage p)``.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ def balance(
     memory: Sequence[float] | None = None,
     limit: float | Sequence[float] = math.inf,
 ) -> list[int]:
-    """Finds the cut into contiguous stages with the smallest slowest stage.
+    """Returns the partition into contiguous stages that minimizes the cost of the slowest stage.
 
     Args:
-        costs: of every layer on every stage, ``costs[stage][layer]``: rows differ where ranks differ in speed.
-        memory: of every layer, in any unit.
-        limit: most memory of a stage, or of each stage, in the same unit.
+        costs: cost of every layer on every stage, ``costs[stage][layer]``; rows differ if ranks differ in speed.
+        memory: memory of every layer, in any unit.
+        limit: maximum memory of a stage, or of each stage, in the same unit.
 
     Returns:
-        Bounds ``[0, ..., N]``, one more than stages; every stage holds a layer. Of equal cuts, the first.
+        Bounds ``[0, ..., N]``, one more than stages; every stage has at least one layer. Of equal partitions, the
+        first.
 
     Raises:
-        ALConfigError: there are fewer layers than stages, or no cut keeps the memory limit.
+        ALConfigError: there are fewer layers than stages, or no partition satisfies the memory limit.
     """
     stages, layers = len(costs), len(costs[0])
     if layers < stages:
@@ -71,10 +72,10 @@ def _numbers(limits: Sequence[float]) -> str:
 
 
 def explicit(text: str, *, layers: int, stages: int) -> list[int]:
-    """Bounds from ``"cuts:2,5"``: where stages 1, 2, ... begin.
+    """Parses the bounds of ``"cuts:2,5"``, the first layers of stages 1, 2, ...
 
     Raises:
-        ALConfigError: these are not as many rising numbers as the stages need.
+        ALConfigError: the numbers are not increasing, or their count does not match the stages.
     """
     numbers = text.removeprefix("cuts:").split(",") if text != "cuts:" else []
     try:
@@ -92,12 +93,13 @@ def explicit(text: str, *, layers: int, stages: int) -> list[int]:
 def describe(
     times: Sequence[Sequence[LayerTime]], bounds: Sequence[int], names: Sequence[str], *, steps: float = 1.0
 ) -> str:
-    """A table of what was measured and decided: layer, milliseconds on its stage, memory; and the bubble to expect.
+    """Formats a table of the measurement and the partition: per layer, milliseconds on its stage, memory and stage;
+    then the expected bubble.
 
     Args:
         times: ``times[stage][layer]``.
-        bounds: as :func:`balance` gives them.
-        names: of the layers.
+        bounds: bounds as returned by :func:`balance`.
+        names: names of the layers.
         steps: optimizer steps per micro-batch.
     """
     lines = ["layer                      forward  backward   step       u      MiB   stage   (ms)"]

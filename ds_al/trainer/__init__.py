@@ -1,9 +1,9 @@
-"""``ALTrainer``: the shape of transformers' ``Trainer`` around an :class:`~ds_al.engine.ALPipelineEngine`.
+"""``ALTrainer``: an interface like transformers' ``Trainer`` for an :class:`~ds_al.engine.ALPipelineEngine`.
 
-    arguments    what of ``TrainingArguments`` has a meaning here
-    batches      a data set's rows to micro-batches
-    callbacks    which callbacks fit, and how all ranks come to decide the same
-    trainer      the loop
+    arguments    the supported subset of ``TrainingArguments``
+    batches      collation of data set rows to micro-batches
+    callbacks    supported callbacks, and broadcast of their decisions to all ranks
+    trainer      the training loop
 
-Callbacks, state, control, outputs and collators are transformers' own. The page for users is ``docs/trainer.md``.
+Callbacks, state, control, outputs and collators are transformers' own. The user guide is ``docs/trainer.md``.
 """

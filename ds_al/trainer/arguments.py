@@ -1,4 +1,4 @@
-"""Those ``transformers.TrainingArguments`` that apply to :class:`~ds_al.trainer.trainer.ALTrainer`, by the same names.
+"""Arguments of :class:`~ds_al.trainer.trainer.ALTrainer`: the supported subset of ``transformers.TrainingArguments``.
 
 Batch sizes, optimizer, learning rate, clipping and precision are in the DeepSpeed config.
 """
@@ -25,7 +25,7 @@ IN_THE_CONFIG = {
     "warmup_steps": "scheduler.params.warmup_num_steps",
     "max_grad_norm": "associated_learning.layer_gradient_clipping",
 }
-"""Where a DeepSpeed config has what ``TrainingArguments`` calls so."""
+"""Maps names of ``TrainingArguments`` to the corresponding DeepSpeed config keys."""
 
 
 class ALTrainingArguments(StrictModel):
@@ -79,10 +79,10 @@ class ALTrainingArguments(StrictModel):
 
     @classmethod
     def of(cls, args: ALTrainingArguments | Mapping[str, Any] | Any) -> ALTrainingArguments:
-        """Returns arguments, from an instance or a mapping.
+        """Returns the arguments, built from a mapping if necessary.
 
         Raises:
-            ALConfigError: a name is unknown, with where to put what it means; or an object of another kind.
+            ALConfigError: a name is unknown (the message names the corresponding config key), or the type is wrong.
         """
         if isinstance(args, cls):
             return args

@@ -1,4 +1,4 @@
-"""Rows of a data set to what an engine takes, ``(x, labels)``."""
+"""Collation of data set rows to the input of an engine, ``(x, labels)``."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ds_al.tensors import Activation
 
 LABELS = ("labels", "label", "label_ids")
 COLUMNS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values", *LABELS)
-"""Columns that a converted model, or its collator, takes."""
+"""Columns that a converted model or its collator accepts."""
 
 
 class Batches:
-    """Makes micro-batches of rows.
+    """Collates rows to micro-batches.
 
     Args:
-        collator: rows to a mapping of tensors, or to ``(x, labels)``.
-        batch_fn: such a mapping to ``(x, labels)``; by default :func:`ds_al.convert.batch_fn`.
-        used_alone: whether columns that no model here takes are left out.
+        collator: maps rows to a mapping of tensors, or to ``(x, labels)``.
+        batch_fn: maps such a mapping to ``(x, labels)``; by default :func:`ds_al.convert.batch_fn`.
+        used_alone: whether to remove columns that no supported model accepts.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Batches:
         self.collator, self.batch_fn, self.used_alone = collator, batch_fn, used_alone
 
     def collate(self, rows: list[Any]) -> Any:
-        """``(x, labels)``; ``labels`` is ``None`` where the rows have none."""
+        """Returns ``(x, labels)``; ``labels`` is ``None`` if the rows have none."""
         batch = self.collator(rows)
         if self.batch_fn is not None:
             return self.batch_fn(batch)
@@ -52,7 +52,7 @@ class Batches:
         return of_transformers(labelled)
 
     def used(self, dataset: Any) -> Any:
-        """A data set without columns that are not used."""
+        """Returns the data set without unused columns."""
         names = getattr(dataset, "column_names", None)
         if not self.used_alone or self.batch_fn is not None or not isinstance(names, list):
             return dataset
@@ -60,16 +60,16 @@ class Batches:
         return dataset.remove_columns(unused) if unused and len(unused) < len(names) else dataset
 
     def in_order(self, dataset: Any, *, batch_size: int) -> OrderedBatches:
-        """One pass over a data set, for evaluation."""
+        """Returns the batches of one pass over a data set, for evaluation."""
         return OrderedBatches(self.used(dataset), batch_size=batch_size, collate_fn=self.collate)
 
     def has_labels(self, dataset: Any) -> bool:
-        """Whether rows have labels, found by the first."""
+        """Returns whether the first row has labels."""
         return next(iter(self.in_order(dataset, batch_size=1)))[1] is not None
 
 
 class Inputs:
-    """The ``x`` of batches, for prediction."""
+    """Iterates over the ``x`` of batches, for prediction."""
 
     def __init__(self, batches: OrderedBatches) -> None:
         self._batches = batches
@@ -82,7 +82,7 @@ class Inputs:
 
 
 def joined(parts: Sequence[Tensor]) -> np.ndarray:
-    """Batches as one array; texts of different lengths are padded with -100, as transformers does."""
+    """Concatenates batches to one array; texts of different lengths are padded with -100, as in transformers."""
     from transformers.trainer_pt_utils import nested_concat, nested_numpify
 
     whole: Any = parts[0]

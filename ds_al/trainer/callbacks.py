@@ -1,7 +1,7 @@
-"""Which callbacks of transformers fit, and how all ranks come to decide the same.
+"""Checks of transformers' callbacks, and broadcast of their decisions from the first rank to all ranks.
 
-Callbacks run on every rank. What those of the first rank decide holds on all: after each batch its five switches
-travel to the others, which are downstream of it and get there later anyway. The first rank does not wait for them.
+Callbacks run on every rank; the decisions of the first rank apply to all. After each batch its five switches are
+broadcast to the other ranks, which are downstream and thus reach that batch later anyway. The first rank does not wait.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ ABSENT = {
     "on_prediction_step": "batches of an evaluation follow one another through the stages: use on_evaluate",
     "on_push_begin": "nothing is pushed to a hub: use on_save",
 }
-"""Events that never come, and why."""
+"""Events that ``ALTrainer`` never triggers, and why."""
 
 _SWITCHES = ("should_training_stop", "should_epoch_stop", "should_save", "should_evaluate", "should_log")
 
 
 def check_callback(callback: TrainerCallback | type[TrainerCallback]) -> None:
-    """Looks at what a callback listens to.
+    """Checks the events of a callback.
 
     Raises:
-        ALConfigError: it is no ``TrainerCallback``, or it waits for an event that never comes. The callbacks that come
-            with transformers may: they draw a bar by it.
+        ALConfigError: it is no ``TrainerCallback``, or overrides an event that is never triggered. Callbacks of
+            transformers itself may do so: they draw a progress bar with it.
     """
     kind = callback if isinstance(callback, type) else type(callback)
     if not issubclass(kind, TrainerCallback):
@@ -46,10 +46,10 @@ def check_callback(callback: TrainerCallback | type[TrainerCallback]) -> None:
 
 
 def one_folder(path: str) -> None:
-    """Looks whether all ranks write into the same folder: each would wait for the others' part of a checkpoint.
+    """Checks that all ranks write to the same folder: otherwise each would wait for the others' part of a checkpoint.
 
     Raises:
-        ALConfigError: on every rank: two of them have different ones.
+        ALConfigError: two ranks have different folders; raised on every rank.
     """
     paths: list[str] = [""] * dist.get_world_size()
     dist.all_gather_object(paths, path)
@@ -61,14 +61,14 @@ def one_folder(path: str) -> None:
 
 
 class Agreement:
-    """Lets the first rank's switches hold on all ranks. Every rank makes one, and calls it equally often."""
+    """Broadcasts the first rank's switches to all ranks. Every rank creates one and calls it equally often."""
 
     def __init__(self) -> None:
         self._group: Any = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
         self._under_way: deque[tuple[Any, Tensor]] = deque()
 
     def __call__(self, control: TrainerControl) -> None:
-        """Changes ``control`` to what it is on the first rank."""
+        """Sets ``control`` to that of the first rank."""
         if self._group is None:
             return
         switches = torch.tensor([int(getattr(control, name)) for name in _SWITCHES], dtype=torch.uint8)
@@ -84,14 +84,14 @@ class Agreement:
 
 
 def saved_states(callbacks: Sequence[TrainerCallback]) -> list[Any]:
-    """Those callbacks whose state belongs into a checkpoint."""
+    """Returns the callbacks whose state is part of a checkpoint."""
     from transformers.trainer_callback import ExportableState
 
     return [callback for callback in callbacks if isinstance(callback, ExportableState)]
 
 
 def restore_states(callbacks: list[TrainerCallback], states: dict[str, Any]) -> None:
-    """Gives callbacks, in place, the state that :class:`transformers.TrainerState` has kept by the names of classes."""
+    """Restores callbacks, in place, from the states that :class:`transformers.TrainerState` stores by class name."""
     by_name = {name: list(found) if isinstance(found, list) else [found] for name, found in states.items()}
     for place, callback in enumerate(callbacks):
         if found := by_name.get(type(callback).__name__):

@@ -1,8 +1,8 @@
-"""The loop of ``ALTrainer``, and what it does beside training: logs, evaluations, checkpoints.
+"""``ALTrainer``: training loop with logging, evaluation and checkpoints.
 
-    train_batch -> on_step_end -> [log] -> [evaluate] -> [save]      in this order, each where a switch says so
+    train_batch -> on_step_end -> [log] -> [evaluate] -> [save]      in this order, each if its switch is set
 
-Between those the pipeline is not drained. Everything here is the same on every rank.
+The pipeline is drained only for those. Everything here is the same on every rank.
 """
 
 from __future__ import annotations
@@ -53,30 +53,32 @@ CLIENT_STATE = "trainer_state"
 class ALTrainer:
     """Trains an AL network on a data set, with the interface of transformers' ``Trainer``.
 
-    Every rank creates one and calls the same methods, started by the ``deepspeed`` command; ``python script.py`` is one
+    Every rank creates one and calls the same methods, under the ``deepspeed`` command; ``python script.py`` is one
     rank.
 
     Args:
-        model: what :func:`ds_al.from_pretrained`, ``from_layers`` or :class:`~ds_al.module.ALPipelineModule` gives.
-            Texts that are padded to the longest of a batch need ``dynamic_shape=True`` there.
+        model: result of :func:`ds_al.from_pretrained` or ``from_layers``, or an
+            :class:`~ds_al.module.ALPipelineModule`. Texts padded to the longest of a batch require
+            ``dynamic_shape=True`` there.
         args: :class:`~ds_al.trainer.arguments.ALTrainingArguments`, or a mapping.
         config: the DeepSpeed config, a path or a mapping: batch sizes, optimizer, LR schedule, and the block
-            ``"associated_learning"``. ``"total_num_steps": "auto"`` of a schedule is the number of batches.
-        train_dataset, eval_dataset: map-style, such as ``datasets.Dataset``; also a dict of sets to evaluate. Read on
-            the first stage, and there on every rank; labels are needed to train and to evaluate.
+            ``"associated_learning"``. ``"total_num_steps": "auto"`` of a schedule is set to the number of batches.
+        train_dataset, eval_dataset: map-style, such as ``datasets.Dataset``; ``eval_dataset`` may be a dict of data
+            sets. They are read on all ranks of the first stage; training and evaluation require labels.
         processing_class: tokenizer or image processor, saved with the model; a tokenizer pads batches.
-        data_collator: makes a batch of rows, by default transformers' ``DataCollatorWithPadding`` of a tokenizer, else
+        data_collator: maps rows to a batch; by default transformers' ``DataCollatorWithPadding`` with a tokenizer, else
             ``default_data_collator``.
-        batch_fn: converts such a batch to ``(x, labels)``; by default :func:`ds_al.convert.batch_fn`.
+        batch_fn: maps such a batch to ``(x, labels)``, for networks with an input other than that of
+            :func:`ds_al.convert.batch_fn`.
         compute_metrics: maps an ``EvalPrediction`` with the scores of the last exit to a dict.
-        callbacks: transformers' own or yours; see :mod:`ds_al.trainer.callbacks`.
+        callbacks: callbacks of transformers or your own; see :mod:`ds_al.trainer.callbacks`.
 
     Attributes:
         engine: the :class:`~ds_al.engine.ALPipelineEngine`.
         state, control: transformers' own.
 
     Raises:
-        ALConfigError: an argument, a callback or the config cannot be honoured.
+        ALConfigError: an argument, a callback or a config key is not supported.
     """
 
     def __init__(
@@ -123,25 +125,25 @@ class ALTrainer:
         self.control = TrainerControl()
         self._agree = Agreement()
         self.state = self._new_state()
-        self._losses = torch.zeros(model.num_layers, 2)  # sums since training began
+        self._losses = torch.zeros(model.num_layers, 2)  # sums since the start of training
         self._batches_seen = 0
         self.control = self._event("on_init_end")
 
     # ---- training ----------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> TrainOutput:
-        """Trains the number of batches that the arguments set.
+        """Trains for the number of batches set by the arguments.
 
         Args:
-            resume_from_checkpoint: ``True`` continues from the latest checkpoint of ``output_dir``, a path from that
-                one, on any number of stages, with the bits of an uninterrupted training.
+            resume_from_checkpoint: ``True`` resumes from the latest checkpoint of ``output_dir``, a path from that
+                checkpoint, on any number of stages, bit-for-bit equal to uninterrupted training.
 
         Returns:
-            Number of batches, mean loss per batch and layer sum, and metrics of speed.
+            Number of batches, mean loss per batch (summed over layers), and speed metrics.
 
         Raises:
             ALConfigError: there is no training data.
-            ALCheckpointError: there is no checkpoint, or it is not that of an ``ALTrainer``.
+            ALCheckpointError: there is no checkpoint, or it was not saved by an ``ALTrainer``.
         """
         if self.train_dataset is None:
             raise ALConfigError("got no train_dataset: ALTrainer(train_dataset=...) is needed to train")
@@ -177,7 +179,7 @@ class ALTrainer:
         self._act()
 
     def _act(self) -> None:
-        """Does what the switches say."""
+        """Logs, evaluates and saves as the switches request."""
         control = self.control
         if control.should_epoch_stop:
             raise ALConfigError(
@@ -197,7 +199,7 @@ class ALTrainer:
         self._agree(control)
 
     def _end(self, first: int, start: float) -> dict[str, float]:
-        """What is left to do when no more batches come; metrics of the whole training."""
+        """Drains the pipeline and loads the best weights if requested; returns metrics of the whole training."""
         self._take_losses()
         self.engine.flush()
         steps = self.state.global_step - first
@@ -213,11 +215,11 @@ class ALTrainer:
     # ---- evaluation --------------------------------------------------------------------------------
 
     def evaluate(self, eval_dataset: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Evaluates a data set with labels; every rank calls it.
+        """Evaluates on a data set with labels; every rank calls it.
 
         Returns:
             ``<prefix>_loss`` and ``<prefix>_accuracy`` of the last exit, ``<prefix>_accuracy_exit_<m>`` of all exits,
-            the result of ``compute_metrics``, and speed.
+            the results of ``compute_metrics``, and speed.
 
         Raises:
             ALConfigError: there is no data set.
@@ -236,11 +238,11 @@ class ALTrainer:
         return metrics
 
     def predict(self, test_dataset: Any, metric_key_prefix: str = "test") -> PredictionOutput:
-        """Returns scores of a data set, with or without labels; every rank calls it and receives them.
+        """Computes the scores of a data set, with or without labels; every rank calls it and receives them.
 
         Returns:
             ``predictions`` ``(N, V)``, or ``(N, T, V)`` of a language model; ``label_ids`` and metrics if there are
-            labels. All are numpy arrays.
+            labels. numpy arrays.
         """
         start = time.time()
         if self.batches.has_labels(test_dataset):
@@ -274,7 +276,7 @@ class ALTrainer:
         """Writes a plain model, and the tokenizer or image processor; see :func:`ds_al.export`. Every rank calls it.
 
         Returns:
-            What :func:`ds_al.export` returns; ``"program"`` if the network was not made by ``from_pretrained``.
+            The result of :func:`ds_al.export`; ``"program"`` if the network was not built by ``from_pretrained``.
         """
         folder = Path(self.args.output_dir if output_dir is None else output_dir)
         options: dict[str, Any] = {}
@@ -290,13 +292,13 @@ class ALTrainer:
         return kind
 
     def log(self, logs: Mapping[str, float]) -> None:
-        """Appends to ``state.log_history``, and calls ``on_log`` of the callbacks."""
+        """Appends to ``state.log_history`` and calls ``on_log`` of the callbacks."""
         logs = {**logs, "epoch": self.state.epoch}
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self._event("on_log", logs=logs)
 
     def _log_losses(self) -> None:
-        """The mean losses since the last log: of all layers, and layer by layer."""
+        """Logs the mean losses since the last log, in total and per layer."""
         losses = self._take_losses()
         if losses is None:
             return
@@ -308,7 +310,7 @@ class ALTrainer:
         self.log({"loss": float(losses.sum()), "learning_rate": self.engine.get_lr()[0], **layers})
 
     def _take_losses(self) -> torch.Tensor | None:
-        """Means ``(N, 2)`` since the last call, over batches; drains the pipeline."""
+        """Returns the means ``(N, 2)`` over the batches since the last call; drains the pipeline."""
         losses = self.engine.gather_losses()
         self._losses += losses.sum(dim=0)
         self._batches_seen += len(losses)
@@ -347,7 +349,7 @@ class ALTrainer:
         counts = ("max_steps", "num_train_epochs", "logging_steps", "eval_steps", "save_steps")
         own = (*counts, "is_local_process_zero", "is_world_process_zero")
         self.state = TrainerState(**{**client[CLIENT_STATE], **{name: here[name] for name in own}})
-        states: Any = self.state.stateful_callbacks  # a list where it is made, a dict from then on
+        states: Any = self.state.stateful_callbacks  # initially a list, later a dict
         restore_states(self.callback_handler.callbacks, states)
 
     # ---- parts -------------------------------------------------------------------------------------
