@@ -1,25 +1,22 @@
-"""Every error that ds_al raises on purpose.
-
-Each message says what came, what was expected and what to change.
-"""
+"""Exception types of ds_al. Each message states what was given, what is expected and what to change."""
 
 from __future__ import annotations
 
 
 class ALError(Exception):
-    """Base of all errors raised by ds_al."""
+    """Base class of all errors raised by ds_al."""
 
 
 class ALConfigError(ALError, ValueError):
-    """A configuration asks for something unknown, contradictory or not supported."""
+    """A config has a key or value that is unknown, contradictory or not supported."""
 
 
 class ALDataError(ALError, ValueError):
-    """A batch, a label or a data set is not what the engine can train on."""
+    """The engine cannot train on a batch, a label or a data set."""
 
 
 class ALLayerError(ALError, RuntimeError):
-    """A layer raised, or returned something that cannot travel to the next stage."""
+    """A layer raised an exception, or returned a value that cannot be sent to the next stage."""
 
 
 class ALTransportError(ALError, RuntimeError):
@@ -27,12 +24,12 @@ class ALTransportError(ALError, RuntimeError):
 
 
 class ALCheckpointError(ALError, RuntimeError):
-    """A checkpoint is missing, incomplete, or of another layout."""
+    """A checkpoint is missing, incomplete, or does not fit the network or job."""
 
 
 class ALReportError(ALError, RuntimeError):
-    """A report cannot be made of these runs, or not where it should go."""
+    """A report cannot be built from these runs, or cannot be written."""
 
 
 class ALVersionError(ALError, RuntimeError):
-    """A package is missing, or of a release that ds_al does not work with."""
+    """A package is missing, or ds_al does not support the installed release."""
