@@ -1,1 +1,1 @@
-"""Config blocks: their types, what of DeepSpeed's own keys is honoured, and precision."""
+"""Config: typed blocks, supported keys of DeepSpeed, precision, and the validated settings of an engine."""

@@ -1,6 +1,6 @@
-"""The ``"associated_learning"`` block of a DeepSpeed config, and what else of that config is honoured.
+"""Types of the ``"associated_learning"`` block of a DeepSpeed config.
 
-Every key is honoured or refused by name; none is ignored. ``docs/config.md`` is generated from here.
+Every key is honoured or refused by name; none is ignored. ``docs/config.md`` is generated from these types.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from ds_al.config.optimizers import OptimizerConfig
 
 
 class CompileConfig(StrictModel):
-    """How ``torch.compile`` treats the functions of a layer; see :mod:`ds_al.compute.compile`."""
+    """Compilation of the functions of a layer with ``torch.compile``; see :mod:`ds_al.compute.compile`."""
 
     functions: list[Literal["f", "b", "g", "h"]] = Field(
-        default=["f", "b"], description="What to compile, each function of each layer by itself."
+        default=["f", "b"], description="Functions to compile, each function of each layer separately."
     )
-    backend: str = Field(default="inductor", description="Of `torch.compile`.")
+    backend: str = Field(default="inductor", description="Backend of `torch.compile`.")
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="Of inductor. `fallback_random` is always on: draws are those of the layer that is not compiled.",
+        description="Options of inductor. `fallback_random` is always true: random draws equal those of the eager "
+        "layer.",
     )
 
     @model_validator(mode="after")
@@ -37,26 +38,27 @@ class CompileConfig(StrictModel):
 
 
 class TraceConfig(StrictModel):
-    """What to record of the instructions that the stages execute."""
+    """Tracing of the instructions that the stages execute."""
 
-    enabled: bool = Field(default=False, description="Record.")
+    enabled: bool = Field(default=False, description="Whether to record a trace.")
     batches: tuple[int, int] = Field(
         default=(2, 6),
         description="The first and the last `train_batch()` call to record, counted from 1. After the last one "
-        "the stages bring their events together, which drains the pipeline once.",
+        "the stages gather their events, which drains the pipeline once.",
     )
     folder: str = Field(
         default="trace",
-        description="Where `trace.json` (for Perfetto and chrome://tracing) and `trace.csv` go, written by the "
-        "last stage. `run/train.py` puts them into the run's own folder.",
+        description="Folder for `trace.json` (for Perfetto and chrome://tracing) and `trace.csv`, written by the "
+        "last stage. `run/train.py` replaces it by the folder of the run.",
     )
     memory: bool = Field(
         default=False,
-        description="Also record how much autograd holds for backward. This takes time: a hook per saved tensor.",
+        description="Also records the memory that autograd holds for backward. This costs time: a hook per saved "
+        "tensor.",
     )
     profiler_ranks: list[int] = Field(
         default_factory=list,
-        description="Ranks that run `torch.profiler` over the same batches, too, and write "
+        description="Ranks that also run `torch.profiler` over the same batches, and write "
         "`profiler-rank<n>.json` to the same folder, with ranges named `forward`, `backward` and `update`.",
     )
 
@@ -69,36 +71,37 @@ class TraceConfig(StrictModel):
 
 
 class CheckpointConfig(StrictModel):
-    """How ``save_checkpoint`` writes."""
+    """Options of ``save_checkpoint``."""
 
     asynchronous: bool = Field(
         default=False,
         description="`save_checkpoint()` copies the state to the host and returns; a thread writes it while training "
-        "goes on. `save_checkpoint(asynchronous=...)` overrides it.",
+        "continues. `save_checkpoint(asynchronous=...)` overrides this key.",
     )
     keep_last: int | None = Field(
         default=None,
         ge=1,
-        description="Once a checkpoint is complete, all but the latest so many in its folder are removed.",
+        description="Number of checkpoints to keep in a folder: older ones are removed once a new one is complete. "
+        "`null` keeps all.",
     )
 
 
 class LinkConfig(StrictModel):
-    """An artificial slow link between neighbouring stages of one machine, for tests and experiments."""
+    """Artificial slow link between neighbouring stages of one machine, for tests and experiments."""
 
     delay_ms: float = Field(
         default=0.0,
         ge=0,
         allow_inf_nan=False,
-        description="Milliseconds from the moment a message is sent until the next stage can have it. The sender goes "
-        "on at once, as long as its queue has a free slot.",
+        description="Latency in milliseconds: time from sending a message until the next stage can receive it. The "
+        "sender does not wait for it, as long as its queue has a free slot.",
     )
     mbit: float | None = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="Megabits per second, in each direction: a message starts when the one before it is through. "
-        "`null` is no limit.",
+        description="Bandwidth in megabits per second, in each direction: a message starts once the previous one has "
+        "passed. `null` is no limit.",
     )
 
 
@@ -108,95 +111,96 @@ class ALConfig(StrictModel):
     method: ALMethod | BackpropMethod = Field(
         default="streaming",
         description="The schedule. `streaming`: a stage sends right after its forward, then runs its local "
-        "backward and steps; batches follow one another with no barrier. `forward_first`: the same with a "
-        "barrier after every batch. `parallel_backward`: all stages run backward at once, after the forward "
-        "of the last. `sequential`: one stage at a time. These four end on identical weights. `bp_1f1b`, "
-        "`bp_gpipe`, `bp_naive`: back-propagation through DeepSpeed's own engine, for a plain "
-        "`PipelineModule`. `bp_dp`: the same, data parallel, for one of a single stage, a replica on every rank "
-        "(`ds_al.baseline.data_parallel`).",
+        "backward and steps; batches follow one another without a barrier. `forward_first`: the same with a "
+        "barrier after every batch. `parallel_backward`: all stages run backward concurrently, after the forward "
+        "of the last stage. `sequential`: one stage at a time. These four yield identical weights. `bp_1f1b`, "
+        "`bp_gpipe`, `bp_naive`: back-propagation with DeepSpeed's own engine, for a plain `PipelineModule`. "
+        "`bp_dp`: data parallel back-propagation, for a `PipelineModule` of a single stage, with a replica on every "
+        "rank (`ds_al.baseline.data_parallel`).",
     )
     queue_depth: int = Field(
         default=2,
         ge=1,
-        description="Messages that a stage may have on their way to its successor before it waits. The "
-        "successor holds `receive_slots` more.",
+        description="Maximum number of messages that a stage has in flight to its successor before it waits. The "
+        "successor buffers `receive_slots` more.",
     )
     receive_slots: int = Field(
         default=2,
         ge=2,
-        description="Messages that a stage holds of its predecessor: the one it works on, and those it receives ahead. "
-        "More cost memory, and take less processor time per message.",
+        description="Number of messages that a stage buffers of its predecessor: the one in use, and those received "
+        "ahead. More slots cost memory, and reduce processor time per message.",
     )
     message_dtype: Literal["fp32", "bf16", "int8"] = Field(
         default="fp32",
-        description="What float32 tensors travel as from stage to stage while training, for slow links. `fp32`: as "
-        "they are. `bf16`: 2 bytes a number, rounded to the nearest. `int8`: 1 byte a number and 4 bytes a block of "
-        "128, a step being 1/127 of the block's largest number; a block with NaN or infinity arrives as NaN. Integers, "
-        "masks of booleans, losses and all messages of evaluation travel as they are. With `bf16` and `int8` the "
-        "weights depend on where the network is cut, and are still the same bits for every schedule and queue depth.",
+        description="Compression of float32 tensors in messages between stages in training, for slow links. `fp32`: "
+        "none. `bf16`: 2 bytes per number, rounded to nearest. `int8`: block-quantized, 1 byte per number and 4 bytes "
+        "per block of 128, with a step of 1/127 of the block's largest magnitude; a block with NaN or infinity is "
+        "received as NaN. Integers, boolean masks, losses and all messages of evaluation are sent unchanged. With "
+        "`bf16` and `int8` the weights depend on the partition, and are still bit-identical for every schedule and "
+        "queue depth.",
     )
     link: LinkConfig | None = Field(
         default=None,
-        description="An artificial slow link between stages of one machine, for tests and experiments; for the `bp_*` "
-        "methods, too, in both directions. Slows the messages of training alone. `null` is off.",
+        description="Artificial slow link between stages of one machine, for tests and experiments; also for the "
+        "`bp_*` methods, in both directions. It delays training messages only. `null` is off.",
     )
     steps_per_batch: int | None = Field(
         default=None,
         ge=1,
-        description="Optimizer steps per `train_batch()`, at equal distances; must divide the number of "
+        description="Optimizer steps per `train_batch()`, evenly spaced; must divide the number of "
         "micro-batches (`gradient_accumulation_steps`). `null`: one step per micro-batch. Gradients between "
         "steps are averaged.",
     )
     count: Literal["batch", "step"] = Field(
         default="batch",
-        description="What `global_steps` and the LR schedule count: `train_batch()` calls, or optimizer steps.",
+        description="Unit of `global_steps` and of the LR schedule: `train_batch()` calls, or optimizer steps.",
     )
     layer_gradient_clipping: float = Field(
         default=0.0,
         ge=0.0,
         description="Clips the gradients of f and b, and those of g and h, of each AL layer to this 2-norm; "
-        "0 is off. The norm is of one layer, never of the whole model: a global norm would make every stage "
-        "wait for all others, and the result would depend on the partition if it were a stage's.",
+        "0 is off. The norm is computed per layer, never over the whole model: a global norm would make every stage "
+        "wait for all others, and a norm per stage would make the result depend on the partition.",
     )
     autoencoder_optimizer: OptimizerConfig | None = Field(
         default=None,
-        description="The optimizer of g and h. `null`: the same as `optimizer`, which then trains f and b, "
-        "in an instance of its own.",
+        description="The optimizer of g and h. `null`: a second instance of `optimizer`, whose first instance trains "
+        "f and b.",
     )
     compile: CompileConfig | None = Field(
         default=None,
-        description="Compiles functions of every layer with `torch.compile`; `{}` is f and b with inductor. Weights "
-        "are the same for every schedule and number of stages, compiled like compiled; to the plain ones they differ "
-        "by rounding. Needs a C++ compiler on CPU, layers without graph breaks, and micro-batches of one shape. "
-        "`engine.compile()` does the same.",
+        description="Compiles functions of every layer with `torch.compile`; `{}` compiles f and b with inductor. The "
+        "weights of compiled runs are identical for every schedule and number of stages; they differ from those of "
+        "eager runs by rounding. Requires a C++ compiler on CPU, layers without graph breaks, and micro-batches of one "
+        "shape. `engine.compile()` does the same.",
     )
     check_inputs: bool = Field(
         default=True,
         description="The first stage checks every micro-batch before it trains on it: finite inputs, integer "
-        "labels within range, constant shapes. Done where the batch lies, so no device is waited for as long "
-        "as batches come from host memory.",
+        "labels within range, constant shapes. The check runs on the device that holds the batch, so batches in host "
+        "memory cause no device synchronization.",
     )
     trace: TraceConfig = Field(
         default_factory=TraceConfig,
-        description="What to record of the instructions that stages execute; for the `bp_*` methods, too.",
+        description="Tracing of the instructions that stages execute; also for the `bp_*` methods.",
     )
     checkpoint: CheckpointConfig = Field(
         default_factory=CheckpointConfig,
-        description="How `save_checkpoint()` writes. Not for the `bp_*` methods, which save as DeepSpeed does.",
+        description="Options of `save_checkpoint()`. Not for the `bp_*` methods, which save as DeepSpeed does.",
     )
     stall_seconds: float | None = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds without progress on any stage after which every rank prints where it is: its "
-        "instruction, micro-batch, what it waits for and from whom, and its Python stack. Time that all ranks "
+        description="Timeout of the watchdog: seconds without progress on any stage after which every rank prints its "
+        "instruction, micro-batch, the message and rank it waits for, and its Python stack. Time that all ranks "
         "spend outside of `train_batch()` does not count. Must be longer than the slowest single instruction, such "
-        "as a first forward that compiles. `null` is off. For the `bp_*` methods, too.",
+        "as a first forward that compiles. `null` is off. Also for the `bp_*` methods.",
     )
     on_stall: Literal["continue", "end"] = Field(
         default="continue",
-        description="After a stall is printed: `continue` waits on, and prints again after 2, 4, 8 ... times "
-        "`stall_seconds`; `end` ends every rank with exit code 1.",
+        description="Action after a stall is printed: `continue` keeps waiting, and prints again after 2, 4, 8 ... "
+        "times `stall_seconds`; `end` ends every rank with exit code 1.",
     )
 
     @field_validator("message_dtype")
@@ -215,9 +219,9 @@ class ALConfig(StrictModel):
 
 
 def al_config(config: Mapping[str, Any]) -> ALConfig:
-    """The validated ``"associated_learning"`` block of a DeepSpeed config; defaults where it is absent.
+    """Returns the validated ``"associated_learning"`` block of a DeepSpeed config; defaults if it is absent.
 
     Raises:
-        ALConfigError: an unknown key (the nearest valid one is named) or a value out of range.
+        ALConfigError: a key is unknown (the nearest valid one is named) or a value is out of range.
     """
     return validate(ALConfig, config.get(BLOCK, {}), where=BLOCK)
