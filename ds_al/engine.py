@@ -41,7 +41,7 @@ from ds_al.batch import BatchPreparation
 from ds_al.checkpoint.check import Wanted
 from ds_al.checkpoint.saving import Checkpoints
 from ds_al.checkpoint.state import StageState
-from ds_al.checkpoint.writer import Target as CheckpointTarget
+from ds_al.checkpoint.writer import Destination
 from ds_al.compute.compile import compile_config, compile_layers
 from ds_al.compute.recompute import Recomputed
 from ds_al.config.associated_learning import CompileConfig
@@ -572,7 +572,7 @@ class ALPipelineEngine(PipelineEngine):
         name = f"global_step{self.global_steps}" if tag is None else str(tag)
         self.checkpoints.save(
             self._state(),
-            CheckpointTarget(Path(save_dir), name, latest=save_latest, keep=options.keep_last),
+            Destination(Path(save_dir), name, latest=save_latest, keep=options.keep_last),
             client_state=client_state or {},
             leave_out_frozen=exclude_frozen_parameters,
             asynchronous=options.asynchronous if asynchronous is None else asynchronous,

@@ -1,17 +1,14 @@
-"""Exception types of ds_al.
-
-Each message says what came, what was expected and what to change.
-"""
+"""Exception types of ds_al. Each message states what was given, what is expected and what to change."""
 
 from __future__ import annotations
 
 
 class ALError(Exception):
-    """Base of all errors raised by ds_al."""
+    """Base class of all errors raised by ds_al."""
 
 
 class ALConfigError(ALError, ValueError):
-    """A configuration asks for something unknown, contradictory or not supported."""
+    """A config has a key or value that is unknown, contradictory or not supported."""
 
 
 class ALDataError(ALError, ValueError):
@@ -19,7 +16,7 @@ class ALDataError(ALError, ValueError):
 
 
 class ALLayerError(ALError, RuntimeError):
-    """A layer raised, or returned a value that cannot be sent to the next stage."""
+    """A layer raised an exception, or returned a value that cannot be sent to the next stage."""
 
 
 class ALTransportError(ALError, RuntimeError):
@@ -27,12 +24,12 @@ class ALTransportError(ALError, RuntimeError):
 
 
 class ALCheckpointError(ALError, RuntimeError):
-    """A checkpoint is missing, incomplete, or of another layout."""
+    """A checkpoint is missing, incomplete, or does not fit the network or job."""
 
 
 class ALReportError(ALError, RuntimeError):
-    """A report of these runs cannot be made, or cannot be written to its path."""
+    """A report cannot be built from these runs, or cannot be written."""
 
 
 class ALVersionError(ALError, RuntimeError):
-    """A package is missing, or ds_al does not support its release."""
+    """A package is missing, or ds_al does not support the installed release."""

@@ -1,1 +1,1 @@
-"""Checkpoints by AL layer: saved by any number of stages, loaded by any other, checked before anything is changed."""
+"""Checkpoints by AL layer: loadable on any number of stages, verified before any state changes, asynchronous saves."""

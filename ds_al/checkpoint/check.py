@@ -1,4 +1,4 @@
-"""Whether a checkpoint fits a stage, found out before anything is changed."""
+"""Validation of a checkpoint against a stage, before any state is changed."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ from ds_al.layer import ALLayer
 
 @dataclass(frozen=True)
 class Wanted:
-    """What of a checkpoint is to be loaded."""
+    """Selects the parts of a checkpoint to load."""
 
     training: bool = True
-    """All that training goes on from, not the weights alone."""
+    """Whether to load the whole training state, not the weights alone."""
     optimizer: bool = True
+    """Whether to load the optimizer states."""
     schedule: bool = True
+    """Whether to load the LR schedule."""
     strict: bool = True
-    """Whether the names of all weights have to be the same."""
+    """Whether the names of all weights must match."""
 
 
 def check(state: StageState, folder: Path, index: Record, wanted: Wanted) -> None:
-    """Compares a checkpoint with this stage, and the files that it needs with their hashes.
+    """Compares a checkpoint with this stage, and the files to load with their hashes.
 
     Raises:
-        ALCheckpointError: it is of another network or job, or a file is missing, cut or altered.
+        ALCheckpointError: the checkpoint is of another network or job, or a file is missing, truncated or altered.
     """
     if index["num_layers"] != state.module.num_layers:
         raise ALCheckpointError(
@@ -58,12 +60,12 @@ def check(state: StageState, folder: Path, index: Record, wanted: Wanted) -> Non
 
 
 def source_of(state: StageState, index: Record) -> int:
-    """The stage that had this stage's first layer: its random numbers are taken over."""
+    """Returns the saved stage that held this stage's first layer: its random states are restored here."""
     return int(index["layers"][state.layers[0][0]]["stage"])
 
 
 def client_of(state: StageState, index: Record) -> int:
-    """The stage whose ``client_state`` this one gets: its own, or the first one's where the number has changed."""
+    """Returns the saved stage whose ``client_state`` is restored: the same index, or 0 for other numbers of stages."""
     return state.stage if index["num_stages"] == state.topology.stages else 0
 
 

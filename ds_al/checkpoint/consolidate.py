@@ -1,4 +1,4 @@
-"""``python -m ds_al consolidate CHECKPOINT OUT``: the weights of all layers in one file."""
+"""``python -m ds_al consolidate CHECKPOINT OUT`` writes the weights of all layers into one safetensors file."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from ds_al.errors import ALCheckpointError
 
 
 def consolidate(checkpoint: str | Path, out: str | Path, *, tag: str | None = None, backprop: bool = False) -> int:
-    """Writes the weights of a checkpoint, saved by any number of stages, as one safetensors file.
+    """Writes the weights of a checkpoint, saved on any number of stages, as one safetensors file.
 
-    Names are those of an :class:`~ds_al.module.ALPipelineModule` on one stage, ``"<layer>.f.<name>"``, so that its
-    ``load_state_dict`` accepts them. It needs neither a process group nor a GPU.
+    Names are those of an :class:`~ds_al.module.ALPipelineModule` on one stage, ``"<layer>.f.<name>"``, as its
+    ``load_state_dict`` expects them. No process group and no GPU is needed.
 
     Args:
-        checkpoint: folder of checkpoints, whose latest is taken, or of one checkpoint.
+        checkpoint: folder of checkpoints, of which the latest is used, or of one checkpoint.
         out: file to write.
-        tag: of the checkpoint, instead of the latest.
-        backprop: only the chain of all f, named as in a plain ``PipelineModule``, ``"<layer>.<name>"``. A twin's head
-            is no part of it.
+        tag: tag of the checkpoint; by default the latest.
+        backprop: whether to write the chain of all f alone, named as in a plain ``PipelineModule``,
+            ``"<layer>.<name>"``. The head of a twin is not included.
 
     Returns:
         The number of tensors.
 
     Raises:
-        ALCheckpointError: there is no checkpoint, or a file is missing, truncated or altered.
+        ALCheckpointError: no checkpoint was found, or a file is missing, truncated or altered.
     """
     from safetensors.torch import save_file
 
@@ -50,13 +50,13 @@ def consolidate(checkpoint: str | Path, out: str | Path, *, tag: str | None = No
 
 
 def add_command(commands: Any) -> None:
-    """Adds ``consolidate`` to ``python -m ds_al``."""
+    """Adds the command ``consolidate`` to ``python -m ds_al``."""
     command = commands.add_parser("consolidate", help="write the weights of a checkpoint as one safetensors file")
-    command.add_argument("checkpoint", help="folder of checkpoints, whose latest is taken, or of one checkpoint")
+    command.add_argument("checkpoint", help="folder of checkpoints, of which the latest is used, or of one checkpoint")
     command.add_argument("out", help="file to write, such as weights.safetensors")
-    command.add_argument("--tag", help="of the checkpoint, instead of the latest")
+    command.add_argument("--tag", help="tag of the checkpoint; by default the latest")
     command.add_argument(
-        "--backprop", action="store_true", help="the chain of all f alone, as the backprop twin has it"
+        "--backprop", action="store_true", help="write the chain of all f alone, as in the backprop twin"
     )
     command.set_defaults(run=_run)
 

@@ -1,15 +1,15 @@
-"""A checkpoint on disk: where its files are, what its index says of them, and whether they are still so.
+"""On-disk format of a checkpoint: files, index, and verification by hashes.
 
 ::
 
-    latest                                         the tag of the last complete checkpoint
-    <tag>/index.json                               what there is: layers, shapes, dtypes, numbers, a hash of each file
+    latest                                         tag of the last complete checkpoint
+    <tag>/index.json                               layers, shapes, dtypes, scalars, and a hash of each file
     <tag>/layer_02-model_states.safetensors        weights and buffers of AL layer 2: f, b, g, h and its objective
-    <tag>/layer_02-associated_optim_states.safetensors    the optimizer's tensors of f and b
-    <tag>/layer_02-autoencoder_optim_states.safetensors   and of g and h
+    <tag>/layer_02-associated_optim_states.safetensors    optimizer state of f and b
+    <tag>/layer_02-autoencoder_optim_states.safetensors   optimizer state of g and h
     <tag>/layer_02-training_states.safetensors     losses, and the copy of its decoder that later layers decode with
-    <tag>/stage_00-random_states.safetensors       the host's random numbers
-    <tag>/stage_00-client_state.pt                 what the user added
+    <tag>/stage_00-random_states.safetensors       states of the host's random number generators
+    <tag>/stage_00-client_state.pt                 the user's client state
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ds_al.errors import ALCheckpointError
 INDEX = "index.json"
 LATEST = "latest"
 FORMAT = 2
-"""Of the layout; 1 was DeepSpeed's own files, with a dict of ours."""
+"""Version of the format; 1 was DeepSpeed's own files with an additional dict."""
 
 _CHUNK = 1 << 22
 
@@ -39,15 +39,15 @@ Record = dict[str, Any]
 
 
 def layer_file(index: int, what: str) -> str:
-    """Name of a file that belongs to one AL layer."""
+    """Returns the name of a file of one AL layer."""
     return f"layer_{index:02d}-{what}.safetensors"
 
 
 def find(load_dir: str | Path, tag: str | None = None) -> Path:
-    """The folder of a checkpoint, the latest by default.
+    """Returns the folder of a checkpoint, by default the latest.
 
     Raises:
-        ALCheckpointError: there is none.
+        ALCheckpointError: no checkpoint was found.
     """
     root = Path(load_dir)
     if tag is None:
@@ -55,7 +55,7 @@ def find(load_dir: str | Path, tag: str | None = None) -> Path:
             raise ALCheckpointError(f"no checkpoint in {str(root)!r}: expected a file 'latest', or give a tag")
         tag = (root / LATEST).read_text().strip()
     folder = root / tag
-    if not folder.exists():  # ended while the checkpoint was replaced by another one of the same tag
+    if not folder.exists():  # the process ended while it replaced a checkpoint by another one of the same tag
         folder = max(folder.parent.glob(f".{folder.name}.*.old"), default=folder)
     if not (folder / INDEX).is_file():
         raise ALCheckpointError(f"no checkpoint in {str(folder)!r}: {_lacks_index(folder, root)}")
@@ -63,14 +63,14 @@ def find(load_dir: str | Path, tag: str | None = None) -> Path:
 
 
 def opened(path: str | Path, tag: str | None = None) -> tuple[Path, Record]:
-    """Folder and index of a checkpoint.
+    """Returns folder and index of a checkpoint.
 
     Args:
-        path: a folder of checkpoints, whose latest is taken, or of one checkpoint.
-        tag: of the checkpoint, instead of the latest.
+        path: folder of checkpoints, of which the latest is used, or of one checkpoint.
+        tag: tag of the checkpoint; by default the latest.
 
     Raises:
-        ALCheckpointError: there is none, or its index is cut, altered, or of another format.
+        ALCheckpointError: no checkpoint was found, or its index is truncated, altered, or of another format.
     """
     root = Path(path)
     folder = root if tag is None and (root / INDEX).is_file() else find(root, tag)
@@ -78,10 +78,10 @@ def opened(path: str | Path, tag: str | None = None) -> tuple[Path, Record]:
 
 
 def layer_weights(folder: Path, index: Record) -> dict[int, Tensors]:
-    """Weights and buffers by AL layer, from verified files.
+    """Reads weights and buffers by AL layer, after verifying the files.
 
     Raises:
-        ALCheckpointError: a file is missing, cut or altered.
+        ALCheckpointError: a file is missing, truncated or altered.
     """
     found: dict[int, Tensors] = {}
     for layer in index["layers"]:
@@ -102,10 +102,10 @@ def _lacks_index(folder: Path, root: Path) -> str:
 
 
 def read_index(folder: Path) -> Record:
-    """The index of a checkpoint.
+    """Reads the index of a checkpoint.
 
     Raises:
-        ALCheckpointError: it is cut, altered, or of a format that this version does not read.
+        ALCheckpointError: the index is truncated, altered, or of a format that this release does not read.
     """
     path = folder / INDEX
     try:
@@ -123,7 +123,7 @@ def read_index(folder: Path) -> Record:
 
 
 def write_index(folder: Path, index: Record) -> None:
-    """Writes the index, with a hash of itself."""
+    """Writes the index, including its own hash."""
     write_text(folder / INDEX, json.dumps({**index, "blake2b": _digest_of(index)}, indent=1))
 
 
@@ -138,10 +138,10 @@ _REMEDY = "Restore it from a copy, or load another checkpoint by its tag"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Record:
-    """Writes one file of tensors and returns its record for the index.
+    """Writes one file of tensors, and returns its record for the index.
 
     Raises:
-        ALCheckpointError: tensors of a kind that the format has not.
+        ALCheckpointError: safetensors does not support a tensor.
     """
     own: Tensors = {}
     storages: set[int] = set()
@@ -158,10 +158,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Record:
 
 
 def write_client_state(path: Path, state: Mapping[str, Any]) -> Record:
-    """Writes what the user added; :func:`read_client_state` has to be able to read it.
+    """Writes the user's client state, and checks that :func:`read_client_state` can read it.
 
     Raises:
-        ALCheckpointError: it holds objects that could run code when they are read.
+        ALCheckpointError: it holds objects whose unpickling could run code.
     """
     torch.save(dict(state), path)
     try:
@@ -175,7 +175,7 @@ def write_client_state(path: Path, state: Mapping[str, Any]) -> Record:
 
 
 def read_client_state(path: Path) -> dict[str, Any]:
-    """What the user added to a checkpoint."""
+    """Reads the user's client state of a checkpoint."""
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -184,7 +184,7 @@ def _first_line(error: Exception) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file that is there as a whole or not at all."""
+    """Writes a file atomically."""
     part = path.with_name(f".{path.name}.part")
     part.write_text(text)
     sync(part)
@@ -192,7 +192,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Lets the disk have what was written to a file or a folder."""
+    """Flushes a file or a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -210,12 +210,12 @@ def _kind(value: Tensor) -> list[Any]:
 
 
 def kinds(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:
-    """``[dtype, shape]`` of each tensor, as the index has them."""
+    """Returns ``[dtype, shape]`` of each tensor, as in the index."""
     return {name: _kind(value) for name, value in tensors.items()}
 
 
 def hash_file(path: Path) -> str:
-    """BLAKE2b of a file, 256 bits."""
+    """Returns the BLAKE2b hash of a file, 256 bits."""
     digest = hashlib.blake2b(digest_size=32)
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -224,17 +224,17 @@ def hash_file(path: Path) -> str:
 
 
 def verify(folder: Path, records: Iterable[Record], *, of: str) -> None:
-    """Checks that files are there as they were written.
+    """Verifies that files exist and match size and hash in the index.
 
     Args:
-        records: of the files, from the index.
-        of: whose files these are, for errors.
+        records: records of the files in the index.
+        of: owner of the files, for errors.
 
     Raises:
-        ALCheckpointError: one is missing, cut or altered.
+        ALCheckpointError: a file is missing, truncated or altered.
     """
     for record in records:
-        path = folder / Path(record["file"]).name  # a name alone: no index leads out of its folder
+        path = folder / Path(record["file"]).name  # the name alone, so that no index can refer outside of its folder
         name = f"{record['file']!r} of {of} in {str(folder)!r}"
         if not path.is_file():
             raise ALCheckpointError(f"file {name} is missing. {_REMEDY}")
@@ -246,5 +246,5 @@ def verify(folder: Path, records: Iterable[Record], *, of: str) -> None:
 
 
 def read_tensors(folder: Path, record: Record) -> Tensors:
-    """The tensors of a verified file, in memory of their own: torch would leave them on the file's pages."""
+    """Reads the tensors of a verified file as copies: the originals are backed by a memory map of the file."""
     return {name: value.clone() for name, value in load_file(folder / Path(record["file"]).name).items()}

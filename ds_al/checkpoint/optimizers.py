@@ -1,7 +1,7 @@
-"""The state of a stage's optimizers and LR schedule, by AL layer and by parameter, so that any stage can take it over.
+"""Optimizer and LR schedule state by AL layer and parameter name, so that it can be loaded on any number of stages.
 
-An optimizer counts parameters and groups through a stage; here both are called by their layer, and by their name in
-it. Of each layer and role (``associated``, ``autoencoder``; ``optimizer`` for a user's own instance)::
+A torch optimizer numbers parameters and groups within a stage; here both are identified by layer and name. For each
+layer and role (``associated``, ``autoencoder``; ``optimizer`` for a user's own instance)::
 
     {"class": "AdamW",
      "groups": [{"options": {"lr": 0.1, ...}, "parameters": ["f.0.weight", ...], "schedule": {"base_lrs": 0.1}}],
@@ -23,22 +23,22 @@ from ds_al.optim.masters import stepped
 
 Record = dict[str, Any]
 Name = tuple[int, str]
-"""Index of the layer, and name of the parameter in it."""
+"""Index of the layer, and name of the parameter within it."""
 
 Place = tuple[int, str]
-"""Index of the layer, and which of its files: a role, or :data:`TRAINING`."""
+"""Index of the layer, and one of its files: a role, or :data:`TRAINING`."""
 TRAINING = "training"
 
 _BY_GROUP = {"base_lrs", "_last_lr", "min_lrs", "max_lrs", "base_momentums", "max_momentums", "lr_lambdas"}
-"""What torch's LR schedules keep as a list with an entry per parameter group."""
+"""Attributes of torch's LR schedules that are lists with one entry per parameter group."""
 _GROUP = "$group"
 
 
 def parts(state: StageState) -> dict[str, torch.optim.Optimizer]:
-    """The instances that step a stage's parameters, by role.
+    """Returns the optimizer instances of a stage by role.
 
     Raises:
-        ALCheckpointError: the state is not kept by parameter.
+        ALCheckpointError: an instance is no torch optimizer, so its state cannot be split by parameter.
     """
     if state.optimizer is None:
         return {}
@@ -55,7 +55,7 @@ def parts(state: StageState) -> dict[str, torch.optim.Optimizer]:
 
 
 def names(state: StageState) -> dict[Tensor, Name]:
-    """What each parameter of the stage is called, or the master that is stepped for it."""
+    """Maps each optimized tensor (parameter or fp32 master) to (layer index, name)."""
     return {
         stepped(parameter): (index, name)
         for index, layer in state.layers
@@ -69,10 +69,10 @@ def names(state: StageState) -> dict[Tensor, Name]:
 def collect(
     state: StageState, states: Mapping[Tensor, Mapping[str, Any]] | None = None
 ) -> dict[int, dict[str, tuple[Record, Tensors]]]:
-    """State of the optimizers by layer and role: a record for the index, and its tensors.
+    """Collects the state of the optimizers by layer and role: a record for the index, and its tensors.
 
     Args:
-        states: by what is stepped, see ``LocalOptimizer.gather``; by default what the instances have.
+        states: state by optimized tensor, see ``LocalOptimizer.gather``; by default that of the instances.
 
     Raises:
         ALCheckpointError: a parameter belongs to no layer, or a state cannot be saved.
@@ -114,7 +114,7 @@ def _by_layer(parameters: list[nn.Parameter], called: Mapping[Tensor, Name]) -> 
 
 
 def _group_values(state: StageState) -> dict[int, dict[str, Any]]:
-    """What the LR schedule keeps for each group, by the group's identity."""
+    """Returns the LR schedule's entries for each parameter group, by ``id`` of the group."""
     groups = state.optimizer.param_groups if state.optimizer is not None else []
     values: dict[int, dict[str, Any]] = {id(group): {} for group in groups}
     if state.lr_scheduler is not None:
@@ -125,7 +125,7 @@ def _group_values(state: StageState) -> dict[int, dict[str, Any]]:
 
 
 def _group_lists(value: Any, groups: int, path: str = "") -> Iterator[tuple[str, list[Any]]]:
-    """The lists by group in a schedule's state; ``SequentialLR`` has those of its parts deeper down."""
+    """Yields the per-group lists in a schedule's state; those of ``SequentialLR``'s schedules are nested."""
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         if key in _BY_GROUP and isinstance(item, list) and len(item) == groups:
@@ -135,7 +135,7 @@ def _group_lists(value: Any, groups: int, path: str = "") -> Iterator[tuple[str,
 
 
 def collect_schedule(state: StageState, tensors: Tensors) -> Record | None:
-    """State of the LR schedule without what it keeps by group, as JSON; ``None`` where there is no schedule."""
+    """Returns the state of the LR schedule without its per-group entries, as JSON; ``None`` without a schedule."""
     scheduler = state.lr_scheduler
     if scheduler is None:
         return None
@@ -167,7 +167,7 @@ def check(state: StageState, layers: Mapping[int, Record]) -> None:
         layers: records of this stage's layers, from the index.
 
     Raises:
-        ALCheckpointError: other optimizers, or they step other parameters or share groups in another way.
+        ALCheckpointError: the optimizers differ in class, in the parameters they step, or in options within a group.
     """
     mine = parts(state)
     called = names(state)
@@ -203,7 +203,7 @@ def _kinds(classes: Mapping[str, str]) -> str:
 def _saved_group(
     group: Mapping[str, Any], role: str, called: Mapping[Tensor, Name], layers: Mapping[int, Record]
 ) -> tuple[int, Record]:
-    """The layer and the record of a group whose parameters may have been spread over several groups, all alike."""
+    """Returns layer and record of a group, whose parameters may be saved in several groups with equal options."""
     found: list[tuple[int, str, Record]] = []
     for parameter in group["params"]:
         index, name = called[parameter]
@@ -226,11 +226,11 @@ def _saved_group(
 
 
 def restore(state: StageState, layers: Mapping[int, Record], tensors: Mapping[Place, Tensors]) -> None:
-    """Sets this stage's optimizers to a checkpoint that :func:`check` has let pass.
+    """Restores this stage's optimizers from a checkpoint that :func:`check` has accepted.
 
     Args:
         layers: records of this stage's layers, from the index.
-        tensors: of each layer and role.
+        tensors: tensors of each layer and role.
     """
     called = names(state)
     local = state.local_optimizer
@@ -250,7 +250,7 @@ def _state_dict(
     tensors: Mapping[Place, Tensors],
     elsewhere: frozenset[Tensor],
 ) -> dict[str, Any]:
-    """What the optimizer's own ``state_dict`` would have been on this stage, without the state that is elsewhere."""
+    """Builds the optimizer's ``state_dict`` for this stage, without the state held by other replicas."""
     groups: list[Record] = []
     state: dict[int, Record] = {}
     for group in part.param_groups:
@@ -267,7 +267,7 @@ def _state_dict(
 
 
 def _laid_out_as(parameter: Tensor, value: Any) -> Any:
-    """Files know no strides: a state of the parameter's shape gets those of the parameter, as when it was made."""
+    """Gives a state of the parameter's shape the parameter's strides, as when it was created: files store none."""
     if not isinstance(value, Tensor) or value.shape != parameter.shape or parameter.is_contiguous():
         return value
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
@@ -277,7 +277,7 @@ def check_schedule(state: StageState, layers: Mapping[int, Record]) -> None:
     """Compares the LR schedule of a checkpoint with this job's.
 
     Raises:
-        ALCheckpointError: another schedule, or one that stood elsewhere for some layers of this stage.
+        ALCheckpointError: the schedule is another one, or its state differs between layers of this stage.
     """
     here = type(state.lr_scheduler).__name__ if state.lr_scheduler is not None else None
     first = next(iter(layers))
@@ -298,11 +298,11 @@ def check_schedule(state: StageState, layers: Mapping[int, Record]) -> None:
 
 
 def restore_schedule(state: StageState, layers: Mapping[int, Record], tensors: Mapping[Place, Tensors]) -> None:
-    """Sets the LR schedule to a checkpoint that :func:`check_schedule` has let pass.
+    """Restores the LR schedule from a checkpoint that :func:`check_schedule` has accepted.
 
     Args:
         layers: records of this stage's layers, from the index.
-        tensors: of each layer's files of optimizers and of training states.
+        tensors: tensors of each layer's optimizer states and training states.
     """
     if state.lr_scheduler is None:
         return
@@ -313,7 +313,7 @@ def restore_schedule(state: StageState, layers: Mapping[int, Record], tensors: M
 
 
 def _schedules(state: StageState, layers: Mapping[int, Record]) -> Iterator[tuple[Place, Record]]:
-    """What the schedule kept for each group of this stage, and where its tensors are; DeepSpeed's keep nothing."""
+    """Yields file and saved schedule entries of each group of this stage; DeepSpeed's schedules have none."""
     saved = [group for layer in layers.values() for part in layer["optimizers"].values() for group in part["groups"]]
     if not any(group["schedule"] for group in saved):
         return

@@ -1,7 +1,7 @@
-"""Nested values as JSON and tensors, so that a checkpoint holds nothing that runs when it is read.
+"""Serialization of nested values as JSON and tensors, so that reading a checkpoint runs no code.
 
-``None``, booleans, numbers, strings, lists and dicts with string keys stay as they are. Other values become a dict
-with one key that starts with ``$``: a tensor the name under which it lies in a table of tensors.
+``None``, booleans, numbers, strings, lists and dicts with string keys are stored unchanged. Other values become a dict
+with one key that starts with ``$``; for a tensor its value is the tensor's name in a separate table.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _TENSOR, _TUPLE, _DICT, _COUNTER = "$tensor", "$tuple", "$dict", "$counter"
 
 
 def pack(value: Any, tensors: Tensors, *, at: str) -> Any:
-    """A value as JSON; its tensors go into ``tensors``, under names that start with ``at``.
+    """Returns a value as JSON, and adds its tensors to ``tensors``, under names that start with ``at``.
 
     Raises:
-        ALCheckpointError: a value of another type.
+        ALCheckpointError: a value has an unsupported type.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -48,7 +48,7 @@ def pack(value: Any, tensors: Tensors, *, at: str) -> Any:
 
 
 def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of :func:`pack`."""
+    """Inverts :func:`pack`."""
     if isinstance(value, list):
         return [unpack(item, tensors) for item in value]
     if not isinstance(value, dict):

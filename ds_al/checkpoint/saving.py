@@ -1,4 +1,4 @@
-"""Saves a stage's state into DeepSpeed's folders, and loads it on any number of stages."""
+"""Saving and loading of a stage's state, in DeepSpeed's folder structure, on any number of stages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ds_al.checkpoint.check import Wanted, check, client_of, source_of
 from ds_al.checkpoint.folder import INDEX, Record, find, read_client_state, read_index, read_tensors
 from ds_al.checkpoint.plain import Tensors, unpack
 from ds_al.checkpoint.state import StageState
-from ds_al.checkpoint.writer import Target, Writer
+from ds_al.checkpoint.writer import Destination, Writer
 from ds_al.errors import ALCheckpointError
 from ds_al.optim.masters import master_here
 from ds_al.parallel.topology import StageTopology
@@ -25,7 +25,7 @@ Value = TypeVar("Value")
 
 
 class Checkpoints:
-    """Saves and loads the checkpoints of one stage. Every rank of the job makes one.
+    """Saves and loads the checkpoints of one stage. Every rank of the job must create one.
 
     Args:
         topology: place of this rank; the first replica writes.
@@ -40,17 +40,17 @@ class Checkpoints:
         )
 
     def flush(self) -> None:
-        """Waits until the checkpoint that is being written is complete.
+        """Waits until the current asynchronous save is complete.
 
         Raises:
-            ALCheckpointError: an asynchronous save failed.
+            ALCheckpointError: the save failed.
         """
         self._writer.flush()
 
     def save(
         self,
         state: StageState,
-        target: Target,
+        destination: Destination,
         *,
         client_state: Mapping[str, Any],
         leave_out_frozen: bool = False,
@@ -59,9 +59,9 @@ class Checkpoints:
         """Saves a stage's state, see ``engine.save_checkpoint``.
 
         Args:
-            target: folder and tag.
-            leave_out_frozen: leaves out the weights that nothing trains.
-            asynchronous: copies everything to the host and returns; a thread writes it.
+            destination: folder and tag.
+            leave_out_frozen: whether to omit the weights that are not trained.
+            asynchronous: whether to return once the state is copied to the host; a thread writes it.
 
         Raises:
             ALCheckpointError: on every rank, see there.
@@ -71,33 +71,33 @@ class Checkpoints:
             return snapshot.take(state, client_state, leave_out_frozen=leave_out_frozen)
 
         if asynchronous:
-            self._writer.start(lambda: take().on_host(), target)
+            self._writer.start(lambda: take().on_host(), destination)
         else:
-            self._on_all(lambda: self._writer.write(take, target))
+            self._on_all(lambda: self._writer.write(take, destination))
 
     def load(self, state: StageState, load_dir: str, tag: str | None, wanted: Wanted) -> tuple[str, dict[str, Any]]:
-        """Changes a stage's state to what a checkpoint holds, see ``engine.load_checkpoint``.
+        """Restores a stage's state from a checkpoint, see ``engine.load_checkpoint``.
 
         Returns:
             The path of the checkpoint's index, and the client state.
 
         Raises:
-            ALCheckpointError: on every rank, before anything is changed.
+            ALCheckpointError: on every rank, before any state is changed.
         """
-        # The first stage writes `latest` when the others are through already, so they wait for it.
+        # The first stage writes `latest` after the others have finished, so they wait for it.
         self._on_all(self.flush)
 
-        def look() -> tuple[Path, Record]:
+        def validated() -> tuple[Path, Record]:
             folder = find(load_dir, tag)
             index = read_index(folder)
             check(state, folder, index, wanted)
             return folder, index
 
-        folder, index = self._on_all(look)
+        folder, index = self._on_all(validated)
         return str(folder / INDEX), load(state, folder, index, wanted)
 
     def _on_all(self, step: Callable[[], Value]) -> Value:
-        """Does a step on every rank; what one of them finds wrong is raised on all, so that none is left behind."""
+        """Runs a step on every rank; an error on one of them is raised on all, so that none waits forever."""
         value: list[Value] = []
         problem = None
         try:
@@ -116,7 +116,7 @@ class Checkpoints:
 
 @torch.no_grad()
 def load(state: StageState, folder: Path, index: Record, wanted: Wanted) -> dict[str, Any]:
-    """Changes this stage to what a checkpoint holds that fits; returns the client's state."""
+    """Restores this stage from a checkpoint that has passed :func:`check`; returns the client state."""
     layers = {number: index["layers"][number] for number, _ in state.layers}
     for number, layer in state.layers:
         record = layers[number]

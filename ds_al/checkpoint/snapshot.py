@@ -1,4 +1,4 @@
-"""What one stage brings to a checkpoint: its layers, each by itself, and what belongs to no layer."""
+"""Snapshot of one stage for a checkpoint: records and tensors of each layer, and of the stage itself."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from ds_al.optim.masters import full_state
 
 @dataclass
 class Snapshot:
-    """One stage's part of a checkpoint, to be written while training goes on once it is :meth:`on_host`."""
+    """One stage's part of a checkpoint. After :meth:`on_host` it can be written while training continues."""
 
     common: Record
-    """What all stages have to agree on."""
+    """Entries that must be equal on all stages."""
     stage: Record
     layers: list[Record]
     files: list[tuple[Record, str, str, Tensors]] = field(default_factory=list)
-    """``(layer's or stage's record, what, name of the file, tensors)``"""
+    """``(record of the layer or stage, kind of file, file name, tensors)``"""
     client_state: Mapping[str, Any] = field(default_factory=dict)
 
     def on_host(self) -> Snapshot:
-        """Copies all tensors to the host, and returns itself."""
+        """Copies all tensors to the host, and returns the snapshot itself."""
         for *_, tensors in self.files:
             for name, value in tensors.items():
                 tensors[name] = value.detach().to("cpu", copy=True)
@@ -51,18 +51,18 @@ def _copied(value: Any) -> Any:
 
 
 def take(state: StageState, client_state: Mapping[str, Any], *, leave_out_frozen: bool = False) -> Snapshot:
-    """This stage's part of a checkpoint, between two batches. Its tensors are those of the engine, not copies.
+    """Takes a snapshot of this stage between two batches. Its tensors are those of the engine, not copies.
 
     Args:
-        leave_out_frozen: leaves out the weights that nothing trains.
+        leave_out_frozen: whether to omit the weights that are not trained.
 
     Raises:
-        ALCheckpointError: something that cannot be saved.
+        ALCheckpointError: a value cannot be saved.
     """
     shot = Snapshot(_common(state), _stage(state), [], client_state=client_state)
     shot.files.append((shot.stage, "random_states", f"stage_{state.stage:02d}-random_states.safetensors", {}))
     shot.stage["random"] = pack(random_states(), shot.files[-1][3], at="random")
-    # Copies of a stage that share its optimizer state out bring it together, all of them, here.
+    # A collective: replicas of a stage that shard its optimizer state gather it here.
     local = state.local_optimizer
     states, masters = (None, None) if local is None else local.gather()
     optimizer_states = optimizers.collect(state, states)
@@ -96,7 +96,7 @@ def _common(state: StageState) -> Record:
         "versions": {"ds_al": _version("ds_al"), "deepspeed": _version("deepspeed"), "torch": torch.__version__},
         "num_layers": state.module.num_layers,
         "num_classes": state.module.num_classes,
-        # None where the network was not made of a model of transformers, and so cannot be exported from the folder.
+        # None if the network was not built from a transformers model, and so cannot be exported from the folder.
         "network": state.module.source.recipe if state.module.source is not None else None,
         "num_stages": state.topology.stages,
         "partition": [int(bound) for bound in state.module.parts],
@@ -113,17 +113,17 @@ def _stage(state: StageState) -> Record:
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:  # from a checkout that was not installed
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
         return None
 
 
 def modules(layer: ALLayer) -> dict[str, str]:
-    """The class of every module of a layer, by name: what tells a layer from another one of the same shapes."""
+    """Returns the class of every module of a layer by name, to distinguish layers with equal shapes."""
     return {name: type(module).__name__ for name, module in layer.named_modules()}
 
 
 def given_weights(layer: nn.Module) -> Tensors:
-    """All tensors of a layer's state, in full precision."""
+    """Returns all tensors of a layer's state, in full precision."""
     return {name: value for name, value in full_state(layer).items() if isinstance(value, Tensor)}
 
 
@@ -131,7 +131,7 @@ def given_weights(layer: nn.Module) -> Tensors:
 
 
 def random_states() -> dict[str, Any]:
-    """States of torch's, numpy's and Python's generators. No layer draws from them as they are between batches."""
+    """Returns the states of torch's, numpy's and Python's generators. Layers reseed, so they do not depend on these."""
     accelerator = get_accelerator()
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
@@ -143,7 +143,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(record: Any, tensors: Tensors) -> None:
-    """Sets what :func:`random_states` gave and :func:`~ds_al.checkpoint.plain.pack` made of it."""
+    """Restores the result of :func:`random_states`, packed by :func:`~ds_al.checkpoint.plain.pack`."""
     states = unpack(record, tensors)
     torch.set_rng_state(states["torch"])
     accelerator = get_accelerator()

@@ -1,4 +1,4 @@
-"""What of a stage a checkpoint saves and restores, handed in by the engine."""
+"""State of a stage that a checkpoint saves and restores; the engine builds it."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from ds_al.trace.metrics import Report
 
 @dataclass
 class StageState:
-    """One stage between two batches. Loading changes its parts in place, and :attr:`counters`.
+    """State of one stage between two batches. Loading modifies its parts in place, and sets :attr:`counters`.
 
     Attributes:
         topology: place of this rank.
         module: the network.
         optimizer: a :class:`~ds_al.optim.local.LocalOptimizer`, the user's own instance, or ``None``.
         lr_scheduler: the LR schedule, or ``None``.
-        report: losses, latest and since they were last gathered.
-        decoder_copies: where the objective asks for them.
-        loader: the loader of the first stage, where ds_al made it or the user gave one that can seek.
+        report: the latest losses, and all losses since they were last gathered.
+        decoder_copies: copies of decoders, if the objective requires them.
+        loader: data loader of the first stage, if ds_al created it or the user's can seek.
         micro_batch_size: samples per micro-batch.
         counters: numbers of steps, samples and micro-batches, by name.
-        device: of the stage.
-        loaded_stages: number of stages of the checkpoint that was loaded.
+        device: device of the stage.
+        loaded_stages: number of stages of the loaded checkpoint.
     """
 
     topology: StageTopology
@@ -60,10 +60,10 @@ class StageState:
 
     @property
     def local_optimizer(self) -> LocalOptimizer | None:
-        """The optimizer, unless it is an instance of the user's."""
+        """The optimizer, unless it is a user's own instance."""
         return self.optimizer if isinstance(self.optimizer, LocalOptimizer) else None
 
     @property
     def scales(self) -> Mapping[int, LayerScale]:
-        """Loss scales by index of the layer."""
+        """Loss scales by layer index."""
         return {} if self.local_optimizer is None else self.local_optimizer.scales

@@ -1,4 +1,4 @@
-"""Weights alone, from a checkpoint of another kind into the layers of a pipeline."""
+"""Loading of weights from checkpoints of DeepSpeed, ds_al and Hugging Face into the layers of a pipeline."""
 
 from __future__ import annotations
 
@@ -29,44 +29,44 @@ _WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
 class LoadedWeights(NamedTuple):
-    """What :func:`load_weights` did on this rank, by names."""
+    """Result of :func:`load_weights` on this rank, as names of weights."""
 
     loaded: list[str]
-    """Names in the pipeline, ``"<layer>.<name>"``."""
+    """Names in the pipeline, ``"<layer>.<name>"``, that were loaded."""
     missing: list[str]
-    """Names in the pipeline that the source has not; they are as they were."""
+    """Names in the pipeline that are not in the source; these weights are unchanged."""
     unused: list[str]
-    """Names in the source that no layer of this network has a place for."""
+    """Names in the source that match no layer of this network."""
 
 
 def load_weights(target: Any, path: str | Path, *, names: Names | None = None, strict: bool = True) -> LoadedWeights:
-    """Loads weights only, from a checkpoint of another kind. Every rank of the pipeline calls it.
+    """Loads weights alone from a checkpoint of DeepSpeed, ds_al or Hugging Face. Every rank of the pipeline calls it.
 
     ``path`` is one of
 
-    * a pipeline checkpoint of DeepSpeed, ``layer_XX-model_states.pt``: the folder that was saved to, or that of a tag.
-      Entry i of its layer list becomes f of AL layer i, so a backprop twin's weights go into the AL form;
-    * a checkpoint of ds_al. A plain ``PipelineModule`` receives the chain of its f;
-    * a Hugging Face folder, ``model.safetensors`` or ``pytorch_model.bin``, in one file or sharded; or a single file of
-      one of these kinds, such as ``python -m ds_al consolidate`` writes.
+    * a pipeline checkpoint of DeepSpeed, ``layer_XX-model_states.pt``: the folder given to ``save_checkpoint``, or that
+      of a tag. Entry i of its layer list is loaded into f of AL layer i, so a backprop twin's weights fit the AL form;
+    * a checkpoint of ds_al. Its chain of f is loaded into a plain ``PipelineModule``;
+    * a Hugging Face folder, ``model.safetensors`` or ``pytorch_model.bin``, whole or sharded; or a single file of one
+      of these kinds, such as ``python -m ds_al consolidate`` writes.
 
-    In the pipeline a weight is called ``"<layer>.<name>"``: ``"2.f.0.weight"`` in an AL network, ``"2.0.weight"`` in a
-    plain one. Values are cast to the dtype of the pipeline. Nothing is changed unless the checks succeed on all ranks.
-    Call it before training: optimizer state and decoder copies are not changed.
+    In the pipeline the name of a weight is ``"<layer>.<name>"``: ``"2.f.0.weight"`` in an AL network, ``"2.0.weight"``
+    in a plain one. Values are cast to the dtype of the pipeline. No weight is changed if any rank finds an error.
+    Call it before training: momenta and decoder copies are not updated.
 
     Args:
         target: an engine, or its module: :class:`~ds_al.module.ALPipelineModule` or ``PipelineModule``.
         names: maps names in the source to names in the pipeline: a callable, which returns ``None`` to skip a weight;
-            or a mapping of prefixes, of which the longest matching one is replaced; weights without a matching prefix
-            are skipped: ``{"bert.encoder.layer.0.": "1.f.0."}``. By default names are unchanged.
-        strict: whether every weight of f, or of a plain pipeline, has to be in the source.
+            or a mapping of prefixes, of which the longest match is replaced, and weights without a match are skipped:
+            ``{"bert.encoder.layer.0.": "1.f.0."}``. By default names are unchanged.
+        strict: whether every weight of f, or of a plain pipeline, must be in the source.
 
     Returns:
-        Which weights were loaded and which were not.
+        The names of loaded, missing and unused weights.
 
     Raises:
-        ALCheckpointError: on every rank: ``path`` has no checkpoint of these kinds, a file cannot be read, a shape
-            differs, a name does not exist in the pipeline, or with ``strict`` a weight of f is missing.
+        ALCheckpointError: on every rank: no such checkpoint at ``path``, a file that cannot be read, a shape that
+            differs, a name that matches no layer, or with ``strict`` a missing weight of f.
     """
     module = getattr(target, "module", target)
     if not isinstance(module, PipelineModule):
@@ -91,17 +91,17 @@ def load_weights(target: Any, path: str | Path, *, names: Names | None = None, s
         for name, value in values.items():
             places[name].copy_(value)
     refresh = getattr(getattr(target, "optimizer", None), "refresh_fp32_params", None)
-    if refresh is not None:  # DeepSpeed's own copies in full precision
+    if refresh is not None:  # DeepSpeed's own fp32 masters
         refresh()
     masters = _masters(module)
     with torch.no_grad():
-        for name in values.keys() & masters.keys():  # ours take over all digits of the source
+        for name in values.keys() & masters.keys():  # our masters keep the full precision of the source
             masters[name].copy_(values[name])
     return LoadedWeights(sorted(values), sorted(places.keys() - values.keys()), rest)
 
 
 def _places(module: PipelineModule) -> dict[str, Tensor]:
-    """The tensors of this stage's layers."""
+    """Returns the tensors of this stage's layers by name in the pipeline."""
     return {
         f"{index}.{name}": value
         for index, layer in enumerate(module.forward_funcs, start=host.layer_range(module).start)
@@ -112,7 +112,7 @@ def _places(module: PipelineModule) -> dict[str, Tensor]:
 
 
 def _masters(module: PipelineModule) -> dict[str, Tensor]:
-    """The masters of this stage's weights, where layers compute in less than float32."""
+    """Returns the fp32 masters of this stage's weights by name, if layers compute in lower precision."""
     return {
         f"{index}.{name}": master
         for index, layer in enumerate(module.forward_funcs, start=host.layer_range(module).start)
@@ -125,7 +125,7 @@ def _masters(module: PipelineModule) -> dict[str, Tensor]:
 def _matching(
     module: PipelineModule, places: Mapping[str, Tensor], path: Path, names: Names | None, strict: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Values by their name in this stage, and the names of the source that go nowhere."""
+    """Returns values by name in the pipeline, for this stage, and unused names of the source."""
     rename = _renamer(names)
     values: dict[str, Tensor] = {}
     rest: list[str] = []
@@ -189,11 +189,11 @@ def _renamer(names: Names | None) -> Callable[[str], str | None]:
 
 # ---- sources ---------------------------------------------------------------------------------------
 
-Source = Iterator[tuple[str, Path, Callable[[], Tensor]]]
-"""Name, file, and what reads the tensor."""
+Weights = Iterator[tuple[str, Path, Callable[[], Tensor]]]
+"""Of each weight of a checkpoint: name, file, and a function that reads the tensor."""
 
 
-def _source(path: Path, *, into_al: bool, layers: int) -> Source:
+def _source(path: Path, *, into_al: bool, layers: int) -> Weights:
     if path.is_file():
         return _file(path)
     if (path / LATEST).is_file() and not (path / INDEX).is_file():
@@ -215,12 +215,12 @@ def _source(path: Path, *, into_al: bool, layers: int) -> Source:
     )
 
 
-def _files(paths: Iterable[Path]) -> Source:
+def _files(paths: Iterable[Path]) -> Weights:
     for path in paths:
         yield from _file(path)
 
 
-def _file(path: Path) -> Source:
+def _file(path: Path) -> Weights:
     if not path.is_file():
         raise ALCheckpointError(f"file {path.name!r} is missing from {str(path.parent)!r}, whose index names it")
     if path.suffix == ".safetensors":
@@ -247,7 +247,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def _of_deepspeed(folder: Path, *, into_al: bool, layers: int) -> Source:
+def _of_deepspeed(folder: Path, *, into_al: bool, layers: int) -> Weights:
     found: dict[int, Path] = {}
     for path in sorted(folder.glob("layer_*-model_states.pt")):
         match = _LAYER_FILE.fullmatch(path.name)
@@ -262,12 +262,12 @@ def _of_deepspeed(folder: Path, *, into_al: bool, layers: int) -> Source:
         found[number] = path
     for number, path in found.items():
         for name, value in _unpickled(path).items():
-            # A twin has its head after the last f: it is named, and has no place.
+            # A twin's head follows the last f: it gets a name that matches no layer.
             inside = "f." if into_al and number < layers else ""
             yield f"{number}.{inside}{name}", path, partial(_same, value)
 
 
-def _of_ds_al(folder: Path, *, into_al: bool) -> Source:
+def _of_ds_al(folder: Path, *, into_al: bool) -> Weights:
     for layer in read_index(folder)["layers"]:
         record = layer["files"]["model_states"]
         verify(folder, [record], of=f"AL layer {layer['layer']}")

@@ -1,1 +1,1 @@
-"""Config blocks: their types, DeepSpeed's keys that are honoured, and precision."""
+"""Config: typed blocks, supported keys of DeepSpeed, precision, and the validated settings of an engine."""

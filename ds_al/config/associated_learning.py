@@ -1,6 +1,6 @@
-"""The ``"associated_learning"`` block of a DeepSpeed config, and what else of that config is honoured.
+"""Types of the ``"associated_learning"`` block of a DeepSpeed config.
 
-Every key is honoured or refused by name; none is ignored. ``docs/config.md`` is generated from here.
+Every key is honoured or refused by name; none is ignored. ``docs/config.md`` is generated from these types.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from ds_al.config.optimizers import OptimizerConfig
 
 
 class CompileConfig(StrictModel):
-    """How ``torch.compile`` treats the functions of a layer; see :mod:`ds_al.compute.compile`."""
+    """Compilation of the functions of a layer with ``torch.compile``; see :mod:`ds_al.compute.compile`."""
 
     functions: list[Literal["f", "b", "g", "h"]] = Field(
-        default=["f", "b"], description="The functions to compile, each function of each layer separately."
+        default=["f", "b"], description="Functions to compile, each function of each layer separately."
     )
     backend: str = Field(default="inductor", description="Backend of `torch.compile`.")
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="Options of inductor. `fallback_random` is always on: random draws are those of the uncompiled "
+        description="Options of inductor. `fallback_random` is always true: random draws equal those of the eager "
         "layer.",
     )
 
@@ -38,28 +38,28 @@ class CompileConfig(StrictModel):
 
 
 class TraceConfig(StrictModel):
-    """What to record of the instructions that the stages execute."""
+    """Tracing of the instructions that the stages execute."""
 
-    enabled: bool = Field(default=False, description="Whether to record.")
+    enabled: bool = Field(default=False, description="Whether to record a trace.")
     batches: tuple[int, int] = Field(
         default=(2, 6),
-        description="First and last `train_batch()` call to record, counted from 1. After the last one the stages "
-        "gather their events, which drains the pipeline once.",
+        description="The first and the last `train_batch()` call to record, counted from 1. After the last one "
+        "the stages gather their events, which drains the pipeline once.",
     )
     folder: str = Field(
         default="trace",
-        description="Folder of `trace.json` (for Perfetto and chrome://tracing) and `trace.csv`, which the last stage "
-        "writes. `run/train.py` creates it in the run folder.",
+        description="Folder for `trace.json` (for Perfetto and chrome://tracing) and `trace.csv`, written by the "
+        "last stage. `run/train.py` replaces it by the folder of the run.",
     )
     memory: bool = Field(
         default=False,
-        description="Whether to record the bytes that autograd holds for backward, too. This takes time: a hook per "
-        "saved tensor.",
+        description="Also records the memory that autograd holds for backward. This costs time: a hook per saved "
+        "tensor.",
     )
     profiler_ranks: list[int] = Field(
         default_factory=list,
-        description="Ranks that also run `torch.profiler` over these batches, and write `profiler-rank<n>.json` to "
-        "the same folder, with ranges named `forward`, `backward` and `update`.",
+        description="Ranks that also run `torch.profiler` over the same batches, and write "
+        "`profiler-rank<n>.json` to the same folder, with ranges named `forward`, `backward` and `update`.",
     )
 
     @field_validator("batches")
@@ -71,37 +71,37 @@ class TraceConfig(StrictModel):
 
 
 class CheckpointConfig(StrictModel):
-    """How ``save_checkpoint`` writes."""
+    """Options of ``save_checkpoint``."""
 
     asynchronous: bool = Field(
         default=False,
         description="`save_checkpoint()` copies the state to the host and returns; a thread writes it while training "
-        "continues. `save_checkpoint(asynchronous=...)` overrides it.",
+        "continues. `save_checkpoint(asynchronous=...)` overrides this key.",
     )
     keep_last: int | None = Field(
         default=None,
         ge=1,
-        description="Number of checkpoints to keep: when a checkpoint is complete, older ones in its folder are "
-        "removed. `null` keeps all.",
+        description="Number of checkpoints to keep in a folder: older ones are removed once a new one is complete. "
+        "`null` keeps all.",
     )
 
 
 class LinkConfig(StrictModel):
-    """An artificial slow link between neighbouring stages of one machine, for tests and experiments."""
+    """Artificial slow link between neighbouring stages of one machine, for tests and experiments."""
 
     delay_ms: float = Field(
         default=0.0,
         ge=0,
         allow_inf_nan=False,
-        description="Milliseconds between sending a message and its delivery. The sender continues at once while its "
-        "queue has a free slot.",
+        description="Latency in milliseconds: time from sending a message until the next stage can receive it. The "
+        "sender does not wait for it, as long as its queue has a free slot.",
     )
     mbit: float | None = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="Megabits per second, in each direction: a message starts when the previous one has been "
-        "transferred. `null` is no limit.",
+        description="Bandwidth in megabits per second, in each direction: a message starts once the previous one has "
+        "passed. `null` is no limit.",
     )
 
 
@@ -110,43 +110,46 @@ class ALConfig(StrictModel):
 
     method: ALMethod | BackpropMethod = Field(
         default="streaming",
-        description="The schedule. `streaming`: a stage sends right after its forward, then runs its local backward "
-        "and steps; batches follow each other without a barrier. `forward_first`: the same with a barrier after every "
-        "batch. `parallel_backward`: all stages run backward at once, after the forward of the last. `sequential`: "
-        "one stage at a time. These four give identical weights. `bp_1f1b`, `bp_gpipe`, `bp_naive`: back-propagation "
-        "through DeepSpeed's own engine, for a plain `PipelineModule`. `bp_dp`: the same, data parallel, for a "
-        "`PipelineModule` of one stage, with a replica on every rank (`ds_al.baseline.data_parallel`).",
+        description="The schedule. `streaming`: a stage sends right after its forward, then runs its local "
+        "backward and steps; batches follow one another without a barrier. `forward_first`: the same with a "
+        "barrier after every batch. `parallel_backward`: all stages run backward concurrently, after the forward "
+        "of the last stage. `sequential`: one stage at a time. These four yield identical weights. `bp_1f1b`, "
+        "`bp_gpipe`, `bp_naive`: back-propagation with DeepSpeed's own engine, for a plain `PipelineModule`. "
+        "`bp_dp`: data parallel back-propagation, for a `PipelineModule` of a single stage, with a replica on every "
+        "rank (`ds_al.baseline.data_parallel`).",
     )
     queue_depth: int = Field(
         default=2,
         ge=1,
-        description="Number of messages to its successor that a stage may have in transit before it waits. The "
-        "successor holds `receive_slots` more.",
+        description="Maximum number of messages that a stage has in flight to its successor before it waits. The "
+        "successor buffers `receive_slots` more.",
     )
     receive_slots: int = Field(
         default=2,
         ge=2,
-        description="Number of messages from its predecessor that a stage holds: the one in use and those received in "
-        "advance. More slots cost memory and reduce the processor time per message.",
+        description="Number of messages that a stage buffers of its predecessor: the one in use, and those received "
+        "ahead. More slots cost memory, and reduce processor time per message.",
     )
     message_dtype: Literal["fp32", "bf16", "int8"] = Field(
         default="fp32",
-        description="Wire format of float32 tensors between stages in training, for slow links. `fp32`: unchanged. "
-        "`bf16`: 2 bytes per number, rounded to nearest. `int8`: 1 byte per number and 4 bytes per block of 128, in "
-        "steps of 1/127 of the block's largest number; a block with NaN or infinity is received as NaN. Integers, "
-        "boolean masks, losses and all messages of an evaluation are sent unchanged. With `bf16` and `int8` the "
-        "weights depend on the partition, and are still the same bits for every schedule and queue depth.",
+        description="Compression of float32 tensors in messages between stages in training, for slow links. `fp32`: "
+        "none. `bf16`: 2 bytes per number, rounded to nearest. `int8`: block-quantized, 1 byte per number and 4 bytes "
+        "per block of 128, with a step of 1/127 of the block's largest magnitude; a block with NaN or infinity is "
+        "received as NaN. Integers, boolean masks, losses and all messages of evaluation are sent unchanged. With "
+        "`bf16` and `int8` the weights depend on the partition, and are still bit-identical for every schedule and "
+        "queue depth.",
     )
     link: LinkConfig | None = Field(
         default=None,
-        description="An artificial slow link between the stages on one machine, for tests and experiments; also for "
-        "the `bp_*` methods, in both directions. It delays training messages only. `null` is off.",
+        description="Artificial slow link between stages of one machine, for tests and experiments; also for the "
+        "`bp_*` methods, in both directions. It delays training messages only. `null` is off.",
     )
     steps_per_batch: int | None = Field(
         default=None,
         ge=1,
-        description="Optimizer steps per `train_batch()`, evenly spaced; must divide the number of micro-batches "
-        "(`gradient_accumulation_steps`). `null`: one step per micro-batch. Gradients between steps are averaged.",
+        description="Optimizer steps per `train_batch()`, evenly spaced; must divide the number of "
+        "micro-batches (`gradient_accumulation_steps`). `null`: one step per micro-batch. Gradients between "
+        "steps are averaged.",
     )
     count: Literal["batch", "step"] = Field(
         default="batch",
@@ -155,49 +158,49 @@ class ALConfig(StrictModel):
     layer_gradient_clipping: float = Field(
         default=0.0,
         ge=0.0,
-        description="Clips the gradients of f and b, and those of g and h, of each AL layer to this 2-norm; 0 is off. "
-        "The norm is per layer, never of the whole model: for a global norm every stage would wait for all others, "
-        "and with a norm per stage the result would depend on the partition.",
+        description="Clips the gradients of f and b, and those of g and h, of each AL layer to this 2-norm; "
+        "0 is off. The norm is computed per layer, never over the whole model: a global norm would make every stage "
+        "wait for all others, and a norm per stage would make the result depend on the partition.",
     )
     autoencoder_optimizer: OptimizerConfig | None = Field(
         default=None,
-        description="Optimizer of g and h. `null`: the same as `optimizer`, which trains f and b, as a separate "
-        "instance.",
+        description="The optimizer of g and h. `null`: a second instance of `optimizer`, whose first instance trains "
+        "f and b.",
     )
     compile: CompileConfig | None = Field(
         default=None,
-        description="Compiles functions of every layer with `torch.compile`; `{}` compiles f and b with inductor. "
-        "Compiled weights are the same for every schedule and number of stages; they differ from uncompiled ones by "
-        "rounding. Needs a C++ compiler on CPUs, layers without graph breaks, and micro-batches of one shape. "
-        "`engine.compile()` does the same.",
+        description="Compiles functions of every layer with `torch.compile`; `{}` compiles f and b with inductor. The "
+        "weights of compiled runs are identical for every schedule and number of stages; they differ from those of "
+        "eager runs by rounding. Requires a C++ compiler on CPU, layers without graph breaks, and micro-batches of one "
+        "shape. `engine.compile()` does the same.",
     )
     check_inputs: bool = Field(
         default=True,
-        description="The first stage checks every micro-batch before training on it: finite inputs, integer labels "
-        "within range, constant shapes. The checks run on the device of the batch, so the stage waits for no device "
-        "while batches come from host memory.",
+        description="The first stage checks every micro-batch before it trains on it: finite inputs, integer "
+        "labels within range, constant shapes. The check runs on the device that holds the batch, so batches in host "
+        "memory cause no device synchronization.",
     )
     trace: TraceConfig = Field(
         default_factory=TraceConfig,
-        description="What to record of the instructions that stages execute; also for the `bp_*` methods.",
+        description="Tracing of the instructions that stages execute; also for the `bp_*` methods.",
     )
     checkpoint: CheckpointConfig = Field(
         default_factory=CheckpointConfig,
-        description="How `save_checkpoint()` writes. Not for the `bp_*` methods, which save in DeepSpeed's own way.",
+        description="Options of `save_checkpoint()`. Not for the `bp_*` methods, which save as DeepSpeed does.",
     )
     stall_seconds: float | None = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds without progress on any stage after which the watchdog of every rank prints the rank's "
-        "instruction, micro-batch, what it waits for and from which rank, and its Python stack. Time that all ranks "
-        "spend outside of `train_batch()` does not count. Must be longer than the slowest single instruction, such as "
-        "a first forward that compiles. `null` is off. Also for the `bp_*` methods.",
+        description="Timeout of the watchdog: seconds without progress on any stage after which every rank prints its "
+        "instruction, micro-batch, the message and rank it waits for, and its Python stack. Time that all ranks "
+        "spend outside of `train_batch()` does not count. Must be longer than the slowest single instruction, such "
+        "as a first forward that compiles. `null` is off. Also for the `bp_*` methods.",
     )
     on_stall: Literal["continue", "end"] = Field(
         default="continue",
-        description="After a stall was printed: `continue` keeps waiting, and prints again after 2, 4, 8 ... times "
-        "`stall_seconds`; `end` ends every rank with exit code 1.",
+        description="Action after a stall is printed: `continue` keeps waiting, and prints again after 2, 4, 8 ... "
+        "times `stall_seconds`; `end` ends every rank with exit code 1.",
     )
 
     @field_validator("message_dtype")
@@ -216,9 +219,9 @@ class ALConfig(StrictModel):
 
 
 def al_config(config: Mapping[str, Any]) -> ALConfig:
-    """The validated ``"associated_learning"`` block of a DeepSpeed config; defaults where it is absent.
+    """Returns the validated ``"associated_learning"`` block of a DeepSpeed config; defaults if it is absent.
 
     Raises:
-        ALConfigError: an unknown key (the nearest valid one is named) or a value out of range.
+        ALConfigError: a key is unknown (the nearest valid one is named) or a value is out of range.
     """
     return validate(ALConfig, config.get(BLOCK, {}), where=BLOCK)

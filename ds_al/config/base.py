@@ -1,4 +1,4 @@
-"""What all blocks of a config share: strict types, errors that name the nearest key, and reading of files."""
+"""Base of config blocks: strict types, errors that name the nearest key, and reading of files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BLOCK = "associated_learning"
 
 
 class StrictModel(BaseModel):
-    """A block of a config in which an unknown key is an error that names the nearest valid one."""
+    """Base class of config blocks. An unknown key raises an error that names the nearest valid one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,7 +40,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
 
 def with_scheduler_steps(config: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """A config in which ``"total_num_steps": "auto"`` of the LR schedule is the number of steps of a run."""
+    """Returns a config whose ``"total_num_steps": "auto"`` of the LR schedule is replaced by a number of steps."""
     params = config.get("scheduler", {}).get("params", {})
     if params.get("total_num_steps") != "auto":
         return dict(config)
@@ -48,7 +48,7 @@ def with_scheduler_steps(config: Mapping[str, Any], steps: int) -> dict[str, Any
 
 
 def validate(model: type[BaseModel], block: Any, *, where: str) -> Any:
-    """Validates one block, and turns pydantic's errors into one :class:`ALConfigError`."""
+    """Validates one block, and converts pydantic's errors into one :class:`ALConfigError`."""
     if not isinstance(block, Mapping):
         raise ALConfigError(f'"{where}" is a {type(block).__name__}: expected an object {{...}}')
     try:

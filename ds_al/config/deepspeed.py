@@ -1,4 +1,4 @@
-"""DeepSpeed's own config keys: which of them an AL engine honours, and what a user does instead of the others."""
+"""DeepSpeed's own config keys: those that an AL engine honours, and errors with an alternative for the others."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ds_al.errors import ALConfigError
 DEEPSPEED_KEYS: dict[str, str] = {
     "train_batch_size": "samples per `train_batch()`",
     "train_micro_batch_size_per_gpu": "samples per micro-batch",
-    "gradient_accumulation_steps": "micro-batches per `train_batch()`; see `steps_per_batch` for when to step",
+    "gradient_accumulation_steps": "micro-batches per `train_batch()`; see `steps_per_batch` for optimizer steps",
     "optimizer": "the optimizer of f and b, and of g and h unless `autoencoder_optimizer` is given. Torch's SGD, and "
     'with `"torch_adam": true` its Adam and AdamW, get `"fused": true` unless `params` select an implementation',
-    "scheduler": "the LR schedule, DeepSpeed's or torch's; every stage has its own copy",
-    "steps_per_print": "number of batches between prints of the first stage's local loss",
+    "scheduler": "the LR schedule, DeepSpeed's or torch's; every stage has its own instance",
+    "steps_per_print": "interval in batches at which the first stage prints its local loss",
     "gradient_clipping": "0 or absent; see `layer_gradient_clipping`",
     "bf16": "bfloat16 layers with float32 masters, see below; also under DeepSpeed's older name `bfloat16`",
-    "fp16": "float16 layers with float32 masters and a loss scale per AL layer, see below; if the accelerator "
-    "supports it",
-    "zero_optimization": "`stage` 0 or 1: at 1, the optimizer state and masters of a stage are partitioned over its "
-    "data parallel replicas, weight by weight, with the bits of stage 0. With one replica there is nothing to "
-    "partition. All other keys of the block are refused",
+    "fp16": "float16 layers with float32 masters and a loss scale per AL layer, see below; if the accelerator supports "
+    "it",
+    "zero_optimization": "`stage` 0 or 1: at 1, the data parallel replicas of a stage shard its optimizer state and "
+    "masters, weight by weight, bit-identical to stage 0. With one replica it has no effect. All other keys of the "
+    "block are refused",
     "wandb": "DeepSpeed's monitor on rank 0: local loss and learning rate of the first stage",
     "tensorboard": "as `wandb`",
     "csv_monitor": "as `wandb`",
@@ -33,17 +33,17 @@ DEEPSPEED_KEYS: dict[str, str] = {
     "log_level": "DeepSpeed's log level",
     "dump_state": "DeepSpeed prints the engine's state at start",
     "disable_python_gc": "DeepSpeed's handling of Python's garbage collection",
-    "pipeline": "`activation_checkpoint_interval`: in training, this number of blocks of f is recomputed together in "
-    "the local backward, and only their inputs are stored; 0 is off. The blocks of an `nn.Sequential` are its "
-    "children, any other f is one block",
+    "pipeline": "`activation_checkpoint_interval`: number of consecutive blocks of f that form a segment; in training "
+    "only the input of a segment is kept, and the local backward recomputes the segment; 0 is off. The blocks of an "
+    "`nn.Sequential` are its children, any other f is one block",
     "checkpoint": "`tag_validation` and `parallel_write`: a tag that differs between stages is always an error, and "
-    "all stages always write at once",
+    "all stages always write in parallel",
 }
-"""DeepSpeed's keys that an AL engine honours, and how."""
+"""DeepSpeed's keys that an AL engine honours, and their effect."""
 _PARTLY = ("gradient_clipping", "pipeline", "checkpoint")
-"""Of these, the keys of which some values are refused."""
+"""Honoured keys of which some values are refused."""
 _OURS = ("bf16", "bfloat16", "fp16", "zero_optimization")
-"""What ds_al does itself, by layer: DeepSpeed's engine is to know nothing of it."""
+"""Keys that ds_al implements itself, by layer, and removes from DeepSpeed's config."""
 
 _OFF_BY_VALUE: dict[str, str] = {
     "amp": 'remove the block or set "enabled": false, and use "bf16"',
@@ -71,14 +71,14 @@ _OF_DEEPSPEED: dict[str, str] = {
 
 
 def honour(config: Mapping[str, Any], al: ALConfig) -> dict[str, Any]:
-    """Checks a DeepSpeed config against what an AL engine can honour.
+    """Checks that an AL engine can honour every key of a DeepSpeed config.
 
     Returns:
-        The config to give to DeepSpeed: clipping, which DeepSpeed turns on by default, is set to 0; precision and ZeRO
-        are left out, since ds_al does them by layer.
+        The config for DeepSpeed: clipping, which DeepSpeed enables by default, is set to 0; precision and ZeRO are
+        removed, since ds_al implements them by layer.
 
     Raises:
-        ALConfigError: a key cannot be honoured; the message names it and what to do.
+        ALConfigError: a key cannot be honoured; the message names it and an alternative.
     """
     for key, value in config.items():
         if key == BLOCK or key in _OURS or (key in DEEPSPEED_KEYS and key not in _PARTLY):
@@ -87,8 +87,8 @@ def honour(config: Mapping[str, Any], al: ALConfig) -> dict[str, Any]:
     zero_stage(config)
     if Precision.of(config).is_low and al.message_dtype != "fp32":
         raise ALConfigError(
-            f'"{BLOCK}.message_dtype": got {al.message_dtype!r} with "bf16" or "fp16": messages then travel in the '
-            "precision of the layers as they are. Remove it"
+            f'"{BLOCK}.message_dtype": got {al.message_dtype!r} with "bf16" or "fp16": messages are then sent in the '
+            "precision of the layers. Remove it"
         )
     micro_batches = config.get("gradient_accumulation_steps", 1)
     if al.steps_per_batch is not None and isinstance(micro_batches, int) and micro_batches % al.steps_per_batch:
@@ -150,10 +150,10 @@ def _check_pipeline(value: Any) -> None:
 
 
 def zero_stage(config: Mapping[str, Any]) -> int:
-    """The stage that a DeepSpeed config asks for, 0 or 1.
+    """Returns the ZeRO stage of a DeepSpeed config, 0 or 1.
 
     Raises:
-        ALConfigError: another stage, or a key of the block that is not honoured.
+        ALConfigError: the stage is another one, or a key of the block is not honoured.
     """
     block = config.get("zero_optimization", {})
     stage = block.get("stage", 0) if isinstance(block, Mapping) else block
@@ -170,6 +170,6 @@ def zero_stage(config: Mapping[str, Any]) -> int:
     if rest := sorted(set(block) - {"stage"}):
         raise ALConfigError(
             f'"zero_optimization.{rest[0]}": got {block[rest[0]]!r}. It is about the vectors that DeepSpeed joins '
-            "weights to; here whole weights are shared out between the copies of a stage: remove it"
+            "weights to; here whole weights are sharded over the replicas of a stage: remove it"
         )
     return 1

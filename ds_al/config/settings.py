@@ -1,4 +1,4 @@
-"""The validated settings of an engine: made once by ``ds_al.initialize``, and handed down."""
+"""Validated settings of an engine: ``ds_al.initialize`` builds them once, and passes them to all parts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ds_al.errors import ALConfigError
 
 @dataclass(frozen=True)
 class Settings:
-    """What a DeepSpeed config asks of an engine.
+    """Settings of an engine, validated from a DeepSpeed config.
 
     Attributes:
         al: the block ``"associated_learning"``.
-        precision: what the layers compute in; for backprop it is left to DeepSpeed.
-        zero_stage: 1 where the replicas of a stage share out its optimizer state; for backprop 0.
-        deepspeed: the config that DeepSpeed gets.
+        precision: precision of the layers; with backprop DeepSpeed handles it.
+        zero_stage: 1 if the replicas of a stage shard its optimizer state; 0 with backprop.
+        deepspeed: the config for DeepSpeed.
     """
 
     al: ALConfig
@@ -35,7 +35,7 @@ class Settings:
         """Validates a config.
 
         Args:
-            is_al: whether the module is one of AL layers.
+            is_al: whether the module consists of AL layers.
             module: class of the module, for errors.
 
         Raises:

@@ -1,1 +1,1 @@
-"""Optimizers of one stage: by layer, with masters, loss scales and ZeRO-1."""
+"""Optimizers of one stage: step per layer, MuonAdamW, fp32 masters, loss scales, ZeRO-1."""

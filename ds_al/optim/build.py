@@ -1,4 +1,4 @@
-"""The optimizer of a stage, as the settings ask for it."""
+"""Builds the optimizer of a stage from the settings."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ def local_optimizer(
     given: Factory | None,
     by_config: Callable[[OptimizerConfig | None], Factory],
 ) -> LocalOptimizer:
-    """Builds the optimizer of a stage's layers, and casts the layers to the precision they compute in.
+    """Builds the optimizer of a stage's layers, and casts the layers to the precision of the settings.
 
     Args:
         layers: ``(index in the network, layer)``.
+        settings: precision, ZeRO stage, clipping and optimizers.
+        replicas: data parallel replicas of the stage.
         given: the user's callable of parameter groups, for f and b, and for g and h unless the config has
             ``autoencoder_optimizer``.
-        by_config: makes a factory from a block of the config; from its ``"optimizer"`` for ``None``.
+        by_config: returns a factory for an optimizer block of the config; for ``"optimizer"`` if it gets ``None``.
     """
     precision, al = settings.precision, settings.al
     shards = None
@@ -43,7 +45,7 @@ def local_optimizer(
     scales: dict[int, LayerScale] = {}
     if precision.is_low:
         for _, layer in layers:
-            muon.tag_embeddings(layer)  # masters take the tags over
+            muon.tag_embeddings(layer)  # masters inherit the tags
         lower((layer for _, layer in layers), precision.dtype, owned=shards.owns if shards else _all)
         block = precision.block
         if not isinstance(block, BF16Config) or block.check_grad_overflow:
@@ -62,10 +64,10 @@ def local_optimizer(
 
 
 def check_instance(optimizer: torch.optim.Optimizer, settings: Settings) -> None:
-    """Refuses an optimizer instance where masters, or a part of the weights, are stepped.
+    """Refuses an optimizer instance with mixed precision or ZeRO, which step masters or a part of the weights.
 
     Raises:
-        ALConfigError: mixed precision or ZeRO is on.
+        ALConfigError: mixed precision or ZeRO is enabled.
     """
     if settings.precision.is_low or settings.zero_stage:
         raise ALConfigError(

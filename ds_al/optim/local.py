@@ -1,13 +1,13 @@
-"""One stage's optimizer: an instance for f and b, one for g and h, with a parameter group per AL layer.
+"""Optimizer of one stage: one instance for f and b, one for g and h, with a parameter group per AL layer.
 
-A step, of which every part looks at one layer alone:
+Steps of :meth:`LocalOptimizer.step`; none of them combines several layers:
 
-    [1] scales     gradients divided by the layer's loss scale; a layer with overflow drops them   (fp16, bf16)
-    [2] clip       to a norm of the layer's f and b, and of its g and h
-    [3] shards     gradients of weights that another copy of the stage steps are dropped           (ZeRO-1)
+    [1] scales     divide gradients by the layer's loss scale; drop them if the layer overflows    (fp16, bf16)
+    [2] clip       gradients to a norm over the layer's f and b, and over its g and h
+    [3] shards     drop gradients of weights that another replica of the stage steps               (ZeRO-1)
     [4] step       both instances
-    [5] masters    rounded to the weights                                                          (fp16, bf16)
-    [6] shards     weights are sent to the other copies of the stage                               (ZeRO-1)
+    [5] masters    round masters to the weights                                                    (fp16, bf16)
+    [6] shards     broadcast stepped weights to the other replicas of the stage                    (ZeRO-1)
 """
 
 from __future__ import annotations
@@ -30,19 +30,18 @@ Factory = Callable[[ParamGroups], torch.optim.Optimizer]
 
 
 class LocalOptimizer(torch.optim.Optimizer):
-    """Steps a stage's layers: ``associated`` trains f and b, ``autoencoder`` trains g and h.
+    """Optimizer of a stage's layers: ``associated`` trains f and b, ``autoencoder`` trains g and h.
 
     Its ``param_groups`` are those of both instances, named ``layer_02/associated`` and so on, so that LR
-    schedules of DeepSpeed and torch drive both. Either instance is ``None`` where a stage has no such
-    parameters.
+    schedules of DeepSpeed and torch drive both. An instance is ``None`` if the stage has no such parameters.
 
     Args:
         layers: ``(index in the network, layer)`` of the stage.
-        associated: makes the optimizer of f and b from parameter groups.
-        autoencoder: makes that of g and h.
-        clip: 2-norm to which the gradients of f and b, and those of g and h, of one layer are clipped; 0 is off.
-        scales: loss scale by index of the layer, where layers look for overflow.
-        shards: which weights this copy of the stage steps, with ZeRO-1.
+        associated: builds the optimizer of f and b from parameter groups.
+        autoencoder: builds the optimizer of g and h from parameter groups.
+        clip: maximum 2-norm of the gradients of f and b, and of those of g and h, of one layer; 0 is off.
+        scales: loss scales by layer index, if layers check for overflow.
+        shards: assignment of weights to the replicas of the stage, with ZeRO-1.
     """
 
     def __init__(
@@ -55,8 +54,8 @@ class LocalOptimizer(torch.optim.Optimizer):
         scales: Mapping[int, LayerScale] | None = None,
         shards: Shards | None = None,
     ) -> None:
-        # torch.optim.Optimizer.__init__ is left out: it would demand parameters, which a stage may lack,
-        # and copy the groups, which have to stay those of the two instances.
+        # torch.optim.Optimizer.__init__ is not called: it would require parameters, which a stage may lack,
+        # and copy the groups, which must remain those of the two instances.
         self.defaults: dict[str, Any] = {}
         self.clip = clip
         self.scales = scales or {}
@@ -65,7 +64,7 @@ class LocalOptimizer(torch.optim.Optimizer):
             "associated": _groups(layers, "associated", ALLayer.associated_parameters),
             "autoencoder": _groups(layers, "autoencoder", ALLayer.autoencoder_parameters),
         }
-        # An instance may split a group (MuonAdamW does); what is clipped together is given by the layers alone.
+        # An instance may split a group (MuonAdamW does); clipping depends on the layers alone.
         self._clipped = [list(group["params"]) for groups in sides.values() for group in groups]
         self._of_layer = {index: trained_parameters(layer) for index, layer in layers}
         self._weights = [parameter for parameters in self._of_layer.values() for parameter in parameters]
@@ -74,9 +73,9 @@ class LocalOptimizer(torch.optim.Optimizer):
         self.autoencoder = autoencoder(sides["autoencoder"]) if sides["autoencoder"] else None
         self.parts = {"associated": self.associated, "autoencoder": self.autoencoder}
         self.elsewhere = frozenset(stepped(p) for p in self._weights if shards is not None and not shards.owns(p))
-        """What another copy of the stage steps."""
+        """Optimized tensors that another replica of the stage steps."""
         for part in filter(None, self.parts.values()):
-            for parameter in self.elsewhere:  # some optimizers make their state at once, for all
+            for parameter in self.elsewhere:  # some optimizers create the state of all parameters at once
                 part.state.pop(parameter, None)
         self._link()
 
@@ -90,7 +89,7 @@ class LocalOptimizer(torch.optim.Optimizer):
         self.state = state
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step, as drawn above."""
+        """Performs one step, [1] to [6] of the module docstring."""
         for index, scale in self.scales.items():  # [1]
             masters = [stepped(parameter) for parameter in self._of_layer[index]]
             if not scale.admits([master.grad for master in masters if master.grad is not None]):
@@ -108,21 +107,23 @@ class LocalOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def round_masters(self) -> None:
-        """Sets the weights to their masters, where this copy of the stage has them."""
+        """Sets the weights to their rounded masters, if this replica of the stage owns them."""
         masters = {p: master for p in self._rounded if (master := master_here(p)) is not None}
         if masters:
             torch._foreach_copy_([parameter.detach() for parameter in masters], list(masters.values()))
 
     @torch.no_grad()
     def refresh_fp32_params(self) -> None:
-        """Sets the masters to the weights, after those were changed by something else than a step."""
+        """Sets the masters to the weights, after weights were changed other than by a step."""
         for parameter in self._rounded:
             if (master := master_here(parameter)) is not None:
                 master.copy_(parameter)
 
     def gather(self) -> tuple[dict[Tensor, dict[str, Any]], dict[nn.Parameter, Tensor]]:
-        """All of this stage's state, by what is stepped, and its masters, by weight. With ZeRO-1 what other copies of
-        the stage have is brought here: all copies call it."""
+        """Returns the state of this stage by optimized tensor, and its masters by weight.
+
+        With ZeRO-1 this is a collective that gathers the state of all replicas of the stage: all must call it.
+        """
         masters = {p: master for p in self._rounded if (master := master_here(p)) is not None}
         if self.shards is None:
             return dict(self.state), masters
@@ -139,11 +140,11 @@ class LocalOptimizer(torch.optim.Optimizer):
         return state, masters
 
     def gradients_of(self) -> list[nn.Parameter]:
-        """What holds the gradients: the weights that are trained, or their masters."""
+        """Returns the tensors that hold the gradients: the trained weights, or their masters."""
         return [stepped(parameter) for parameter in self._weights]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drops the gradients of all parameters."""
+        """Resets the gradients of all parameters."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if set_to_none:
@@ -152,14 +153,14 @@ class LocalOptimizer(torch.optim.Optimizer):
                     parameter.grad.zero_()
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
-        """The state of both instances, by name."""
+        """Returns the state of both instances, by name."""
         return {name: part and _own_state(part) for name, part in self.parts.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
-        """Restores what :meth:`state_dict` gave.
+        """Restores a state returned by :meth:`state_dict`.
 
         Raises:
-            ValueError: the groups differ from those of this stage.
+            ValueError: its groups differ from those of this stage.
         """
         for name, part in self.parts.items():
             if part is not None:
@@ -172,7 +173,7 @@ class LocalOptimizer(torch.optim.Optimizer):
 
 
 def trained_parameters(layer: ALLayer) -> list[nn.Parameter]:
-    """All weights of a layer that an optimizer steps, each once."""
+    """Returns all trained weights of a layer, each once."""
     both = chain(layer.associated_parameters(), layer.autoencoder_parameters())
     return list(dict.fromkeys(parameter for parameter in both if parameter.requires_grad))
 
@@ -193,7 +194,7 @@ def _groups(
 
 
 def _own_state(part: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state dict of one instance without the other's entries in the shared ``state``."""
+    """Returns the state dict of one instance, without the other's entries in the shared ``state``."""
     own = {p for group in part.param_groups for p in group["params"]}
     shared = part.state
     part.state = defaultdict(dict, {p: s for p, s in shared.items() if p in own})

@@ -1,9 +1,9 @@
-"""A loss scale for each AL layer, and the steps that a layer leaves out because its gradients overflow.
+"""Loss scale per AL layer, with skipped steps on overflow.
 
-float16 ends at 65,504 and its small numbers are rounded to 0, so the losses of a layer are multiplied before backward,
-and its gradients divided before the step. How the scale moves is DeepSpeed's own ``DynamicLossScaler``. A layer looks
-at its own gradients alone: no other layer, and so no other stage, is asked. Data parallel copies of a stage find the
-same, since they look at the same means.
+float16 ends at 65,504 and rounds small numbers to 0, so the losses of a layer are multiplied by its scale before
+backward, and its gradients divided by it before the step. DeepSpeed's ``DynamicLossScaler`` updates the scale. A layer
+checks its own gradients alone, without other layers or stages. Data parallel replicas of a stage reach the same
+decision, since they check the same averaged gradients.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from ds_al.errors import ALLayerError
 
 
 class LayerScale:
-    """The loss scale of one layer.
+    """Loss scale of one layer.
 
     Args:
-        layer: its index, for errors.
-        precision: of the layer, not float32. In bfloat16 the scale is always 1, and only overflows are looked for.
+        layer: index of the layer, for errors.
+        precision: precision of the layer, not float32. With bfloat16 the scale is always 1, and only overflow is
+            checked.
     """
 
     def __init__(self, layer: int, precision: Precision) -> None:
         self.layer = layer
         self.skipped = 0
-        """Steps that the layer left out."""
+        """Number of skipped steps."""
         block = precision.block
         dynamic, static, arguments = False, 1.0, None
         if isinstance(block, FP16Config):
@@ -48,17 +49,17 @@ class LayerScale:
 
     @property
     def value(self) -> float:
-        """What the losses are multiplied by until the next step."""
+        """Factor of the losses until the next step."""
         return float(self._scaler.cur_scale)
 
     def admits(self, gradients: Sequence[Tensor]) -> bool:
-        """Divides a layer's gradients in place by the scale, and moves the scale on.
+        """Divides a layer's gradients in place by the scale, and updates the scale.
 
         Returns:
-            Whether the layer is to step: all gradients are finite.
+            Whether all gradients are finite, so that the layer can step.
 
         Raises:
-            ALLayerError: they are not, and the scale has already been at its minimum.
+            ALLayerError: gradients overflow, and the scale was already at its minimum.
         """
         before = self.value
         if before != 1.0 and gradients:
@@ -77,13 +78,13 @@ class LayerScale:
         return False
 
     def state(self) -> dict[str, Any]:
-        """What :meth:`restore` takes, as numbers."""
+        """Returns the state for :meth:`restore`, as numbers."""
         return {name: value for name, value in vars(self._scaler).items() if name in _MOVING} | {
             "skipped": self.skipped
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from what :meth:`state` gave."""
+        """Restores a state returned by :meth:`state`."""
         vars(self._scaler).update({name: value for name, value in state.items() if name in _MOVING})
         self.skipped = state["skipped"]
 

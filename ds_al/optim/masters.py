@@ -1,15 +1,15 @@
-"""Layers that compute in bfloat16 or float16, with float32 masters: DeepSpeed's blocks ``"bf16"`` and ``"fp16"``.
+"""Float32 masters for layers that compute in bfloat16 or float16, as in DeepSpeed's blocks ``"bf16"`` and ``"fp16"``.
 
     master (fp32) -- rounded --> weight (bf16) --> f, b, g, h --> losses in fp32
       ^                                                             |
       '-- optimizer <-- gradient, summed up in fp32 <-- gradient (bf16)
 
-Every trained weight has a master of its own shape, which the optimizer steps instead of it. DeepSpeed's
-``BF16_Optimizer`` is not used: it joins the weights of a group to one vector over data parallel ranks, where Muon finds
-no matrices and a checkpoint no layer, and it agrees on a norm with all stages. Here nothing leaves the layer.
+Every trained weight has a master of its own shape, which the optimizer steps instead. DeepSpeed's ``BF16_Optimizer`` is
+not used: it flattens the weights of a group into one vector over data parallel ranks, so that neither Muon's matrices
+nor a checkpoint's layers can be recovered, and it computes a norm over all stages. Here masters are local to a layer.
 
-Masters begin as the weights were made, before they are rounded, so a network starts from the weights that it has in
-float32. Buffers are cast, too, as DeepSpeed does; labels, losses, norms and reports stay as they are.
+Masters are initialized from the weights before these are rounded, so training starts from the same weights as in
+float32. Buffers are cast, too, as DeepSpeed does; labels, losses, norms and reports keep their dtype.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _MASTER = "ds_al_master"
 
 
 def stepped(parameter: nn.Parameter) -> nn.Parameter:
-    """What an optimizer steps for a weight: its master, or in float32 the weight itself."""
+    """Returns the optimized tensor of a weight: its master, or in float32 the weight itself."""
     return getattr(parameter, _MASTER, parameter)
 
 
 def lower(modules: Iterable[nn.Module], dtype: torch.dtype, *, owned: Callable[[nn.Parameter], bool]) -> None:
-    """Casts modules in place, and gives each weight that is trained a master, on which its gradients are summed up.
+    """Casts modules in place, and creates a master for each trained weight, which accumulates its gradients in float32.
 
     Args:
-        owned: whether this rank steps a weight. Of one that another rank steps there is a placeholder, which has the
-            shape of a master and takes gradients, but has no values and no memory.
+        owned: whether this rank steps a weight. A weight stepped by another rank gets a placeholder of the same shape,
+            which accumulates gradients but has no values and no memory.
     """
     for module in modules:
         masters = {}
@@ -55,7 +55,7 @@ def lower(modules: Iterable[nn.Module], dtype: torch.dtype, *, owned: Callable[[
 
 
 def _hand_over(parameter: Tensor) -> None:
-    """Adds a gradient to that of the master, in float32, and drops it."""
+    """Adds a weight's gradient to that of its master, in float32, and frees it."""
     master, gradient = getattr(parameter, _MASTER), parameter.grad
     assert gradient is not None
     if master.grad is None:
@@ -66,18 +66,19 @@ def _hand_over(parameter: Tensor) -> None:
 
 
 def master_here(parameter: nn.Parameter) -> Tensor | None:
-    """The master of a weight, with its values; ``None`` where it has none, or another copy of the stage has it."""
+    """Returns the master of a weight; ``None`` if it has none, or another replica of the stage owns it."""
     master = stepped(parameter)
     return None if master is parameter or master.ds_al_is_elsewhere else master.detach()  # type: ignore[attr-defined]
 
 
 def full_state(layer: nn.Module, masters: Mapping[nn.Parameter, Tensor] | None = None) -> dict[str, Any]:
-    """A layer's ``state_dict``; if it has masters, in float32: masters instead of rounded weights, and all other
-    numbers to_float32, without loss. So a checkpoint says nothing of the precision that it was trained in.
+    """Returns a layer's ``state_dict`` in full precision, so that a checkpoint is independent of training precision.
+
+    If the layer has masters, they replace the rounded weights, and other floating-point values are cast to float32.
 
     Args:
-        masters: those of all weights, where copies of a stage share them out; without them weights whose master is
-            elsewhere come as they are rounded.
+        masters: gathered masters of all weights, if the replicas of a stage shard them; without them weights whose
+            master is on another replica are returned rounded.
     """
     state = dict(layer.state_dict())
     weights = dict(layer.named_parameters(remove_duplicate=False))

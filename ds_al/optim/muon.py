@@ -1,11 +1,11 @@
-"""``MuonAdamW``: Muon on matrices, AdamW on everything else, as one optimizer under one LR schedule.
+"""``MuonAdamW``: Muon on matrices, AdamW on all other parameters, as one optimizer under one LR schedule.
 
-Muon steps along the momentum with its singular values brought near 1. That is meant for weights that multiply
-activations; biases, scales of norms and embeddings go to AdamW. A convolution's kernel ``(out, in, h, w)`` is taken
+Muon steps along the orthogonalized momentum, whose singular values are near 1. It is meant for weights that multiply
+activations; AdamW steps biases, scales of norms and embeddings. A convolution kernel ``(out, in, h, w)`` is treated
 as the matrix ``(out, in * h * w)``. Source: K. Jordan et al., "Muon: An optimizer for hidden layers in neural
 networks", 2024.
 
-This file knows no DeepSpeed; :mod:`ds_al.optim.names` makes the name ``"MuonAdamW"`` known to a config.
+This file is independent of DeepSpeed; :mod:`ds_al.optim.names` adds the name ``"MuonAdamW"`` to the config.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 
 _MUON, _ADAMW = "muon", "adamw"
 _NS_DTYPES = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
-# Of the quintic iteration: the largest slope at 0 for which singular values still end near 1.
+# Coefficients of the quintic iteration: the largest slope at 0 for which singular values still converge near 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
@@ -29,12 +29,12 @@ class MuonAdamW(torch.optim.Optimizer):
     """Steps matrices by Muon, as ``torch.optim.Muon`` does, and all other parameters by ``torch.optim.AdamW``.
 
     A matrix is a parameter of two or more dimensions, unless its attribute ``use_muon`` is ``False`` (DeepSpeed's
-    own tag): see :func:`tag_embeddings`, and tag a classifier's weight likewise to leave it to AdamW.
+    own tag): see :func:`tag_embeddings`; tag a classifier's weight likewise to train it with AdamW.
 
-    Each given group becomes up to two of ``param_groups``, told apart by ``"method"``: ``"muon"``, then ``"adamw"``.
-    The ``"lr"`` of both is Muon's, and so is what an LR schedule sets: AdamW steps by
-    ``adamw_lr * group["lr"] / group["base_lr"]``. So the two keep their ratio under schedules that scale each group's
-    rate (``WarmupCosineLR``, torch's) as well as under those that set one rate for all (``WarmupLR``).
+    Each group is split into up to two ``param_groups`` with a key ``"method"``: ``"muon"``, then ``"adamw"``.
+    The ``"lr"`` of both is Muon's, and an LR schedule sets Muon's rate: AdamW steps with
+    ``adamw_lr * group["lr"] / group["base_lr"]``. The two rates thus keep their ratio under schedules that scale each
+    group's rate (``WarmupCosineLR``, torch's) as well as under those that set one rate for all groups (``WarmupLR``).
 
     State, by parameter: ``momentum_buffer`` ``(out, rest)`` for a matrix; ``step``, ``exp_avg`` and ``exp_avg_sq`` for
     others; in the parameter's dtype. Defaults are Jordan's for Muon and torch's for AdamW.
@@ -44,17 +44,17 @@ class MuonAdamW(torch.optim.Optimizer):
             format, on any device.
         lr: learning rate of Muon, above 0.
         momentum: decay of Muon's running mean of gradients.
-        nesterov: look one step ahead along it.
-        weight_decay: of matrices; a step shrinks them by the factor ``1 - lr * weight_decay``.
+        nesterov: whether to use Nesterov momentum.
+        weight_decay: weight decay of matrices; a step multiplies them by ``1 - lr * weight_decay``.
         adjust_lr_fn: ``"original"`` scales the rate of a matrix by ``sqrt(max(1, out / rest))``;
-            ``"match_rms_adamw"`` by ``0.2 * sqrt(max(out, rest))``, so that AdamW's rates and decays fit.
-        ns_steps: Newton-Schulz iterations.
-        ns_dtype: ``"bfloat16"`` or ``"float32"``, what they are done in; ``"auto"`` is bfloat16 on an accelerator, as
-            in ``torch.optim.Muon``, and float32 on a CPU, most of which compute bfloat16 many times slower.
-        adamw_lr: learning rate of AdamW where Muon's is ``lr``.
+            ``"match_rms_adamw"`` by ``0.2 * sqrt(max(out, rest))``, so that AdamW's rates and decays can be reused.
+        ns_steps: number of Newton-Schulz iterations.
+        ns_dtype: dtype of these iterations, ``"bfloat16"`` or ``"float32"``; ``"auto"`` is bfloat16 on an accelerator,
+            as in ``torch.optim.Muon``, and float32 on a CPU, since most CPUs compute bfloat16 many times slower.
+        adamw_lr: learning rate of AdamW while Muon's rate is ``lr``.
         adamw_betas: decays of AdamW's two running means.
         adamw_eps: added to AdamW's denominator.
-        adamw_weight_decay: as ``weight_decay``, of all that AdamW steps.
+        adamw_weight_decay: weight decay of the parameters that AdamW steps.
 
     Raises:
         ValueError: an option is out of range.
@@ -93,8 +93,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def _make_adamw(self) -> None:
-        # It keeps nothing between steps: groups, state and gradients are lent to it for each. It cannot be made
-        # without a parameter.
+        # It keeps nothing between steps: each step sets its groups and state. It cannot be created without a parameter.
         self._adamw = torch.optim.AdamW([torch.zeros(1)])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -103,7 +102,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self._make_adamw()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, split into what Muon steps and what AdamW steps; a group without parameters is left out."""
+        """Adds a group, split into parameters for Muon and for AdamW; an empty part is omitted."""
         given = param_group["params"]
         params = [given] if isinstance(given, Tensor) else list(given)
         options = {**self.defaults, **param_group}
@@ -117,10 +116,10 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One step of all parameters that have a gradient.
+        """Performs one step of all parameters that have a gradient.
 
         Args:
-            closure: evaluates the model anew and returns the loss, which is then returned.
+            closure: reevaluates the model and returns the loss, which is then returned.
         """
         loss = None
         if closure is not None:
@@ -133,7 +132,7 @@ class MuonAdamW(torch.optim.Optimizer):
                         self._step_matrix(parameter, group)
         try:
             self._step_adamw([group for group in self.param_groups if group["method"] == _ADAMW])
-        finally:  # or it would keep gradients alive
+        finally:  # otherwise it would keep gradients alive
             self._adamw.param_groups, self._adamw.state = [], defaultdict(dict)
         return loss
 
@@ -156,19 +155,19 @@ class MuonAdamW(torch.optim.Optimizer):
         self._adamw.param_groups = [
             {
                 **self._adamw.defaults,
-                "lr": group["adamw_lr"] * (group["lr"] / group["base_lr"]),  # so exact where there is no schedule
+                "lr": group["adamw_lr"] * (group["lr"] / group["base_lr"]),  # this order is exact without a schedule
                 "betas": group["adamw_betas"],
                 "eps": group["adamw_eps"],
                 "weight_decay": group["adamw_weight_decay"],
                 "params": group["params"],
-                # Much quicker there on many small tensors (docs/performance.md); elsewhere torch's own choice is.
+                # On CPU fused is much faster for many small tensors (docs/performance.md); elsewhere torch chooses.
                 "fused": all(p.device.type == "cpu" for p in group["params"]) or None,
             }
             for group in groups
         ]
         for parameter in (p for group in groups for p in group["params"]):
             if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
-                # The fused step takes it for granted that both lie alike.
+                # The fused step assumes equal strides.
                 parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
         self._adamw.step()
 
@@ -176,8 +175,8 @@ class MuonAdamW(torch.optim.Optimizer):
 def tag_embeddings(module: nn.Module) -> None:
     """Sets ``use_muon = False`` on the weights of ``nn.Embedding`` and ``nn.EmbeddingBag``, unless they have a tag.
 
-    Their shape is that of a matrix, but a row is looked up, not multiplied. Call it before the optimizer is made;
-    an engine that makes ``MuonAdamW`` from its config does.
+    They have the shape of a matrix, but their rows are indexed, not multiplied. Call it before the optimizer is
+    created; an engine that creates ``MuonAdamW`` from its config does so.
     """
     for part in module.modules():
         if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and not hasattr(part.weight, "use_muon"):
@@ -185,17 +184,17 @@ def tag_embeddings(module: nn.Module) -> None:
 
 
 def orthogonalized(matrix: Tensor, *, steps: int, dtype: torch.dtype) -> Tensor:
-    """The matrix with its singular values brought near 1, by Newton-Schulz iterations ``X <- p(X X^T) X``.
+    """Returns a matrix with its singular values brought near 1, by Newton-Schulz iterations ``X <- p(X X^T) X``.
 
-    Source: K. Jordan et al. (2024). In bfloat16 these are the bits of ``torch.optim.Muon``. In wider types the
+    Source: K. Jordan et al. (2024). In bfloat16 the result is bit-identical to ``torch.optim.Muon``. In wider types the
     iteration runs on the small Gram matrix ``G = X X^T`` alone, since ``p(G) G p(G)`` is the next one, and X is
-    multiplied once: two to three times quicker for matrices several times as long as wide. What is squared in G has
-    no room for that in bfloat16.
+    multiplied once: two to three times faster for matrices several times as long as wide. G squares the singular
+    values, for which bfloat16 lacks precision.
 
     Args:
         matrix: ``(out, rest)``, floating point.
-        steps: of the iteration.
-        dtype: what it is computed in, and the dtype of the result ``(out, rest)``.
+        steps: number of iterations.
+        dtype: dtype of the computation and of the result ``(out, rest)``.
     """
     x = matrix.to(dtype, copy=True)
     if x.size(0) > x.size(1):
@@ -213,7 +212,7 @@ def _iterated(x: Tensor, steps: int) -> Tensor:
 
 
 def _iterated_gram(gram: Tensor, steps: int) -> Tensor:
-    """The product of all steps' ``p(G)``."""
+    """Returns the product of ``p(G)`` over all steps."""
     product = None
     for step in range(steps):
         p = torch.addmm(gram, gram, gram, beta=_B, alpha=_C)
@@ -226,12 +225,12 @@ def _iterated_gram(gram: Tensor, steps: int) -> Tensor:
 
 
 def _is_matrix(parameter: Any) -> bool:
-    tensor = parameter[1] if isinstance(parameter, tuple) else parameter  # torch takes (name, parameter), too
+    tensor = parameter[1] if isinstance(parameter, tuple) else parameter  # torch also accepts (name, parameter)
     return tensor.ndim >= 2 and getattr(tensor, "use_muon", True)
 
 
 def _check(options: dict[str, Any]) -> None:
-    """AdamW's and Muon's own checks are not reached, since both are made with their defaults."""
+    """Checks all options; torch's own check is not reached, since its AdamW is created with defaults."""
     if not options["lr"] > 0:
         raise ValueError(
             f"lr: got {options['lr']}, expected a number above 0: AdamW's rate is kept in proportion to it. Freeze "

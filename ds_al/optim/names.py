@@ -1,4 +1,4 @@
-"""Optimizers by the name that a config gives: ``"MuonAdamW"`` is made here, and torch's own are fused."""
+"""Optimizers by their name in a config: builds ``"MuonAdamW"``, and enables torch's fused implementations."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ds_al.optim.local import Factory
 
 MUON_ADAMW = "MuonAdamW"
 _FORMS = {"fused", "foreach", "capturable", "differentiable"}
-"""Options that say how to step."""
+"""Options that select an implementation of torch's optimizers."""
 _FUSABLE = ("adam", "adamw", "SGD")
-"""Names, as DeepSpeed's config holds them, of torch's optimizers with a fused step on CPU and GPU since torch 2.4."""
+"""Names in DeepSpeed's config of torch's optimizers that have a fused step on CPU and GPU since torch 2.4."""
 
 _REFUSED = {
     "LBFGS": "which evaluates the loss anew in each step, while a stage steps once per gradient: use another",
@@ -30,29 +30,29 @@ _REFUSED = {
     "Muon": 'which takes matrices alone: use "MuonAdamW", which steps all others by AdamW',
     "muon": 'whose groups are those of DeepSpeed\'s ZeRO: use "MuonAdamW"',
 }
-"""Of DeepSpeed and torch, what cannot train AL layers, and why."""
+"""Optimizers of DeepSpeed and torch that cannot train AL layers, and why."""
 
 
 def is_ours(name: Any) -> bool:
-    """Whether an optimizer of this name is made here, and not by DeepSpeed."""
+    """Whether ds_al, not DeepSpeed, builds the optimizer of this name."""
     return isinstance(name, str) and name.lower() == MUON_ADAMW.lower()
 
 
 def from_config(
     config: Any, groups: Any, *, module: nn.Module, device: torch.device, by_deepspeed: Factory
 ) -> torch.optim.Optimizer:
-    """Makes the optimizer that a ``DeepSpeedConfig`` names, for either engine.
+    """Builds the optimizer that a ``DeepSpeedConfig`` names, for either engine.
 
-    DeepSpeed goes on to make the LR schedule, and to save and load, as with an optimizer of its own.
+    DeepSpeed builds the LR schedule for it, and saves and loads it, as with an optimizer of its own.
 
     Args:
         groups: parameters or parameter groups.
-        module: what is trained.
-        device: of the stage, for errors.
-        by_deepspeed: DeepSpeed's own method, for all other names than ours.
+        module: the trained module.
+        device: device of the stage, for errors.
+        by_deepspeed: DeepSpeed's own method, for all names but ours.
 
     Raises:
-        ALConfigError: the optimizer cannot be made with these options, or on this device.
+        ALConfigError: the optimizer cannot be built with these options, or on this device.
     """
     name, given = config.optimizer_name, config.optimizer_params
     plain = not (config.zero_enabled or config.float16_config.enabled or config.bfloat16_config.enabled)
@@ -61,7 +61,7 @@ def from_config(
         try:
             with host.optimizer_block(config, type=name, params=params):
                 return by_deepspeed(groups)
-        except Exception as error:  # a kernel that this device has not, a package that is missing, an option
+        except Exception as error:  # a kernel missing on this device, a missing package, an invalid option
             raise ALConfigError(
                 f'"optimizer.type": {name!r} cannot be made on {device.type} with '
                 f"{given!r}: {type(error).__name__}: {error}. Correct its params, or use one of torch.optim, such "
@@ -78,8 +78,10 @@ def from_config(
 
 
 def _fused(name: str, params: dict[str, Any], module: nn.Module, *, plain: bool) -> dict[str, Any]:
-    """Adds ``"fused": true`` where the config does not choose how to step and torch can: it steps each tensor by
-    itself, so no weight depends on which others a stage holds."""
+    """Adds ``"fused": true`` unless the config selects an implementation or torch has no fused one.
+
+    The fused step treats each tensor separately, so no weight depends on which others a stage holds.
+    """
     is_torch = name in _FUSABLE and (name == "SGD" or params.get("torch_adam", False))
     if params.keys() & _FORMS or not plain or not is_torch or not _can_fuse(module):
         return params
@@ -92,7 +94,7 @@ def _can_fuse(module: nn.Module) -> bool:
 
 
 def without_engine(optimizer: OptimizerConfig, module: nn.Module) -> Factory:
-    """Makes an optimizer as an engine would, for timing; torch's AdamW stands for one that only DeepSpeed has."""
+    """Returns a factory like an engine's, for timing; torch's AdamW replaces optimizers that only DeepSpeed has."""
     name, params = optimizer.type, optimizer.params
     options = {key: value for key, value in params.items() if key not in ("torch_adam", "adam_w_mode")}
     if is_ours(name):
@@ -110,11 +112,11 @@ def without_engine(optimizer: OptimizerConfig, module: nn.Module) -> Factory:
 
 
 def check(config: Mapping[str, Any], al: ALConfig) -> None:
-    """Checks names, and the options of our own optimizers: on every rank, also one with nothing for them to train.
+    """Checks optimizer names, and the options of our own optimizers. Every rank calls it, even with nothing to train.
 
     Raises:
-        ALConfigError: a name (of an AL engine) or an option is unknown (the nearest is named) or out of range, or the
-            optimizer cannot step layers.
+        ALConfigError: a name (with an AL engine) or an option is unknown (the nearest is named) or out of range, or the
+            optimizer cannot train AL layers.
     """
     blocks: dict[str, Any] = {"optimizer": config.get("optimizer")}
     if al.autoencoder_optimizer is not None:
@@ -129,7 +131,7 @@ def check(config: Mapping[str, Any], al: ALConfig) -> None:
 
 
 def _check_name(name: Any, *, where: str) -> None:
-    """Raises :class:`~ds_al.errors.ALConfigError` where no engine could train with an optimizer of that name."""
+    """Raises :class:`~ds_al.errors.ALConfigError` if no engine can train with an optimizer of that name."""
     of_torch = [
         each
         for each, kind in vars(torch.optim).items()

@@ -1,13 +1,13 @@
-"""ZeRO stage 1: data parallel copies of a stage share out its optimizer state, and with it the steps.
+"""ZeRO stage 1: the data parallel replicas of a stage shard its optimizer state by whole weights.
 
-    copy 0   gradients' means of all weights   steps weights 0, 2, ..   sends them to copy 1
-    copy 1   the same                          steps weights 1, 3, ..   sends them to copy 0
+    replica 0   averaged gradients of all weights   steps weights 0, 2, ..   broadcasts them to replica 1
+    replica 1   averaged gradients of all weights   steps weights 1, 3, ..   broadcasts them to replica 0
 
-Whole weights are shared out, the largest first, each to the copy that has least. So each is stepped as without ZeRO,
-to the bit, by any optimizer, Muon included. All messages stay within the copies of one stage.
+Weights are assigned whole, the largest first, each to the replica with the smallest load. Every step is therefore
+bit-identical to one without ZeRO, with any optimizer, Muon included. Only replicas of one stage communicate.
 
-DeepSpeed's own stage 1 cuts the weights of a group, joined to one vector, at any place, which Muon cannot step and no
-other number of copies can read; and it agrees on a norm with all stages.
+DeepSpeed's own stage 1 flattens the weights of a group into one vector and splits it anywhere, which Muon cannot step
+and no other number of replicas can load; and it computes a norm over all stages.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ds_al.parallel.replicas import Replicas
 
 
 class Shards:
-    """Which copy of a stage steps which weight.
+    """Assignment of a stage's weights to its replicas.
 
     Args:
-        parameters: all that the stage trains; in the same order on all copies.
-        replicas: the copies.
+        parameters: all trained weights of the stage, in the same order on all replicas.
+        replicas: data parallel replicas of the stage.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], replicas: Replicas) -> None:
@@ -35,18 +35,18 @@ class Shards:
         self._parameters = list(dict.fromkeys(parameters))
         loads = [0] * replicas.count
         self._owner: dict[nn.Parameter, int] = {}
-        for parameter in sorted(self._parameters, key=lambda each: -each.numel()):  # stable: alike on all copies
+        for parameter in sorted(self._parameters, key=lambda each: -each.numel()):  # stable: equal on all replicas
             owner = loads.index(min(loads))
             loads[owner] += parameter.numel()
             self._owner[parameter] = owner
 
     def owns(self, parameter: nn.Parameter) -> bool:
-        """Whether this copy steps the weight."""
+        """Whether this replica steps the weight."""
         return self._owner[parameter] == self._replicas.index
 
     @torch.no_grad()
     def share(self) -> None:
-        """Brings every weight from the copy that stepped it to all others: a message per copy and dtype."""
+        """Broadcasts every weight from the replica that stepped it: one message per replica and dtype."""
         for owner in range(self._replicas.count):
             by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
             for parameter in self._parameters:
@@ -62,10 +62,10 @@ class Shards:
 
     @torch.no_grad()
     def gather(self, own: Mapping[nn.Parameter, Mapping[str, Any]]) -> dict[nn.Parameter, dict[str, Any]]:
-        """Brings what the copies know of the weights that they step to all of them. Every copy calls it.
+        """Gathers values of all weights from the replicas that step them. Every replica must call it.
 
         Args:
-            own: of each weight that this copy steps, values by name: tensors, or what can be pickled.
+            own: for each weight that this replica steps, values by name: tensors, or picklable objects.
         """
         numbers = {parameter: number for number, parameter in enumerate(self._parameters)}
         known = {
@@ -94,7 +94,7 @@ class Shards:
 
 
 class _Shape(NamedTuple):
-    """Stands for a tensor in the message that goes before it."""
+    """Placeholder of a tensor that is broadcast afterwards."""
 
     shape: torch.Size
     dtype: torch.dtype

@@ -1,1 +1,1 @@
-"""Messages between neighbouring stages: channels, layouts, wire formats, an artificial slow link."""
+"""Messages between neighbouring stages: channels, layouts, compression, an artificial slow link."""

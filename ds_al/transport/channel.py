@@ -1,15 +1,15 @@
-"""The forward channel between two neighbouring stages.
+"""Asynchronous one-way channel between two neighbouring stages.
 
     stage i                                             stage i + 1
     Sender: queue_depth slots      --- messages --->    Receiver: slots
-      copy, isend, go on                                  one in use, one received ahead
+      copy, isend, return                                 one in use, one received ahead
 
-A message is a tuple of tensors in one flat buffer. A slot is used again when its last message has left
-(sender), or when the stage has finished with it (receiver), so nothing is allocated and nothing is copied
-on arrival. The sender waits only when all its slots are on their way. Messages travel in one direction.
+A message is a tuple of tensors in one flat buffer. A slot is reused once its last message has been sent
+(sender), or once the stage has released it (receiver), so no buffer is allocated per message and received
+tensors are not copied. The sender waits only while all its slots are in flight.
 
 Both ends agree on the shapes once, through a header before the first message; with ``dynamic`` every
-message has its own header. DeepSpeed's communication carries it all (gloo on CPU, NCCL on GPU, where
+message has its own header. Transfers use DeepSpeed's process groups (gloo on CPU; NCCL on GPU, where
 waiting and reuse are ordered on the device's stream and never block the host).
 """
 
@@ -27,7 +27,7 @@ from torch import Tensor
 from ds_al.errors import ALTransportError
 from ds_al.transport.layout import HEADER, Layout
 
-_FULL = 1e-4  # seconds: a shorter wait found its slot free; gloo's transfers cannot be asked whether they are done
+_FULL = 1e-4  # seconds: after a shorter wait the slot counts as free; gloo cannot query whether a transfer is done
 
 
 class _Slot:
@@ -40,7 +40,7 @@ class _Slot:
         self.work: Any = None
 
     def fits(self, message: tuple[Tensor, ...]) -> bool:
-        """Whether these tensors have the shapes and dtypes of this slot; they are copied as this slot lies."""
+        """Whether these tensors have the shapes and dtypes of this slot; memory formats may differ."""
         return len(message) == len(self.tensors) and all(
             view.shape == tensor.shape and view.dtype == tensor.dtype
             for view, tensor in zip(self.tensors, message, strict=True)
@@ -48,11 +48,13 @@ class _Slot:
 
 
 class _Channel:
+    """Common part of both ends: peer, process group, and counters."""
+
     def __init__(
         self, peer: int, *, device: torch.device, dynamic: bool, stages: tuple[int, int], group: Any = None
     ) -> None:
         self.device, self.dynamic = device, dynamic
-        # Transfers ask the group itself: the functions around it check per call what is settled here.
+        # Transfers call the group itself: the wrappers in torch.distributed repeat per call what is checked here once.
         self._group = dist.get_world_group() if group is None else group
         self._peer = torch.distributed.get_group_rank(self._group, peer)
         self.here, self.there = stages
@@ -60,13 +62,13 @@ class _Channel:
         self.waited = 0.0
         """Seconds the host has waited for this channel."""
         self.messages = 0
-        """Messages that have passed."""
+        """Number of messages sent or received."""
         self.nbytes = 0
         """Bytes of those messages, headers included."""
         self.latest = (0.0, 0)
         """Seconds waited for the latest message, and its bytes."""
         self.found_full = 0
-        """Of those messages, how many the sender had to hold back until a slot was free."""
+        """Number of those messages for which the sender had to wait for a free slot."""
 
     def _wait(self, work: Any, what: str) -> None:
         start = time.perf_counter()
@@ -75,18 +77,18 @@ class _Channel:
         except RuntimeError as error:
             raise ALTransportError(
                 f"stage {self.here} lost stage {self.there} while waiting {what}, message {self.messages}. The "
-                f"first traceback of another rank tells the cause. ({str(error).splitlines()[0]})"
+                f"first traceback of another rank shows the cause. ({str(error).splitlines()[0]})"
             ) from None
         finally:
             self.waited += time.perf_counter() - start
 
     def reset(self) -> None:
-        """Forgets the shapes."""
+        """Discards the agreed shapes."""
         raise NotImplementedError
 
     def _lost(self, error: RuntimeError) -> ALTransportError:
         return ALTransportError(
-            f"stage {self.here} cannot reach stage {self.there}. The first traceback of another rank tells the "
+            f"stage {self.here} cannot reach stage {self.there}. The first traceback of another rank shows the "
             f"cause. ({str(error).splitlines()[0]})"
         )
 
@@ -96,20 +98,20 @@ _SENDERS: weakref.WeakSet[Sender] = weakref.WeakSet()
 
 @atexit.register
 def _flush_all() -> None:
-    """A stage may be ahead of its successor when its script ends; its last messages must still leave."""
+    """Sends the last messages of a stage that is ahead of its successor when its script ends."""
     for sender in list(_SENDERS):
         sender.flush()
 
 
 class Sender(_Channel):
-    """The sending end. What is on its way when the process ends still leaves.
+    """Sending end of a channel. Messages in flight are still delivered when the process ends.
 
     Args:
         peer: global rank of the next stage.
-        queue_depth: messages that may be on their way at a time.
-        device: where buffers lie.
-        dynamic: every message carries its own shapes.
-        stages: this stage and the peer's, for errors.
+        queue_depth: maximum number of messages in flight.
+        device: device of the buffers.
+        dynamic: whether every message has its own header with shapes.
+        stages: index of this stage and of the peer's, for errors.
         group: process group; by default that of all ranks.
     """
 
@@ -130,11 +132,11 @@ class Sender(_Channel):
         _SENDERS.add(self)
 
     def send(self, message: tuple[Tensor, ...]) -> None:
-        """Copies a message into a free slot and sends it on; waits only if no slot is free.
+        """Copies a message into a free slot and sends it asynchronously; waits only if no slot is free.
 
         Raises:
             ALTransportError: shapes differ from the first message's and the channel is not dynamic, or the
-                next stage is gone.
+                next stage has ended.
         """
         before = self.waited
         index = self.messages % self.queue_depth
@@ -179,7 +181,7 @@ class Sender(_Channel):
         self.nbytes += header.nbytes
 
     def flush(self) -> None:
-        """Waits until all messages have left. A process that ends earlier takes them with it."""
+        """Waits until all messages are sent. They are lost if the process ends earlier."""
         for slot in self._slots:
             if slot is not None and slot.work is not None:
                 self._wait(slot.work, "for its last messages to leave")
@@ -190,18 +192,18 @@ class Sender(_Channel):
                 self._headers[index] = None
 
     def reset(self) -> None:
-        """Waits until all messages have left, and forgets the shapes."""
+        """Waits until all messages are sent, and discards the agreed shapes."""
         self.flush()
         self.layout = None
         self._slots = [None] * self.queue_depth
 
 
 class Receiver(_Channel):
-    """The receiving end.
+    """Receiving end of a channel.
 
     Args:
         peer: global rank of the previous stage.
-        slots: messages that it holds: the one in use, and those received ahead.
+        slots: number of buffers: one for the message in use, the others for messages received ahead.
         device, dynamic, stages, group: as for :class:`Sender`.
     """
 
@@ -223,7 +225,7 @@ class Receiver(_Channel):
         self._released = 0
 
     def expect(self, messages: int) -> None:
-        """Says how many more messages will come, so that they are received ahead; never more than come."""
+        """Announces how many more messages will arrive, so that exactly these are received ahead."""
         self._expected += messages
         self._post_ahead()
 
@@ -231,7 +233,7 @@ class Receiver(_Channel):
         """Waits for the next message and returns views of its buffer, valid until :meth:`release`.
 
         Raises:
-            ALTransportError: the previous stage is gone.
+            ALTransportError: the previous stage has ended.
         """
         before = self.waited
         if self.layout is None or self.dynamic:
@@ -245,16 +247,16 @@ class Receiver(_Channel):
         return slot.tensors
 
     def release(self) -> None:
-        """Gives the oldest received message's buffer back, and receives the next message into it."""
+        """Releases the buffer of the oldest received message, and posts the next receive into it."""
         self._released += 1
         self._post_ahead()
 
     def reset(self) -> None:
-        """Forgets the shapes. All expected messages must have been received."""
+        """Discards the agreed shapes. All expected messages must have been received."""
         if self._posted != self.messages:
             raise ALTransportError(
-                f"stage {self.here}: shapes were reset while {self._posted - self.messages} messages were on "
-                "their way: call reset_activation_shape() between batches, on every rank"
+                f"stage {self.here}: shapes were reset while {self._posted - self.messages} messages were in "
+                "flight: call reset_activation_shape() between batches, on every rank"
             )
         self.layout = None
         self._ring = []
@@ -269,7 +271,7 @@ class Receiver(_Channel):
         return Layout.decode(header.tolist())
 
     def _open(self, layout: Layout) -> None:
-        """Takes the shapes of a header, and receives the message that follows it."""
+        """Adopts the shapes of a header, and posts the receive of its message."""
         if self.layout != layout or not self._ring:
             self._ring = [_Slot(layout, self.device) for _ in range(self.slots)]
         self.layout = layout
@@ -277,7 +279,7 @@ class Receiver(_Channel):
         self._post_ahead()
 
     def _post_ahead(self) -> None:
-        """Receives into all free slots, unless the next header has to say first what comes."""
+        """Posts receives into all free slots, unless a header has to arrive first."""
         if self.layout is not None and not self.dynamic:
             self._post(min(self._expected, self._released + self.slots))
 

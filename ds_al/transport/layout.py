@@ -1,4 +1,4 @@
-"""Shapes and dtypes of a message: where each tensor is in the flat buffer, and the header that announces it."""
+"""Message layout: shapes, dtypes and offsets of tensors in a flat buffer, and their encoding as a header."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ds_al.errors import ALTransportError
 from ds_al.tensors import is_channels_last
 
-_ALIGNMENT = 64  # bytes: what torch's own allocations have, so kernels choose the same paths
+_ALIGNMENT = 64  # bytes, as of torch's own allocations, so that kernels choose the same paths
 HEADER = 128  # int64 numbers
 _DTYPES = [
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128,
@@ -22,11 +22,11 @@ _DTYPES = [
 
 @dataclass(frozen=True)
 class Layout:
-    """Shapes and dtypes of a message, and where each tensor lies in its flat buffer.
+    """Shapes, dtypes and memory formats of the tensors of a message in its flat buffer.
 
     Attributes:
-        tensors: shape and dtype of each.
-        channels_last: of each, whether it is a map that lies so (:mod:`ds_al.tensors`).
+        tensors: shape and dtype of each tensor.
+        channels_last: whether each tensor is a feature map in channels-last memory format (:mod:`ds_al.tensors`).
     """
 
     tensors: tuple[tuple[tuple[int, ...], torch.dtype], ...]
@@ -34,18 +34,18 @@ class Layout:
 
     @classmethod
     def of(cls, message: tuple[Tensor, ...]) -> Layout:
-        """The layout of these tensors."""
+        """Returns the layout of a message."""
         return cls(
             tuple((tuple(tensor.shape), tensor.dtype) for tensor in message), tuple(map(is_channels_last, message))
         )
 
     @cached_property
     def nbytes(self) -> int:
-        """Bytes of the flat buffer."""
+        """Size of the flat buffer in bytes."""
         return sum(_padded(shape, dtype) for shape, dtype in self.tensors)
 
     def views(self, buffer: Tensor) -> tuple[Tensor, ...]:
-        """The tensors of a message, as views of a flat ``uint8`` buffer."""
+        """Returns the tensors of a message as views of a flat ``uint8`` buffer."""
         views, offset = [], 0
         for (shape, dtype), last in zip(self.tensors, self.channels_last, strict=True):
             size = math.prod(shape) * dtype.itemsize
@@ -59,15 +59,15 @@ class Layout:
         return tuple(views)
 
     def encode(self) -> list[int]:
-        """The layout as ``HEADER`` integers: count, then dtype, rank (negative: channels last) and sizes of each.
+        """Encodes the layout as ``HEADER`` integers: count, then dtype, rank (negative: channels last), sizes of each.
 
         Raises:
-            ALTransportError: the message has too many tensors or dimensions, or a dtype that cannot travel.
+            ALTransportError: the message has too many tensors or dimensions, or a dtype that cannot be sent.
         """
         numbers = [len(self.tensors)]
         for (shape, dtype), last in zip(self.tensors, self.channels_last, strict=True):
             if dtype not in _DTYPES:
-                raise ALTransportError(f"a tensor of dtype {dtype} cannot travel between stages: use one of {_DTYPES}")
+                raise ALTransportError(f"a tensor of dtype {dtype} cannot be sent between stages: use one of {_DTYPES}")
             numbers += [_DTYPES.index(dtype), -len(shape) if last else len(shape), *shape]
         if len(numbers) > HEADER:
             raise ALTransportError(
@@ -78,7 +78,7 @@ class Layout:
 
     @classmethod
     def decode(cls, numbers: list[int]) -> Layout:
-        """The inverse of :meth:`encode`."""
+        """Inverts :meth:`encode`."""
         tensors, channels_last, at = [], [], 1
         for _ in range(numbers[0]):
             dtype, rank = _DTYPES[numbers[at]], abs(numbers[at + 1])

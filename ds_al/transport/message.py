@@ -1,4 +1,4 @@
-"""What one stage sends to the next for a micro-batch: ``(s ..., t ..., report)``, flat."""
+"""Packing of a micro-batch's message to the next stage: one flat tuple ``(s ..., t ..., report)``."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from ds_al.tensors import Activation, Target
 
 
 def pack(s: Activation, t: Target, report: Tensor) -> tuple[Tensor, ...]:
-    """Activation, target message and report as one flat tuple."""
+    """Returns activation, target message and report as one flat tuple."""
     return (*_parts(s), *_parts(t), report)
 
 
 def unpack(message: tuple[Tensor, ...], *, target_tensors: int) -> tuple[Activation, Target, Tensor]:
-    """The inverse of :func:`pack`. A single tensor is not left in a tuple.
+    """Inverts :func:`pack`. A single tensor is returned without a tuple.
 
     Args:
-        target_tensors: tensors in a target message, which the objective says.
+        target_tensors: number of tensors in a target message, which the objective defines.
     """
     *parts, report = message
     cut = len(parts) - target_tensors

@@ -1,4 +1,4 @@
-"""The links of a stage: its channels to the next and from the previous stage, one pair for each kind of message."""
+"""Channels of a stage to its neighbours: one sender and one receiver for each kind of message."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ds_al.transport.slow_link import SlowReceiver, SlowSender
 
 
 class Channels(NamedTuple):
-    """Both channels of a stage for one kind of message."""
+    """Channels of a stage for one kind of message."""
 
     sender: Sender | None
     """To the next stage; ``None`` on the last one."""
@@ -23,14 +23,14 @@ class Channels(NamedTuple):
 
 
 class Links:
-    """All channels of a stage. Every rank of the job makes one.
+    """All channels of a stage, for training, decoder copies and evaluation. Every rank of the job must create one.
 
     Args:
         topology: place of this rank.
-        config: depth of the queues, and the artificial slow link of training.
-        device: where buffers are.
-        dynamic: whether every training message announces its own shapes.
-        decoders: whether there are messages with copies of decoders, on a process group of their own.
+        config: queue depths, and the artificial slow link of training.
+        device: device of the buffers.
+        dynamic: whether every training message has its own header with shapes.
+        decoders: whether to open channels for copies of decoders, on a process group of their own.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class Links:
 
     @property
     def senders(self) -> list[Sender]:
-        """The senders that training uses."""
+        """Senders used in training."""
         return [each.sender for each in (self.training, self.decoders) if each.sender is not None]
 
     @property
     def receivers(self) -> list[Receiver]:
-        """The receivers that training uses."""
+        """Receivers used in training."""
         return [each.receiver for each in (self.training, self.decoders) if each.receiver is not None]
 
     def reset(self) -> None:
-        """Forgets the shapes of training messages; on every rank, between batches."""
+        """Discards the shapes of training messages. Every rank must call it, between batches."""
         for channel in filter(None, self.training):
             channel.reset()

@@ -1,13 +1,13 @@
-"""An artificial slow link between stages of one machine, for tests and experiments.
+"""Artificial slow link between stages of one machine, for tests and experiments.
 
-A message carries the moment at which it is to arrive, on the clock that all processes of a machine share. The sender
-goes on at once; the receiver takes the message in no earlier than then. So nothing occupies a core, and messages
-travel behind one another as they would on a wire::
+Each message contains its arrival time, on the clock that all processes of a machine share. The sender returns at once;
+the receiver delivers the message no earlier than that. The simulation thus occupies no core, and messages queue behind
+one another as on a real link::
 
-    sender      send m ------ transfer ------ on its way -----> arrival       bytes / rate, then delay
-                     send m+1 - waits its turn - transfer -----------> arrival
+    sender      send m ------ transfer ------ latency --------> arrival       bytes / rate, then delay
+                     send m+1 --- queued ----- transfer -------------> arrival
 
-What is not modelled is a wire that is full: as many messages are on their way as the queues of both ends hold.
+A full link is not modelled: the queues of both ends alone limit the number of messages in flight.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class SlowLink:
     """One direction of a link.
 
     Args:
-        config: delay and speed.
+        config: delay and bandwidth.
     """
 
     def __init__(self, config: LinkConfig) -> None:
@@ -35,35 +35,35 @@ class SlowLink:
         self._free = 0.0
 
     def arrival(self, nbytes: int) -> Tensor:
-        """When a message of so many bytes arrives that is sent now: float64 ``(1,)``, seconds of ``time.monotonic``."""
+        """Returns the arrival time of a message sent now: float64 ``(1,)``, seconds of ``time.monotonic``."""
         self._free = max(time.monotonic(), self._free) + nbytes / self._bytes_per_second
         return torch.tensor([self._free + self._delay], dtype=torch.float64)
 
 
 def wait_until(arrival: Tensor) -> None:
-    """Sleeps until the moment that :meth:`SlowLink.arrival` gave."""
+    """Sleeps until an arrival time returned by :meth:`SlowLink.arrival`."""
     moment = arrival.item()
     while (left := moment - time.monotonic()) > 0:
         time.sleep(left)
 
 
 class SlowSender(Sender):
-    """A :class:`~ds_al.transport.channel.Sender` whose messages say when they arrive."""
+    """A :class:`~ds_al.transport.channel.Sender` that appends its arrival time to each message."""
 
     def __init__(self, peer: int, *, link: LinkConfig, **options: Any) -> None:
         super().__init__(peer, **options)
         self._link = SlowLink(link)
 
     def send(self, message: tuple[Tensor, ...]) -> None:
-        """As ever; what the link delays is the arrival."""
+        """Sends a message as the base class does; the link delays its arrival alone."""
         super().send((*message, self._link.arrival(sum(tensor.nbytes for tensor in message))))
 
 
 class SlowReceiver(Receiver):
-    """A :class:`~ds_al.transport.channel.Receiver` of messages that say when they arrive."""
+    """A :class:`~ds_al.transport.channel.Receiver` of messages that contain their arrival time."""
 
     def receive(self) -> tuple[Tensor, ...]:
-        """As ever, and no earlier than the message says. This counts as waiting for it."""
+        """Receives as the base class does, but not before the arrival time. The delay counts as waiting."""
         *message, arrival = super().receive()
         start = time.perf_counter()
         wait_until(arrival)
