@@ -104,8 +104,8 @@ def measure_stages(build: Build, *, layers: int, measuring: Measuring, stages: S
             if measuring.cache != "off" and dist.get_rank() == 0:
                 time_cache.write(facts, times)
     steps = _steps(measuring.config, al)
-    copies = [[times[rank] for rank in ranks] for ranks in stages]
-    times = [max(ranks, key=lambda rank: sum(layer.cost(steps) for layer in rank)) for ranks in copies]
+    replicas = [[times[rank] for rank in ranks] for ranks in stages]
+    times = [max(ranks, key=lambda rank: sum(layer.cost(steps) for layer in rank)) for ranks in replicas]
     bounds = balance(
         [[layer.cost(steps) for layer in rank] for rank in times],
         memory=[max(column) for column in zip(*([layer.memory for layer in rank] for rank in times), strict=True)],
