@@ -1,7 +1,7 @@
 """Recipe of an AL network built from a model of ``transformers``, as JSON.
 
-Checkpoints contain it, so that one process can export them without the training script. It rebuilds only what the
-scores need: user-defined bridges before the last layer are not part of it.
+Checkpoints contain it, so that one process can export them without the training script. Only the parts needed for the
+scores can be rebuilt: user-defined bridges before the last layer are omitted.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Pretrained:
 
     @property
     def padding_id(self) -> int:
-        """Id of the padding token, or else of the end of text, in which case only the mask tells them apart."""
+        """Id of the padding token, or else of the end of text, which then only the mask distinguishes from padding."""
         for token in (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id):
             if token is not None:
                 return int(token)

@@ -60,7 +60,7 @@ class Found:
     steps: float
     """Optimizer steps per micro-batch."""
     origin: str
-    """Where the times come from, as text."""
+    """Origin of the times, as text."""
 
 
 def measure_stages(build: Build, *, layers: int, measuring: Measuring, stages: Sequence[Sequence[int]]) -> Found:

@@ -179,7 +179,7 @@ class ALTrainer:
         self._act()
 
     def _act(self) -> None:
-        """Logs, evaluates and saves as the switches request."""
+        """Logs, evaluates and saves according to the switches."""
         control = self.control
         if control.should_epoch_stop:
             raise ALConfigError(
