@@ -97,7 +97,7 @@ def _common(state: StageState) -> Record:
         "num_layers": state.module.num_layers,
         "num_classes": state.module.num_classes,
         # None if the network was not built from a transformers model, and so cannot be exported from the folder.
-        "network": state.module.source.recipe if state.module.source is not None else None,
+        "network": state.module.source.description if state.module.source is not None else None,
         "num_stages": state.topology.stages,
         "partition": [int(bound) for bound in state.module.parts],
         "base_seed": state.module.base_seed,

@@ -77,21 +77,21 @@ def _text(
 
 
 def bert(model: Any, task: str) -> Anatomy:
-    """BERT for sequence classification."""
+    """Returns the parts of BERT for sequence classification."""
     trunk = model.bert
     body = PooledBody(trunk.pooler, model.dropout)
     return _encoder(model, trunk.encoder.layer, TypedEmbeddings(trunk.embeddings), body, "classifier")
 
 
 def roberta(model: Any, task: str) -> Anatomy:
-    """RoBERTa and XLM-RoBERTa for sequence classification."""
+    """Returns the parts of RoBERTa or XLM-RoBERTa for sequence classification."""
     trunk, head = model.roberta, model.classifier
     body = DenseBody(head.dense, nn.Tanh(), before=head.dropout, after=head.dropout)
     return _encoder(model, trunk.encoder.layer, TypedEmbeddings(trunk.embeddings), body, "classifier.out_proj")
 
 
 def distilbert(model: Any, task: str) -> Anatomy:
-    """DistilBERT for sequence classification."""
+    """Returns the parts of DistilBERT for sequence classification."""
     trunk = model.distilbert
     body = DenseBody(model.pre_classifier, nn.ReLU(), before=nn.Identity(), after=model.dropout)
     return _encoder(model, trunk.transformer.layer, PlainEmbeddings(trunk.embeddings), body, "classifier")
@@ -102,14 +102,14 @@ def _encoder(model: Any, blocks: Sequence[nn.Module], embed: nn.Module, body: nn
 
 
 def gpt2(model: Any, task: str) -> Anatomy:
-    """GPT-2, as a language model or for sequence classification."""
+    """Returns the parts of GPT-2, as a language model or for sequence classification."""
     trunk = model.transformer
     embed = GPT2Embeddings(trunk.wte, trunk.wpe, trunk.drop)
     return _decoder(model, task, trunk.h, embed, trunk.ln_f, masks=["full_attention"] * len(trunk.h), rotary=None)
 
 
 def llama(model: Any, task: str) -> Anatomy:
-    """Llama, Mistral, Qwen 2 and 3, as language models or for sequence classification."""
+    """Returns the parts of Llama, Mistral, Qwen 2 or 3, as a language model or for sequence classification."""
     trunk, config = model.model, model.config
     count = len(trunk.layers)
     masks = ["full_attention"] * count
@@ -151,7 +151,7 @@ class ImageBlocks(nn.Module):
 
 
 def vit(model: Any, task: str) -> Anatomy:
-    """ViT for image classification; x is ``(B, C, H, W)``."""
+    """Returns the parts of ViT for image classification; x is ``(B, C, H, W)``."""
     trunk, config = model.vit, model.config
 
     def group(which: range) -> nn.Module:
@@ -165,7 +165,8 @@ def vit(model: Any, task: str) -> Anatomy:
 
 
 def resnet(model: Any, task: str) -> Anatomy:
-    """ResNet for image classification; blocks are the residual blocks, and the first includes the stem."""
+    """Returns the parts of ResNet for image classification; blocks are the residual blocks, the first including the
+    stem."""
     trunk = model.resnet
     blocks = [block for stage in trunk.encoder.stages for block in stage.layers]
 

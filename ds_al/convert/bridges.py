@@ -20,7 +20,7 @@ from deepspeed.pipe import LayerSpec
 from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError
-from ds_al.models.bridges import BridgeOptions, MimicBridge, Stage
+from ds_al.models.bridges import BridgeOptions, CopiedStage, MimicBridge
 from ds_al.models.sequence import SequenceBridge, masked_mean
 from ds_al.tensors import Activation, first
 
@@ -79,13 +79,13 @@ def has_mask(s: Activation) -> bool:
     return isinstance(s, tuple) and s[-1].dtype == torch.bool and s[-1].shape == s[0].shape[:2]
 
 
-def _stages(here: Tensor, later: Sequence[Tensor]) -> list[Stage]:
+def _stages(here: Tensor, later: Sequence[Tensor]) -> list[CopiedStage]:
     """Returns the stages that a mimic bridge copies: the following layers up to the first whose output is not a map."""
     stages = []
     for there in later:
         if there.ndim != 4:
             break
         halvings = math.log2(max(1, here.shape[2]) / max(1, there.shape[2]))
-        stages.append(Stage(there.shape[1], max(0, round(halvings))))
+        stages.append(CopiedStage(there.shape[1], max(0, round(halvings))))
         here = there
     return stages

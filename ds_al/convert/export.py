@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from ds_al import host
 from ds_al.checkpoint.folder import Record, layer_weights, opened
+from ds_al.convert.description import made_again
 from ds_al.convert.fold import Folded, Same, fold
 from ds_al.convert.program import Format, InferencePath, check_format, write
-from ds_al.convert.recipe import made_again
 from ds_al.convert.source import Source
 from ds_al.engine import ALPipelineEngine
 from ds_al.errors import ALCheckpointError, ALConfigError, ALError
@@ -110,7 +110,7 @@ def export(
     return cast(str, written[0])
 
 
-def _write(network: Network, folder: Path, same: Same, program: Format | None, example: Activation | None) -> str:
+def _write(network: LoadedNetwork, folder: Path, same: Same, program: Format | None, example: Activation | None) -> str:
     folded: Folded | str = "there is no plain model"
     source, layers, num_classes = network.source, network.layers, network.num_classes
     if source is not None:
@@ -153,7 +153,7 @@ def plain(
 
 
 @dataclass(frozen=True)
-class Network:
+class LoadedNetwork:
     """All AL layers of a network, in evaluation mode on the CPU."""
 
     layers: list[ALLayer]
@@ -173,7 +173,7 @@ def gathered(
     *,
     tag: str | None = None,
     masters: Mapping[nn.Parameter, Tensor] | None = None,
-) -> Network | None:
+) -> LoadedNetwork | None:
     """Returns the network of a module on the first rank, and ``None`` on others. Every rank calls it.
 
     Args:
@@ -190,11 +190,11 @@ def gathered(
     if states is None:
         return None
     layers = _loaded(host.layer_specs(module), states, origin=weights)
-    return Network(layers, module.num_classes, module.source)
+    return LoadedNetwork(layers, module.num_classes, module.source)
 
 
-def of_checkpoint(path: Path, *, tag: str | None = None) -> Network | None:
-    """Returns the network of a checkpoint that contains its recipe, on the first rank or without any ranks.
+def of_checkpoint(path: Path, *, tag: str | None = None) -> LoadedNetwork | None:
+    """Returns the network of a checkpoint that contains its description, on the first rank or without any ranks.
 
     Raises:
         ALCheckpointError: see :func:`export`.
@@ -202,22 +202,22 @@ def of_checkpoint(path: Path, *, tag: str | None = None) -> Network | None:
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
         return None
     folder, index = opened(path, tag)
-    recipe = index.get("network")
-    if recipe is None:
+    description = index.get("network")
+    if description is None:
         raise ALCheckpointError(
             f"the checkpoint {str(folder)!r} does not say how its network was made, as those of ds_al.from_pretrained "
             "do. Make the module as the job did, and give it: ds_al.export(module, path, weights=checkpoint, "
             'program="torch.export", example=x)'
         )
     try:
-        specs, source = made_again(recipe)
+        specs, source = made_again(description)
     except ALCheckpointError as error:
         raise ALCheckpointError(f"the checkpoint {str(folder)!r} cannot be exported by itself: {error}") from None
     states: dict[int, dict[str, Tensor]] = dict(layer_weights(folder, index))
-    for number in recipe["own_bridges"]:  # unused by the scores, and of a different form than the rebuilt bridge
+    for number in description["own_bridges"]:  # unused by the scores, and of a different form than the rebuilt bridge
         states[number] = {name: value for name, value in states[number].items() if not name.startswith("b.")}
-    layers = _loaded(specs, states, origin=folder, without_bridge=recipe["own_bridges"])
-    return Network(layers, index["num_classes"], source)
+    layers = _loaded(specs, states, origin=folder, without_bridge=description["own_bridges"])
+    return LoadedNetwork(layers, index["num_classes"], source)
 
 
 def _of(path: Path, tag: str | None, *, layers: int) -> tuple[Path, Record]:

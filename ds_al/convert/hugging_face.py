@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from ds_al import host
 from ds_al.convert.architectures import CLASSIFY, FAMILIES, GENERATE, LOOK, Anatomy
 from ds_al.convert.assemble import al_layers
+from ds_al.convert.description import describe
 from ds_al.convert.head import Head
 from ds_al.convert.language import language_layers, language_objective
-from ds_al.convert.recipe import describe
 from ds_al.convert.source import Source, modules_of, names_of
 from ds_al.errors import ALConfigError
 from ds_al.models.grouping import block_groups

@@ -25,7 +25,7 @@ class Source:
         names: for each AL layer, maps the layer's names of tensors to those in the model.
         classifier: path in the model of the linear layer that computes the scores.
         task: task of the network.
-        recipe: JSON recipe that rebuilds the AL layers, see :mod:`ds_al.convert.recipe`.
+        description: JSON description that rebuilds the AL layers, see :mod:`ds_al.convert.description`.
     """
 
     model_class: type
@@ -34,7 +34,7 @@ class Source:
     names: tuple[dict[str, str], ...]
     classifier: str
     task: str
-    recipe: dict[str, Any]
+    description: dict[str, Any]
 
 
 def names_of(

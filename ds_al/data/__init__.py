@@ -1,4 +1,4 @@
-"""Data sets, and loaders whose order depends only on the data, the batch size and the seed."""
+"""Data sets, and loaders with an order that depends only on the data, the batch size and the seed."""
 
 from ds_al.data.augment import AUGMENTATIONS, colour_jitter, crop_and_flip, published
 from ds_al.data.images import Images

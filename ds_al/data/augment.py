@@ -1,6 +1,6 @@
-"""Augments whole micro-batches, with random numbers from a given generator.
+"""Augmentation of whole micro-batches, with random numbers from a given generator.
 
-Images hold pixels, 0 to 255, as ``uint8`` or floats; augmentations that only move pixels accept any values.
+Images have pixels from 0 to 255, as ``uint8`` or floats; augmentations that only move pixels accept any values.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""Returns a changed ``x`` of a micro-batch; draws from the given generator only."""
+"""Returns an augmented ``x`` of a micro-batch; uses random numbers of the given generator only."""
 
 
 def crop_and_flip(
@@ -24,21 +24,20 @@ def crop_and_flip(
     flip: bool = True,
     border: Literal["edge", "zero"] = "edge",
 ) -> Tensor:
-    """Shifts each image by up to ``pad`` pixels both ways, and mirrors half of them left to right.
+    """Shifts each image by up to ``pad`` pixels in both dimensions, and mirrors half of the images horizontally.
 
     Args:
         x: ``(B, C, H, W)``.
-        generator: decides the shifts and the flips.
-        pad: width of the border that the crop may move into.
+        generator: source of the random shifts and flips.
+        pad: maximum shift; width of the border.
         flip: whether to mirror.
         border: fill of the border: the edge of the image, or zeros.
-
     Returns:
         ``(B, C, H, W)``, a new tensor.
     """
     batch, channels, height, width = x.shape
     top, left = torch.randint(2 * pad + 1, (2, batch, 1), generator=generator)
-    columns = left - pad + torch.arange(width)  # (B, W), of the image that is read
+    columns = left - pad + torch.arange(width)  # (B, W), in the source image
     rows = top - pad + torch.arange(height)  # (B, H)
     if flip:
         mirrored = torch.rand(batch, 1, generator=generator) < 0.5
@@ -61,17 +60,16 @@ def colour_jitter(
     contrast: float = 0.4,
     saturation: float = 0.4,
 ) -> Tensor:
-    """Scales brightness, then contrast, then saturation of each image by its own factor.
+    """Scales brightness, then contrast, then saturation of each image by its own random factor.
 
     Factors are drawn uniformly from ``1 - v`` to ``1 + v``. Contrast is relative to the mean grey of the image,
-    saturation to the grey of each pixel; after each step values are clamped to 0..255. Images of one channel have
-    no saturation.
+    saturation to the grey of each pixel; after each step values are clamped to 0..255. Images of one channel have no
+    saturation.
 
     Args:
         x: ``(B, C, H, W)``, pixels 0 to 255, C is 1 or 3 (red, green, blue).
-        generator: decides the factors.
+        generator: source of the random factors.
         brightness, contrast, saturation: v of each factor, 0 to 1; 0 changes nothing.
-
     Returns:
         ``(B, C, H, W)`` float32, 0 to 255, a new tensor.
     """
@@ -86,7 +84,7 @@ def colour_jitter(
 
 
 def published(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Crops from a black border of 4 pixels, flips and jitters colours, as publications do for CIFAR."""
+    """Crops from a black border of 4 pixels, flips and jitters colours, as is common in publications on CIFAR."""
     return colour_jitter(crop_and_flip(x, generator, pad=4, border="zero"), generator)
 
 

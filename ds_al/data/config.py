@@ -1,4 +1,4 @@
-"""The ``"experiment.data"`` block of a config: which data set, and how its samples become micro-batches."""
+"""The ``"experiment.data"`` block of a config: the data set and its conversion to micro-batches."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ OF_IMAGES = ("image_column", "image_size", "augment")
 OF_TEXT = ("text_column", "tokenizer", "vocab_size", "max_length", "padding")
 """Config keys that do not apply to images."""
 OF_STORED = ("image_column", "text_column", "label_column", "image_size", "cache")
-"""Config keys that do not apply to a set that comes with the package."""
+"""Config keys that do not apply to a data set bundled with the package."""
 
 
 class DataConfig(StrictModel):
-    """Which data. Keys of images are refused for a set of texts, and the other way round."""
+    """Data options. Image keys are rejected for a text data set, and vice versa."""
 
     name: str = Field(
         description="`fashion-mnist-small` comes with the package; `fashion-mnist`, `cifar10`, `cifar100`, "
@@ -89,7 +89,7 @@ class DataConfig(StrictModel):
 
 
 def refuse_other_kind(config: DataConfig, kind: Kind) -> None:
-    """Refuses keys that do not apply to this kind of data."""
+    """Checks that no key of the other kind of data is set."""
     if kind == "image":
         refuse(config, OF_TEXT, reason="holds images")
     else:
@@ -97,7 +97,7 @@ def refuse_other_kind(config: DataConfig, kind: Kind) -> None:
 
 
 def refuse(config: DataConfig, keys: tuple[str, ...], *, reason: str) -> None:
-    """Refuses these keys where their values are not the defaults.
+    """Checks that the given keys have their default values.
 
     Args:
         config: the block.

@@ -1,4 +1,4 @@
-"""Decodes compressed images to pixels once, and caches them next to the tables of ``datasets``."""
+"""Decoding of compressed images to pixels, done once and cached next to the tables of ``datasets``."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from ds_al.data.cache import key_of
 from ds_al.errors import ALDataError
 
 GREY = ("1", "L", "LA", "I;16")
-"""Modes of Pillow without colour."""
+"""Pillow modes without colour."""
 
 
 def pixels(table: datasets.Dataset, column: str, *, size: int | None, folder: Path) -> Tensor:
     """Decodes all images of a table.
 
     Args:
-        table: with a column of images, or of their compressed bytes.
-        column: that column.
+        table: table with a column of images, or of their compressed bytes.
+        column: name of that column.
         size: height and width to scale to; by default all images must have the same size.
         folder: cache of decoded images.
 
     Returns:
-        ``(N, C, H, W)`` ``uint8``. C is 1 where all images are grey, otherwise 3.
+        ``(N, C, H, W)`` ``uint8``. C is 1 if all images are grey, otherwise 3.
 
     Raises:
-        ALDataError: an entry is no image, or images differ in size and ``size`` is not given.
+        ALDataError: an entry is not an image, or images differ in size and ``size`` is not given.
     """
     path = folder / f"{key_of('pixels-nchw', table, column, size)}.npy"
     if not path.is_file():
@@ -44,7 +44,7 @@ def pixels(table: datasets.Dataset, column: str, *, size: int | None, folder: Pa
 
 
 def _decode(table: datasets.Dataset, column: str, size: int | None) -> np.ndarray:
-    """``(N, C, H, W)``."""
+    """Decodes to ``(N, C, H, W)``."""
     decoded: np.ndarray | None = None
     for row, image in enumerate(_images(table, column)):
         grey = image.mode in GREY and (decoded is None or decoded.shape[1] == 1)
@@ -76,7 +76,7 @@ def _images(table: datasets.Dataset, column: str) -> Iterator[Image.Image]:
         value: Any = entry[column]
         data = value["bytes"] if isinstance(value, dict) else value
         try:
-            if data is None:  # the table names a file
+            if data is None:  # the table contains a path
                 yield Image.open(value["path"])
             else:
                 yield Image.open(io.BytesIO(data))
@@ -88,7 +88,7 @@ def _images(table: datasets.Dataset, column: str) -> Iterator[Image.Image]:
 
 
 def _write(path: Path, array: np.ndarray) -> None:
-    """Writes the file atomically: another rank may look for it at the same time."""
+    """Writes the file atomically, since another rank may read it at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:

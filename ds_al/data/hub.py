@@ -1,4 +1,5 @@
-"""Loads data sets and tokenizers from the Hugging Face hub; offline from its cache, or with an error at once."""
+"""Loading of data sets and tokenizers from the Hugging Face hub; if it is unreachable, from the cache or with an
+error."""
 
 from __future__ import annotations
 
@@ -18,11 +19,11 @@ import huggingface_hub.constants
 from ds_al.errors import ALDataError
 
 SECONDS = 5.0
-"""Time-out after which the hub counts as unreachable."""
+"""Time-out in seconds after which the hub is considered unreachable."""
 
 
 def reachable() -> bool:
-    """Whether the hub can be used: ``HF_HUB_OFFLINE`` does not forbid it, and a connection opens."""
+    """Returns whether ``HF_HUB_OFFLINE`` allows the hub and a connection to it opens."""
     if datasets.config.HF_HUB_OFFLINE or huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
     if getproxies().get("https"):
@@ -38,7 +39,7 @@ def reachable() -> bool:
 
 @contextlib.contextmanager
 def without_retries(online: bool) -> Iterator[None]:
-    """Keeps both libraries from retrying for half a minute and more where the hub is unreachable."""
+    """Prevents both libraries from retrying for half a minute or more if the hub is unreachable."""
     if online:
         yield
         return
@@ -65,13 +66,13 @@ def load(name: str, *, cache: Path | None) -> datasets.DatasetDict:
     """Loads a data set of the hub, from the cache or by download.
 
     Raises:
-        ALDataError: it is not cached and cannot be downloaded; the message names the option for a local path.
+        ALDataError: the data set is not cached and cannot be downloaded; the message names the option for a local path.
     """
     online = reachable()
     try:
         with without_retries(online), no_progress_bars():
             return datasets.load_dataset(name, cache_dir=None if cache is None else os.fspath(cache))
-    except Exception as error:  # a dozen types, of four libraries
+    except Exception as error:  # a dozen types of four libraries
         state = "the hub could not be reached" if not online else f"{type(error).__name__}: {_first_line(error)}"
         raise ALDataError(
             f"data set {name!r} is neither cached nor could it be downloaded ({state}): set experiment.data.path, or "
@@ -83,7 +84,7 @@ def tokenizer(name: str) -> Any:
     """Loads a ``transformers`` tokenizer from a local folder, the cache or the hub.
 
     Raises:
-        ALDataError: no such tokenizer is found.
+        ALDataError: the tokenizer is not found.
     """
     from transformers import AutoTokenizer
 

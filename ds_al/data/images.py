@@ -1,4 +1,4 @@
-"""Images in memory as ``uint8``, normalised per micro-batch."""
+"""In-memory image data set, stored as ``uint8`` and normalised per micro-batch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Statistics = tuple[Tensor, Tensor]
 
 
 class Images:
-    """Data set of labelled images, stored as ``uint8``, which takes a quarter of the memory of float32.
+    """Data set of labelled images, stored as ``uint8``, which needs a quarter of the memory of float32.
 
     Args:
         pixels: ``(N, C, H, W)``, ``uint8``.
         labels: ``(N,)``, ``int64``.
-        statistics: mean and standard deviation that x is normalised by; of the training part, for every part.
+        statistics: mean and standard deviation for the normalisation; those of the training part, in every part.
     """
 
     def __init__(self, pixels: Tensor, labels: Tensor, *, statistics: Statistics) -> None:
@@ -31,7 +31,7 @@ class Images:
         return self.normalise(self.pixels[index])[0], self.labels[index]
 
     def make_batch(self, indices: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Returns ``(x (B, C, H, W) float32, y (B,))``; ``augment`` gets the pixels, 0 to 255."""
+        """Returns ``(x (B, C, H, W) float32, y (B,))``; the input of ``augment`` is pixels, 0 to 255."""
         pixels = self.pixels[indices]
         return self.normalise(pixels if augment is None else augment(pixels)), self.labels[indices]
 
@@ -44,11 +44,11 @@ class Images:
 def statistics(pixels: Tensor) -> Statistics:
     """Computes mean and standard deviation of each channel of ``uint8`` images ``(N, C, H, W)``.
 
-    A constant channel gets the standard deviation 1.
+    The standard deviation of a constant channel is 1.
     """
     values = torch.arange(256, dtype=torch.float64)
     means, stds = [], []
-    # Counting the 256 values is exact, and needs no float copy of all images.
+    # A histogram of the 256 values is exact and needs no float copy of all images.
     for channel in pixels.unbind(dim=1):
         counts = sum((torch.bincount(part.flatten(), minlength=256) for part in channel.split(1024)), torch.zeros(256))
         counts = counts.double()

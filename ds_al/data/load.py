@@ -1,4 +1,4 @@
-"""Loads the data set that a config describes, cut into three parts that make micro-batches."""
+"""``load_data``: loads the data set described by a config, as training, validation and test parts."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from ds_al.data.vision import VISION_DATASETS, load_vision
 
 
 def load_data(config: DataConfig, *, seed: int) -> Splits:
-    """Loads the data set that an ``"experiment.data"`` block describes.
+    """Loads the data set described by an ``"experiment.data"`` block.
 
     Args:
         config: that block.
-        seed: selects the training samples that become the validation part, where the set has none.
+        seed: seed of the choice of validation samples from the training samples, if the data set has no validation
+            part.
 
     Raises:
-        ALConfigError: a key is set that does not apply to this set.
-        ALDataError: the set cannot be found, or does not match the block.
+        ALConfigError: a key does not apply to this data set.
+        ALDataError: the data set is not found, or does not match the block.
     """
     if config.path is None and config.name in VISION_DATASETS:
         refuse(config, OF_STORED, reason="comes with the package")
         refuse_other_kind(config, "image")
         return load_vision(config.name, validation_fraction=config.validation_fraction, seed=seed)
-    from ds_al.data.stored import load_stored  # `datasets` takes a second to import
+    from ds_al.data.stored import load_stored  # lazy: `datasets` takes a second to import
 
     return load_stored(config, seed=seed)

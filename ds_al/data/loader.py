@@ -1,4 +1,4 @@
-"""Loads micro-batches in an order that depends only on the data set, the batch size and the seed.
+"""Data loaders with an order that depends only on the data set, the batch size and the seed.
 
 The loaders use no worker process and no global random state, so any process can produce the same stream from any
 position on: runs are comparable, and a resume is exact.
@@ -20,9 +20,9 @@ from ds_al.data.prefetch import Prefetcher
 from ds_al.errors import ALConfigError, ALDataError
 
 Collate = Callable[[list[Any]], Any]
-"""Makes a micro-batch ``(x, y)`` of a list of samples ``(x, y)``."""
+"""Collates a list of samples ``(x, y)`` to a micro-batch ``(x, y)``."""
 Fetch = Callable[[Tensor, Callable[[Tensor], Tensor] | None], tuple[Any, Any]]
-"""Makes a micro-batch ``(x, y)`` of indices ``(B,)`` and an augmentation of x."""
+"""Builds a micro-batch ``(x, y)`` from indices ``(B,)`` and an augmentation of x."""
 
 
 class SizedDataset(Protocol):
@@ -34,9 +34,9 @@ class SizedDataset(Protocol):
 
 
 class ShuffledLoader:
-    """An endless iterator of full micro-batches ``(x, y)``, shuffled anew in each epoch.
+    """An endless iterator of full micro-batches ``(x, y)``, reshuffled in each epoch.
 
-    The samples of an epoch that fill no micro-batch are left out of that epoch.
+    The samples of an epoch that do not fill a micro-batch are dropped in that epoch.
 
     Example:
         >>> samples = torch.utils.data.TensorDataset(torch.arange(10), torch.arange(10))
@@ -45,21 +45,21 @@ class ShuffledLoader:
         (2, 4)
 
     Args:
-        dataset: map-style, of samples ``(x, y)``. A ``TensorDataset``, or one with a method ``make_batch`` as
-            :class:`~ds_al.data.splits.Part` has it, is asked once per micro-batch.
+        dataset: map-style, of samples ``(x, y)``. A ``TensorDataset``, or one with a method ``make_batch`` like that of
+            :class:`~ds_al.data.splits.Part`, is indexed once per micro-batch.
         batch_size: samples per micro-batch.
-        seed: with the epoch it fixes the order, with the position the augmentation.
-        collate_fn: makes a micro-batch of a list of samples; by default torch's ``default_collate``.
-        augment: changes ``x`` of each micro-batch, with a generator of that micro-batch alone.
-        lengths: length of each sample ``(N,)``; if given, a micro-batch consists of samples of similar length.
-        share: ``(r, R)``: of every R micro-batches the one with number r, for replica r of R. The replicas together get
-            the micro-batches of one loader without a share.
-        prefetch: micro-batches that a thread prepares ahead of time; 0 makes each one on request. The data set,
-            ``collate_fn`` and ``augment`` are then used in that thread.
+        seed: seed; with the epoch it determines the order, with the position the augmentation.
+        collate_fn: collates a list of samples to a micro-batch; by default torch's ``default_collate``.
+        augment: augments ``x`` of each micro-batch, with a generator of its own.
+        lengths: length of each sample ``(N,)``; if given, micro-batches have samples of similar length.
+        share: ``(r, R)``: replica r of R receives number r of every R micro-batches. The replicas together receive the
+            micro-batches of one loader without a share.
+        prefetch: number of micro-batches that a thread prepares ahead of time; 0 prepares each one on request. The data
+            set, ``collate_fn`` and ``augment`` are then used in that thread.
 
     Raises:
-        ALDataError: the batch size is not positive, the data set holds less than one micro-batch, or the
-            numbers of lengths and of samples differ.
+        ALDataError: the batch size is not positive, the data set has less than one micro-batch, or the number of
+            lengths differs from that of samples.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class ShuffledLoader:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Full micro-batches in one pass over the data set."""
+        """Number of full micro-batches in one pass over the data set."""
         return self._stream.batches_per_epoch
 
     @property
     def position(self) -> int:
-        """Micro-batches returned since the start of the first epoch."""
+        """Number of micro-batches returned since the start of the first epoch."""
         return self._position
 
     @property
@@ -112,7 +112,7 @@ class ShuffledLoader:
         return self._position * self.share[1] // self.batches_per_epoch
 
     def seek(self, position: int) -> None:
-        """Continues with the micro-batch that follows the first ``position`` ones.
+        """Continues after the first ``position`` micro-batches.
 
         Raises:
             ALDataError: the position is negative.
@@ -122,7 +122,7 @@ class ShuffledLoader:
         self._position = position
 
     def close(self) -> None:
-        """Ends the prefetching thread, if there is one; the next micro-batch starts it again."""
+        """Ends the prefetching thread, if there is one; the next micro-batch restarts it."""
         if self._prefetcher is not None:
             self._prefetcher.close()
 
@@ -137,7 +137,8 @@ class ShuffledLoader:
 
 
 class _Stream:
-    """Makes micro-batches by position; separate from the loader, so that the prefetching thread holds no loader."""
+    """Builds micro-batches by position; separate from the loader, so that the prefetching thread has no reference to
+    it."""
 
     def __init__(
         self,
@@ -177,7 +178,7 @@ class _Stream:
 
 
 class OrderedBatches:
-    """Iterates over a data set once, in its own order; can be iterated again. The last micro-batch may be smaller.
+    """Iterates over a data set in its own order, any number of times. The last micro-batch may be smaller.
 
     Arguments and errors are those of :class:`ShuffledLoader`; one sample is enough.
     """
@@ -204,7 +205,8 @@ def ordered_batches(dataset: SizedDataset, *, batch_size: int, collate_fn: Colla
 def loader_of(
     data: Any, *, batch_size: int, seed: int, collate_fn: Collate | None, share: tuple[int, int]
 ) -> ShuffledLoader:
-    """The loader of training data that a user gave: his own :class:`ShuffledLoader`, or one of his data set.
+    """Returns the loader of a user's training data: the user's own :class:`ShuffledLoader`, or a new one of the data
+    set.
 
     Args:
         share: index of this data parallel replica, and number of replicas.
@@ -216,7 +218,7 @@ def loader_of(
         return ShuffledLoader(data, batch_size=batch_size, seed=seed, collate_fn=collate_fn, share=share)
     if data.share != share:
         raise ALConfigError(
-            f"got a ShuffledLoader with share={data.share}: expected {share}, or every copy of the pipeline would "
+            f"got a ShuffledLoader with share={data.share}: expected {share}, or every replica of the pipeline would "
             "train on the same samples"
         )
     return data
@@ -230,7 +232,7 @@ def _check(dataset: SizedDataset, batch_size: int) -> None:
 
 
 def _fetcher(dataset: SizedDataset, collate_fn: Collate | None) -> Fetch:
-    """Selects the fastest function that makes a micro-batch of this data set from a tensor of indices."""
+    """Returns the fastest function that builds a micro-batch of this data set from a tensor of indices."""
     if collate_fn is None and hasattr(dataset, "make_batch"):
         return dataset.make_batch
     if collate_fn is None and isinstance(dataset, TensorDataset):
@@ -243,7 +245,7 @@ def _fetcher(dataset: SizedDataset, collate_fn: Collate | None) -> Fetch:
 
 
 def _augmented(fetch: Callable[[Tensor], Any]) -> Fetch:
-    """Adds the augmentation of x to a function that makes micro-batches."""
+    """Adds the augmentation of x to a function that builds micro-batches."""
 
     def both(indices: Tensor, augment: Callable[[Tensor], Tensor] | None) -> Any:
         if augment is None:

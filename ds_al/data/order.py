@@ -1,4 +1,4 @@
-"""Order of the samples in an epoch: a function of data, batch size, seed and epoch alone."""
+"""Order of the samples in an epoch, as a function of data, batch size, seed and epoch alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WINDOW = 50
 
 
 def generator(seed: int, number: int, *, stream: str) -> torch.Generator:
-    """Makes a generator per (seed, number, stream); hashed, since neighbouring seeds give similar numbers."""
+    """Returns a generator per (seed, number, stream); hashed, since similar seeds produce similar numbers."""
     digest = hashlib.blake2b(f"{stream} {seed} {number}".encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
@@ -23,17 +23,17 @@ def shuffled(count: int, *, seed: int, epoch: int) -> Tensor:
 
 
 def bucketed(lengths: Tensor, *, batch_size: int, seed: int, epoch: int, window: int = WINDOW) -> Tensor:
-    """Returns all samples ``(N,)`` in an order whose micro-batches hold samples of similar length.
+    """Returns all samples ``(N,)`` in an order in which micro-batches have samples of similar length.
 
-    Samples are shuffled, then sorted by length within each window, then the full micro-batches are shuffled,
-    so that short ones do not come first. The samples that fill no micro-batch come last; they differ from epoch to
-    epoch, since samples are shuffled first.
+    Samples are shuffled, then sorted by length within each window, then the full micro-batches are shuffled, so that
+    short ones are not first. The samples that do not fill a micro-batch are last; they differ from epoch to epoch,
+    since samples are shuffled first.
 
     Args:
-        lengths: of each sample ``(N,)``.
+        lengths: length of each sample ``(N,)``.
         batch_size: samples per micro-batch.
-        seed, epoch: decide the order.
-        window: micro-batches that are sorted together; a larger window wastes less padding and shuffles less.
+        seed, epoch: determine the order.
+        window: number of micro-batches that are sorted together; a larger window needs less padding and shuffles less.
     """
     draw = generator(seed, epoch, stream="order")
     order = torch.randperm(len(lengths), generator=draw)

@@ -1,4 +1,4 @@
-"""Prepares the next micro-batches in a thread, while the training step runs.
+"""Prefetching of micro-batches in a thread, concurrently with the training step.
 
 A micro-batch is a function of its position, so the thread changes only the time.
 """
@@ -16,12 +16,12 @@ from typing import Any
 class Prefetcher:
     """Returns ``make(position)`` for consecutive positions, computed ahead of time.
 
-    The thread starts at the first :meth:`get`, and ends with :meth:`close`, when this object is freed, or with
-    the program.
+    The thread starts at the first :meth:`get`, and ends with :meth:`close`, when this object is freed, or with the
+    program.
 
     Args:
-        make: computes the value of a position. It must not hold this object, or neither would ever be freed.
-        depth: greatest number of values computed ahead; 1 or more.
+        make: computes the value of a position. It must not reference this object, or neither would ever be freed.
+        depth: maximum number of values computed ahead; 1 or more.
     """
 
     def __init__(self, make: Callable[[int], Any], *, depth: int) -> None:
@@ -30,10 +30,11 @@ class Prefetcher:
         self._finalizer: weakref.finalize | None = None
 
     def get(self, position: int) -> Any:
-        """Returns the value of a position, and waits until it is ready. Any position but the next one restarts there.
+        """Returns the value of a position once it is ready. Any position other than the next one restarts the thread
+        there.
 
         Raises:
-            Exception: what ``make`` raised for this position; the next call tries again.
+            Exception: the exception of ``make`` for this position; the next call tries again.
         """
         if self._work is None or self._work.next_out != position:
             self.close()
@@ -46,7 +47,7 @@ class Prefetcher:
         return value
 
     def close(self) -> None:
-        """Ends the thread and discards prepared values. A later :meth:`get` starts it again."""
+        """Ends the thread and discards prepared values. A later :meth:`get` restarts it."""
         if self._finalizer is not None:
             self._finalizer()
         self._work = self._finalizer = None
@@ -54,14 +55,14 @@ class Prefetcher:
     def _start(self, position: int) -> None:
         self._work = work = _Work(self._make, position, self._depth)
         thread = threading.Thread(target=work.run, name="ds_al-prefetch", daemon=True)
-        # Runs at exit, too: no thread may use torch during the teardown of the interpreter.
+        # Runs at exit, too: threads must not use torch during the teardown of the interpreter.
         self._finalizer = weakref.finalize(self, _end, work, thread)
         thread.start()
 
 
 @dataclass
 class _Work:
-    """State that the thread shares with its owner."""
+    """State shared by the thread and its owner."""
 
     make: Callable[[int], Any]
     next_out: int
@@ -100,5 +101,5 @@ def _end(work: _Work, thread: threading.Thread) -> None:
     with work.changed:
         work.stopped = True
         work.changed.notify_all()
-    if thread is not threading.current_thread():  # the thread itself may drop the last reference
+    if thread is not threading.current_thread():  # the thread itself may release the last reference
         thread.join()

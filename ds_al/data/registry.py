@@ -1,4 +1,4 @@
-"""Data sets that are known by name: their names on the hub and their columns."""
+"""Registry of data sets on the hub: their short names, hub names and columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Known:
     """One data set on the Hugging Face hub.
 
     Attributes:
-        hub: its name there.
+        hub: name on the hub.
         kind: kind of x.
         x, y: names of the columns of image or text, and of the label.
     """

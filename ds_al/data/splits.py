@@ -1,4 +1,4 @@
-"""A loaded data set: three parts that make micro-batches, and the sizes that a model needs."""
+"""A loaded data set: training, validation and test parts, and the sizes needed to build a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Kind = Literal["image", "text"]
 
 
 class Part(Protocol):
-    """A data set that makes whole micro-batches, which is faster than one sample at a time."""
+    """A data set that builds whole micro-batches, which is faster than one sample at a time."""
 
     def __len__(self) -> int: ...
 
@@ -24,7 +24,7 @@ class Part(Protocol):
         """Returns one sample ``(x, y)``."""
 
     def make_batch(self, indices: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> tuple[Any, Tensor]:
-        """Returns the micro-batch ``(x, y)`` of samples ``(B,)``; ``augment`` changes x before normalisation."""
+        """Returns the micro-batch ``(x, y)`` of samples ``(B,)``; ``augment`` is applied to x before normalisation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,27 +40,27 @@ class Splits:
     train: Part
     """Training samples."""
     validation: Part
-    """Samples that settings are chosen by: a part of the set, or cut from its training samples."""
+    """Samples for choosing settings: a part of the data set, or split from its training samples."""
     test: Part
     """All published test samples, for reported results."""
     classes: list[str]
-    """Names of the classes, by number."""
+    """Class names, by number."""
     shape: tuple[int, ...]
-    """Shape of one x: ``(C, H, W)`` of an image, ``(T,)`` of the longest text that is not cut."""
+    """Shape of one x: ``(C, H, W)`` of an image, ``(T,)`` of the longest text without truncation."""
     vocab_size: int | None = None
-    """Number of tokens; text alone."""
+    """Number of tokens; text only."""
     padding_id: int | None = None
-    """The token that fills shorter texts; text alone."""
+    """Id of the padding token; text only."""
     varying: bool = False
     """Whether shapes differ from one micro-batch to the next."""
     lengths: Tensor | None = None
-    """Tokens of each training sample ``(N,)``, where micro-batches hold samples of similar length."""
+    """Number of tokens of each training sample ``(N,)``, if micro-batches have samples of similar length."""
     save_vocabulary: Callable[[Path], None] | None = None
-    """Writes the vocabulary, where it was built from the training part."""
+    """Writes the vocabulary, if it was built from the training part."""
 
 
 def cut(count: int, *, fraction: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
-    """Draws the training samples that become the validation part.
+    """Draws the validation samples from the training samples.
 
     Args:
         count: number of training samples.

@@ -1,4 +1,4 @@
-"""Loads a data set that is stored as tables, on the hub or in a folder."""
+"""Loading of data sets stored as tables, on the hub or in a folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ds_al.data.words import Words
 
 
 def load_stored(config: DataConfig, *, seed: int) -> Splits:
-    """See :func:`~ds_al.data.load.load_data`."""
+    """Loads a stored data set, see :func:`~ds_al.data.load.load_data`."""
     tables = find(
         config.name,
         path=config.path,
@@ -45,7 +45,7 @@ def _images(tables: DatasetTables, config: DataConfig, kept: Tensor, held: Tenso
         part: (decode.pixels(table, tables.x, size=config.image_size, folder=folder), tables.labels(part))
         for part, table in tables.parts.items()
     }
-    channels = max(pixels.shape[1] for pixels, _ in found.values())  # a part may hold grey images alone
+    channels = max(pixels.shape[1] for pixels, _ in found.values())  # a part may have grey images only
     found = {part: (pixels.expand(-1, channels, -1, -1), labels) for part, (pixels, labels) in found.items()}
     pixels, labels = found["train"]
     if held is not None:

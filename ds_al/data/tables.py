@@ -1,4 +1,4 @@
-"""Finds the tables of a data set, their columns and classes, on the hub or in a folder of parquet files."""
+"""Tables of a data set with their columns and classes, on the hub or in a folder of parquet files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DatasetTables:
 
     Attributes:
         kind: kind of x.
-        parts: tables by name: ``train``, ``test`` and perhaps ``validation``.
+        parts: tables by name: ``train``, ``test`` and optionally ``validation``.
         x, y: names of the columns of image or text, and of the label.
         classes: names of the classes, by number.
     """
@@ -60,7 +60,7 @@ def find(
     """Opens a data set; see the config keys of the same names.
 
     Raises:
-        ALDataError: it cannot be found, or lacks a train part, a test part or a column asked for.
+        ALDataError: the data set is not found, or has no train part, no test part or not the requested column.
     """
     known = KNOWN.get(name)
     if path is not None:
@@ -108,7 +108,7 @@ def _local_parts(path: str, cache: Path | None) -> dict[str, datasets.Dataset]:
 def _x_column(
     table: datasets.Dataset, name: str, *, asked: dict[Kind, str | None], known: Known | None, y: str
 ) -> tuple[Kind, str]:
-    """Returns kind and column of x: the config's, the known set's, or else the only candidate."""
+    """Returns kind and column of x: those of the config, of the known data set, or else the only candidate."""
     kinds = [kind for kind, column in asked.items() if column is not None]
     if len(kinds) == 2:
         raise ALDataError(
@@ -173,7 +173,7 @@ def _check_column(table: datasets.Dataset, column: str, name: str, *, key: str) 
 
 
 def _classes(parts: dict[str, datasets.Dataset], y: str, name: str, path: str | None) -> list[str]:
-    """Returns the names of the classes: of ``classes.json``, of the table, or else the labels themselves."""
+    """Returns the class names: those of ``classes.json``, of the table, or else the labels themselves."""
     feature = parts["train"].features[y]
     seen = sorted({label for table in parts.values() for label in table.unique(y)}, key=lambda v: (str(type(v)), v))
     listed: list[str] | None = None

@@ -1,4 +1,4 @@
-"""Tokenizes texts once, and caches the tokens as an Arrow file by table, tokenizer and options."""
+"""Tokenization of texts, done once and cached as an Arrow file by table, tokenizer and options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ds_al.data.words import Words
 
 
 class Tokenizer(Protocol):
-    """Converts texts to token numbers."""
+    """Converts texts to token ids."""
 
     @property
     def vocab_size(self) -> int:
@@ -26,29 +26,29 @@ class Tokenizer(Protocol):
 
     @property
     def padding_id(self) -> int:
-        """The token that fills shorter texts."""
+        """Id of the padding token."""
 
     @property
     def fingerprint(self) -> str:
         """Identifies the mapping from texts to tokens."""
 
     def encode(self, texts: list[str], *, max_length: int) -> list[list[int]]:
-        """Returns the token numbers of each text, at most ``max_length`` of them."""
+        """Returns the token ids of each text, at most ``max_length`` of them."""
 
 
 class Pretrained:
-    """A tokenizer of ``transformers``, with its special tokens. One without padding pads with its end of text.
+    """A tokenizer of ``transformers``, with its special tokens. If it has no padding token, its end of text is used.
 
     Args:
-        name: its name on the hub, or a folder.
+        name: name on the hub, or a folder.
 
     Raises:
-        ALDataError: no such tokenizer is found.
+        ALDataError: the tokenizer is not found.
     """
 
     def __init__(self, name: str) -> None:
         self._tokenizer: Any = hub.tokenizer(name)
-        self._tokenizer.model_max_length = int(1e9)  # or it would warn of every text that is cut off
+        self._tokenizer.model_max_length = int(1e9)  # suppresses warnings about truncated texts
 
     @property
     def vocab_size(self) -> int:
@@ -57,7 +57,7 @@ class Pretrained:
 
     @property
     def padding_id(self) -> int:
-        """Its padding token, or else its end of text; the mask distinguishes them."""
+        """Id of the padding token, or else of the end of text, which then only the mask distinguishes from padding."""
         for token in (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id):
             if token is not None:
                 return int(token)
@@ -65,13 +65,13 @@ class Pretrained:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of its vocabulary and of a tokenized sentence, so that a copy of its folder has the same one."""
+        """Hash of the vocabulary and of a tokenized sentence, so that a copy of the folder has the same one."""
         vocabulary = sorted(self._tokenizer.get_vocab().items(), key=lambda entry: entry[1])
         probe = self._tokenizer("The quick, brown FOX naïvely jumps; 42 times!")["input_ids"]
         return hashlib.blake2b(repr((vocabulary, probe)).encode(), digest_size=8).hexdigest()
 
     def encode(self, texts: list[str], *, max_length: int) -> list[list[int]]:
-        """Returns the token numbers of each text, special tokens included."""
+        """Returns the token ids of each text, including special tokens."""
         return self._tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
 
 
@@ -81,10 +81,10 @@ def tokenise(
     """Tokenizes all texts of a table, and concatenates their tokens.
 
     Args:
-        table: with a column of texts; a missing text counts as an empty one.
-        column: that column.
-        tokenizer: converts texts to numbers.
-        max_length: tokens of a text at most.
+        table: table with a column of texts; a missing text is treated as empty.
+        column: name of that column.
+        tokenizer: converts texts to ids.
+        max_length: maximum number of tokens of a text.
         folder: cache of tokens.
 
     Returns:
@@ -116,10 +116,10 @@ def vocabulary(table: datasets.Dataset, column: str, rows: Tensor, *, size: int,
     """Builds the vocabulary of some rows of a table, or loads it from the cache.
 
     Args:
-        table: with a column of texts.
-        column: that column.
+        table: table with a column of texts.
+        column: name of that column.
         rows: training rows ``(N,)``.
-        size: tokens at most.
+        size: maximum number of tokens.
         folder: cache of vocabularies.
     """
     drawn = hashlib.blake2b(rows.numpy().tobytes(), digest_size=16).hexdigest()
@@ -130,5 +130,5 @@ def vocabulary(table: datasets.Dataset, column: str, rows: Tensor, *, size: int,
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
     words.save(part)
-    os.replace(part, path)  # atomic: another rank may look for it at the same time
+    os.replace(part, path)  # atomic: another rank may read it at the same time
     return words

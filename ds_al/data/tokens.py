@@ -1,4 +1,4 @@
-"""Tokenized texts in memory, padded per micro-batch."""
+"""In-memory text data set, tokenized and padded per micro-batch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 class Tokens:
-    """Data set of labelled texts, whose token numbers are concatenated in one tensor.
+    """Data set of labelled texts, whose token ids are concatenated in one tensor.
 
     Args:
         flat: tokens of all texts ``(sum of lengths,)``, an integer type.
-        lengths: tokens of each text ``(N,)``, ``int64``.
+        lengths: number of tokens of each text ``(N,)``, ``int64``.
         labels: ``(N,)``, ``int64``.
-        padding_id: token that fills shorter texts.
-        pad_to: T of every micro-batch, no text may be longer; by default its longest text's length.
+        padding_id: id of the padding token.
+        pad_to: T of every micro-batch, an upper bound of the lengths; by default the length of its longest text.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Tokens:
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Returns ``((ids (B, T) int64, mask (B, T) bool), y (B,))``, padded at the end; the mask is true at a token.
 
-        T is at least 1, even for a micro-batch of empty texts. ``augment`` changes the ids.
+        T is at least 1, even for a micro-batch of empty texts. ``augment`` is applied to the ids.
         """
         lengths = self.lengths[indices]
         width = self.pad_to or max(int(lengths.max()), 1)

@@ -1,4 +1,4 @@
-"""Image data sets that come with the package."""
+"""Image data sets bundled with the package."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Labelled = tuple[Tensor, Tensor]
 
 
 def load_vision(name: str, *, validation_fraction: float = 0.1, seed: int = 0) -> Splits:
-    """Loads an image data set that comes with the package.
+    """Loads an image data set bundled with the package.
 
-    Pixels are scaled per channel to mean 0 and standard deviation 1 of the training part.
+    Pixels are normalised per channel to mean 0 and standard deviation 1 of the training part.
 
     Args:
         name: a key of :data:`VISION_DATASETS`.
-        validation_fraction: share of the training images that becomes the validation part; may be 0.
-        seed: selects these images.
+        validation_fraction: share of the training images that are used for validation; may be 0.
+        seed: seed of the choice of these images.
 
     Raises:
         ALDataError: the name is unknown, or the fraction leaves no training image.
@@ -60,4 +60,4 @@ def _fashion_mnist_small() -> tuple[Labelled, Labelled, list[str]]:
 VISION_DATASETS: dict[str, Callable[[], tuple[Labelled, Labelled, list[str]]]] = {
     "fashion-mnist-small": _fashion_mnist_small,
 }
-"""Known data sets: ``() -> (training images, test images, class names)``."""
+"""Bundled data sets: ``() -> (training images, test images, class names)``."""

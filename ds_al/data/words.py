@@ -1,4 +1,4 @@
-"""Tokenizes texts by words, with a vocabulary built from the training texts."""
+"""Word tokenizer with a vocabulary built from the training texts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ PADDING, UNKNOWN = "<pad>", "<unk>"
 
 
 class Words:
-    """Converts lower-case words and punctuation marks to tokens; 0 is padding, 1 any unknown word.
+    """Converts lower-case words and punctuation marks to token ids; 0 is padding, 1 any unknown word.
 
     Args:
-        vocabulary: all tokens by number; the two special ones come first.
+        vocabulary: all tokens by id; the two special ones are first.
     """
 
     padding_id = 0
@@ -29,11 +29,11 @@ class Words:
 
     @classmethod
     def build(cls, texts: Iterable[str], *, size: int) -> Words:
-        """Builds the vocabulary of the most frequent words; of equally frequent ones, the first in the alphabet.
+        """Builds the vocabulary of the most frequent words; ties are broken alphabetically.
 
         Args:
             texts: texts of the training part.
-            size: number of tokens at most, the two special ones included.
+            size: maximum number of tokens, including the two special ones.
         """
         counts: Counter[str] = Counter()
         for text in texts:
@@ -43,7 +43,7 @@ class Words:
 
     @classmethod
     def load(cls, path: Path) -> Words:
-        """Reads a vocabulary that :meth:`save` wrote."""
+        """Reads a vocabulary written by :meth:`save`."""
         return cls(json.loads(path.read_text(encoding="utf-8")))
 
     def save(self, path: Path) -> None:
@@ -61,7 +61,7 @@ class Words:
         return hashlib.blake2b("\n".join(self.vocabulary).encode(), digest_size=8).hexdigest()
 
     def encode(self, texts: list[str], *, max_length: int) -> list[list[int]]:
-        """Returns the token numbers of each text, of its first ``max_length`` tokens."""
+        """Returns the ids of the first ``max_length`` tokens of each text."""
         return [[self._numbers.get(word, 1) for word in split(text)[:max_length]] for text in texts]
 
 

@@ -1,6 +1,6 @@
-"""``python -m ds_al doctor``: what is installed, what this machine has, and what works on it.
+"""``python -m ds_al doctor``: reports the installed software, the machine, and the features that work on it.
 
-It only examines: it starts no process group, compiles nothing and downloads nothing.
+The report has no side effects: it starts no process group, compiles nothing and downloads nothing.
 """
 
 from ds_al.doctor.command import add_command, examine, exit_code, run

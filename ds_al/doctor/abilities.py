@@ -1,4 +1,4 @@
-"""What works on this machine and what does not, and why."""
+"""Features that work or do not work on this machine, and the reasons."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ds_al.doctor.finding import Finding
 from ds_al.doctor.machine import compiler, cores
 
 LAUNCHER_PORT = 29500
-"""Default of the ``deepspeed`` launcher's ``--master_port``."""
+"""Default rendezvous port, unless ``--master_port`` of the ``deepspeed`` launcher sets another."""
 
 
 def abilities(accelerator: Any, torch: Any) -> list[Finding]:
-    """Finds what works here and what does not."""
+    """Returns the findings on the features that work or do not work here."""
     group, on_cpu = "works here", accelerator.device_name() == "cpu"
     streaming = (
         streaming_on_cores(cores(), torch.get_num_threads())
@@ -39,7 +39,7 @@ def abilities(accelerator: Any, torch: Any) -> list[Finding]:
 
 
 def streaming_on_cores(cores: int, threads: int) -> Finding:
-    """Finds how many stages can work at the same time on ``cores`` with ``threads`` each."""
+    """Returns how many stages can compute concurrently on ``cores`` with ``threads`` each."""
     group, item, side_by_side = "works here", "streaming", cores // threads
     if side_by_side > 1:
         value = f"up to {side_by_side} ranks at once"
@@ -54,7 +54,7 @@ def streaming_on_cores(cores: int, threads: int) -> Finding:
 
 
 def streaming_on_devices(name: str, devices: int) -> Finding:
-    """Finds how many stages can work at the same time on ``devices`` accelerators, one rank each."""
+    """Returns how many stages can compute concurrently on ``devices`` accelerators, one rank each."""
     group, item = "works here", "streaming"
     if devices > 1:
         return Finding(group, item, f"up to {devices} ranks", remark="one per device")
@@ -78,7 +78,7 @@ def _compile_row(on_cpu: bool) -> Finding:
 
 
 def port_row(port: int) -> Finding:
-    """Finds whether ranks can meet at ``port``; binds it for a moment."""
+    """Returns whether ``port`` is free. The port is bound for a moment, without listening."""
     item = f"port {port}"
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

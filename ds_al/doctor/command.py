@@ -1,4 +1,4 @@
-"""The command: examines, prints a table, and returns an exit code that says whether training can start."""
+"""The ``doctor`` command: prints a table of findings; the exit code is 0 if training can start."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def add_command(commands: Any) -> None:
 
 
 def run(json_path: Path | None = None) -> int:
-    """Prints the table, by option writes it to ``json_path``, and returns the exit code."""
+    """Prints the table, writes the findings to ``json_path`` if given, and returns the exit code."""
     with _quiet():
         rows = examine()
     _print(rows)
@@ -48,12 +48,13 @@ def run(json_path: Path | None = None) -> int:
 
 
 def exit_code(rows: list[Finding]) -> int:
-    """Returns 1 where an essential finding is ``no``, else 0."""
+    """Returns 1 if the status of an essential finding is ``no``, else 0."""
     return int(any(row.essential and row.status == "no" for row in rows))
 
 
 def examine() -> list[Finding]:
-    """Returns all findings. Those that need PyTorch or DeepSpeed are left out where these cannot be imported."""
+    """Returns all findings, top to bottom. Those that need PyTorch or DeepSpeed are omitted if these cannot be
+    imported."""
     rows = software()
     if any(row.value == IMPORT_FAILS for row in rows):
         return rows + tools()
@@ -62,7 +63,7 @@ def examine() -> list[Finding]:
 
     try:
         accelerator = get_accelerator()
-    except Exception as error:  # an accelerator that DS_ACCELERATOR asks for but that is not here
+    except Exception as error:  # DS_ACCELERATOR names an accelerator that is not available
         remark = f"{one_line(error)}. Correct or unset DS_ACCELERATOR"
         return [*rows, Finding("machine", "accelerator", "none", "no", remark, essential=True), *tools()]
     return [*rows, *machine(accelerator), *tools(), *compilation(accelerator), *abilities(accelerator, torch)]
@@ -70,7 +71,7 @@ def examine() -> list[Finding]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences logs and warnings of libraries while they are imported and examined."""
+    """Silences log messages and warnings of libraries during their import and use."""
     previous = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

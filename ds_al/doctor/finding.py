@@ -1,4 +1,4 @@
-"""One line of the doctor's table."""
+"""One finding of the doctor."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ Status = Literal["ok", "limited", "no"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
-        group: its part of the table.
-        item: what was examined.
+        group: section of the table.
+        item: what was checked.
         value: what was found.
-        status: ``ok``, ``limited`` (works, within what the remark says) or ``no``.
+        status: ``ok``, ``limited`` (works, with the restriction in the remark) or ``no``.
         remark: consequence and remedy.
-        essential: whether nothing can be trained where the status is ``no``.
+        essential: whether ``no`` prevents all training here.
     """
 
     group: str
@@ -30,5 +30,5 @@ class Finding:
 
 
 def one_line(error: Exception) -> str:
-    """Formats an exception on one line."""
+    """Returns type and message of an exception on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

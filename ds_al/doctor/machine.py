@@ -1,4 +1,4 @@
-"""The machine and its tools: devices, cores, memory, compiler."""
+"""Findings on the machine and its tools: devices, cores, memory, compiler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ds_al.doctor.finding import Finding
 
 
 def machine(accelerator: Any) -> list[Finding]:
-    """Examines accelerator, communication and hardware."""
+    """Returns the findings on accelerator, communication and hardware."""
     import torch
 
     group, name = "machine", accelerator.device_name()
@@ -78,7 +78,7 @@ def _gib(size: int) -> str:
 
 
 def tools() -> list[Finding]:
-    """Examines compiler, ninja and numactl, as the shell finds them."""
+    """Returns the findings on compiler, ninja and numactl on PATH."""
     cxx, ninja, numactl = compiler(), shutil.which("ninja"), shutil.which("numactl")
     missing_ninja = "not on PATH: activate the environment that holds it, or install ninja"
     missing_numactl = "the launcher's --bind_cores_to_rank fails without it: leave that out, or install numactl"
@@ -94,12 +94,12 @@ def tools() -> list[Finding]:
 
 
 def compiler() -> str | None:
-    """Returns the C++ compiler that builds PyTorch's extensions."""
+    """Returns the path of the C++ compiler that builds PyTorch's extensions, if there is one."""
     return shutil.which(os.environ.get("CXX") or "c++")
 
 
 def compilation(accelerator: Any) -> list[Finding]:
-    """Examines whether DeepSpeed's shared-memory op, which it loads at every start on CPU, is or can be built."""
+    """Returns whether the shared-memory op, which DeepSpeed loads at every start on CPU, is or can be built."""
     if accelerator.device_name() != "cpu" or sys.platform != "linux":
         return []
     item, built = "shared-memory op", _shared_memory_op_is_built()

@@ -1,4 +1,4 @@
-"""Packages and the account: what is installed, and whether ds_al supports it."""
+"""Findings on the software: installed packages, their supported versions, and the W&B account."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ds_al.doctor.finding import Finding, Status, one_line
 
 DISTRIBUTION = "ds_al"
 ESSENTIAL = ("torch", "deepspeed")
-"""Packages that must be importable for anything to run."""
+"""Packages that must be importable: nothing runs without them."""
 PACKAGES = (*ESSENTIAL, "transformers", "datasets", "wandb")
 IMPORT_FAILS = "import fails"
-"""Value of a package that cannot be imported."""
+"""Value of the finding on a package that cannot be imported."""
 
 
 def software() -> list[Finding]:
-    """Examines versions, and whether each is in the range of ds_al's metadata."""
+    """Returns the findings on versions, and whether each is in the range required by ds_al's metadata."""
     ranges = supported_ranges()
     version = installed_version(DISTRIBUTION)
     group = "software"
@@ -41,7 +41,7 @@ def software() -> list[Finding]:
 
 
 def supported_ranges() -> dict[str, SpecifierSet]:
-    """Returns supported versions by package name (and ``python``); empty where ds_al is not installed."""
+    """Maps package names (and ``python``) to supported versions; empty if ds_al is not installed."""
     try:
         info = metadata.metadata(DISTRIBUTION)
     except metadata.PackageNotFoundError:
@@ -85,7 +85,7 @@ def _version_row(name: str, version: str, supported: SpecifierSet | None, essent
 
 
 def _account_row() -> Finding:
-    """W&B's mode and whether there is an account. The key itself is never read into the result."""
+    """Returns the finding on W&B's mode and account. The key itself is never part of the result."""
     mode = os.environ.get("WANDB_MODE") or "not set"
     where = _wandb_account()
     value = f"WANDB_MODE {mode}, {f'account from {where}' if where else 'no account'}"
@@ -110,7 +110,8 @@ def _wandb_account() -> str | None:
 
 
 def _git_commit(folder: Path) -> str | None:
-    """The commit of the checkout at ``folder``, marked where files differ from it; ``None`` elsewhere."""
+    """Returns the commit of the checkout at ``folder``, marked if tracked files differ from it; ``None`` outside a
+    checkout."""
     top = _output("git", "-C", str(folder), "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != folder:
         return None

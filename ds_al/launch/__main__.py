@@ -1,4 +1,4 @@
-"""``python -m ds_al.launch TARGET FOLDER``: one rank, as :mod:`ds_al.launch.ranks` starts it."""
+"""``python -m ds_al.launch TARGET FOLDER``: entry point of one rank, started by :mod:`ds_al.launch.ranks`."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""Starts ranks on this machine: own processes, a free port, a time-out, no orphans.
+"""Launcher of ranks on this machine: own processes, a free port, a time-out, no orphans.
 
-``run_ranks("package.module:function", 4, key=value)`` calls ``function(key=value)`` on every rank and
-returns what each returned. The ranks compute on the CPU unless ``env`` says otherwise.
+``run_ranks("package.module:function", 4, key=value)`` calls ``function(key=value)`` on every rank and returns all
+results. The ranks compute on the CPU unless ``env`` sets another accelerator.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from typing import Any
 from ds_al.launch.warm import WarmProcess, start_server
 from ds_al.parallel.world import remove_buffers
 
-_GRACE = 30.0  # seconds from the first failure until the other ranks, which may wait for it, are ended
+_GRACE = 30.0  # seconds from the first failure until the other ranks, which may wait for it, are killed
 _POLL = 0.02
-_SHOWN = 3000  # characters of each rank's output that an error shows
+_SHOWN = 3000  # characters of each rank's output in an error
 _NEWS = "DS_AL_NEWS"
 _IMPORTED = (
     *("ds_al.engine", "ds_al.module", "ds_al.entry", "ds_al.baseline.engine", "ds_al.experiment.job"),
-    "torch._dynamo",  # by torch with the first optimizer: 2 s of computing, more than all else that a rank does
-    "deepspeed.module_inject.auto_ep_layer",  # by DeepSpeed with the first engine
-)  # by each rank, sooner or later; what this release does not have is passed over
+    "torch._dynamo",  # imported by torch with the first optimizer: 2 s of CPU time, the largest cost of a rank
+    "deepspeed.module_inject.auto_ep_layer",  # imported by DeepSpeed with the first engine
+)  # modules that every rank imports eventually; missing ones are skipped
 _forks = False
 _ON_CPU = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
@@ -40,10 +40,10 @@ RankProcess = subprocess.Popen[Any] | WarmProcess
 
 
 class RankFailure(RuntimeError):
-    """A rank exited with a code other than 0, or the ranks ran out of time.
+    """Raised if a rank exits with a non-zero code or the ranks exceed the time-out.
 
-    ``outputs`` and ``codes`` are by rank (a code is ``None`` where the rank still ran), ``seconds`` is how long
-    the ranks lived.
+    ``outputs`` and ``codes`` are by rank (a code is ``None`` if the rank was still running); ``seconds`` is the
+    lifetime of the ranks.
     """
 
     def __init__(self, message: str, outputs: list[str], codes: list[int | None], seconds: float) -> None:
@@ -52,14 +52,14 @@ class RankFailure(RuntimeError):
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Returns a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
-    """What a launcher would set, and the import path of this process."""
+    """Returns the variables that a launcher would set, and the import path of this process."""
     here = str(Path(__file__).resolve().parents[2])
     return {
         **os.environ,
@@ -74,7 +74,7 @@ def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
 
 
 def tell(line: str) -> None:
-    """Called on a rank: hands one line to the ``news`` of the :func:`run_ranks` that started it, if any."""
+    """Sends one line from a rank to the ``news`` callback of the :func:`run_ranks` that started it, if any."""
     path = os.environ.get(_NEWS)
     if path:
         with open(path, "a") as file:
@@ -82,9 +82,9 @@ def tell(line: str) -> None:
 
 
 def start_quickly() -> None:
-    """From now on :func:`run_ranks` forks its ranks from a process that has imported torch, DeepSpeed and ds_al.
+    """Makes :func:`run_ranks` fork ranks from a process that has already imported torch, DeepSpeed and ds_al.
 
-    It saves seconds for each world; for tests, which start hundreds. What is measured should start anew.
+    This saves seconds per launch, for tests that launch ranks hundreds of times. Measurements should use new processes.
     """
     global _forks
     start_server(*_IMPORTED, env=_ON_CPU)
@@ -106,15 +106,15 @@ def run_ranks(
     Args:
         target: ``"module:function"``, importable from this process. Arguments and results are pickled.
         world: number of ranks.
-        timeout: seconds until all ranks are ended.
-        env: variables on top of :func:`rank_environment`.
-        news: called in this process with every line that a rank gives to :func:`tell`.
-        within: by rank, the command that runs its process, such as ``("ip", "netns", "exec", "name")``.
+        timeout: seconds after which all ranks are killed.
+        env: variables in addition to :func:`rank_environment`.
+        news: called in this process with every line that a rank sends by :func:`tell`.
+        within: by rank, a command prefix of its process, such as ``("ip", "netns", "exec", "name")``.
         **kwargs: arguments of the function.
 
     Raises:
-        RankFailure: a rank failed or the time is over; the others were ended. Its message shows the output
-            of the rank that failed first before that of all others.
+        RankFailure: a rank failed or the time-out expired; all ranks were killed. Its message shows the output of the
+            rank that failed first before that of all others.
     """
     port, start = free_port(), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +132,7 @@ def run_ranks(
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
-            remove_buffers(port)  # of ranks that were ended before they had joined
+            remove_buffers(port)  # of ranks that were killed before they joined
         if codes != [0] * world:
             outputs = [(path / f"log{rank}").read_text(errors="replace") for rank in range(world)]
             order = failed + [rank for rank in range(world) if rank not in failed]
@@ -154,10 +154,10 @@ def _start(target: str, folder: Path, rank: int, *, env: dict[str, str], within:
 def _wait(
     processes: Sequence[RankProcess], deadline: float, folder: Path, news: Callable[[str], None] | None
 ) -> tuple[list[int | None], list[int]]:
-    """Waits until every rank has its result or has ended, or until it is time to give up.
+    """Waits until every rank has a result or has exited, or until the deadline.
 
     Returns:
-        The exit codes, 0 where there is a result, and the ranks that failed, the first failure first.
+        The exit codes, 0 for ranks with a result, and the failed ranks in the order of their failures.
     """
     failed: list[int] = []
     with (folder / "news").open() as lines:
@@ -181,7 +181,7 @@ def _result(folder: Path, rank: int) -> Path:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this rank when the process that started it is gone without having ended it."""
+    """Ends this rank if its parent process exits without having ended it."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -192,7 +192,8 @@ def _end_with(parent: int) -> None:
 
 
 def main(target: str, folder: str) -> None:
-    """One rank. Its result given, it stays until it is ended, since others may still read what it has sent."""
+    """Runs one rank. After it has written its result, it waits to be killed, since others may still receive its
+    messages."""
     _end_with(os.getppid())
     import torch
 

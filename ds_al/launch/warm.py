@@ -1,6 +1,6 @@
-"""Processes that need not import anything first: forks of one server, which imported it once.
+"""Preloaded processes: forks of one server that has already imported the slow modules.
 
-A rank spends seconds on importing torch and DeepSpeed, more than a test spends on what it is about.
+Importing torch and DeepSpeed takes a rank seconds, which is longer than the body of most tests.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ def start_server(*modules: str, env: Mapping[str, str]) -> None:
     """Starts the server, which imports the modules in the background. It ends with this process.
 
     Args:
-        *modules: must neither start threads nor open devices when imported: a fork inherits them broken.
-        env: variables that hold while the modules are imported.
+        *modules: modules to import; they must neither start threads nor open devices on import, since forks inherit
+            those in a broken state.
+        env: variables during the imports.
     """
     before = dict(os.environ)
     os.environ.update(env)
@@ -35,14 +36,14 @@ def start_server(*modules: str, env: Mapping[str, str]) -> None:
 
 
 class WarmProcess:
-    """One fork, as :class:`subprocess.Popen` shows a process. It leads a session of its own.
+    """One forked process, with the interface of :class:`subprocess.Popen`. It is the leader of its own session.
 
     Args:
-        function: importable; ends the process when it returns, with code 0, or raises, with code 1.
+        function: importable; the process exits with code 0 when it returns, with code 1 when it raises.
         *args: its arguments, pickled.
-        env: all variables of the process; what is read while modules are imported comes too late.
-        log: gets all that the process prints. It exists.
-        errors: gets what the process prints to stderr, instead.
+        env: all variables of the process; they do not affect modules that read them on import.
+        log: existing file that receives the output of the process.
+        errors: file that receives stderr, instead of ``log``.
     """
 
     def __init__(
@@ -55,16 +56,16 @@ class WarmProcess:
 
     @property
     def pid(self) -> int:
-        """Also its session's."""
+        """Process id, which is also the session id."""
         assert self._process.pid is not None
         return self._process.pid
 
     def poll(self) -> int | None:
-        """Its exit code, negative for a signal, or ``None`` while it runs."""
+        """Returns the exit code, negative for a signal, or ``None`` if the process is running."""
         return self._process.exitcode
 
     def wait(self) -> int | None:
-        """Waits for its end; returns the exit code."""
+        """Waits for the process to exit; returns the exit code."""
         self._process.join()
         return self._process.exitcode
 
@@ -88,14 +89,14 @@ def _run(
     except BaseException:
         traceback.print_exc()
     finally:
-        atexit._run_exitfuncs()  # those of a fork are not run otherwise
+        atexit._run_exitfuncs()  # a fork does not run them otherwise
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
 def _end_with_parent() -> None:
-    """Ends this process when the one that made it is gone; the server lives as long as any fork does."""
+    """Ends this process when its creator exits; the server lives as long as any fork does."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -35,7 +35,7 @@ Pool = Literal["max", "average"]
 _POOLS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
 
 
-class Stage(NamedTuple):
+class CopiedStage(NamedTuple):
     """The properties of a network stage that a bridge copies.
 
     Attributes:
@@ -96,7 +96,7 @@ class MimicBridge(nn.Sequential):
     def __init__(
         self,
         in_channels: int,
-        later: Sequence[Stage],
+        later: Sequence[CopiedStage],
         *,
         options: BridgeOptions,
         norm: Norm = "batch",
@@ -115,7 +115,7 @@ class MimicBridge(nn.Sequential):
                 parameter.use_muon = False  # type: ignore[attr-defined]  # DeepSpeed's tag for no Muon
 
 
-def _copy(in_channels: int, channels: int, stage: Stage, *, norm: Norm, options: BridgeOptions) -> nn.Module:
+def _copy(in_channels: int, channels: int, stage: CopiedStage, *, norm: Norm, options: BridgeOptions) -> nn.Module:
     if options.residual:
         stride = 2**stage.halvings
         return ResidualBlock(in_channels, channels, stride=stride, norm=norm, depthwise=options.depthwise)
@@ -138,7 +138,7 @@ class PublishedBridge(nn.Sequential):
 def bridged_layers(
     f: Sequence[LayerSpec],
     shapes: Sequence[tuple[int, int, int]],
-    later: Sequence[Sequence[Stage]],
+    later: Sequence[Sequence[CopiedStage]],
     *,
     options: BridgeOptions,
     norm: Norm = "batch",

@@ -34,10 +34,7 @@ def exit_costs(
 
     Args:
         al: specs from :func:`~ds_al.models.build_al`.
-    Args:
-        al: what :func:`~ds_al.models.build_al` returns.
         shape, num_classes, dtype: as for :func:`~ds_al.models.cost.network_cost`.
-
     Raises:
         ALLayerError: the network runs neither on the meta device nor on two real samples.
     """

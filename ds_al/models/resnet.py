@@ -17,7 +17,7 @@ from deepspeed.pipe import LayerSpec
 from torch import nn
 
 from ds_al.errors import ALConfigError
-from ds_al.models.bridges import BridgeKind, BridgeOptions, Pool, Stage, bridged_layers
+from ds_al.models.bridges import BridgeKind, BridgeOptions, CopiedStage, Pool, bridged_layers
 from ds_al.models.grouping import Layers, block_groups
 from ds_al.models.targets import default_code_width
 from ds_al.models.vision import (
@@ -202,13 +202,13 @@ def _shapes(in_shape: Sequence[int], plans: Sequence[BlockPlan]) -> list[tuple[i
     return shapes
 
 
-def _later(plans: Sequence[BlockPlan]) -> list[Stage]:
+def _later(plans: Sequence[BlockPlan]) -> list[CopiedStage]:
     """Returns the stages that a bridge copies, one per stage of the following blocks, even if its first blocks precede
     the bridge."""
-    stages: dict[int, Stage] = {}
+    stages: dict[int, CopiedStage] = {}
     for plan in plans:
         halvings = stages[plan.stage].halvings if plan.stage in stages else 0
-        stages[plan.stage] = Stage(plan.channels, halvings + (plan.stride == 2))
+        stages[plan.stage] = CopiedStage(plan.channels, halvings + (plan.stride == 2))
     return list(stages.values())
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from deepspeed.pipe import LayerSpec
 
 from ds_al.errors import ALConfigError
-from ds_al.models.bridges import BridgeKind, BridgeOptions, Pool, Stage, bridged_layers
+from ds_al.models.bridges import BridgeKind, BridgeOptions, CopiedStage, Pool, bridged_layers
 from ds_al.models.grouping import Layers, block_groups
 from ds_al.models.targets import default_code_width
 from ds_al.models.vision import Block, ConvBlock, Head, PublishedHead, image_shape
@@ -79,7 +79,7 @@ def vgg_al(
         muon=bridge_muon,
         hidden=bridge_hidden,
     )
-    stages = [Stage(shapes[i + 1][0], sum(item == "M" for item in block)) for i, block in enumerate(blocks)]
+    stages = [CopiedStage(shapes[i + 1][0], sum(item == "M" for item in block)) for i, block in enumerate(blocks)]
     return bridged_layers(
         [_forward_spec(shapes[g.start][0], blocks, g, early_pool) for g in groups],
         [shapes[g.stop] for g in groups],

@@ -60,7 +60,7 @@ class Found:
     steps: float
     """Optimizer steps per micro-batch."""
     origin: str
-    """Where the times come from, as text."""
+    """Origin of the times, as text."""
 
 
 def measure_stages(build: Build, *, layers: int, measuring: Measuring, stages: Sequence[Sequence[int]]) -> Found:
@@ -104,8 +104,8 @@ def measure_stages(build: Build, *, layers: int, measuring: Measuring, stages: S
             if measuring.cache != "off" and dist.get_rank() == 0:
                 time_cache.write(facts, times)
     steps = _steps(measuring.config, al)
-    copies = [[times[rank] for rank in ranks] for ranks in stages]
-    times = [max(ranks, key=lambda rank: sum(layer.cost(steps) for layer in rank)) for ranks in copies]
+    replicas = [[times[rank] for rank in ranks] for ranks in stages]
+    times = [max(ranks, key=lambda rank: sum(layer.cost(steps) for layer in rank)) for ranks in replicas]
     bounds = balance(
         [[layer.cost(steps) for layer in rank] for rank in times],
         memory=[max(column) for column in zip(*([layer.memory for layer in rank] for rank in times), strict=True)],

@@ -179,7 +179,7 @@ class ALTrainer:
         self._act()
 
     def _act(self) -> None:
-        """Logs, evaluates and saves as the switches request."""
+        """Logs, evaluates and saves according to the switches."""
         control = self.control
         if control.should_epoch_stop:
             raise ALConfigError(
@@ -360,7 +360,7 @@ class ALTrainer:
 
     def _engine(self, module: ALPipelineModule, config: str | Path | Mapping[str, Any]) -> ALPipelineEngine:
         content = read_config(None, config)
-        copies = dist.get_world_size() // module.num_stages
+        replicas = dist.get_world_size() // module.num_stages
         self._steps_per_epoch = 0
         data = None
         if self.train_dataset is not None:
@@ -372,7 +372,7 @@ class ALTrainer:
                     f'got "train_micro_batch_size_per_gpu" and "gradient_accumulation_steps" {sizes}: expected whole '
                     "numbers of 1 or more in the config"
                 )
-            batch = math.prod(sizes) * copies
+            batch = math.prod(sizes) * replicas
             self._steps_per_epoch = len(self.train_dataset) // batch
             if not self._steps_per_epoch:
                 raise ALConfigError(f"{len(self.train_dataset)} training samples make no batch of {batch}")

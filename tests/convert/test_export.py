@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ds_al.convert.description import made_again
 from ds_al.convert.export import plain
 from ds_al.convert.fold import Folded, fold
 from ds_al.convert.hugging_face import AUTO_CLASSES, layer_specs
 from ds_al.convert.layers import layer_specs as list_specs
 from ds_al.convert.program import InferencePath, write
-from ds_al.convert.recipe import made_again
 from ds_al.errors import ALCheckpointError, ALConfigError
 from ds_al.layer import ALLayer, predict
 from ds_al.objectives import Contrast
@@ -99,9 +99,9 @@ def test_a_language_model_comes_back_and_generates(tmp_path: Path, name: str) ->
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_architecture_is_made_again_from_its_recipe_alone(name: str) -> None:
+def test_every_architecture_is_made_again_from_its_description_alone(name: str) -> None:
     layers, source = network(name)
-    specs, again = made_again(json.loads(json.dumps(source.recipe)))
+    specs, again = made_again(json.loads(json.dumps(source.description)))
     assert (again.names, again.model_class, again.classifier) == (source.names, source.model_class, source.classifier)
     new = built(specs)
     for one, two in zip(layers, new, strict=True):
@@ -110,19 +110,19 @@ def test_every_architecture_is_made_again_from_its_recipe_alone(name: str) -> No
     assert torch.equal(predict(layers, CASES[name].x(), **options), predict(new, CASES[name].x(), **options))
 
 
-def test_what_a_recipe_cannot_say_is_refused_where_it_is_needed() -> None:
+def test_what_a_description_cannot_say_is_refused_where_it_is_needed() -> None:
     """A bridge that was a module once ended from_pretrained with a KeyError: its weights are not the model's."""
     own: Any = nn.Linear(8, 6)
     _, source = network("resnet", bridges=[own, None, None])
-    assert source.recipe["own_bridges"] == [0] and made_again(source.recipe), "exits before the last are not exported"
+    assert source.description["own_bridges"] == [0] and made_again(source.description), "exits before the last are not exported"
     _, source = network("resnet", bridges=[None, None, own])
     with pytest.raises(ALCheckpointError, match=r"last AL layer is one of your own.*weights=checkpoint"):
-        made_again(source.recipe)
+        made_again(source.description)
     _, source = network("vit", objective=Contrast())
     with pytest.raises(ALCheckpointError, match=r"objective is one of your own"):
-        made_again(source.recipe)
+        made_again(source.description)
     with pytest.raises(ALCheckpointError, match=r"made of a NewModel, which transformers .* has not"):
-        made_again({**source.recipe, "objective": "mse", "model_class": "NewModel"})
+        made_again({**source.description, "objective": "mse", "model_class": "NewModel"})
 
 
 def test_without_folding_the_trunk_is_written(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def trained() -> dict[str, Any]:
     found["data set"] = engine_state(engine)
     if engine.is_first_stage():
         loader = ShuffledLoader(samples(), batch_size=8, seed=0, share=(1 - engine.replicas.index, COPIES))
-        with pytest.raises(ALConfigError, match="every copy of the pipeline would train on the same"):
+        with pytest.raises(ALConfigError, match="every replica of the pipeline would train on the same"):
             loader_of(loader, batch_size=8, seed=0, collate_fn=None, share=(engine.replicas.index, COPIES))
     return found
 

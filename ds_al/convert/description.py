@@ -1,7 +1,7 @@
-"""Recipe of an AL network built from a model of ``transformers``, as JSON.
+"""Description of an AL network built from a model of ``transformers``, as JSON, from which it can be rebuilt.
 
-Checkpoints contain it, so that one process can export them without the training script. It rebuilds only what the
-scores need: user-defined bridges before the last layer are not part of it.
+Checkpoints contain it, so that one process can export them without the training script. Only the parts needed for the
+scores can be rebuilt: user-defined bridges before the last layer are omitted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def describe(
     bridge_blocks: int,
     own_bridges: Sequence[int],
 ) -> dict[str, Any]:
-    """Returns the recipe of a network.
+    """Returns the description of a network.
 
     Args:
         model_class, config, generation: class, config and generation config of the model.
@@ -52,8 +52,8 @@ def describe(
     }
 
 
-def made_again(recipe: Mapping[str, Any]) -> tuple[list[ALLayerSpec], Source]:
-    """Rebuilds the specs of the AL layers of a recipe, with new weights, and their source.
+def made_again(description: Mapping[str, Any]) -> tuple[list[ALLayerSpec], Source]:
+    """Rebuilds the specs of the AL layers of a description, with new weights, and their source.
 
     Raises:
         ALCheckpointError: the installed ``transformers`` does not have the model, or the last bridge or the objective
@@ -63,21 +63,21 @@ def made_again(recipe: Mapping[str, Any]) -> tuple[list[ALLayerSpec], Source]:
 
     from ds_al.convert.hugging_face import layer_specs
 
-    if recipe["objective"] is None:
+    if description["objective"] is None:
         raise ALCheckpointError(f"its objective is one of your own. {_REMEDY}")
-    if len(recipe["groups"]) - 1 in recipe["own_bridges"]:
+    if len(description["groups"]) - 1 in description["own_bridges"]:
         raise ALCheckpointError(f"the bridge of its last AL layer is one of your own. {_REMEDY}")
-    model_class = getattr(transformers, recipe["model_class"], None)
+    model_class = getattr(transformers, description["model_class"], None)
     if model_class is None:
         raise ALCheckpointError(
-            f"it was made of a {recipe['model_class']}, which transformers {transformers.__version__} has not. "
+            f"it was made of a {description['model_class']}, which transformers {transformers.__version__} has not. "
             f"{_REMEDY}"
         )
-    config = model_class.config_class.from_dict(dict(recipe["config"]))
+    config = model_class.config_class.from_dict(dict(description["config"]))
     model = model_class(config)
-    if recipe["generation"] is not None:
-        model.generation_config = transformers.GenerationConfig.from_dict(dict(recipe["generation"]))
-    options = {key: recipe[key] for key in ("task", "groups", "objective", "code_width", "code", "bridge_blocks")}
+    if description["generation"] is not None:
+        model.generation_config = transformers.GenerationConfig.from_dict(dict(description["generation"]))
+    options = {key: description[key] for key in ("task", "groups", "objective", "code_width", "code", "bridge_blocks")}
     return layer_specs(model, **options)
 
 
