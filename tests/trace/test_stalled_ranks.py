@@ -104,7 +104,7 @@ def test_with_data_parallel_copies_each_says_which_it_is_and_which_rank_it_waits
 
 
 def train_copies(*, seconds: float) -> str:
-    """Worker: two stages, twice; the first stage of the second copy waits long for a micro-batch."""
+    """Worker: two stages, twice; the first stage of the second replica waits long for a micro-batch."""
     engine = make_engine(module_options={"num_stages": 2}, stall_seconds=2.0)
     text = io.StringIO()
     with contextlib.redirect_stderr(text):
