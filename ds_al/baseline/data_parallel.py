@@ -1,7 +1,7 @@
-"""Data parallel training of the twin, ``bp_dp``: what a pipeline has to beat where the whole network fits on a rank.
+"""Data parallel training of the twin, ``bp_dp``: the baseline if the whole network fits on one rank.
 
-Every rank is a replica: DeepSpeed's engine over a ``PipelineModule`` of one stage. Of a batch's M micro-batches each of
-P replicas trains M / P, then DeepSpeed averages the gradients over all, and every replica takes the same step.
+Every rank is a replica: DeepSpeed's engine with a ``PipelineModule`` of one stage. Each of P replicas trains M / P of a
+batch's M micro-batches, then DeepSpeed averages the gradients over all replicas, and each performs the same step.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ MicroBatch = TypeVar("MicroBatch")
 
 
 def replica_module(twin: Sequence[LayerSpec], **options: Any) -> PipelineModule:
-    """All layers of a twin in one stage, so that DeepSpeed makes every rank a replica.
+    """Builds a ``PipelineModule`` with all layers of a twin in one stage, so that every rank is a replica.
 
     Args:
-        twin: what :func:`~ds_al.models.build_twin` gives.
-        options: of the ``PipelineModule``, such as ``loss_fn``; ``num_stages`` is 1.
+        twin: layers from :func:`~ds_al.models.build_twin`.
+        options: options of the ``PipelineModule``, such as ``loss_fn``; ``num_stages`` is 1.
     """
     return PipelineModule(list(twin), num_stages=1, **options)
 
 
 def check_module(module: PipelineModule) -> None:
-    """Raises:
-    ALConfigError: the module is cut into stages.
+    """Checks that a module has one stage.
+
+    Raises:
+        ALConfigError: the module has several stages.
     """
     if module.num_stages != 1:
         raise ALConfigError(
@@ -42,13 +44,13 @@ def check_module(module: PipelineModule) -> None:
 
 
 def micro_batches_per_replica(micro_batches: int, replicas: int) -> int:
-    """What a replica trains of a batch: M / P, rounded up, since all train equally many."""
+    """Returns the micro-batches of a batch that each replica trains: M / P, rounded up, equal on all replicas."""
     return -(-micro_batches // replicas)
 
 
 def share(micro_batches: Iterable[MicroBatch], *, replica: int, replicas: int) -> Iterator[MicroBatch]:
-    """Every ``replicas``-th micro-batch, from the ``replica``-th on: together, all replicas read each of them once.
+    """Returns every ``replicas``-th micro-batch, starting at ``replica``; together, the replicas read each one once.
 
-    So a batch of M micro-batches holds the same samples as in a pipeline, if the replicas divide M.
+    A batch of M micro-batches thus holds the same samples as in a pipeline, if the number of replicas divides M.
     """
     return islice(iter(micro_batches), replica, None, replicas)

@@ -1,4 +1,4 @@
-"""The backprop twin's engine: DeepSpeed's own, with the two schedules it lacks, and recorded like ours."""
+"""Engine of the backprop twin: DeepSpeed's own, with two more schedules, and the tracing of the AL engine."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class BackpropPipelineEngine(PipelineEngine):
         )
 
     def train_batch(self, data_iter: Any = None) -> torch.Tensor:
-        """DeepSpeed's ``train_batch``, timed for :meth:`stats`, and recorded where the config asks for it."""
+        """Calls DeepSpeed's ``train_batch``, timed for :meth:`stats`, and traced if the config enables it."""
         if self.tracing is not None:
             self.tracing.before_batch(micro_batches=self.micro_batches)
         start = time.perf_counter()
@@ -108,7 +108,7 @@ class BackpropPipelineEngine(PipelineEngine):
         return loss
 
     def _aggregate_total_loss(self) -> torch.Tensor:
-        """DeepSpeed's last stage tells all others the loss of each batch."""
+        """Times the broadcast of each batch's loss from DeepSpeed's last stage to all others."""
         with self.runner.timed("LossBroadcast", waiting=True):
             return super()._aggregate_total_loss()
 
@@ -116,17 +116,17 @@ class BackpropPipelineEngine(PipelineEngine):
         return {**self.runner.progress.seconds, "samples": self._samples}
 
     def stage_metrics(self) -> dict[int, StageMetrics]:
-        """This stage's metrics, by its number: nothing of other stages travels with the messages of the twin."""
+        """Returns this stage's metrics by its index; messages of the twin contain no metrics of other stages."""
         return self._metrics
 
     def destroy(self) -> None:
-        """Ends the watchdog, and frees what DeepSpeed holds."""
+        """Stops the watchdog, and frees DeepSpeed's resources."""
         if self.watchdog is not None:
             self.watchdog.stop()
         super().destroy()
 
     def _exec_schedule(self, pipe_schedule: PipeSchedule) -> None:
-        """DeepSpeed's ``train_batch`` makes its 1F1B itself: the method's own schedule takes its place."""
+        """Runs a schedule; replaces the 1F1B schedule that DeepSpeed's ``train_batch`` builds by the method's own."""
         if type(pipe_schedule) is TrainSchedule and self.method != data_parallel.METHOD:
             pipe_schedule = BACKPROP_SCHEDULES[self.method](self.micro_batches, self.num_stages, self.stage_id)
         self._reserve_pipe_buffers(pipe_schedule.num_pipe_buffers())
@@ -134,7 +134,7 @@ class BackpropPipelineEngine(PipelineEngine):
         self.runner.run(pipe_schedule)
 
     def gather(self, value: Any) -> list[Any]:
-        """Returns the values of all stages, in their order; drains the pipeline. Every rank must call it."""
+        """Returns the values of all stages, in order; drains the pipeline. Every rank must call it."""
         return self.topology.gather(value)
 
     def _exec_forward_pass(self, buffer_id: int) -> None:
@@ -143,11 +143,11 @@ class BackpropPipelineEngine(PipelineEngine):
             self._losses[buffer_id] = self.loss
 
     def _exec_backward_pass(self, buffer_id: int) -> None:
-        """DeepSpeed's last stage keeps the latest loss alone; with ``bp_gpipe`` others wait for their backward."""
+        """Restores the micro-batch's loss: DeepSpeed's last stage keeps only the latest one, ``bp_gpipe`` needs all."""
         if self.is_last_stage():
             self.loss = self._losses.pop(buffer_id)
         super()._exec_backward_pass(buffer_id)
-        self.loss = None  # type: ignore[assignment]  # or the last graph would live on
+        self.loss = None  # type: ignore[assignment]  # frees the last graph
 
     def _exec_send_activations(self, buffer_id: int) -> None:
         self._count("activations", self.pipe_buffers["outputs"][buffer_id])
@@ -181,18 +181,18 @@ class BackpropPipelineEngine(PipelineEngine):
         self._messages_sent += 1
 
     def _arrival(self, link: SlowLink | None) -> torch.Tensor | None:
-        """When the message that is sent now arrives, where a slow link is wanted and the stages train."""
+        """Returns the arrival time of a message sent now, with a slow link in training; else ``None``."""
         return link.arrival(self._latest_bytes).to(self.device) if link and torch.is_grad_enabled() else None
 
     def _wait_for_link(self, stage: int) -> None:
-        """Waits until the message of that stage that has just come may be had."""
+        """Waits for the arrival time of the message just received from a stage, with a slow link in training."""
         if self._down is not None and torch.is_grad_enabled():
             arrival = torch.empty(1, dtype=torch.float64, device=self.device)
             p2p.recv(arrival, stage)
             wait_until(arrival)
 
     def _observe(self, instruction: PipeInstruction, seconds: float) -> Observation:
-        """DeepSpeed's transfers block until they are through: all of their time is waiting."""
+        """Counts all time of transfers as waiting: DeepSpeed's block until they are complete."""
         if isinstance(instruction, (SendActivation, SendGrad, RecvActivation, RecvGrad)):
             return Observation(wait=seconds, nbytes=self._latest_bytes)
         if isinstance(instruction, (LoadMicroBatch, ReduceGrads)):
@@ -210,14 +210,14 @@ class BackpropPipelineEngine(PipelineEngine):
     }
 
     def evaluate(self, batches: Iterable[Any]) -> dict[str, Any]:
-        """Accuracy and loss over a data set; every rank calls it with the same batches, of any size.
+        """Computes accuracy and loss over a data set. Every rank must call it with the same batches, of any size.
 
         Returns:
             ``{"accuracy": [a], "loss": [l], "samples": n}`` on every rank: the twin has one exit.
         """
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         for x, labels in batches:
-            self.reset_activation_shape()  # DeepSpeed would fill the first rows of the last shape's buffers
+            self.reset_activation_shape()  # otherwise DeepSpeed would reuse buffers of the last shape
             loss, logits = self.eval_batch(iter([(x, labels)]), return_logits=True, num_micro_batches=1)
             if self.is_last_stage():
                 correct = (logits.argmax(dim=1) == labels.to(self.device)).sum()
@@ -235,7 +235,7 @@ class BackpropPipelineEngine(PipelineEngine):
         self.runner.progress.seconds.clear()
 
     def stats(self) -> StageStats:
-        """This stage's times and bytes since the last :meth:`reset_stats`; activations and gradients sent."""
+        """Returns this stage's statistics since the last :meth:`reset_stats`; sent are activations and gradients."""
         seconds = self.runner.progress.seconds
         return StageStats(
             stage=self.stage_id,
@@ -250,5 +250,5 @@ class BackpropPipelineEngine(PipelineEngine):
 
 
 def _nbytes(message: Any) -> int:
-    """Bytes of a tensor, or of all in a tuple or list."""
+    """Returns the bytes of a tensor, or of all tensors in a tuple or list."""
     return sum(tensor.nbytes for tensor in (message if isinstance(message, (tuple, list)) else (message,)))

@@ -1,4 +1,4 @@
-"""The back-propagation schedules that DeepSpeed lacks, for the backprop twin; diagrams as in :mod:`ds_al.schedule`."""
+"""Backprop schedules that DeepSpeed lacks, for the backprop twin: GPipe and naive; diagrams as in ds_al.schedule."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from ds_al.schedule import Step
 
 
 class BackpropSchedule(PipeSchedule):
-    """What the back-propagation schedules beside DeepSpeed's own share; for the backprop twin."""
+    """Base class of the backprop schedules that DeepSpeed lacks."""
 
     def forward(self, buffer_id: int) -> Step:
-        """Forward of one micro-batch; inputs are read on the first stage, labels on the last."""
+        """Returns the forward of one micro-batch; the first stage loads inputs, the last one labels."""
         load = [LoadMicroBatch(buffer_id=buffer_id)] if self.is_first_stage or self.is_last_stage else []
         receive = [] if self.is_first_stage else [RecvActivation(buffer_id=buffer_id)]
         send = [] if self.is_last_stage else [SendActivation(buffer_id=buffer_id)]
         return [*load, *receive, ForwardPass(buffer_id=buffer_id), *send]
 
     def backward(self, buffer_id: int) -> Step:
-        """Backward of one micro-batch; its gradient comes from the next stage and goes to the previous."""
+        """Returns the backward of one micro-batch, with gradients from the next stage and to the previous one."""
         receive = [] if self.is_last_stage else [RecvGrad(buffer_id=buffer_id)]
         send = [] if self.is_first_stage else [SendGrad(buffer_id=buffer_id)]
         return [*receive, BackwardPass(buffer_id=buffer_id), *send]
 
     def end(self) -> Step:
-        """One optimizer step for the whole batch."""
+        """Returns the optimizer step of the whole batch."""
         return [ReduceTiedGrads(), ReduceGrads(), OptimizerStep()]
 
 
 class GPipeSchedule(BackpropSchedule):
-    """All forwards, then all backwards; every micro-batch's activations are held until then.
+    """All forwards, then all backwards; the activations of all micro-batches are held.
 
     ::
 
@@ -53,11 +53,11 @@ class GPipeSchedule(BackpropSchedule):
     """
 
     def num_pipe_buffers(self) -> int:
-        """One per micro-batch."""
+        """Returns one buffer per micro-batch."""
         return self.micro_batches
 
     def steps(self) -> Iterator[Step]:
-        """M forwards, M backwards, one step."""
+        """Yields M forwards, M backwards, one step."""
         for m in range(self.micro_batches):
             yield self.forward(m)
         for m in range(self.micro_batches):
@@ -66,7 +66,7 @@ class GPipeSchedule(BackpropSchedule):
 
 
 class NaiveSchedule(BackpropSchedule):
-    """One micro-batch at a time through all stages and back. The thesis's baseline.
+    """One micro-batch at a time through all stages and back; the thesis's baseline.
 
     ::
 
@@ -75,11 +75,11 @@ class NaiveSchedule(BackpropSchedule):
     """
 
     def num_pipe_buffers(self) -> int:
-        """One."""
+        """Returns one buffer."""
         return 1
 
     def steps(self) -> Iterator[Step]:
-        """Forward and backward of each micro-batch, then one step."""
+        """Yields forward and backward of each micro-batch, then one step."""
         for _ in range(self.micro_batches):
             yield [*self.forward(0), *self.backward(0)]
         yield self.end()

@@ -1,1 +1,1 @@
-"""Compilation and recomputation of layers."""
+"""Execution of layers: ``torch.compile``, and activation checkpointing."""

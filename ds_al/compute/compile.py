@@ -1,8 +1,8 @@
-"""``torch.compile`` of the functions of AL layers: each by itself, so that partitions change nothing.
+"""``torch.compile`` of AL layers, each function separately, so that results are independent of the partition.
 
-A graph never reaches from one function into another, shapes are always static, and no function's graphs count
-against another's limit: what is compiled for a layer depends on that layer alone. Random draws stay torch's own
-(``fallback_random``), so they follow the layer's seed, and a compiled layer draws what the plain one draws.
+A graph never spans two functions, shapes are always static, and graphs of one function do not count toward another's
+recompile limit: the compiled code of a layer depends on that layer alone. Random draws remain torch's own
+(``fallback_random``), so they follow the layer's seed, and equal those of the eager layer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ds_al.layer import ALLayer
 def compile_config(
     backend: str, compile_kwargs: Mapping[str, Any] | None, unsupported: Mapping[str, Any]
 ) -> CompileConfig:
-    """The config block that arguments of ``engine.compile`` amount to.
+    """Returns the config block equivalent to arguments of ``engine.compile``.
 
     Raises:
         ALConfigError: an option is not supported.
@@ -37,7 +37,12 @@ def compile_config(
 
 
 def compile_layers(layers: Iterable[tuple[int, ALLayer]], config: CompileConfig, *, dynamic_shape: bool) -> None:
-    """Compiles functions of ``(index in the network, layer)``, each by itself; see :func:`compile_layer`.
+    """Compiles functions of layers in place; see :func:`compile_layer`.
+
+    Args:
+        layers: ``(index in the network, layer)``.
+        config: functions, backend and options.
+        dynamic_shape: whether shapes of micro-batches may change.
 
     Raises:
         ALConfigError: shapes of micro-batches may change.
@@ -52,12 +57,13 @@ def compile_layers(layers: Iterable[tuple[int, ALLayer]], config: CompileConfig,
 
 
 def compile_layer(layer: ALLayer, config: CompileConfig, *, index: int) -> None:
-    """Compiles functions of a layer in place: ``state_dict``, copies and evaluation stay as they are.
+    """Compiles functions of a layer in place, without effect on ``state_dict``, copies and evaluation.
 
-    The compiler runs at the first micro-batch. Of a recomputed f every segment is compiled by itself.
+    The compiler runs at the first micro-batch. Each segment of an f with activation checkpointing is compiled
+    separately.
 
     Args:
-        index: of the layer in the network, for the names of the graphs.
+        index: index of the layer in the network, for the names of the graphs.
     """
     for name in config.functions:
         recomputed = layer.recomputed if name == "f" else None
@@ -77,12 +83,12 @@ def _compile(module: nn.Module, config: CompileConfig, *, name: str) -> None:
     compiled = torch.compile(
         _with_own_code(call, name), backend=config.backend, dynamic=False, fullgraph=True, options=options
     )
-    # The slot that nn.Module.compile() fills: copies and pickles of the module go without it. Evaluation stays plain,
-    # since exits of other stages' layers are decoded with plain copies.
+    # The attribute that nn.Module.compile() sets; copies and pickles of the module omit it. Evaluation stays eager,
+    # since exits of other stages' layers are decoded with eager copies.
     module._compiled_call_impl = lambda *args: (compiled if module.training else plain)(*args)
 
 
 def _with_own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """A copy that shares no code object: by those the compiler keeps graphs, and counts them against its limit."""
+    """Returns a function with its own code object, by which the compiler caches graphs and limits their number."""
     code = function.__code__.replace(co_name=name)
     return types.FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)

@@ -1,1 +1,1 @@
-"""Process groups: the world, the place of a rank in it, and the data parallel replicas of a stage."""
+"""Ranks: initialization of the process group, topology of stages and replicas, and gradient averaging."""

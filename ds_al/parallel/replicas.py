@@ -1,12 +1,12 @@
-"""Data parallel copies of a pipeline: R ranks hold the same stage, and average its gradients before it steps.
+"""Data parallel replicas of a pipeline: R ranks hold the same stage, and average its gradients before it steps.
 
-    ranks of 2 stages x 2 copies        what travels
-    copy 0   0 ---> 2                   --->  activations, downstream, within a copy
-    copy 1   1 ---> 3                    |    gradients' mean, within a stage
-             |      |
+    ranks of 2 stages x 2 replicas      communication
+    replica 0   0 ---> 2                --->  activations, downstream, within a replica
+    replica 1   1 ---> 3                 |    averaged gradients, within a stage
+                |      |
 
-Micro-batch m of copy r is number m R + r of the whole job: so its data, and its random draws, are those of one
-process that takes R micro-batches for each of this stage's. No stage waits for another stage.
+Micro-batch m of replica r has number m R + r in the whole job, so its data and random draws equal those of one process
+that accumulates R micro-batches for each of this stage's. No stage waits for another stage.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 
 class Replicas:
-    """The copies of one stage.
+    """Data parallel replicas of one stage.
 
     Args:
-        index: this rank's copy, r.
-        count: number of copies, R.
+        index: index of this rank's replica, r.
+        count: number of replicas, R.
         group: process group of the ranks that hold the same stage.
     """
 
@@ -32,13 +32,13 @@ class Replicas:
         self.index, self.count, self.group = index, count, group
 
     def number(self, micro_batch: int) -> int:
-        """The number in the whole job of this copy's micro-batch, both from 0."""
+        """Returns the number in the whole job of a micro-batch of this replica, both from 0."""
         return micro_batch * self.count + self.index
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replaces the gradients by their means over the copies: one message per dtype.
+        """Averages the gradients over the replicas in place, with one all-reduce per dtype.
 
-        A parameter without a gradient is left alone: all copies run the same layers, so none has one.
+        A parameter without a gradient is skipped: all replicas run the same layers, so it has none on any of them.
         """
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
         for parameter in parameters:
@@ -52,11 +52,11 @@ class Replicas:
                 gradient.copy_(mean.view_as(gradient))
 
     def broadcast(self, value: Tensor, *, source: int) -> None:
-        """Overwrites a tensor by that of one copy; on every rank of the stage."""
+        """Broadcasts a tensor in place from one replica. Every rank of the stage must call it."""
         dist.broadcast(value, dist.get_global_rank(self.group, source), group=self.group)
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over the copies; on every rank of the stage."""
+        """Returns the mean of a tensor over the replicas. Every rank of the stage must call it."""
         if self.count == 1:
             return value
         total = value.clone()

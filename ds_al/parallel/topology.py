@@ -1,4 +1,4 @@
-"""Where a rank is: its stage, its replica, its neighbours, and the process groups of both.
+"""Topology of a rank: its stage, its replica, its neighbours, and their process groups.
 
 ::
 
@@ -20,7 +20,7 @@ from ds_al import host
 
 @dataclass(frozen=True)
 class StageTopology:
-    """The place of this rank in DeepSpeed's grid.
+    """Place of this rank in DeepSpeed's grid.
 
     Attributes:
         rank: global rank.
@@ -28,7 +28,7 @@ class StageTopology:
         replica, replicas: index of the data parallel replica of the pipeline, and number of replicas, R.
         pipeline: global ranks of this replica, by stage.
         same_stage: global ranks of this stage, by replica.
-        pipelines: ``pipeline`` of every replica, alike on all ranks.
+        pipelines: ``pipeline`` of every replica, equal on all ranks.
         pipeline_group, replica_group: process groups of ``pipeline`` and of ``same_stage``.
     """
 
@@ -45,7 +45,7 @@ class StageTopology:
 
     @classmethod
     def of(cls, module: PipelineModule) -> StageTopology:
-        """Reads the grid of a module."""
+        """Reads the topology from the grid of a module."""
         grid = host.grid(module)
         stage, stages, replicas = grid.get_stage_id(), grid.pipe_parallel_size, grid.get_data_parallel_world_size()
         return cls(
@@ -72,7 +72,7 @@ class StageTopology:
         return self.stage == self.stages - 1
 
     def gather(self, value: Any) -> list[Any]:
-        """Returns the values of all stages, in their order; drains the pipeline. Every rank must call it."""
+        """Returns the values of all stages, in order; drains the pipeline. Every rank must call it."""
         values: list[Any] = [None] * self.stages
         dist.all_gather_object(values, value, group=self.pipeline_group)
         return values
@@ -82,6 +82,6 @@ class StageTopology:
         dist.barrier(group=self.pipeline_group)
 
     def new_pipeline_group(self) -> Any:
-        """Makes one more process group of this replica's stages. Every rank of the job must call it."""
-        groups = {ranks: dist.new_group(list(ranks)) for ranks in self.pipelines}  # torch asks all ranks for all groups
+        """Creates another process group of this replica's stages. Every rank of the job must call it."""
+        groups = {ranks: dist.new_group(list(ranks)) for ranks in self.pipelines}  # all ranks must create all groups
         return groups.get(self.pipeline)

@@ -1,9 +1,8 @@
-"""Joins the ranks, and gives back at once what DeepSpeed would leave behind.
+"""Initialization of the process group, without the shared-memory leak of DeepSpeed's CPU backend.
 
-On CPU every rank that the ``deepspeed`` command starts on one machine fills a buffer of 66 MiB in ``/dev/shm`` for
-its all-reduce and never removes it: the memory of a machine goes with the number of runs that it has seen. A segment
-lives on without its name for as long as somebody has it open, so the names go as soon as all ranks have opened each
-other's.
+On CPU every rank that the ``deepspeed`` command starts on one machine allocates a buffer of 66 MiB in ``/dev/shm`` for
+its all-reduce and never removes it, so each run would occupy memory until the machine reboots. A segment remains usable
+without a name while a process has it open, so the names are removed as soon as all ranks have opened each other's.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ _LAUNCHED = (
     *("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"),
     *("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID", "AZUREML_EXPERIMENT_ID", "SM_TRAINING_ENV"),
 )
-"""One of these is there in a process that torchrun, the ``deepspeed`` command, MPI or a cluster has started."""
+"""Environment variables of which torchrun, the ``deepspeed`` command, MPI or a cluster sets at least one."""
 _unnamed = False
 
 
 def join_world(**options: Any) -> None:
-    """``deepspeed.init_distributed(**options)``, if that has not been called; then no shared memory outlives the ranks.
+    """Calls ``deepspeed.init_distributed(**options)`` unless it was called, and unlinks its shared memory.
 
-    All ranks call it. A second call does nothing. A process that nothing has launched, ``python script.py``, is a world
-    of its own.
+    All ranks must call it. A second call does nothing. A process without a launcher, ``python script.py``, becomes a
+    world of one rank.
     """
     global _unnamed
-    import deepspeed  # late: who only starts ranks needs no engine
+    import deepspeed  # late: the launcher of ranks needs no engine
     import torch.distributed as dist
 
     if not dist.is_initialized():
@@ -37,12 +36,12 @@ def join_world(**options: Any) -> None:
         deepspeed.init_distributed(**options)
     if not _unnamed:
         _unnamed = True
-        dist.barrier()  # until then a rank may still have to open the buffers of others
+        dist.barrier()  # until then another rank may not have opened this one's buffer
         remove_buffers(os.environ.get("MASTER_PORT", ""), rank=dist.get_rank())
 
 
 def _stand_alone() -> None:
-    """Sets what a launcher would, where none has: DeepSpeed would look for MPI, and fail without it."""
+    """Sets the environment variables of a launcher if none is set: DeepSpeed would require MPI otherwise."""
     if any(name in os.environ for name in _LAUNCHED):
         return
     with socket.socket() as probe:
@@ -53,7 +52,7 @@ def _stand_alone() -> None:
 
 
 def remove_buffers(port: int | str, *, rank: int | None = None) -> None:
-    """Removes what the ranks that met at this port, or one of them, hold in ``/dev/shm`` under a name."""
+    """Unlinks the ``/dev/shm`` buffers of a job, identified by its master port, or of one of its ranks."""
     last = "*" if rank is None else rank
     for path in _FOLDER.glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*_{port}_{last}"):
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Predicted time of every schedule, computed from the time of each instruction, and advice on which one to use."""
+"""Prediction of time, bubble, memory and traffic of every method by simulation or formula, and advice which to use."""
 
 from ds_al.planner.advice import advice, break_even
 from ds_al.planner.formulas import bubble_formula, ideal_seconds

@@ -1,4 +1,4 @@
-"""Which method to take, said plainly, also where it is not this library's."""
+"""Advice which method to use, including methods of other libraries."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ _NAMES = {
     "bp_1f1b": "1F1B",
     "bp_gpipe": "GPipe, if its memory is there, or 1F1B",
 }
-_LEVEL = 1e-6  # relative; a smaller lead is none
+_LEVEL = 1e-6  # relative difference below which two times count as equal
 
 
 def advice(predictions: Sequence[Prediction], work: Work, *, even: int | None, most: int | None = None) -> str:
-    """Which method to take, of predictions that share P and M, in one or two sentences.
+    """Returns advice which method to use, in one or two sentences.
 
     Args:
-        even: what :func:`break_even` gave.
-        most: up to which M it looked; by default its own.
+        predictions: predictions for one P and M.
+        work: cost of the network.
+        even: result of :func:`break_even`.
+        most: largest M that it searched; by default its own default.
     """
     best = min(predictions, key=attrgetter("seconds"))
     streaming = next(each for each in predictions if each.method == "streaming")
@@ -47,15 +49,15 @@ def advice(predictions: Sequence[Prediction], work: Work, *, even: int | None, m
 
 
 def break_even(work: Work, *, stages: int, machines: Machines | None = None, most: int = 10_000) -> int | None:
-    """The least M at which 1F1B is no slower than streaming; ``None`` if there is none up to ``most``.
+    """Returns the least M at which 1F1B is no slower than streaming; ``None`` if there is none up to ``most``.
 
-    The more micro-batches a batch has, the less 1F1B loses to its bubble, and streaming goes on paying rho and a
-    step per micro-batch. Both times grow by as much with every micro-batch once the pipeline is full, so beyond
-    ``4 P`` (128 with more stages) the M is where two lines cross.
+    With more micro-batches per batch, 1F1B's bubble shrinks, while streaming pays rho and a step for each micro-batch.
+    Once the pipeline is full, both times grow linearly in M, so beyond ``4 P`` (at most 128) the result is the
+    intersection of two lines.
     """
 
     def lead(m: int) -> float:
-        """Seconds by which streaming is faster."""
+        """Returns the seconds by which streaming is faster."""
         bp, al = (
             predict(name, work, stages=stages, micro_batches=m, machines=machines).seconds
             for name in ("bp_1f1b", "streaming")
@@ -69,7 +71,7 @@ def break_even(work: Work, *, stages: int, machines: Machines | None = None, mos
         crossing = math.inf if slope >= -1e-15 else far - lead(far) / slope
         whole = math.ceil(crossing - 1e-6) if crossing < most else most + 1
         return whole if whole <= most else None
-    low, high = 0, far  # streaming wins below, or at 0; 1F1B does at high
+    low, high = 0, far  # streaming is faster at low, unless that is 0; 1F1B is no slower at high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if lead(middle) > 0 else (low, middle)

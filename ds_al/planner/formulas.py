@@ -1,4 +1,4 @@
-"""Closed forms for equal stages on which nothing but forwards and backwards takes time."""
+"""Closed formulas of time and bubble fraction, for equal stages on which only forwards and backwards take time."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from __future__ import annotations
 def ideal_seconds(
     method: str, *, stages: int, micro_batches: int, batches: int, forward: float, backward: float
 ) -> float:
-    """Time of ``batches`` batches if nothing but forwards and backwards took time, on equal stages.
+    """Returns the time of ``batches`` batches if only forwards and backwards take time, on equal stages.
 
     Args:
         method: a name of :data:`~ds_al.schedule.AL_SCHEDULES` or :data:`~ds_al.schedule.BACKPROP_SCHEDULES`.
-        forward, backward: seconds per micro-batch and stage. The AL form's own, bridge included.
+        stages: number of stages, P.
+        micro_batches: micro-batches per batch, M.
+        batches: number of batches.
+        forward, backward: seconds per micro-batch and stage; for AL methods those of the AL form, including bridges.
     """
     p, m, n, f, b = stages, micro_batches, batches, forward, backward
     return {
@@ -27,7 +30,7 @@ def ideal_seconds(
 def bubble_formula(
     method: str, *, stages: int, micro_batches: int, batches: int, forward: float, backward: float
 ) -> float:
-    """Share of :func:`ideal_seconds` in which a stage does not compute. Arguments as there."""
+    """Returns the share of :func:`ideal_seconds` in which a stage does not compute. Same arguments."""
     ideal = ideal_seconds(
         method, stages=stages, micro_batches=micro_batches, batches=batches, forward=forward, backward=backward
     )

@@ -1,7 +1,7 @@
-"""From a config file to what a planner must know: the network is counted on the meta device, or timed on this one.
+"""Cost of a config's network for the planner, counted on the meta device or measured on this machine.
 
-Counted: operations, parameters, bytes. They become seconds by two rates of a device, which are assumptions: operations
-per second that training reaches, and bytes per second of its memory, for the optimizer step.
+Operations, parameters and bytes are counted, and converted to seconds by two assumed rates of a device: operations per
+second achieved in training, and memory bytes per second, for the optimizer step.
 """
 
 from __future__ import annotations
@@ -40,41 +40,41 @@ _IMAGES: dict[str, tuple[tuple[int, ...], int]] = {
 }
 _TEXTS = {"ag_news": 4, "dbpedia_14": 14, "imdb": 2, "sst2": 2}
 STEP_BYTES = 28
-"""Read and written per parameter by a step of AdamW in fp32: parameter, gradient and two means in, all but one out."""
-_SAMPLES = 2  # where a network needs values; batch norm refuses a single one
+"""Bytes per parameter of an fp32 AdamW step: reads parameter, gradient and two means, writes all but the gradient."""
+_SAMPLES = 2  # micro-batch of networks that cannot run on the meta device; batch norm rejects a single sample
 
 
 @dataclass(frozen=True)
 class Device:
-    """What turns counts into seconds."""
+    """Assumed rates of a device, which convert counts to seconds."""
 
     flops: float = 10e12
-    """Operations per second that training reaches, not those of a data sheet."""
+    """Operations per second achieved in training, not the peak of a data sheet."""
     memory_bytes_per_second: float = 500e9
 
     @property
     def says(self) -> str:
-        """In words."""
+        """Description for display."""
         return f"{self.flops / 1e12:g} TFLOP/s and {self.memory_bytes_per_second / 1e9:g} GB/s of memory (assumed)"
 
 
 @dataclass(frozen=True)
 class Network:
-    """A config's network, in both forms."""
+    """Network of a config, in AL form and as backprop twin."""
 
     al: Sequence[ALLayerSpec]
     twin: Sequence[LayerSpec]
     facts: DataFacts
     micro_batch: int
-    """Samples."""
+    """Samples per micro-batch."""
     config: ALConfig
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Network:
-        """That of a config for ``run/train.py``. A set that is not known by name is loaded.
+        """Builds the network of a config for ``run/train.py``. A data set that is not known by name is loaded.
 
         Raises:
-            ALConfigError: a block is missing, or holds what training would refuse.
+            ALConfigError: a block is missing, or has a key or value that training would refuse.
         """
         experiment, block = experiment_config(config), al_config(config)
         size = config.get("train_micro_batch_size_per_gpu")
@@ -93,7 +93,7 @@ class Network:
 
     @property
     def machines(self) -> Machines:
-        """Equal machines with the queues and steps of the config."""
+        """Equal machines with the queue depths and steps of the config."""
         return Machines(
             queue_depth=self.config.queue_depth,
             receive_slots=self.config.receive_slots,
@@ -101,14 +101,14 @@ class Network:
         )
 
     def work(self, device: Device) -> Work:
-        """What it costs by operations and bytes, on a device of these rates."""
+        """Returns the cost by counted operations and bytes, on a device of these rates."""
         cost = self._cost()
         seconds = self.micro_batch * cost.twin.flops / device.flops
         step = STEP_BYTES * cost.twin.parameters / device.memory_bytes_per_second
         return self._work(cost, forward=seconds / 3, backward=seconds * 2 / 3, step=step, rho=cost.rho)
 
     def measured(self, *, repeat: int = 5) -> Work:
-        """What it takes on this machine's device, medians of some repetitions after a warm-up."""
+        """Returns the cost measured on this machine's device: medians of repetitions after a warm-up."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         classes = len(self.facts.classes)
         layers = list(
@@ -149,7 +149,7 @@ class Network:
     ) -> Work:
         sizes = self._sizes()
         blocks = [float(layer.f.flops) for layer in cost.layers]
-        # What the twin has beside them: the gradients of all blocks' inputs but the first's, and a head.
+        # Scale the blocks to the twin, which also computes gradients of all block inputs but the first, and a head.
         later = sum(blocks[1:])
         blocks[1:] = [block * (cost.twin.flops - blocks[0]) / later if later else block for block in blocks[1:]]
         layers = zip(al or [layer.total.flops for layer in cost.layers], blocks, sizes.messages, strict=True)
@@ -170,13 +170,13 @@ class Network:
     def _sizes(self) -> _Sizes:
         try:
             return _sizes(self, "meta", self.micro_batch)
-        except Exception:  # whatever an operation raises that needs values
+        except Exception:  # any error of an operation that needs values
             return _sizes(self, "cpu", _SAMPLES)
 
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Bytes per micro-batch."""
+    """Sizes of a network in bytes per micro-batch."""
 
     messages: list[float]
     target: float
@@ -215,7 +215,7 @@ def _sizes(network: Network, device: str, samples: int) -> _Sizes:
 
 @contextmanager
 def saved_bytes(exclude: Any) -> Iterator[Callable[[], int]]:
-    """Counts what autograd saves inside, storages once; also of tensors on the meta device, which have no address.
+    """Counts the bytes that autograd saves inside, each storage once; unlike ActivationMeter also on the meta device.
 
     Args:
         exclude: tensors that do not count.
@@ -242,7 +242,7 @@ def _bytes(value: Any) -> int:
 
 
 def _known(data: DataConfig) -> DataFacts | None:
-    """What the engine needs to know of a set, by its name alone; texts are of full length."""
+    """Returns the facts of a data set known by name, with texts of full length; ``None`` for others."""
     if data.path is not None:
         return None
     if data.name in _IMAGES:
@@ -270,7 +270,7 @@ def _facts(kind: Any, shape: tuple[int, ...], classes: int, *, vocabulary: int |
 def _time_twin(
     modules: Sequence[nn.Module], example: Any, *, device: torch.device, repeat: int
 ) -> tuple[float, float, float]:
-    """Median seconds of the twin's forward, backward and AdamW step on one micro-batch."""
+    """Measures median seconds of the twin's forward, backward and AdamW step on one micro-batch."""
     chain = nn.ModuleList(modules).to(device).train()
     x = tuple(part.to(device) for part in example) if isinstance(example, tuple) else example.to(device)
     labels = torch.zeros(len(first(x)), dtype=torch.int64, device=device)

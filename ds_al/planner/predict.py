@@ -1,22 +1,22 @@
-"""Time, bubble, memory and bytes of every method for a network cut into P stages, on links of some speed.
+"""Predicts time, bubble, memory and traffic of every method for a network partitioned into P stages.
 
 Symbols: P stages, M micro-batches per batch; F, B seconds of the twin's forward and backward of one micro-batch
-through the whole network; u seconds of one optimizer step of the whole network; rho the AL form's compute over
-the twin's.
+through the whole network; u seconds of one optimizer step of the whole network; rho the ratio of the AL form's compute
+to the twin's.
 
-What has a schedule in ds_al is simulated. Of three methods that it does not run, the time is a published formula:
+Methods with a schedule in ds_al are simulated. The times of three methods that it does not run are published formulas:
 
     bp_interleaved  M (F + B) / P + (P - 1) (F + B) / (P v) + u / P    v = 2 chunks a stage; Narayanan et al., SC 2021,
                                                                        arXiv 2104.04473, section 2.2
     bp_zero_bubble  M (F + B) / P + u / P                              ZB-2P, where F = B_input = B_weights; Qi et al.,
                                                                        ICLR 2024, arXiv 2401.10241, section 2
-    bp_dp           ceil(M / P) (F + B) + u + what is left of a ring   2 (P - 1) / P of the gradients, in 2 (P - 1)
-                    all-reduce beyond one backward                     messages; Patarasu & Yuan, JPDC 2009
+    bp_dp           ceil(M / P) (F + B) + u + excess of a ring         2 (P - 1) / P of the gradients, in 2 (P - 1)
+                    all-reduce over one backward                       messages; Patarasu & Yuan, JPDC 2009
 
-In the first two messages cost nothing. No synchronous pipeline can do without them, so their time is at least what
-the busiest link takes, and what it takes the last micro-batch to go to the last stage and its gradient to come back.
-Both are lower bounds: these methods may be slower than said, not faster. The same holds for data parallel training,
-whose exchange is taken to hide behind a backward as well as it can.
+The first two formulas neglect messages. Every synchronous pipeline needs them, so the prediction is at least the
+transfer time of the busiest link, and at least the round trip of the last micro-batch: its activations to the last
+stage, and its gradients back. Both are lower bounds: these methods may be slower than predicted, not faster. The same
+holds for data parallel training, whose all-reduce is assumed to overlap with a backward as much as possible.
 """
 
 from __future__ import annotations
@@ -32,40 +32,40 @@ from ds_al.planner.work import Machines, Work
 
 AL = ("streaming", "forward_first", "parallel_backward", "sequential")
 SIMULATED = (*AL, "bp_1f1b", "bp_gpipe", "bp_naive")
-"""Methods whose schedule is run."""
+"""Methods whose schedules are simulated."""
 BY_FORMULA = ("bp_interleaved", "bp_zero_bubble", "bp_dp")
-"""Methods that ds_al does not run: an engine of its own for each is elsewhere."""
+"""Methods predicted by formula."""
 METHODS = (*SIMULATED, *BY_FORMULA)
 COMPARED = ("streaming", "forward_first", "bp_1f1b", "bp_gpipe", *BY_FORMULA)
-"""Methods among which advice is given: the others never are the fastest."""
-_SERIAL = ("parallel_backward", "sequential", "bp_naive")  # no micro-batch begins before the one before it has ended
-_CHUNKS = 2  # of an interleaved pipeline, per stage
-_STATES = 4  # of a parameter: itself, its gradient, AdamW's two running means
+"""Methods compared for advice: the others are never the fastest."""
+_SERIAL = ("parallel_backward", "sequential", "bp_naive")  # micro-batches do not overlap
+_CHUNKS = 2  # per stage of an interleaved pipeline
+_STATES = 4  # tensors per parameter: itself, its gradient, AdamW's two running means
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one method would take."""
+    """Predicted time, bubble, memory and traffic of one method."""
 
     method: str
     stages: int
     micro_batches: int
     seconds: float
-    """Per batch, once the pipeline runs."""
+    """Seconds per batch in steady state."""
     spread: float
-    """Standard deviation of it over random runs; 0 without jitter."""
+    """Standard deviation of ``seconds`` over random runs; 0 without jitter."""
     bubble: float
     """Share of the time in which a stage does not compute, mean of all stages."""
     bubble_least: float
-    """That of the busiest stage."""
+    """Bubble of the busiest stage."""
     bubble_most: float
-    """That of the idlest stage."""
+    """Bubble of the least busy stage."""
     graphs: int
-    """Micro-batches whose activations the fullest stage holds for backward."""
+    """Peak number of micro-batches whose activations a stage holds for backward."""
     memory_bytes: float
-    """Held by the fullest stage: parameters, gradients, AdamW's state, activations, messages."""
+    """Peak memory of a stage: parameters, gradients, AdamW's state, activations, messages."""
     bytes_per_batch: float
-    """Sent by one stage to its neighbours, the one that sends most, or by one replica to the others."""
+    """Bytes sent to its neighbours by the stage that sends most, or by one replica to the others."""
 
 
 def predict(
@@ -75,13 +75,14 @@ def predict(
 
     Args:
         method: a name of :data:`METHODS`.
-        stages: P; for ``bp_dp`` the number of replicas.
-        micro_batches: M.
-        machines: what the stages run on; by default equal machines and messages that cost nothing.
+        work: cost of the network.
+        stages: number of stages, P; for ``bp_dp`` of replicas.
+        micro_batches: micro-batches per batch, M.
+        machines: machines of the stages; by default equal machines and messages without cost.
 
     Raises:
-        ValueError: the method is unknown, a number is less than 1, links or speeds are not as many as needed, or
-            a formula is asked for what it does not know, jitter.
+        ValueError: the method is unknown, a number is less than 1, the number of links or speeds does not match, or
+            jitter is given for a method predicted by formula.
     """
     if method not in METHODS:
         raise ValueError(f"got method {method!r}: expected one of {', '.join(METHODS)}")
@@ -103,7 +104,7 @@ def grid(
     machines: Machines | None = None,
     methods: tuple[str, ...] = COMPARED,
 ) -> Iterator[Prediction]:
-    """All these methods on every number of stages and micro-batches."""
+    """Yields predictions of all methods for every number of stages and of micro-batches."""
     for p in stages:
         for m in micro_batches:
             for method in methods:
@@ -144,10 +145,10 @@ def _simulated(method: str, work: Work, stages: int, micro_batches: int, machine
 def _seconds(
     method: str, costs: list[StageCost], sizes: list[float], micro_batches: int, machines: Machines
 ) -> np.ndarray:
-    """Seconds per batch, ``(R,)``: what one more batch takes, when those before it have filled the pipeline."""
+    """Returns seconds per batch, ``(R,)``: the time of one more batch once the pipeline is full."""
     stages = len(costs)
     links = machines.each_link(stages)
-    # Batches that drain the pipeline are all alike; with jitter the mean of several counts.
+    # All batches that drain the pipeline take equally long; with jitter the result is the mean of several.
     batches = 3 if method == "streaming" else 2
     run = partial(
         stage_ends,
@@ -160,7 +161,7 @@ def _seconds(
         transfer=[size / link.bytes_per_second for size, link in zip(sizes, links, strict=True)],
     )
     if machines.jitter is None and method in _SERIAL and machines.steps_per_batch is None and micro_batches > 2:
-        # What does not overlap takes as long every time.
+        # Micro-batches that do not overlap take equally long.
         one, two = (_last_batch(run(micro_batches=m, batches=batches)) for m in (1, 2))
         return one + (micro_batches - 1) * (two - one)
     factors, first = None, batches - 1
@@ -184,13 +185,13 @@ def _by_formula(method: str, work: Work, stages: int, micro_batches: int, machin
         return _data_parallel(work, p, m, machines)
     shares, sizes = work.shares(p, local=False)
     links = machines.each_link(p)
-    times = np.array(shares) / np.array(machines.each_speed(p))  # of each stage, where the whole network takes 1
+    times = np.array(shares) / np.array(machines.each_speed(p))  # of each stage, as a share of the whole network's
     transfers = [size / link.bytes_per_second for size, link in zip(sizes, links, strict=True)]
     chunks = _CHUNKS if method == "bp_interleaved" else 1
     pace = (work.forward + work.backward) * times
     formula = (m + ((p - 1) / chunks if chunks > 1 else 0)) * pace.max()  # the slowest stage sets the pace
     busiest_link = m * chunks * max(transfers, default=0.0)
-    # The last micro-batch starts after the first chunk's other forwards; its gradient comes all the way back.
+    # The last micro-batch starts after the other forwards of the first chunk; its gradients return to the first stage.
     started = (m - 1) * work.forward * times[0] / chunks
     hops = chunks * sum(transfer + link.latency for transfer, link in zip(transfers, links, strict=True))
     round_trip = started + (work.forward + work.backward / 2) * times.sum() + 2 * hops

@@ -1,4 +1,4 @@
-"""Predictions as a table for the terminal and as a picture; speeds of links as people write them."""
+"""Display of predictions as tables and figures, and parsing of link speeds."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12}
 
 
 def bytes_per_second(speed: str) -> float:
-    """``"1gbit"``, ``"100mbit"`` and the like as bytes per second.
+    """Converts a speed such as ``"1gbit"`` or ``"100mbit"`` to bytes per second.
 
     Raises:
-        ValueError: it is not a number and a unit of bits per second.
+        ValueError: the text is not a number above 0 and a unit of bits per second.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit|tbit)", speed.strip().lower())
     if match is None or float(match[1]) == 0:
@@ -29,7 +29,7 @@ def bytes_per_second(speed: str) -> float:
 
 
 def table(predictions: Sequence[Prediction]) -> RichTable:
-    """A row per prediction; the fastest of each P and M is marked."""
+    """Builds a table for the terminal with a row per prediction; the fastest for each P and M is marked."""
     rows, ends = [], []
     for own in cases(predictions):
         best = min(each.seconds for each in own)
@@ -54,7 +54,7 @@ def table(predictions: Sequence[Prediction]) -> RichTable:
 
 
 def markdown(predictions: Sequence[Prediction]) -> str:
-    """The same rows as a table for a document; the fastest of each P and M is bold."""
+    """Builds the same table in Markdown; the fastest for each P and M is bold."""
     columns = (
         *("P", "M", "method", "ms per batch", "times the best"),
         *("bubble (least to most)", "MB held", "MB sent"),
@@ -80,16 +80,16 @@ def markdown(predictions: Sequence[Prediction]) -> str:
 
 
 def cases(predictions: Sequence[Prediction]) -> list[list[Prediction]]:
-    """Those that share P and M, together."""
+    """Groups predictions by P and M."""
     keys = dict.fromkeys((each.stages, each.micro_batches) for each in predictions)
     return [[each for each in predictions if (each.stages, each.micro_batches) == key] for key in keys]
 
 
 def draw(predictions: Sequence[Prediction], path: Path) -> list[Path]:
-    """Draws the time per batch over M, as a multiple of the fastest method's: one panel per number of stages.
+    """Draws the time per batch over M, as a multiple of the fastest method's, with one panel per number of stages.
 
     Returns:
-        The files: PNG and SVG.
+        The paths of the PNG and SVG files.
     """
     counts = sorted({each.stages for each in predictions})
     panels = [_panel([each for each in predictions if each.stages == p], title=f"P = {p}") for p in counts]

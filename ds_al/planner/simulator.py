@@ -1,9 +1,9 @@
-"""Runs the schedules themselves, on stages whose instructions take given times: which stage would compute what when.
+"""Simulator of schedules: executes their instructions on stages with given costs, and returns when each one runs.
 
-The instructions come from the generators that the engines execute (:mod:`ds_al.schedule`), so a schedule is
-described once. In every round each stage that can go on executes one instruction, and numpy does so for all stages,
-and for all repetitions of a random run, at once: 1,024 stages take seconds. Which instruction comes after which does
-not depend on how long they take, so repetitions with other times pass through the same rounds.
+The instructions come from the generators that the engines execute (:mod:`ds_al.schedule`), so each schedule is
+defined once. In every round each stage that is not blocked executes one instruction, vectorized by numpy over all
+stages and all repetitions of a random run: 1,024 stages take seconds. The order of instructions does not depend on
+their duration, so repetitions with different times share the same rounds.
 
 Shapes: ``P`` stages, ``N`` micro-batches of all batches together, ``R`` repetitions.
 """
@@ -36,14 +36,14 @@ _COMPUTING = [_CODE[name] for name in ("ForwardPass", "BackwardPass", "Optimizer
 
 @dataclass(frozen=True)
 class StageCost:
-    """Seconds that the instructions of one stage take."""
+    """Cost of one stage's instructions in seconds."""
 
     forward: float
-    """Of one micro-batch."""
+    """Forward of one micro-batch."""
     backward: float
-    """Of one micro-batch."""
+    """Backward of one micro-batch."""
     step: float = 0.0
-    """Of one optimizer step."""
+    """One optimizer step."""
 
 
 def simulate(
@@ -58,27 +58,26 @@ def simulate(
     latency: ArrayLike = 0.0,
     transfer: ArrayLike = 0.0,
 ) -> list[Event]:
-    """Events of all stages, if nothing but forwards, backwards, steps and messages took time.
+    """Simulates the events of all stages if only forwards, backwards, steps and messages take time.
 
-    The events are like those of a recorded run, so the same functions draw and analyse both. Instructions that take
+    The events have the format of a recorded run, so the same functions draw and analyse both. Instructions that take
     no time and wait for nothing have no event.
 
     Args:
         method: a name of :data:`~ds_al.schedule.AL_SCHEDULES` or :data:`~ds_al.schedule.BACKPROP_SCHEDULES`.
-        costs: of each stage, in their order; they need not be equal.
+        costs: cost of each stage, in order; they may differ.
         micro_batches: micro-batches per batch, M.
-        batches: batches that follow one another.
+        batches: number of consecutive batches.
         steps_per_batch: optimizer steps per batch of an AL schedule; by default M.
-        queue_depth: messages that an AL stage may have under way.
-        receive_slots: messages that an AL stage holds of its predecessor: one in use, the others received ahead.
-        latency: seconds that a message takes to arrive, whatever its size; one for all, or one for each of the
+        queue_depth: maximum number of messages that an AL stage has in flight.
+        receive_slots: messages that an AL stage buffers of its predecessor: one in use, the others received ahead.
+        latency: latency of a message in seconds, independent of its size; one for all, or one for each of the
             ``P - 1`` links.
-        transfer: seconds for which a message occupies the link, one of each direction between neighbours; one for
-            all, or ``P - 1``. An AL stage computes meanwhile; back-propagation sends as DeepSpeed does, by calls that
-            block for as long.
+        transfer: seconds for which a message occupies the link, which is full duplex; one for all, or ``P - 1``. An AL
+            stage computes meanwhile; back-propagation sends with DeepSpeed's calls, which block for as long.
 
     Raises:
-        RuntimeError: the schedules of the stages wait for each other.
+        RuntimeError: the schedules deadlock.
     """
     run = _run(
         method,
@@ -109,16 +108,16 @@ def stage_ends(
     transfer: ArrayLike = 0.0,
     factors: Times | None = None,
 ) -> Times:
-    """When the computations of each batch were done on each stage, ``(P, batches, R)`` seconds after the start.
+    """Returns when each stage completed the computations of each batch, ``(P, batches, R)`` seconds after the start.
 
     Args:
-        method, costs, micro_batches, batches, steps_per_batch, queue_depth, receive_slots, latency, transfer: as of
+        method, costs, micro_batches, batches, steps_per_batch, queue_depth, receive_slots, latency, transfer: as for
             :func:`simulate`.
-        factors: ``(P, N, R)``, by which forward and backward of a micro-batch take longer on a stage; without
-            them R is 1.
+        factors: ``(P, N, R)``, multiply the time of forward and backward of a micro-batch on a stage; R is 1 without
+            factors.
 
     Raises:
-        RuntimeError: the schedules of the stages wait for each other.
+        RuntimeError: the schedules deadlock.
     """
     return _run(
         method,
@@ -137,20 +136,20 @@ def stage_ends(
 def instruction_names(
     method: str, micro_batches: int, stages: int, stage: int, steps_per_batch: int | None = None
 ) -> list[str]:
-    """The instructions of a stage for one batch, by the names of their classes."""
+    """Returns the class names of a stage's instructions for one batch."""
     schedule: PipeSchedule
     if method in AL_SCHEDULES:
         schedule = AL_SCHEDULES[method](micro_batches, stages, stage, steps_per_batch or micro_batches)
     else:
         schedule = BACKPROP_SCHEDULES[method](micro_batches, stages, stage)
     names = [type(instruction).__name__ for step in schedule for instruction in step]
-    # DeepSpeed's last stage tells all others the loss of every batch.
+    # DeepSpeed's last stage broadcasts the loss of every batch.
     return names if method in AL_SCHEDULES else [*names, "LossBroadcast"]
 
 
 @lru_cache(maxsize=16)
 def _program(method: str, micro_batches: int, stages: int, batches: int, steps_per_batch: int | None) -> NDArray[Any]:
-    """Operations of every stage, ``(P, length)`` numbers; a batch's last computation is followed by its end."""
+    """Returns the operation codes of every stage, ``(P, length)``; EndOfBatch follows a batch's last computation."""
     rows, known = [], {}
     for stage in range(stages):
         names = instruction_names(method, micro_batches, stages, stage, steps_per_batch)
@@ -180,8 +179,8 @@ def _run(
     factors: Times | None = None,
     events: list[Event] | None = None,
 ) -> _Simulation:
-    """Simulates until no stage has anything left."""
-    links = np.full(len(costs), np.nan)  # a stage's link to the next one; the last has none
+    """Simulates until all stages have finished."""
+    links = np.full(len(costs), np.nan)  # link of each stage to the next one; the last has none
     run = _Simulation(
         _program(method, micro_batches, len(costs), batches, steps_per_batch),
         np.array([(cost.forward, cost.backward, cost.step) for cost in costs], dtype=float),
@@ -210,8 +209,8 @@ class _Simulation:
     """Simulator state: per-stage clocks and execution counts and, where other stages depend on them, completion times.
 
     Args:
-        queue_depth: of an AL schedule; ``None`` for back-propagation, whose sends block.
-        events: where executed operations are recorded, of a simulation with ``R = 1``.
+        queue_depth: queue depth of an AL schedule; ``None`` for back-propagation, whose sends block.
+        events: list to append executed operations to, for a simulation with ``R = 1``.
     """
 
     def __init__(
@@ -235,26 +234,26 @@ class _Simulation:
         self.stages = np.arange(stages)
         self.place = np.zeros(stages, dtype=np.int64)
         self.clock = np.zeros((stages, repeats))
-        self.waited = np.zeros((stages, repeats))  # in the operation that was executed last
+        self.waited = np.zeros((stages, repeats))  # in the latest operation
         self.counts = np.zeros((len(_OPERATIONS), stages), dtype=np.int64)
         self.marks = np.zeros((stages, batches, repeats))
-        self.broadcast = np.zeros((batches, repeats))  # when the last stage came to tell the loss
+        self.broadcast = np.zeros((batches, repeats))  # start of the loss broadcast on the last stage
         shape = (stages, total, repeats)
-        self.activation_sent = np.zeros(shape)  # through the link but for its latency
+        self.activation_sent = np.zeros(shape)  # end of the transfer, before the latency
         self.gradient_sent = np.zeros(shape if queue_depth is None else (1, 1, 1))
         self.backward_end = np.zeros(shape if queue_depth is not None else (1, 1, 1))
 
     def done(self) -> bool:
-        """Whether no stage has anything left."""
+        """Whether all stages have finished."""
         return bool((self.program[self.stages, self.place] == _CODE["EndOfRun"]).all())
 
     def waiting(self) -> str:
-        """The operation in which each stage waits that has any left."""
+        """Describes the operation in which each unfinished stage waits."""
         names = [_OPERATIONS[code] for code in self.program[self.stages, self.place]]
         return ", ".join(f"stage {stage} in {name}" for stage, name in enumerate(names) if name != "EndOfRun")
 
     def advance(self) -> bool:
-        """Executes an operation on every stage that can. Returns whether there was one."""
+        """Executes one operation on every stage that is not blocked. Returns whether there was any."""
         operations = self.program[self.stages, self.place]
         moved = False
         for code in np.unique(operations):
@@ -285,8 +284,8 @@ class _Simulation:
                 events.append(Event(stage, name, number, start, end, wait=wait))
         return at
 
-    # Each takes the stages that have come to an operation and how often they have executed it before, and returns
-    # those of them that could.
+    # Each handler gets the stages whose next operation this is, and how often they have executed it before, and
+    # returns those that were not blocked.
 
     def _compute(self, at: Places, number: Places, column: int) -> None:
         factors = self.factors[at, number] if self.factors.size > 1 else self.factors[0]
@@ -311,12 +310,12 @@ class _Simulation:
             self.clock[at] += self.transfer[at]
             self.activation_sent[at, number] = self.clock[at]
             return at
-        taken = number - self.queue_depth  # the message that must have been taken before this one may go
-        freed = taken - self.receive_slots  # the micro-batch that the next stage must be through with for that
+        received = number - self.queue_depth  # the message that must be received before this one can be sent
+        freed = received - self.receive_slots  # the micro-batch that the next stage must have completed for that
         able = freed < self.counts[_CODE["BackwardPass"], at + 1]
-        at, number, taken, freed = at[able], number[able], taken[able], freed[able]
-        arrival = self.activation_sent[at, np.maximum(taken, 0)] + self.latency[at]
-        arrival = np.where(taken[:, None] >= 0, arrival, 0.0)
+        at, number, received, freed = at[able], number[able], received[able], freed[able]
+        arrival = self.activation_sent[at, np.maximum(received, 0)] + self.latency[at]
+        arrival = np.where(received[:, None] >= 0, arrival, 0.0)
         free = np.where(freed[:, None] >= 0, self.backward_end[at + 1, np.maximum(freed, 0)], 0.0)
         self._wait(at, np.maximum(arrival, free))
         before = np.where(number[:, None] > 0, self.activation_sent[at, np.maximum(number - 1, 0)], 0.0)

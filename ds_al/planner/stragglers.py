@@ -1,4 +1,4 @@
-"""Stages that are not equally fast, and not equally fast every time: how much longer a micro-batch takes.
+"""Stragglers: random jitter of computation times per micro-batch, and random speeds of stages.
 
 Shapes: ``P`` stages, ``N`` micro-batches, ``R`` repetitions.
 """
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Jitter:
-    """A distribution of the factor by which one micro-batch's computations take longer on one stage.
+    """Distribution of the factor on the computation time of one micro-batch on one stage.
 
     ``lognormal``: ``exp(N(0, amount))``, scaled to a mean of 1, so that jitter alone changes no stage's mean time.
-    ``slow``: with a chance of ``amount``, ``factor``; else 1. The mean is ``1 + amount (factor - 1)``.
+    ``slow``: ``factor`` with probability ``amount``, else 1. The mean is ``1 + amount (factor - 1)``.
     """
 
     kind: Literal["lognormal", "slow"]
@@ -28,10 +28,10 @@ class Jitter:
 
     @classmethod
     def parse(cls, text: str) -> Jitter:
-        """``"lognormal:0.2"``, or ``"slow:0.01:5"`` for a chance of 1 % to take five times as long.
+        """Parses ``"lognormal:0.2"``, or ``"slow:0.01:5"``: with probability 1 % five times as long.
 
         Raises:
-            ValueError: it is neither.
+            ValueError: the text has neither form.
         """
         number = r"(\d+(?:\.\d+)?)"
         if match := re.fullmatch(f"lognormal:{number}", text):
@@ -42,11 +42,11 @@ class Jitter:
 
     @property
     def mean(self) -> float:
-        """Of the factor."""
+        """Mean of the factor."""
         return 1.0 if self.kind == "lognormal" else 1 + self.amount * (self.factor - 1)
 
     def sample(self, shape: tuple[int, int, int], *, seed: int) -> NDArray[np.float64]:
-        """Factors ``(P, N, R)``; the same for the same seed."""
+        """Draws factors ``(P, N, R)``, reproducible by seed."""
         generator = np.random.default_rng(seed)
         if self.kind == "lognormal":
             return np.exp(generator.normal(0.0, self.amount, shape) - self.amount**2 / 2)
@@ -54,5 +54,5 @@ class Jitter:
 
 
 def spread_speeds(stages: int, *, sigma: float, seed: int) -> tuple[float, ...]:
-    """Relative speeds of unlike machines, lognormal around a median of 1: ``(P,)``."""
+    """Draws relative speeds of heterogeneous machines, lognormal with a median of 1: ``(P,)``."""
     return tuple(math.exp(value) for value in np.random.default_rng(seed).normal(0.0, sigma, stages))

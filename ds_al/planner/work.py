@@ -1,4 +1,4 @@
-"""What a planner must know of a network and of the machines that are to train it."""
+"""Input of the planner: cost of a network, and properties of the machines that train it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from ds_al.planner.stragglers import Jitter
 
 @dataclass(frozen=True)
 class Layer:
-    """One AL layer's part of a network."""
+    """Relative cost of one AL layer."""
 
     al: float
-    """Of the AL form's forward and backward."""
+    """Forward and backward of the AL form, in any unit."""
     twin: float
-    """Of the twin's."""
+    """Forward and backward of the twin, in any unit."""
     message_bytes: float
-    """Of its output, per micro-batch."""
+    """Bytes of the layer's output, per micro-batch."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a network costs, whatever it runs on. Symbols: F, B, u, rho as in :mod:`ds_al.planner.predict`."""
+    """Cost of a network, independent of machines. Symbols F, B, u, rho as in :mod:`ds_al.planner.predict`."""
 
     forward: float
     """F, seconds."""
@@ -35,24 +35,28 @@ class Work:
     message_bytes: float = 0.0
     """Bytes of an activation between stages, per micro-batch."""
     target_bytes: float = 0.0
-    """Bytes that an AL message has beside it: codes, labels, losses."""
+    """Additional bytes of an AL message: codes, labels, losses."""
     parameter_bytes: float = 0.0
     """Bytes of all gradients of the twin, which data parallel training exchanges."""
     al_parameter_bytes: float | None = None
     """Bytes of all parameters of the AL form; by default those of the twin."""
     activation_bytes: float = 0.0
-    """Bytes that the whole twin holds for the backward pass of one micro-batch."""
+    """Bytes that the whole twin holds for the backward of one micro-batch."""
     al_activation_bytes: float | None = None
-    """The same of the AL form; by default that of the twin."""
+    """Bytes that the whole AL form holds for it; by default those of the twin."""
     layers: tuple[Layer, ...] = ()
-    """Where cuts can be made; without them, and for more stages than layers, stages are equal."""
+    """Layers between which the network can be partitioned; without layers, or with more stages, stages are equal."""
 
     def shares(self, stages: int, *, local: bool) -> tuple[list[float], list[float]]:
-        """What part of the network's time each stage takes, ``P`` numbers, and the bytes of an activation at each of
-        the ``P - 1`` cuts: those with the smallest slowest stage.
+        """Partitions the network into stages with the smallest maximum cost.
 
         Args:
-            local: of the AL form, not of the twin.
+            stages: number of stages, P.
+            local: whether to partition the AL form instead of the twin.
+
+        Returns:
+            The share of the network's time of each stage, ``P`` numbers, and the bytes of an activation at each of the
+            ``P - 1`` borders.
         """
         if not self.layers or stages > len(self.layers):
             return [1 / stages] * stages, [self.message_bytes] * (stages - 1)
@@ -64,41 +68,41 @@ class Work:
 
 @dataclass(frozen=True)
 class Link:
-    """A connection between neighbours, full duplex."""
+    """Full-duplex link between neighbouring stages."""
 
     bytes_per_second: float = float("inf")
     latency: float = 0.0
-    """Seconds."""
+    """Latency in seconds."""
 
 
 @dataclass(frozen=True)
 class Machines:
-    """What the stages run on. By default: equal machines, messages for nothing."""
+    """Machines of the stages. By default equal, with messages that cost nothing."""
 
     links: Link | Sequence[Link] = Link()
-    """Between neighbours: one for all, or ``P - 1``."""
+    """Links between neighbours: one for all, or ``P - 1``."""
     speeds: Sequence[float] | None = None
-    """Of each stage, relative to the one whose times are given."""
+    """Speed of each stage, relative to the device of the given times."""
     jitter: Jitter | None = None
-    """Of each micro-batch on each stage."""
+    """Jitter of each micro-batch on each stage."""
     queue_depth: int = 2
-    """Messages that an AL stage may have under way."""
+    """Maximum number of messages that an AL stage has in flight."""
     receive_slots: int = 2
-    """Messages that an AL stage holds of its predecessor."""
+    """Number of messages that an AL stage buffers of its predecessor."""
     steps_per_batch: int | None = None
     """Optimizer steps per batch of an AL method; by default M."""
     repeat: int = 8
-    """Random runs, of which the mean is taken; without jitter one is enough."""
+    """Number of random runs to average; without jitter there is one."""
     settled: int = 256
-    """Micro-batches after which a pipeline with jitter that does not drain counts, for as many again: stages that run
-    ahead fill their queues slowly, the more stages the more slowly."""
+    """Warm-up micro-batches of a pipeline with jitter that does not drain, and number of measured ones: stages that run
+    ahead fill their queues slowly, and more slowly with more stages."""
     seed: int = 0
 
     def each_link(self, stages: int) -> list[Link]:
-        """``P - 1`` of them.
+        """Returns the ``P - 1`` links.
 
         Raises:
-            ValueError: there are others than that.
+            ValueError: the number of links does not match.
         """
         links = [self.links] * (stages - 1) if isinstance(self.links, Link) else list(self.links)
         if len(links) != stages - 1:
@@ -106,10 +110,10 @@ class Machines:
         return links
 
     def each_speed(self, stages: int) -> list[float]:
-        """P of them.
+        """Returns the P speeds.
 
         Raises:
-            ValueError: there are others than that, or one is not above 0.
+            ValueError: the number of speeds does not match, or one is not above 0.
         """
         speeds = [1.0] * stages if self.speeds is None else list(self.speeds)
         if len(speeds) != stages or min(speeds) <= 0:

@@ -1,4 +1,4 @@
-"""This process and machine: versions, origin of results, allocator."""
+"""Process and machine: supported versions, provenance of results, memory allocator."""
 
 VERSION = "0.1.0"
-"""The release of ds_al, as in ``pyproject.toml``; public as ``ds_al.__version__``."""
+"""Release of ds_al, as in ``pyproject.toml``; public as ``ds_al.__version__``."""

@@ -1,7 +1,7 @@
-"""Keeps the memory that training frees with the process, where glibc would give it back and page it in anew.
+"""Tuning of glibc's allocator: freed memory is kept for reuse instead of being returned to the system.
 
-A step on a CPU makes and frees the same maps each time. What lies at the end of the heap is given back whenever
-enough of it is free, and every page is cleared by the kernel when it is touched again: for small convolutions up to a
+A training step on a CPU allocates and frees the same tensors each time. By default glibc returns free memory at the end
+of the heap to the kernel, which clears every page when it is touched again: for small convolutions this takes up to a
 tenth of the step. Source: mallopt(3).
 """
 
@@ -10,15 +10,15 @@ from __future__ import annotations
 import ctypes
 import sys
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 _NEVER, _LARGEST = -1, 32 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Asks glibc to keep what is freed, for the rest of this process, but for pieces of more than 32 MiB.
+    """Makes glibc keep freed memory for the rest of this process, except blocks of more than 32 MiB.
 
     Returns:
-        Whether there was a glibc to ask.
+        Whether the process uses glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

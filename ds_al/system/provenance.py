@@ -1,4 +1,4 @@
-"""Where a result comes from: the command, the machine, the versions, and the commit."""
+"""Provenance of a result: command, machine, versions, and commit."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ds_al.system import VERSION
 
 
 def command() -> str:
-    """How this process was started, to be pasted into a shell; without what the launcher adds for itself."""
+    """Returns the command line of this process, ready for a shell, without arguments added by the launcher."""
     return shlex.join(["python", *(word for word in sys.argv if not word.startswith("--local_rank="))])
 
 
 def version(package: str) -> str:
-    """Installed version of a package, or ``"not installed"``."""
+    """Returns the installed version of a package, or ``"not installed"``."""
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:  # run from a source tree
+    except metadata.PackageNotFoundError:  # a source tree that is not installed
         return VERSION if package == "ds_al" else "not installed"
 
 
 def cpu() -> str:
-    """Model name of the processor, as far as the system tells."""
+    """Returns the model name of the processor, as far as it is known."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -35,9 +35,9 @@ def cpu() -> str:
 
 
 def git_commit(folder: str | Path = ".") -> str | None:
-    """Full hash of the commit that is checked out in a folder, ``-dirty`` after it where tracked files differ.
+    """Returns the full hash of a folder's checked-out commit, with the suffix ``-dirty`` if tracked files differ.
 
-    ``None`` where git is missing, or the folder is no checkout or has no commit. Never raises.
+    Returns ``None`` if git is missing, or the folder is no checkout or has no commit. Never raises.
     """
     try:
         result = subprocess.run(

@@ -1,4 +1,4 @@
-"""Which releases of DeepSpeed ds_al works with: ``make test-matrix`` runs tests on the first and the last of them."""
+"""Supported releases of DeepSpeed; ``make test-matrix`` tests the oldest and the newest."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from packaging.version import Version
 from ds_al.errors import ALVersionError
 
 OLDEST, BELOW = "0.19.0", "0.20"
-"""As in ``pyproject.toml``. With 0.18.0 data parallel training of the twin (``bp_dp``) ends, without an error, on other
-weights than one process does."""
+"""Range of releases, as in ``pyproject.toml``. With 0.18.0 data parallel training of the twin (``bp_dp``) yields,
+without an error, other weights than one process does."""
 
 
 def check_deepspeed() -> None:
-    """Looks at the release of DeepSpeed that is installed, without importing it.
+    """Checks the installed release of DeepSpeed, without importing it.
 
     Raises:
-        ALVersionError: there is none, or it is older than :data:`OLDEST`. A later one may work.
+        ALVersionError: DeepSpeed is not installed, or older than :data:`OLDEST`. A later release may work.
     """
     try:
         found = metadata.version("deepspeed")

@@ -1,4 +1,4 @@
-"""Recording of what each rank did, when, and with how much memory; stage metrics and the watchdog."""
+"""Tracing and metrics: executed instructions, waiting times, activation memory, and a watchdog for stalls."""
 
 from ds_al.trace.events import Event
 from ds_al.trace.meter import ActivationMeter

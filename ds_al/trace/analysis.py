@@ -1,4 +1,4 @@
-"""Where the time of a recorded run went: busy, and idle by cause, on every stage; and its critical path."""
+"""Analysis of a recorded run: busy time and idle time by cause per stage, and the critical path."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ds_al.trace.events import COMPUTING, MESSAGES, Event
 
 CAUSES = ("wait_input", "wait_queue", "wait_data", "wait_barrier", "wait_copies", "drained", "other")
-"""Why a stage is idle, as shares of :attr:`StageTime.span`; see there."""
+"""Causes of idle time, fields of :class:`StageTime`."""
 
 _WAITS = {
     "RecvActivation": "wait_input",
@@ -28,16 +28,16 @@ _MEETINGS: dict[str, Callable[[tuple[int, int], tuple[int, int]], bool]] = {
     "LossBroadcast": lambda one, other: True,
     "ReduceGrads": lambda one, other: one[1] == other[1],
 }
-"""Instructions in which ranks wait for each other: which two (copy, stage) do."""
+"""Instructions in which ranks wait for each other, and whether two (replica, stage) do."""
 
 
 @dataclass(frozen=True)
 class StageTime:
-    """What one stage did with the time of a run, as shares of it. ``busy`` and all causes add up to 1."""
+    """Busy and idle time of one stage, as shares of the run's time. ``busy`` and all causes add up to 1."""
 
     stage: int
     span: float
-    """Seconds of the run: from the first stage's first computation until the last one's end, on any stage."""
+    """Seconds of the run: from the start of the first computation to the end of the last one, on any stage."""
     busy: float
     """Computing: forward, backward, optimizer step."""
     wait_input: float
@@ -49,53 +49,53 @@ class StageTime:
     wait_barrier: float
     """Waiting for all stages: at a barrier, or for the loss that DeepSpeed broadcasts."""
     wait_copies: float
-    """Waiting for the stage's data parallel copies, whose gradients are averaged."""
+    """Waiting for the stage's data parallel replicas, to average gradients."""
     drained: float
-    """Done, while later stages were not."""
+    """Finished, while later stages still compute."""
     other: float
     """Everything else: copying, the engine, Python."""
     copy: int = 0
-    """Which data parallel copy of the pipeline the stage is part of."""
+    """Index of the data parallel replica of the pipeline."""
 
     @property
     def bubble(self) -> float:
-        """Share of the time in which the stage did not compute."""
+        """Share of the time in which the stage does not compute."""
         return 1 - self.busy
 
 
 def whole(events: Sequence[Event]) -> list[Event]:
-    """The instructions themselves, without the layers' parts of them."""
+    """Returns the events of whole instructions, without those of single layers."""
     return [event for event in events if event.layer is None]
 
 
 def computing(events: Sequence[Event]) -> list[Event]:
-    """The instructions in which a stage computes. All others, such as receiving and sending, are idle time."""
+    """Returns the instructions in which a stage computes. All others, such as receiving and sending, are idle time."""
     return [event for event in whole(events) if event.instruction in COMPUTING]
 
 
 def span(events: Sequence[Event]) -> tuple[float, float]:
-    """When the first stage began to compute, and when the last one ended, in seconds of the events' clock."""
+    """Returns start of the first and end of the last computation, in seconds of the events' clock."""
     busy = computing(events)
     return min(event.start for event in busy), max(event.end for event in busy)
 
 
 def idle_share(events: Sequence[Event]) -> float:
-    """Mean bubble of all stages."""
+    """Returns the mean bubble of all stages."""
     times = stage_times(events)
     return sum(time.bubble for time in times) / len(times)
 
 
 def stage_times(events: Sequence[Event]) -> list[StageTime]:
-    """Busy and idle time of every stage, in the order of stages; with data parallel copies, copy after copy.
+    """Computes busy and idle time of every stage, sorted by data parallel replica and stage.
 
     Args:
-        events: of all ranks, on one clock; at least one in which a stage computes.
+        events: events of all ranks, on one clock; a stage computes in at least one of them.
     """
     start, end = span(events)
     length = end - start
     times = []
-    for copy, stage in sorted({event.place for event in events}):
-        own = [event for event in whole(events) if event.place == (copy, stage)]
+    for replica, stage in sorted({event.place for event in events}):
+        own = [event for event in whole(events) if event.place == (replica, stage)]
         shares = dict.fromkeys(("busy", *CAUSES), 0.0)
         for event in own:
             if event.instruction in COMPUTING:
@@ -105,12 +105,12 @@ def stage_times(events: Sequence[Event]) -> list[StageTime]:
                 shares[_WAITS[event.instruction]] += max(waited, 0.0) / length
         shares["drained"] = max(end - max(event.end for event in own), 0.0) / length
         shares["other"] = max(1 - sum(shares.values()), 0.0)
-        times.append(StageTime(stage=stage, copy=copy, span=length, **shares))
+        times.append(StageTime(stage=stage, copy=replica, span=length, **shares))
     return times
 
 
 def bytes_sent(events: Sequence[Event]) -> dict[int, int]:
-    """Bytes that each stage sent, by stage; with data parallel copies, those of all of them."""
+    """Returns the bytes sent by each stage, summed over data parallel replicas."""
     sent = dict.fromkeys(sorted({event.stage for event in events}), 0)
     for event in events:
         if event.instruction in MESSAGES:
@@ -119,12 +119,12 @@ def bytes_sent(events: Sequence[Event]) -> dict[int, int]:
 
 
 def critical_path(events: Sequence[Event]) -> list[Event]:
-    """The chain of instructions that made the run as long as it was, first to last.
+    """Returns the chain of computations that determines the length of the run, first to last.
 
-    Followed from the computation that ended last, back to the first one. What an instruction had to wait for is
-    what the same stage did before it; for a receive that waited, the send; for a send that waited, what its
-    receiver did before it came to receive; for a barrier, what the stage did that came to it last, and for an
-    average of gradients, the copy. Only computations are part of the result.
+    The chain is followed backward from the computation that ended last. The predecessor of an instruction is the
+    previous one of the same stage; of a receive that waited, the send; of a send that waited, the instruction before
+    the matching receive; of a barrier, the instruction before it on the stage that reached it last, and of an
+    averaging of gradients, on the replica that reached it last.
     """
     own: dict[tuple[int, int], list[Event]] = defaultdict(list)
     for event in sorted(whole(events), key=lambda event: event.end):

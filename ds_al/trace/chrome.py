@@ -1,4 +1,4 @@
-"""Chrome's trace event format, which Perfetto and chrome://tracing open: stages as processes, arrows for messages."""
+"""Export to Chrome's trace event format, for Perfetto and chrome://tracing: processes are ranks, arrows messages."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from ds_al.trace.events import LABELS, MESSAGES, Event, place_name
 
 
 def chrome_trace(events: Sequence[Event], *, micro_batches: int, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole trace as one JSON object.
+    """Returns the whole trace as one JSON object.
 
-    A process per rank: the stages, and with data parallel copies all stages of each copy. A slice per instruction,
-    with the layers' slices inside it; a flow from each send to its receive; counters of queued messages and of the
-    memory that is held for backward, where these were recorded.
+    It has a process per rank, sorted by replica and stage; a slice per instruction, with slices of layers inside; a
+    flow from each send to its receive; and counters of queued messages and of memory held for backward, if recorded.
 
     Args:
-        events: of all ranks, on one clock.
-        micro_batches: micro-batches per batch, which number batches from 1.
-        about: goes to ``otherData``.
+        events: events of all ranks, on one clock.
+        micro_batches: micro-batches per batch; batches are numbered from 1.
+        about: content of ``otherData``.
     """
     pids = {place: pid for pid, place in enumerate(sorted({event.place for event in events}))}
     return {
@@ -34,13 +33,13 @@ def chrome_trace(events: Sequence[Event], *, micro_batches: int, about: Mapping[
 
 
 _Pids = Mapping[tuple[int, int], int]
-"""Number of the process of each copy and stage."""
+"""Process number of each (replica, stage)."""
 
 
 def _names(pids: _Pids) -> Iterator[dict[str, Any]]:
     for place, pid in pids.items():
         for name, args in (
-            ("process_name", {"name": place_name(place, copies=len({copy for copy, _ in pids}))}),
+            ("process_name", {"name": place_name(place, replicas=len({replica for replica, _ in pids}))}),
             ("process_sort_index", {"sort_index": pid}),
         ):
             yield {"ph": "M", "name": name, "pid": pid, "tid": 0, "args": args}
@@ -71,15 +70,15 @@ def _slice(event: Event, pids: _Pids, micro_batches: int) -> dict[str, Any]:
 
 def _flows(events: Sequence[Event], pids: _Pids) -> Iterator[dict[str, Any]]:
     whole = {(e.copy, e.stage, e.instruction, e.micro_batch): e for e in events if e.layer is None}
-    for (copy, stage, instruction, number), sent in whole.items():
+    for (replica, stage, instruction, number), sent in whole.items():
         if instruction not in MESSAGES:
             continue
         name, distance = MESSAGES[instruction]
-        received = whole.get((copy, stage + distance, name, number))
+        received = whole.get((replica, stage + distance, name, number))
         if received is None:
             continue
         common = {"name": "message", "cat": instruction, "id": f"{instruction}-{pids[sent.place]}-{number}", "tid": 0}
-        # A flow's ends bind to the slices around their times, so these lie just inside of them.
+        # Both ends of a flow bind to the slice that encloses their time, so the times are just inside the slices.
         yield {"ph": "s", "pid": pids[sent.place], "ts": _microseconds(sent.start) + 0.001, **common}
         yield {"ph": "f", "bp": "e", "pid": pids[received.place], "ts": _microseconds(received.end) - 0.001, **common}
 

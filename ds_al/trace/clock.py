@@ -1,4 +1,4 @@
-"""How far the clocks of the ranks' hosts are apart, so that their events can be laid on one axis."""
+"""Measurement of clock offsets between ranks, to merge their events on one time axis."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from deepspeed import comm as dist
 
 @dataclass(frozen=True)
 class ClockOffset:
-    """How far one rank's clock is ahead of the first rank's, in seconds."""
+    """Offset of one rank's clock from the first rank's, in seconds."""
 
     offset: float
-    """What was measured."""
+    """Measured offset; positive if this rank's clock is ahead."""
     error: float
-    """Bound of the measurement's error: half of the shortest round trip."""
+    """Bound of the measurement error: half of the shortest round trip."""
 
     @property
     def correction(self) -> float:
-        """What to subtract from this rank's times: 0 unless the clocks differ by more than the error.
+        """Seconds to subtract from this rank's times: 0 unless the offset exceeds the error.
 
-        Processes of one host share a clock, where a correction would only add noise.
+        Processes of one host share a clock, for which a correction would only add noise.
         """
         return self.offset if abs(self.offset) > self.error else 0.0
 
 
 def align(ranks: list[int], *, device: torch.device, exchanges: int = 10) -> ClockOffset:
-    """Measures this rank's clock against that of ``ranks[0]``; all of ``ranks`` must call it, with nothing under way.
+    """Measures this rank's clock offset from ``ranks[0]``. All of ``ranks`` must call it, with no messages in flight.
 
-    The first rank asks each other one for its time, several times. The answer that came back fastest counts,
-    taken as half-way between question and answer, as in the network time protocol.
+    The first rank requests the time of each other rank several times. The exchange with the shortest round trip
+    counts; its time is assigned to the middle of the round trip, as in the network time protocol.
 
     Args:
-        ranks: global ranks; clocks are measured against the first one's.
-        device: where the backend's messages lie.
-        exchanges: questions per rank.
+        ranks: global ranks; the first one is the reference.
+        device: device of the backend's messages.
+        exchanges: number of requests per rank.
     """
     me, message = dist.get_rank(), torch.zeros(2, dtype=torch.float64, device=device)
     for rank in ranks[1:]:

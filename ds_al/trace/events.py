@@ -1,11 +1,11 @@
-"""One executed instruction, and how instructions fall into computing, waiting and the rest."""
+"""Trace event of one executed instruction, and the categories and labels of instructions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 COMPUTING = ("ForwardPass", "BackwardPass", "OptimizerStep")
-"""Instructions in which a stage computes. In all others it moves data, or waits."""
+"""Instructions in which a stage computes. In all others it transfers data, or waits."""
 
 LABELS: dict[str, str] = {
     "ForwardPass": "forward",
@@ -24,57 +24,56 @@ LABELS: dict[str, str] = {
     "LossBroadcast": "broadcast loss",
     "Evaluation": "evaluate",
 }
-"""What a reader is shown; forward, backward and update as the published profiler study names them."""
+"""Display names; forward, backward and update as in the published profiler study."""
 
 MESSAGES: dict[str, tuple[str, int]] = {
     "SendActivation": ("RecvActivation", 1),
     "SendGrad": ("RecvGrad", -1),
     "SendDecoders": ("RefreshDecoders", 1),
 }
-"""Sending instruction: the receiving one, and how many stages further on it is executed."""
+"""Maps a sending instruction to the receiving one, and to the offset of the stage that executes it."""
 
 
-def place_name(place: tuple[int, int], *, copies: int) -> str:
-    """What a reader is shown for a copy and stage; the copy where there are several."""
-    copy, stage = place
-    return f"copy {copy}, stage {stage}" if copies > 1 else f"stage {stage}"
+def place_name(place: tuple[int, int], *, replicas: int) -> str:
+    """Returns the display name of a (replica, stage); the replica is omitted if there is one only."""
+    replica, stage = place
+    return f"replica {replica}, stage {stage}" if replicas > 1 else f"stage {stage}"
 
 
 @dataclass(frozen=True)
 class Event:
-    """One executed instruction of a stage, or the part of it that one layer took.
+    """One executed instruction of a stage, or one layer's part of it.
 
-    Times are seconds of a monotonic clock: the host's, or the device's where a GPU computes. They are of one
-    rank until :func:`ds_al.trace.files.merge` has brought all ranks to one clock.
+    Times are seconds of a monotonic clock: of the host, or of the device if a GPU computes. Each rank has its own
+    clock until :func:`ds_al.trace.files.merge` aligns them.
     """
 
     stage: int
     instruction: str
-    """Name of the instruction's class."""
+    """Class name of the instruction."""
     micro_batch: int
-    """How many instructions of this kind the stage had executed before, since recording began: the micro-batch,
-    counted over batches."""
+    """Index of the micro-batch over all recorded batches: number of earlier instructions of this class on the stage."""
     start: float
     end: float
     layer: int | None = None
-    """Index of the AL layer, where this is one layer's part of an instruction."""
+    """Index of the AL layer, if the event is one layer's part of an instruction."""
     wait: float = 0.0
-    """Seconds of it, from its start, in which the stage waited."""
+    """Seconds from the start of the event in which the stage waited."""
     nbytes: int | None = None
-    """Bytes that the instruction moved between stages."""
+    """Bytes sent or received."""
     memory: int | None = None
-    """Most bytes that autograd held for backward during it."""
+    """Peak bytes held by autograd for backward during the event."""
     queue: int | None = None
-    """Of a send or a receive: messages after it that are sent and not yet received. Known once stages are merged."""
+    """For a send or a receive: number of messages in flight after it. Set when ranks are merged."""
     copy: int = 0
-    """Which data parallel copy of the pipeline the stage is part of."""
+    """Index of the data parallel replica of the pipeline; ``copy`` is its column in ``trace.csv``."""
 
     @property
     def place(self) -> tuple[int, int]:
-        """Copy and stage: the rank."""
+        """Replica and stage, which identify the rank."""
         return self.copy, self.stage
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """Duration."""
         return self.end - self.start

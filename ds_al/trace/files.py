@@ -1,4 +1,4 @@
-"""The files of a trace: ``trace.json`` for Perfetto and chrome://tracing, ``trace.csv`` for everything else."""
+"""Trace files: ``trace.json`` for Perfetto and chrome://tracing, ``trace.csv`` for all other tools."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLUMNS = tuple(field.name for field in fields(Event))
 
 
 def merge(by_rank: Sequence[Iterable[Event]], clocks: Sequence[ClockOffset]) -> list[Event]:
-    """Events of all ranks on one clock, whose 0 is the start of the first event; sorted by start."""
+    """Merges the events of all ranks on one clock, with 0 at the start of the first event; sorted by start."""
     events = [
         replace(event, start=event.start - clock.correction, end=event.end - clock.correction)
         for own, clock in zip(by_rank, clocks, strict=True)
@@ -32,7 +32,7 @@ def merge(by_rank: Sequence[Iterable[Event]], clocks: Sequence[ClockOffset]) -> 
 
 
 def _with_queues(events: Sequence[Event]) -> Iterator[Event]:
-    """A message is under way from the end of its send to the end of its receive."""
+    """Adds the number of messages in flight: from the end of their send to the end of their receive."""
     ends: dict[_End, list[float]] = defaultdict(list)
     for event in events:
         ends[event.copy, event.stage, event.instruction].append(event.end)
@@ -48,11 +48,11 @@ def _with_queues(events: Sequence[Event]) -> Iterator[Event]:
 
 
 _End = tuple[int, int, str]
-"""One end of a channel: copy, stage and instruction."""
+"""One end of a channel: replica, stage and instruction."""
 
 
 def _channel(event: Event) -> tuple[_End, _End] | None:
-    """Sending and receiving end of the channel that an event is about."""
+    """Returns sending and receiving end of an event's channel; ``None`` if it is neither a send nor a receive."""
     for sending, (receiving, distance) in MESSAGES.items():
         if event.instruction == sending:
             return (event.copy, event.stage, sending), (event.copy, event.stage + distance, receiving)
@@ -67,9 +67,9 @@ def write_trace(
     """Writes both files, creating the folder, and returns their paths.
 
     Args:
-        events: of all ranks, as :func:`merge` returns them.
+        events: events of all ranks, as :func:`merge` returns them.
         micro_batches: micro-batches per batch.
-        about: what else a reader of ``trace.json`` should know, such as method and clock offsets.
+        about: metadata for ``trace.json``, such as method and clock offsets.
     """
     folder.mkdir(parents=True, exist_ok=True)
     chrome, table = folder / "trace.json", folder / "trace.csv"
@@ -84,7 +84,7 @@ def write_trace(
 
 
 def read_trace(path: Path) -> list[Event]:
-    """Reads a ``trace.csv`` back."""
+    """Reads a ``trace.csv``."""
     with path.open(newline="") as file:
         return [_event(row) for row in csv.DictReader(file)]
 

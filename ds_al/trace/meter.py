@@ -1,4 +1,4 @@
-"""Counts what autograd keeps for the backward pass: the activation memory of a stage."""
+"""Meter of a stage's activation memory: tensors that autograd saves for the backward pass."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 class ActivationMeter:
-    """Context manager: counts tensors that are saved for backward inside it, as long as they are held.
+    """Context manager that counts the tensors saved for backward inside it, as long as they are held.
 
-    Tensors that share a storage count once, with the bytes of that storage. Both counts go on falling after
-    the context has ended, when the graphs go.
+    Tensors that share a storage count once, with the bytes of that storage. After the context has ended, the counts
+    still decrease when graphs are freed.
 
     Args:
         exclude: tensors that do not count, such as a module's parameters.
@@ -26,9 +26,9 @@ class ActivationMeter:
         self.current_tensors = 0
         """Distinct storages held now."""
         self.peak_bytes = 0
-        """Most bytes held at a time."""
+        """Peak of :attr:`current_bytes`."""
         self.peak_tensors = 0
-        """Most distinct storages held at a time."""
+        """Peak of :attr:`current_tensors`."""
         self._exclude = {_storage(tensor) for tensor in exclude}
         self._holders: Counter[int] = Counter()
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _Holder.unpack)
@@ -43,7 +43,7 @@ class ActivationMeter:
         self._hooks.__exit__(kind, error, trace)
 
     def take_peak(self) -> int:
-        """Most bytes held at a time since the last call; :attr:`peak_bytes` starts anew from those held now."""
+        """Returns the peak since the last call, and resets :attr:`peak_bytes` to the bytes held now."""
         peak, self.peak_bytes = self.peak_bytes, self.current_bytes
         return peak
 
@@ -67,11 +67,11 @@ class ActivationMeter:
 
 
 class _Holder:
-    """What autograd keeps in place of a saved tensor; its end is the end of the saved tensor."""
+    """Object that autograd keeps in place of a saved tensor; both are freed together."""
 
     def __init__(self, tensor: Tensor, meter: ActivationMeter) -> None:
-        # An output that its own graph node saves would hold that node: a cycle. Autograd puts the history
-        # back when it unpacks. A leaf has none, and must stay the tensor that gradients belong to.
+        # An output saved by its own graph node would hold that node: a cycle. Autograd restores the history when it
+        # unpacks. A leaf has none, and must remain the tensor that accumulates gradients.
         self.tensor = tensor if tensor.is_leaf else tensor.detach()
         self.storage, self.nbytes = _storage(tensor), tensor.untyped_storage().nbytes()
         self.meter = None if not self.nbytes or self.storage in meter._exclude else meter

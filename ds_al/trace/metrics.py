@@ -1,4 +1,4 @@
-"""How each stage is doing right now: measured by itself once per batch, and sent downstream with its losses."""
+"""Stage metrics: measured by each stage once per batch, and sent downstream with its losses."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ _WAITS = (
 
 
 class StageMetrics(NamedTuple):
-    """One stage's metrics; NaN where unknown. Shares are of its time in its last ``train_batch()``.
+    """Metrics of one stage; NaN if unknown. Shares are of the time in its last ``train_batch()``.
 
-    Seconds are the host's: on a GPU, where the host runs ahead of the device, all stages look busy.
+    Times are the host's: on a GPU, where the host runs ahead of the device, all stages appear busy.
     """
 
     micro_batches: float
-    """Trained so far (exact up to 2^24, since metrics are sent as float32)."""
+    """Number of trained micro-batches (exact up to 2^24, since metrics are sent as float32)."""
     busy: float
-    """Share of time in which it did not wait for other stages, nor for copies of itself."""
+    """Share of time in which the stage waited neither for other stages nor for its replicas."""
     data: float
-    """Share of time in which it waited for the data iterator, or loaded from it; part of :attr:`busy`."""
+    """Share of time in which the stage waited for the data iterator; part of :attr:`busy`."""
     queue_full: float
-    """Share of its messages that found no free slot in the queue to the next stage."""
+    """Share of its messages that had to wait for a free slot in the queue to the next stage."""
     samples_per_second: float
 
 
 class StageMeter:
-    """Turns an engine's running totals into the metrics of one ``train_batch()``."""
+    """Computes the metrics of one ``train_batch()`` from an engine's running totals."""
 
     def __init__(self) -> None:
         self._start = 0.0
         self._before: dict[str, float] = {}
 
     def start(self, totals: Mapping[str, float]) -> None:
-        """Called before a batch, with what :meth:`stop` gets after it."""
+        """Starts a batch, with the same totals as for :meth:`stop`."""
         self._start, self._before = time.perf_counter(), dict(totals)
 
     def stop(self, totals: Mapping[str, float], *, micro_batches: int) -> StageMetrics:
-        """The metrics of the batch that ends now.
+        """Ends a batch, and returns its metrics.
 
         Args:
-            totals: seconds by name of instruction, ``"samples"`` trained, and, where the queue can be looked at,
-                ``"messages"`` sent on and of those the ``"found_full"``.
-            micro_batches: trained so far.
+            totals: seconds by instruction, ``"samples"`` trained, and, if the engine has send queues, ``"messages"``
+                sent and those ``"found_full"``.
+            micro_batches: number of trained micro-batches.
         """
         seconds = time.perf_counter() - self._start
         since = {key: total - self._before.get(key, 0.0) for key, total in totals.items()}
@@ -66,19 +66,19 @@ class StageMeter:
 
 
 class Report:
-    """Losses and metrics of all stages up to this one: one flat float32 tensor, which is part of every message.
+    """Losses and metrics of all stages up to this one: one flat float32 tensor, part of every message.
 
     ::
 
         | metrics of stage P-1 | ... | metrics of stage 0 | losses of layer 1 | ... | losses of layer N |
-                          `---- what stage p takes over from stage p - 1: one piece, one copy ---´
+                          `---- stage p copies this slice from the message of stage p - 1 ----´
 
     Args:
-        stages: P.
-        layers: N.
-        stage: this stage, p.
-        first_layer: index of its first layer.
-        device: where it lies.
+        stages: number of stages, P.
+        layers: number of AL layers, N.
+        stage: index of this stage, p.
+        first_layer: index of the stage's first layer.
+        device: device of the tensor.
     """
 
     def __init__(self, *, stages: int, layers: int, stage: int, first_layer: int, device: torch.device) -> None:
@@ -93,14 +93,14 @@ class Report:
         self._earlier = slice(width * (stages - stage), width * stages + 2 * first_layer)
 
     def take_over(self, flat: Tensor) -> None:
-        """Copies what the previous stage knows of itself and those before it."""
+        """Copies losses and metrics of all earlier stages from the previous stage's report."""
         self.flat[self._earlier] = flat[self._earlier]
 
     def set_metrics(self, metrics: StageMetrics) -> None:
-        """Notes this stage's own, without waiting for the device."""
+        """Sets this stage's metrics, without waiting for the device."""
         pinned = self.flat.device.type == "cuda"
         self._metrics[self._own].copy_(torch.tensor(metrics, dtype=torch.float32, pin_memory=pinned), non_blocking=True)
 
     def stage_metrics(self) -> list[StageMetrics]:
-        """Those of all stages, in their order; waits for the device."""
+        """Returns the metrics of all stages, in order; waits for the device."""
         return [StageMetrics(*row) for row in reversed(self._metrics.tolist())]

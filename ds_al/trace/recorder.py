@@ -1,4 +1,4 @@
-"""Records what an engine executes, for associated learning and for back-propagation alike."""
+"""Recorder of executed instructions, and their progress, for AL and backprop engines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ds_al.trace.meter import ActivationMeter
 
 
 class Observation(NamedTuple):
-    """What an engine can say of an instruction that it has just executed; see :class:`Event`."""
+    """Waiting time and bytes of the instruction that has just been executed; see :class:`Event`."""
 
     wait: float = 0.0
     nbytes: int | None = None
@@ -28,22 +28,22 @@ class Recorder:
     """Collects the events of one rank.
 
     Args:
-        stage: the rank's stage.
-        copy: its data parallel copy of the pipeline.
-        device: where it computes. On a GPU times are taken by events of its current stream, without waiting
-            for it, and laid on the host's clock when :attr:`events` are read.
-        meter: counts activations, if memory is to be recorded.
+        stage: index of the rank's stage.
+        replica: index of its data parallel replica of the pipeline.
+        device: device of the stage. On a GPU, times are CUDA events on its current stream, recorded without
+            synchronization, and converted to the host's clock when :attr:`events` is read.
+        meter: counts activations, to record memory.
     """
 
     def __init__(
         self,
         stage: int,
         *,
-        copy: int = 0,
+        replica: int = 0,
         device: torch.device | None = None,
         meter: ActivationMeter | None = None,
     ) -> None:
-        self.stage, self.copy = stage, copy
+        self.stage, self.replica = stage, replica
         self.meter = meter
         self._seen: Counter[str] = Counter()
         self._raw: list[tuple[Any, ...]] = []
@@ -58,30 +58,30 @@ class Recorder:
         """Appends one executed instruction.
 
         Args:
-            name: name of its class.
-            start, end: what :attr:`mark` returned before and after it.
+            name: class name of the instruction.
+            start, end: values of :attr:`mark` before and after it.
         """
         memory = None if self.meter is None else self.meter.take_peak()
         self._raw.append((name, self._seen[name], start, end, None, *observed, memory))
         self._seen[name] += 1
 
     def skip(self, name: str) -> None:
-        """Counts an instruction that had nothing to do, and appends none."""
+        """Counts an instruction that had nothing to do, without an event."""
         self._seen[name] += 1
 
     def add_layer(self, name: str, layer: int, start: Any, end: Any) -> None:
-        """Appends one layer's part of the instruction that is being executed."""
+        """Appends one layer's part of the current instruction."""
         self._raw.append((name, self._seen[name], start, end, layer, *NOTHING, None))
 
     @property
     def events(self) -> list[Event]:
-        """All events, by their start. On a GPU this waits for it."""
+        """All events, sorted by start. Waits for a GPU."""
         events = []
         for name, number, begin, finish, layer, wait, nbytes, memory in self._raw:
             start, end = self._seconds(begin), self._seconds(finish)
             if self._origin is not None and name in _RECEIVING:
-                wait = end - start  # the host goes on at once, and the stream waits
-            event = Event(self.stage, name, number, start, end, layer, wait, nbytes, memory, copy=self.copy)
+                wait = end - start  # the host continues at once, and the stream waits
+            event = Event(self.stage, name, number, start, end, layer, wait, nbytes, memory, copy=self.replica)
             events.append(event)
         return sorted(events, key=lambda event: (event.start, -event.end))
 
@@ -100,35 +100,38 @@ def _cuda_mark() -> torch.cuda.Event:
 
 
 class Recording:
-    """What is recorded now; shared by what executes instructions, by the stage, and by what switches recording."""
+    """Current recorder and profiler state, shared by runner, stage and tracing."""
 
     __slots__ = ("profiling", "recorder")
 
     def __init__(self) -> None:
         self.recorder: Recorder | None = None
-        """Gets every executed instruction, and each layer's part of forward and backward, where it is set."""
+        """Recorder of every executed instruction, and of each layer's part of forward and backward, while recording."""
         self.profiling = False
-        """Whether a ``torch.profiler`` runs, which then gets a named range per instruction."""
+        """Whether a ``torch.profiler`` runs; each instruction is then a named range."""
 
 
 class Progress:
-    """What an engine executes now, and what it has executed. A class of its own, since an engine is an ``nn.Module``,
-    whose attributes are slow to set, and these change several times per micro-batch."""
+    """Current instruction of an engine, and counts and seconds of executed ones.
+
+    It is a separate class since attributes of an engine, an ``nn.Module``, are slow to set, and these change several
+    times per micro-batch.
+    """
 
     __slots__ = ("__weakref__", "executed", "instruction", "seconds", "since")
 
     def __init__(self) -> None:
         self.instruction: PipeInstruction | None = None
-        """The instruction that the stage executes now."""
+        """The current instruction."""
         self.since = 0.0
-        """When it began."""
+        """Start time of the current instruction."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        """Seconds by instruction; whoever reports them resets them."""
+        """Seconds by instruction, since their reader last reset them."""
         self.executed: defaultdict[str, int] = defaultdict(int)
-        """Instructions executed so far, by name; never reset."""
+        """Number of executed instructions by name; never reset."""
 
     @property
     def current(self) -> tuple[PipeInstruction, float] | None:
-        """The present instruction, and when it began; read by the watchdog's thread."""
+        """The current instruction and its start time, read by the watchdog's thread; ``None`` outside of all."""
         instruction = self.instruction
         return None if instruction is None else (instruction, self.since)

@@ -1,4 +1,4 @@
-"""What one stage did while it trained, in numbers."""
+"""Training statistics of one stage: waiting times, bytes, messages and samples."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class StageStats:
-    """Times and traffic of one stage in its ``train_batch()`` calls since the last reset. Times are seconds of the
-    host.
+    """Statistics of one stage's ``train_batch()`` calls since the last reset, in seconds of the host.
 
-    On a GPU the host runs ahead of the device, so waiting times are included only if they block the host.
+    On a GPU the host runs ahead of the device, so only waits that block the host are included.
     """
 
     stage: int
@@ -31,7 +30,7 @@ class StageStats:
 
 
 class Channel(Protocol):
-    """What is counted of one end of a channel, see :mod:`ds_al.transport.channel`."""
+    """Counters of one end of a channel, see :mod:`ds_al.transport.channel`."""
 
     waited: float
     nbytes: int
@@ -39,13 +38,13 @@ class Channel(Protocol):
 
 
 class StageCounters:
-    """Counts what a stage does while it trains, since the last :meth:`reset`.
+    """Counters behind :class:`StageStats`, since the last :meth:`reset`.
 
-    A class of its own for the reason of :class:`~ds_al.trace.recorder.Progress`.
+    It is a separate class for the same reason as :class:`~ds_al.trace.recorder.Progress`.
 
     Args:
         stage: index of the stage.
-        senders, receivers: its channels.
+        senders, receivers: training channels of the stage.
     """
 
     def __init__(self, stage: int, *, senders: Sequence[Channel], receivers: Sequence[Channel]) -> None:
@@ -53,10 +52,10 @@ class StageCounters:
         self.reset()
 
     def reset(self) -> None:
-        """Sets all counts to 0."""
+        """Resets all counters to 0."""
         self.wall = self.wait_data = 0.0
         self.waited_for_data = 0.0
-        """Seconds that the latest micro-batch was waited for."""
+        """Seconds waited for the latest micro-batch."""
         self.samples = 0
         for channel in (*self._senders, *self._receivers):
             channel.waited = 0.0
@@ -64,7 +63,7 @@ class StageCounters:
         self._messages_before = sum(sender.messages for sender in self._senders)
 
     def stats(self) -> StageStats:
-        """The times and bytes of the stage."""
+        """Returns the statistics since the last reset."""
         return StageStats(
             stage=self._stage,
             wall=self.wall,

@@ -1,4 +1,4 @@
-"""Turns recorded events into what is drawn: a timeline of who computed and who waited, and memory over time."""
+"""Figures of recorded events: a timeline of computing and waiting per stage, and memory over time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WAITING = {
     "LoadMicroBatch": "waits for a message",
     **dict.fromkeys(("Barrier", "LossBroadcast", "ReduceGrads"), "waits for other ranks"),
 }
-_Place = tuple[int, int]  # copy and stage
+_Place = tuple[int, int]  # replica and stage
 
 
 def timeline(
@@ -25,17 +25,17 @@ def timeline(
     expected: float | None = None,
     expected_by: str = "formula",
 ) -> Timeline:
-    """A row for each stage of each copy, from the first computation to the end of the last one.
+    """Builds a timeline with a row per replica and stage, from the first computation to the end of the last one.
 
     Args:
-        events: of all ranks of one run.
-        name: of the run, for the title.
-        micro_batches: micro-batches per batch, which are numbered from 1 in each batch.
-        expected: bubble that is expected, for the title.
-        expected_by: what expects it.
+        events: events of all ranks of one run.
+        name: name of the run, for the title.
+        micro_batches: micro-batches per batch, numbered from 1 in each batch.
+        expected: expected bubble, for the title.
+        expected_by: source of the expectation.
 
     Raises:
-        ValueError: in no event a stage computes.
+        ValueError: no event is a computation.
     """
     begin, end = _span(events, name)
     places = _places(events)
@@ -51,14 +51,14 @@ def timeline(
 
 
 def memory(events: Sequence[Event], *, name: str) -> Chart:
-    """What autograd held for backward over time, a line for each stage of each copy.
+    """Builds a chart of the memory held for backward over time, with a line per replica and stage.
 
     Args:
-        events: of all ranks of one run, recorded with memory.
-        name: of the run, for the title.
+        events: events of all ranks of one run, recorded with memory.
+        name: name of the run, for the title.
 
     Raises:
-        ValueError: in no event a stage computes.
+        ValueError: no event is a computation.
     """
     begin, _ = _span(events, name)
     places = _places(events)
@@ -103,4 +103,4 @@ def _places(events: Sequence[Event]) -> list[_Place]:
 
 
 def _names(places: Sequence[_Place]) -> list[str]:
-    return [place_name(place, copies=len({copy for copy, _ in places})) for place in places]
+    return [place_name(place, replicas=len({replica for replica, _ in places})) for place in places]

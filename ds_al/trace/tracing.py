@@ -1,4 +1,4 @@
-"""Records the batches that a config asks for, and writes one set of files for all ranks when the last one is done."""
+"""Tracing of the batches selected in the config; writes one set of files for all ranks after the last one."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ds_al.trace.recorder import Recorder, Recording
 
 
 class Tracing:
-    """What the ``"trace"`` block of a config does. Every rank makes one, before its engine trains.
+    """Implements the ``"trace"`` block of a config. Every rank must create one, before its engine trains.
 
     Args:
         config: the ``"associated_learning"`` block; its ``trace`` is enabled.
         topology: place of this rank.
-        device: of the stage.
-        recording: where the recorder is set while the chosen batches are trained.
-        parameters: gives the module's parameters, which are no activations.
+        device: device of the stage.
+        recording: holds the recorder while the selected batches are trained.
+        parameters: returns the module's parameters, which do not count as activations.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class Tracing:
     ) -> None:
         self.config, self.method = config.trace, config.method
         self.folder = Path(config.trace.folder)
-        """Where the files go; may be changed until they are written."""
+        """Folder for the files; may be changed until they are written."""
         self.events: list[Event] | None = None
-        """Events of all ranks on one clock, on every rank, once recording is over."""
+        """Events of all ranks on one clock, on every rank, after recording."""
         self._topology, self._device, self._recording, self._parameters = topology, device, recording, parameters
         self.clock: ClockOffset = align(list(range(dist.get_world_size())), device=device)
-        """How far this rank's clock is from the first rank's."""
+        """Offset of this rank's clock from the first rank's."""
         self._batch = self._micro_batches = 0
         self._meter: ActivationMeter | None = None
         self._profiler: torch.profiler.profile | None = None
@@ -56,22 +56,22 @@ class Tracing:
 
     @classmethod
     def of(cls, config: ALConfig, **parts: Any) -> Tracing | None:
-        """What a config asks for: ``None`` where it does not ask."""
+        """Returns a tracing if the config enables it, else ``None``."""
         return cls(config, **parts) if config.trace.enabled else None
 
     def before_batch(self, *, micro_batches: int) -> None:
-        """A batch of so many micro-batches is about to be trained."""
+        """Starts recording if the batch about to be trained is the first one selected."""
         self._batch, self._micro_batches = self._batch + 1, micro_batches
         if self._batch == self.config.batches[0]:
             self._start()
 
     def after_batch(self) -> None:
-        """A batch has been trained. After the last one to record, all ranks meet here."""
+        """Finishes recording after the last selected batch, for which all ranks gather their events."""
         if self._batch == self.config.batches[1]:
             self.finish()
 
     def finish(self) -> None:
-        """Stops recording, and writes what there is. Every rank must call it; does nothing the second time."""
+        """Stops recording, and writes the recorded events. Every rank must call it; a second call does nothing."""
         recorder = self._recording.recorder
         if recorder is None:
             return
@@ -101,7 +101,7 @@ class Tracing:
             self._profiler.start()
             self._recording.profiling = True
         self._recording.recorder = Recorder(
-            self._topology.stage, copy=self._topology.replica, device=self._device, meter=self._meter
+            self._topology.stage, replica=self._topology.replica, device=self._device, meter=self._meter
         )
 
     def _stop(self) -> None:
@@ -114,7 +114,7 @@ class Tracing:
             self._profiler.export_chrome_trace(str(self.folder / f"profiler-rank{self._topology.rank}.json"))
 
     def _complain(self) -> None:
-        """Says so when a process ends while it still records, or before it ever did."""
+        """Prints a warning if the process ends before the selected batches were recorded."""
         if self.events is None and self._batch and self._writes():
             first, last = self.config.batches
             print(

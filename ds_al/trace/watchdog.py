@@ -1,9 +1,9 @@
-"""Says where a job stands when no stage moves any more: every rank its instruction, what it waits for, its stack.
+"""Watchdog for stalls: if no stage makes progress, every rank prints its instruction, what it waits for, and its stack.
 
-One daemon thread per rank, only where ``stall_seconds`` is set. The training thread takes no part: it notes the
-instruction that it executes (:class:`~ds_al.trace.recorder.Progress`), and the watchdog reads that note. How far
-the other ranks are goes through the key-value store of the process group, over a connection of the watch's own, so
-that neither a message nor a collective of the training is ever waited for.
+It is a daemon thread per rank, only if ``stall_seconds`` is set. The training thread only sets the current instruction
+(:class:`~ds_al.trace.recorder.Progress`), and the watchdog reads it. Ranks exchange their progress through the
+key-value store of the process group, over a separate connection, so that the watchdog never waits for a message or a
+collective of the training.
 """
 
 from __future__ import annotations
@@ -26,40 +26,40 @@ from torch.distributed import PrefixStore, Store, TCPStore
 from ds_al.parallel.topology import StageTopology
 from ds_al.trace.recorder import Progress
 
-_LOOKS = 4  # at the others, within ``stall_seconds``
-_STORE_SECONDS = 5.0  # after which the store counts as out of reach
-_watches = 0  # of this process so far: the same number names the same engine on every rank
+_CHECKS = 4  # of all ranks' progress, within ``stall_seconds``
+_STORE_SECONDS = 5.0  # timeout after which the store counts as unreachable
+_watches = 0  # watchdogs of this process so far: the same number identifies the same engine on every rank
 
 Place = tuple[int, bool]
-"""How far a rank is: instructions executed, and whether it is inside one."""
+"""Progress of a rank: number of executed instructions, and whether it is inside one."""
 
 
 class Stillness:
-    """The rule: nobody has moved for ``seconds``, and somebody is inside an instruction.
+    """Detects a stall: no rank has made progress for ``seconds``, and a rank is inside an instruction.
 
-    A stall is told once, then again after twice ``seconds``, four times, and so on, until somebody moves.
+    A stall is reported once, then again after twice ``seconds``, four times, and so on, until a rank makes progress.
     """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._last: tuple[int | None, ...] | None = None
         self._since = self._due = 0.0
-        self._told = 0
+        self._reports = 0
 
-    def look(self, places: Sequence[Place | None], now: float) -> float | None:
-        """Takes note of all ranks' places; ``None`` is a rank that has not been heard of.
+    def update(self, places: Sequence[Place | None], now: float) -> float | None:
+        """Updates the progress of all ranks; ``None`` is a rank that has not reported yet.
 
         Returns:
-            Seconds since somebody was last seen to move where that is a stall to be told now, else ``None``.
+            Seconds since the last progress if a stall is to be reported now, else ``None``.
         """
         moved = tuple(None if place is None else place[0] for place in places)
-        # Time that all spend outside of instructions, in the user's code, does not count either.
+        # Time that all ranks spend outside of instructions, in the user's code, does not count either.
         if moved != self._last or not any(place is not None and place[1] for place in places):
-            self._last, self._since, self._due, self._told = moved, now, now + self.seconds, 0
+            self._last, self._since, self._due, self._reports = moved, now, now + self.seconds, 0
         if now < self._due:
             return None
-        self._told += 1
-        self._due = now + self.seconds * 2**self._told
+        self._reports += 1
+        self._due = now + self.seconds * 2**self._reports
         return now - self._since
 
 
@@ -72,15 +72,15 @@ def waits_for(
     queue: bool,
     others: Sequence[int] = (),
 ) -> str:
-    """What a stage does in an instruction, and whom it depends on, in words.
+    """Describes what a stage waits for in an instruction, and on which rank.
 
     Args:
-        instruction: name of the instruction's class; ``None`` outside of all.
-        micro_batch: how many instructions of this kind came before.
-        stage: the stage that executes it.
-        rank_of: global rank of a stage of the same copy of the pipeline.
-        queue: messages are sent ahead, as by AL; DeepSpeed's own engine waits until they are taken.
-        others: global ranks that hold the same stage of other data parallel copies.
+        instruction: class name of the instruction; ``None`` outside of all.
+        micro_batch: number of earlier instructions of this class.
+        stage: index of the stage that executes it.
+        rank_of: returns the global rank of a stage of the same replica of the pipeline.
+        queue: whether messages are queued, as with AL; DeepSpeed's own engine waits until they are received.
+        others: global ranks of the same stage in other data parallel replicas.
     """
 
     def name(neighbour: int) -> str:
@@ -114,14 +114,14 @@ def waits_for(
 
 
 class Watchdog:
-    """Watches one engine from a thread of its own; made by :meth:`start`, ended by :meth:`stop`.
+    """Monitors one engine from a separate thread; created by :meth:`start`, ended by :meth:`stop`.
 
     Args:
-        progress: of the engine. It is not kept alive.
+        progress: progress of the engine, held by a weak reference.
         topology: place of this rank.
-        seconds: how long nobody may move.
-        on_stall: ``"continue"`` reports and goes on; ``"end"`` reports and ends this process with exit code 1.
-        sends_ahead: whether messages are sent ahead, as by AL; DeepSpeed's own engine waits until they are taken.
+        seconds: timeout without progress on any rank.
+        on_stall: ``"continue"`` reports and continues; ``"end"`` reports and ends this process with exit code 1.
+        sends_ahead: whether messages are queued, as with AL; DeepSpeed's own engine waits until they are received.
     """
 
     def __init__(
@@ -144,12 +144,12 @@ class Watchdog:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ds_al watchdog", daemon=True)
         self._thread.start()
-        # A daemon thread that comes back from the store while the interpreter is being taken down would abort it.
+        # A daemon thread that returns from the store while the interpreter shuts down would abort it.
         atexit.register(self.stop)
 
     @classmethod
     def start(cls, progress: Progress, *, seconds: float | None, **options: Any) -> Watchdog | None:
-        """Returns a running watchdog; ``None``, and no thread, where ``seconds`` is ``None``."""
+        """Returns a running watchdog; ``None``, without a thread, if ``seconds`` is ``None``."""
         return None if seconds is None else cls(progress, seconds=seconds, **options)
 
     def stop(self) -> None:
@@ -162,11 +162,11 @@ class Watchdog:
     def _run(self) -> None:
         self._store = self._connect()
         rule = Stillness(self.seconds)
-        while not self._stopped.wait(self.seconds / _LOOKS):
+        while not self._stopped.wait(self.seconds / _CHECKS):
             progress = self._progress()
             if progress is None:
                 return
-            still = rule.look(self._places(_place(progress)), time.perf_counter())
+            still = rule.update(self._places(_place(progress)), time.perf_counter())
             if still is not None:
                 self._report(progress, still)
             del progress
@@ -187,7 +187,7 @@ class Watchdog:
         return PrefixStore(self._prefix, client)
 
     def _places(self, own: Place) -> list[Place | None]:
-        """The places of all ranks; of this one alone, once the store is out of reach."""
+        """Returns the progress of all ranks; of this one alone, once the store is unreachable."""
         places: list[Place | None] = [None] * self.world
         if self._store is not None:
             try:
@@ -201,7 +201,7 @@ class Watchdog:
         places[self.rank] = own
         return places
 
-    # ---- telling -----------------------------------------------------------------------------------
+    # ---- the report --------------------------------------------------------------------------------
 
     def _report(self, progress: Progress, still: float) -> None:
         current, topology = progress.current, self._topology
@@ -215,7 +215,7 @@ class Watchdog:
             queue=self._sends_ahead,
             others=[rank for rank in topology.same_stage if rank != self.rank],
         )
-        copy = f"copy {topology.replica}, " if topology.replicas > 1 else ""
+        replica = f"replica {topology.replica}, " if topology.replicas > 1 else ""
         where = "" if current is None else f"{name}, micro-batch {micro_batch}, "
         since = "" if current is None else f", for {time.perf_counter() - current[1]:.1f} s"
         frame = sys._current_frames().get(self._trains)
@@ -224,14 +224,14 @@ class Watchdog:
         # One write, so that the blocks of several ranks do not mix.
         sys.stderr.write(
             f"\n--- stall: no stage moved for {still:.1f} s\n"
-            f"{copy}stage {topology.stage}, rank {self.rank}: {where}{what}{since}\n"
+            f"{replica}stage {topology.stage}, rank {self.rank}: {where}{what}{since}\n"
             f"Python stack, most recent call last:\n{stack}"
-            f'--- {copy}stage {topology.stage} {"ends" if ends else "goes on"} ("on_stall": "{self.on_stall}")\n'
+            f'--- {replica}stage {topology.stage} {"ends" if ends else "goes on"} ("on_stall": "{self.on_stall}")\n'
         )
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()
         if ends:
-            # Others see the same stall up to three looks later, and should tell of it before this end is their error.
+            # Others detect the same stall up to three checks later, and should report it before this exit breaks them.
             time.sleep(self.seconds)
             with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()

@@ -36,7 +36,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"fp16": {"enabled": True, "opt_level": "O1"}}, '"fp16.opt_level" is not a key'),
     (
         {"bf16": {"enabled": True}, BLOCK: {"message_dtype": "int8"}},
-        'message_dtype": got .int8. with "bf16".*as they are. Remove it',
+        'message_dtype": got .int8. with "bf16".*precision of the layers. Remove it',
     ),
     ({"pipeline": {"stages": 2}}, '"pipeline.stages" is not a key.*Only activation_checkpoint_interval'),
     ({"pipeline": {"activation_checkpoint_interval": -1}}, "activation_checkpoint_interval.*got -1.*0 for off"),

@@ -110,7 +110,7 @@ def test_every_data_parallel_copy_is_part_of_the_trace(tmp_path: Path) -> None:
     check_chrome_form(trace)
     assert trace["otherData"]["copies"] == 2 and len(trace["otherData"]["clock_error_seconds"]) == 4
     names = {e["pid"]: e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "process_name"}
-    assert list(names.values()) == ["copy 0, stage 0", "copy 0, stage 1", "copy 1, stage 0", "copy 1, stage 1"]
+    assert list(names.values()) == [f"replica {replica}, stage {stage}" for replica in (0, 1) for stage in (0, 1)]
     arrows: dict[str, list[int]] = {}
     for event in trace["traceEvents"]:
         if event["ph"] in "sf":

@@ -95,16 +95,16 @@ def test_with_data_parallel_copies_each_says_which_it_is_and_which_rank_it_waits
     ranks = run_ranks(f"{__name__}:train_copies", 4, seconds=4.0)
     told = [blocks(text) for text in ranks]
     assert [len(each) for each in told] == [1] * 4
-    # Ranks 0 and 1 hold stage 0, ranks 2 and 3 stage 1; the data of copy 1 block.
-    assert "copy 1, stage 0, rank 1: LoadMicroBatch, micro-batch 6, waits for the data iterator" in told[1][0]
-    assert "copy 0, stage 0, rank 0: ReduceGrads" in told[0][0]
+    # Ranks 0 and 1 hold stage 0, ranks 2 and 3 stage 1; the data of replica 1 block.
+    assert "replica 1, stage 0, rank 1: LoadMicroBatch, micro-batch 6, waits for the data iterator" in told[1][0]
+    assert "replica 0, stage 0, rank 0: ReduceGrads" in told[0][0]
     assert "waits for the ranks that hold the same weights: 1, for " in told[0][0]
-    assert "copy 1, stage 1, rank 3: RecvActivation" in told[3][0] and "from stage 0 (rank 1)" in told[3][0]
-    assert "copy 0, stage 1, rank 2: ReduceGrads" in told[2][0] and "the same weights: 3, for " in told[2][0]
+    assert "replica 1, stage 1, rank 3: RecvActivation" in told[3][0] and "from stage 0 (rank 1)" in told[3][0]
+    assert "replica 0, stage 1, rank 2: ReduceGrads" in told[2][0] and "the same weights: 3, for " in told[2][0]
 
 
 def train_copies(*, seconds: float) -> str:
-    """Worker: two stages, twice; the first stage of the second copy waits long for a micro-batch."""
+    """Worker: two stages, twice; the first stage of the second replica waits long for a micro-batch."""
     engine = make_engine(module_options={"num_stages": 2}, stall_seconds=2.0)
     text = io.StringIO()
     with contextlib.redirect_stderr(text):

@@ -57,7 +57,7 @@ def test_the_expected_bubble_stands_beside_the_measured_one() -> None:
 def test_each_copy_of_a_stage_has_a_row() -> None:
     other = [replace(event, copy=1) for event in RUN]
     rows = timeline([*RUN, *other], name="streaming", micro_batches=1).rows
-    assert rows == [f"copy {copy}, stage {stage}" for copy in (0, 1) for stage in (0, 1)]
+    assert rows == [f"replica {replica}, stage {stage}" for replica in (0, 1) for stage in (0, 1)]
 
 
 def test_a_run_without_computation_is_refused() -> None:

@@ -56,7 +56,7 @@ def test_every_instruction_of_every_schedule_that_waits_is_known() -> None:
 
 def looks(rule: Stillness, places: list[tuple[int, bool] | None], times: list[float]) -> list[float]:
     """At which of these times the rule tells of a stall."""
-    return [now for now in times if rule.look(places, now) is not None]
+    return [now for now in times if rule.update(places, now) is not None]
 
 
 def test_a_stall_is_told_once_and_again_at_doubling_distances() -> None:
@@ -68,7 +68,7 @@ def test_a_stall_is_told_once_and_again_at_doubling_distances() -> None:
 def test_one_moving_stage_is_enough() -> None:
     rule = Stillness(1.0)
     for step in range(40):
-        assert rule.look([(5, True), (step // 3, True)], step / 4) is None
+        assert rule.update([(5, True), (step // 3, True)], step / 4) is None
 
 
 def test_after_a_move_all_starts_anew() -> None:
