@@ -26,7 +26,7 @@ def add_command(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ds_al.convert.export import export  # late: it imports DeepSpeed
+    from ds_al.convert.export import export  # lazy: imports DeepSpeed
     from ds_al.errors import ALError
 
     try:

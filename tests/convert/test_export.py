@@ -114,9 +114,8 @@ def test_what_a_description_cannot_say_is_refused_where_it_is_needed() -> None:
     """A bridge that was a module once ended from_pretrained with a KeyError: its weights are not the model's."""
     own: Any = nn.Linear(8, 6)
     _, source = network("resnet", bridges=[own, None, None])
-    assert source.description["own_bridges"] == [0] and made_again(source.description), (
-        "exits before the last are not exported"
-    )
+    assert source.description["own_bridges"] == [0]
+    assert made_again(source.description), "exits before the last are not exported"
     _, source = network("resnet", bridges=[None, None, own])
     with pytest.raises(ALCheckpointError, match=r"last AL layer is one of your own.*weights=checkpoint"):
         made_again(source.description)
