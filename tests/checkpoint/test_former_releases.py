@@ -1,12 +1,13 @@
 """A checkpoint of an earlier state of the package loads, on any number of stages.
 
-``saved_by_0_1_0`` was written on two stages by the code before its rooms were drawn anew; ``expected.json`` in it is
-for ``python .ci/same_bits.py load tests/checkpoint/saved_by_0_1_0``, which also trains on and compares the bits.
+``saved_by_0_1_0.tar.gz`` was written on two stages by the code before its rooms were redrawn. Its ``expected.json``
+is for ``python .ci/same_bits.py load FOLDER``, which also trains on and compares the bits.
 """
 
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from tests.support.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 
-FOLDER = Path(__file__).with_name("saved_by_0_1_0")
+ARCHIVE = Path(__file__).with_name("saved_by_0_1_0.tar.gz")
 
 
-def loaded() -> dict[str, Any]:
+def loaded(folder: str) -> dict[str, Any]:
     """Worker: what an engine has after loading, and that it trains on."""
     engine = make_engine()
-    path, _ = engine.load_checkpoint(str(FOLDER))
+    path, _ = engine.load_checkpoint(folder)
     weights = {
         index: {name: value.clone() for name, value in layer.state_dict().items()} for index, layer in engine.layers
     }
@@ -37,10 +38,13 @@ def loaded() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stages", [1, 2])
-def test_a_checkpoint_of_before_the_rooms_were_redrawn_loads(stages: int) -> None:
-    folder = FOLDER / (FOLDER / "latest").read_text().strip()
+def test_a_checkpoint_of_before_the_rooms_were_redrawn_loads(stages: int, tmp_path: Path) -> None:
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    root = tmp_path / "saved_by_0_1_0"
+    folder = root / (root / "latest").read_text().strip()
     counters = json.loads((folder / "index.json").read_text())["counters"]
-    ranks = run_ranks(f"{__name__}:loaded", stages)
+    ranks = run_ranks(f"{__name__}:loaded", stages, folder=str(root))
     weights = {index: state for rank in ranks for index, state in rank["weights"].items()}
     assert sorted(weights) == [0, 1, 2, 3]
     for index, state in weights.items():
