@@ -256,8 +256,8 @@ def _of_deepspeed(folder: Path, *, into_al: bool, layers: int) -> Weights:
         number = int(match[1])
         if number in found:
             raise ALCheckpointError(
-                f"layer {number} lies in {found[number].name!r} and in {path.name!r}: it is cut for tensor "
-                "parallelism, which is not read. Merge it first"
+                f"layer {number} is in {found[number].name!r} and in {path.name!r}: it is sharded by tensor "
+                "parallelism, which is not supported. Merge it first"
             )
         found[number] = path
     for number, path in found.items():

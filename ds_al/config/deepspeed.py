@@ -163,9 +163,9 @@ def zero_stage(config: Mapping[str, Any]) -> int:
         raise ALConfigError(f'"zero_optimization": got {block!r}: expected {{"stage": 1}}, or stage 0 for off')
     if stage != 1:
         raise ALConfigError(
-            f'"zero_optimization": got stage {stage}. It shares out '
+            f'"zero_optimization": got stage {stage}. It shards '
             + ("gradients" if stage == 2 else "gradients and weights")
-            + " too, which a stage has of its own layers alone, and drops at every step: set stage 1, or more stages"
+            + " too, which a stage holds for its own layers alone, and frees at every step: set stage 1, or more stages"
         )
     if rest := sorted(set(block) - {"stage"}):
         raise ALConfigError(

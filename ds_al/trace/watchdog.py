@@ -226,7 +226,7 @@ class Watchdog:
             f"\n--- stall: no stage moved for {still:.1f} s\n"
             f"{replica}stage {topology.stage}, rank {self.rank}: {where}{what}{since}\n"
             f"Python stack, most recent call last:\n{stack}"
-            f'--- {replica}stage {topology.stage} {"ends" if ends else "goes on"} ("on_stall": "{self.on_stall}")\n'
+            f'--- {replica}stage {topology.stage} {"ends" if ends else "continues"} ("on_stall": "{self.on_stall}")\n'
         )
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()
