@@ -23,7 +23,7 @@ from rich.console import Console
 from ds_al.config.base import read_file
 from ds_al.errors import ALError
 from ds_al.planner import COMPARED, METHODS, Link, Machines, Prediction, Work, advice, break_even, grid
-from ds_al.planner.network import Device, Network
+from ds_al.planner.network import Device, PlannedNetwork
 from ds_al.planner.show import bytes_per_second, cases, draw, markdown, table
 from ds_al.studies.bench.arguments import numbers, positive
 from ds_al.studies.bench.predictions import against, work_of_profile
@@ -143,7 +143,7 @@ def _given(args: argparse.Namespace) -> tuple[Work, Machines, str]:
     if args.measure and not args.config:
         raise ValueError("--measure goes with --config")
     if args.config:
-        network = Network.of(read_file(args.config))
+        network = PlannedNetwork.of(read_file(args.config))
         device = Device(args.tflops * 1e12, args.memory_gbyte * 1e9)
         work = network.measured() if args.measure else network.work(device)
         how = "timed on this machine" if args.measure else f"counted, at {device.says}"

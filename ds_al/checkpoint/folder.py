@@ -36,6 +36,7 @@ FORMAT = 2
 _CHUNK = 1 << 22
 
 Record = dict[str, Any]
+"""An entry of the index: of a layer, a stage or a file."""
 
 
 def layer_file(index: int, what: str) -> str:

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ds_al.checkpoint.folder import Record
 from ds_al.checkpoint.plain import Tensors, pack, unpack
 from ds_al.checkpoint.state import StageState
 from ds_al.errors import ALCheckpointError
 from ds_al.optim.masters import stepped
 
-Record = dict[str, Any]
 Name = tuple[int, str]
 """Index of the layer, and name of the parameter within it."""
 

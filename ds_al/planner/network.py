@@ -59,7 +59,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Network:
+class PlannedNetwork:
     """Network of a config, in AL form and as backprop twin."""
 
     al: Sequence[ALLayerSpec]
@@ -70,7 +70,7 @@ class Network:
     config: ALConfig
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Network:
+    def of(cls, config: Mapping[str, Any]) -> PlannedNetwork:
         """Builds the network of a config for ``run/train.py``. A data set that is not known by name is loaded.
 
         Raises:
@@ -184,7 +184,7 @@ class _Sizes:
     twin_held: float
 
 
-def _sizes(network: Network, device: str, samples: int) -> _Sizes:
+def _sizes(network: PlannedNetwork, device: str, samples: int) -> _Sizes:
     scale = network.micro_batch / samples
     messages, targets, al_held = [], [0.0], 0
     with isolated(device):

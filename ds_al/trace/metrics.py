@@ -27,7 +27,7 @@ class StageMetrics(NamedTuple):
     busy: float
     """Share of time in which the stage waited neither for other stages nor for its replicas."""
     data: float
-    """Share of time in which the stage waited for the data iterator; part of :attr:`busy`."""
+    """Share of time in which the stage waited for the data iterator or loaded from it; part of :attr:`busy`."""
     queue_full: float
     """Share of its messages that had to wait for a free slot in the queue to the next stage."""
     samples_per_second: float

@@ -181,7 +181,7 @@ class Sender(_Channel):
         self.nbytes += header.nbytes
 
     def flush(self) -> None:
-        """Waits until all messages are sent. They are lost if the process ends earlier."""
+        """Waits until all messages are sent. If the process ends before, they are lost; ``atexit`` calls it."""
         for slot in self._slots:
             if slot is not None and slot.work is not None:
                 self._wait(slot.work, "for its last messages to leave")

@@ -26,7 +26,7 @@ from ds_al.planner import (
     grid,
     predict,
 )
-from ds_al.planner.network import Network, saved_bytes
+from ds_al.planner.network import PlannedNetwork, saved_bytes
 from ds_al.planner.show import draw
 from ds_al.studies.bench.predictions import against
 from ds_al.studies.tables.scaling import planner
@@ -366,12 +366,12 @@ def test_layers_are_timed_on_this_machine() -> None:
             "data": {"name": "fashion-mnist"},
         },
     }  # fmt: skip
-    work = Network.of(config).measured(repeat=2)
+    work = PlannedNetwork.of(config).measured(repeat=2)
     assert work.forward > 0 and work.backward > 0 and work.step > 0 and work.rho > 0
     assert [layer.message_bytes for layer in work.layers] == [4 * 32 * 4] * 2
     assert sum(layer.al for layer in work.layers) > 0
     with pytest.raises(ALConfigError, match='no "experiment" block'):
-        Network.of({})
+        PlannedNetwork.of({})
 
 
 def test_what_autograd_saves_is_the_same_with_values_and_without() -> None:
