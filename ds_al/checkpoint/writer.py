@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import shutil
 import threading
 import time
@@ -160,10 +161,14 @@ class Writer:
         """Waits until all stages have written; on other stages than the first, until that one has published."""
         seen, changed = -1, time.monotonic()
         while True:
-            for failed in sorted(part.glob("*.failed")):
-                raise ALCheckpointError(failed.read_text())
-            done = {int(path.stem.split("_")[1]) for path in part.glob("*.done")}
-            if len(done) == self.stages if self.stage == 0 else not part.exists():
+            names = _names(part)
+            if names is None and self.stage != 0:  # the first stage has renamed the folder
+                return
+            markers = sorted(names or ())
+            for failed in (name for name in markers if name.endswith(".failed")):
+                raise ALCheckpointError((part / failed).read_text())
+            done = {int(name.removesuffix(".done").split("_")[1]) for name in markers if name.endswith(".done")}
+            if self.stage == 0 and len(done) == self.stages:
                 return
             written = _bytes(part)
             if written != seen:
@@ -232,6 +237,14 @@ def _assemble(stages: list[Record]) -> Record:
         "stages": [stage["stage"] for stage in stages],
         "layers": [layer for stage in stages for layer in stage["layers"]],
     }
+
+
+def _names(folder: Path) -> list[str] | None:
+    """Returns the names in a folder in one look, which a rename cannot cut in two; ``None`` if there is no folder."""
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return None
 
 
 def _bytes(folder: Path) -> int:
