@@ -1,10 +1,10 @@
-"""Compares methods: same network, same data, same budget; accuracy and time of the same runs.
+"""Compares the accuracy and time of methods on the same network, data and budget.
 
     python run/compare.py --suite ds_configs/suites/small.yaml --seeds 3 --json docs/results/small.json
 
-Writes JSON, and beside it CSV, tables in Markdown and a figure per group. May be stopped and started again: what
-is done stays done. --groups and --methods say what is run; the tables hold all there is of the sweep. Of a sweep with
-trials it writes which of them is the best of each method, by validation accuracy.
+Writes JSON, and next to it CSV, Markdown tables and a figure per group. Finished runs are saved, so the same command
+resumes a stopped sweep. --groups and --methods select the runs to execute; the tables contain all finished runs of the
+sweep. For a sweep with trials, the output is the best trial of each method by validation accuracy.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ SWEEPS = ROOT / "ds_configs" / "suites"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Builds the command line parser."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument(
         "--suite", "--sweep", dest="sweep", required=True,
-        help="path of the sweep's file, or its name in ds_configs/suites",
+        help="path of the sweep file, or its name in ds_configs/suites",
     )  # fmt: skip
-    p.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on (default: 3)")
-    p.add_argument("--json", metavar="PATH", type=Path, required=True, help="where the results go; runs beside it")
+    p.add_argument("--seeds", type=int, default=3, help="number of seeds, starting at 0 (default: 3)")
+    p.add_argument("--json", metavar="PATH", type=Path, required=True, help="results file; runs are saved next to it")
     p.add_argument(
         "--runs", "--cells", metavar="FILE", type=Path,
-        help="file of finished runs, NAME.runs.jsonl (default: beside PATH); sweeps that share it share the runs that "
-        "they have in common",
+        help="file of finished runs, NAME.runs.jsonl (default: next to PATH); sweeps that use the same file share "
+        "their common runs",
     )  # fmt: skip
     p.add_argument("--groups", help="only groups whose name contains this text")
     p.add_argument(
         "--methods", type=lambda text: text.split(","),
-        help="only these methods, separated by commas: those of the sweep, or any schedule, objective, recipe or "
-        "baseline (bp_1f1b, bp_gpipe, bp_naive, bp_dp, bp_single) that it has not",
+        help="only these methods, comma-separated: methods of the sweep, or any other schedule, objective, recipe or "
+        "baseline (bp_1f1b, bp_gpipe, bp_naive, bp_dp, bp_single)",
     )  # fmt: skip
     p.add_argument(
         "--data", metavar="DIR", type=Path, default=os.environ.get("DS_AL_DATA"),
-        help="folder that the sweep's data paths start from (default: $DS_AL_DATA, else the working directory)",
+        help="root folder of the sweep's data paths (default: $DS_AL_DATA, else the working directory)",
     )  # fmt: skip
-    p.add_argument("--jobs", type=int, help="runs at a time (default: as many as there are cores for)")
-    p.add_argument("--timeout", type=float, default=3600.0, help="seconds after which a run has failed (3600)")
-    p.add_argument("--page", metavar="PATH", type=Path, help="also writes a page: tables, figures, what is missing")
-    p.add_argument("--table-only", action="store_true", help="run nothing; write the tables of what is there")
+    p.add_argument("--jobs", type=int, help="number of concurrent runs (default: one process per core)")
+    p.add_argument("--timeout", type=float, default=3600.0, help="time limit of a run in seconds (default: 3600)")
+    p.add_argument("--page", metavar="PATH", type=Path, help="also write a page: tables, figures, missing runs")
+    p.add_argument("--table-only", action="store_true", help="run nothing; write the tables of the stored runs")
     return p
 
 
 def main() -> None:
-    """Runs the sweep, and writes its tables."""
+    """Runs the sweep and writes its tables."""
     args, console = parser().parse_args(), Console()
     path = Path(args.sweep) if Path(args.sweep).suffix else SWEEPS / f"{args.sweep}.yaml"
 
@@ -93,7 +93,7 @@ def _run(sweep: Output, args: argparse.Namespace, console: Console) -> None:
     ]  # fmt: skip
     if not todo:
         sys.exit("error: no run is left: look at --groups and --methods")
-    forks = get_accelerator().device_name() == "cpu"  # a fork cannot take over an accelerator
+    forks = get_accelerator().device_name() == "cpu"  # an accelerator context does not survive a fork
     if forks:
         start_quickly()
     found = sweep.file.read()

@@ -1,9 +1,10 @@
-"""Perplexity of a small language model: every objective at every exit, beside the backprop twin.
+"""Measures the perplexity of a small language model: every objective at every exit, and the backprop twin.
 
     python run/perplexity.py --seeds 3 --json docs/results/perplexity.json --page docs/language_models.md
 
-Trials first, which choose learning rate and bridge blocks on validation text; then every method with every seed. May
-be stopped and started again: each run is kept, in docs/results/perplexity.runs.jsonl. --table-only runs nothing.
+Trials choose the learning rate and the number of bridge blocks on validation texts; then every method runs with every
+seed. Each finished run is saved in docs/results/perplexity.runs.jsonl, so the same command resumes a stopped study.
+--table-only runs nothing.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from ds_al.studies.runs import RunFile
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Builds the command line parser."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on (default: 3)")
-    p.add_argument("--steps", type=int, default=Plan.steps, help=f"steps at equal tokens ({Plan.steps})")
-    p.add_argument("--trial-steps", type=int, default=Plan.trial_steps, help=f"of a trial ({Plan.trial_steps})")
-    p.add_argument("--json", metavar="PATH", type=Path, required=True, help="where the results go; runs beside it")
-    p.add_argument("--page", metavar="PATH", type=Path, help="also writes a page: tables and picture")
-    p.add_argument("--data", default="imdb-small", help="data set of texts; a folder of this name in $DS_AL_DATA")
-    p.add_argument("--vocabulary", type=int, default=2048, help="tokens of the BPE, at most (2048)")
-    p.add_argument("--cache", metavar="DIR", help="where tokenizer and tokens are kept")
-    p.add_argument("--table-only", action="store_true", help="run nothing; write the tables of what is there")
+    p.add_argument("--seeds", type=int, default=3, help="number of seeds, starting at 0 (default: 3)")
+    p.add_argument("--steps", type=int, default=Plan.steps, help=f"steps at equal tokens (default: {Plan.steps})")
+    p.add_argument("--trial-steps", type=int, default=Plan.trial_steps, help=f"steps per trial ({Plan.trial_steps})")
+    p.add_argument("--json", metavar="PATH", type=Path, required=True, help="results file; runs are saved next to it")
+    p.add_argument("--page", metavar="PATH", type=Path, help="also write a page with tables and figure")
+    p.add_argument("--data", default="imdb-small", help="text data set: a folder in $DS_AL_DATA, if set")
+    p.add_argument("--vocabulary", type=int, default=2048, help="maximum number of BPE tokens (default: 2048)")
+    p.add_argument("--cache", metavar="DIR", help="cache folder of tokenizer and tokens")
+    p.add_argument("--table-only", action="store_true", help="run nothing; write the tables of the stored runs")
     return p
 
 

@@ -1,10 +1,9 @@
-"""Predicts what 64 to 1,024 stages would do: links from 100 Mbit/s to 400 Gbit/s, unlike machines, stragglers.
+"""Predicts pipelines of 64 to 1,024 stages: links of 100 Mbit/s to 400 Gbit/s, heterogeneous machines, stragglers.
 
     python run/scale.py --json docs/results/scale.json --markdown docs/scale.md
 
-Nothing is measured: the assumptions stand in ds_al/studies/scale/predictions.py and on the page. Some 10 minutes of
-one core.
-With --draw an existing file of rows is only drawn and written as a page anew.
+Nothing is measured; ds_al/studies/scale/predictions.py and the page list the assumptions. The predictions take about
+10 minutes of one core. --draw predicts nothing: it rewrites the figures and the page from existing results.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ from ds_al.studies.scale.predictions import Study
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Builds the command line parser."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Study()
     add = p.add_argument
-    add("--json", metavar="PATH", type=Path, required=True, help="where the rows go; CSV beside it")
-    add("--markdown", metavar="PATH", type=Path, help="write the page to PATH, its figures to figures/ beside it")
-    add("--draw", action="store_true", help="predict nothing, read --json instead")
-    add("--stages", type=numbers, default=default.stages, help="such as 64,256,1024 (the default)")
-    add("--micro-batches", type=numbers, default=default.micro_batches, help="such as 64,256 (the default)")
-    add("--sweep", type=numbers, default=default.sweep, help="M of the section on many micro-batches (16..4096)")
-    add("--repeat", type=positive, default=default.repeat, help=f"random runs (default: {default.repeat})")
-    add("--jobs", type=positive, default=1, help="processes that predict (default: 1)")
+    add("--json", metavar="PATH", type=Path, required=True, help="write the rows to PATH, and a CSV file next to it")
+    add("--markdown", metavar="PATH", type=Path, help="write the page to PATH, its figures to the folder figures")
+    add("--draw", action="store_true", help="read the rows from --json instead of predicting them")
+    add("--stages", type=numbers, default=default.stages, help="numbers of stages (default: 64,256,1024)")
+    add("--micro-batches", type=numbers, default=default.micro_batches, help="micro-batches (default: 64,256)")
+    add("--sweep", type=numbers, default=default.sweep, help="values of M in the sweep (default: 16..4096)")
+    add("--repeat", type=positive, default=default.repeat, help=f"random runs per case (default: {default.repeat})")
+    add("--jobs", type=positive, default=1, help="number of processes (default: 1)")
     return p
 
 
 def main() -> None:
-    """Predicts, writes, draws."""
+    """Predicts, and writes the results, the page and the figures."""
     args, console = parser().parse_args(), Console()
     if args.draw:
         results = read(args.json)

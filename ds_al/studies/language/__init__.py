@@ -1,9 +1,9 @@
-"""The study of causal language models: perplexity of every objective at every exit, beside the backprop twin.
+"""Study of causal language models: perplexity of every objective at every exit, compared with the backprop twin.
 
-    corpus   texts to tokens: a small BPE, trained on the texts themselves, and pieces of equal length
-    run     one run: a method, K, a seed, a learning rate, a number of steps
-    plan     which runs are run, how settings are chosen, what is done already
-    page     tables, picture and text of what is there
+    corpus    tokenizes the texts with a small BPE trained on them, and cuts sequences of equal length
+    training  one run: a method, K, a seed, a learning rate, a number of steps
+    plan      the list of runs, the choice of settings, and execution of the missing runs
+    page      tables, figure and page from the results
 
 The command is ``run/perplexity.py``.
 """

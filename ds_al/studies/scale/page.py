@@ -1,4 +1,4 @@
-"""The predictions for many stages as a page with figures: every number in it comes from the rows."""
+"""Writes the predictions for many stages as a page with figures; every number comes from the rows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from ds_al.studies.tables.write import document
 
 
 def page(header: Row, rows: Sequence[Row], *, figures: Mapping[str, str]) -> str:
-    """``docs/scale.md``.
+    """Returns the text of ``docs/scale.md``.
 
     Args:
+        header: header of the results file.
+        rows: rows of :meth:`~ds_al.studies.scale.predictions.Study.rows`.
         figures: paths of ``links``, ``sweep`` and ``stragglers``, relative to the page.
     """
     latencies = ", ".join(f"{link} {1000 * seconds:g} ms" for link, seconds in LINKS.items())
@@ -21,7 +23,7 @@ def page(header: Row, rows: Sequence[Row], *, figures: Mapping[str, str]) -> str
         _INTRODUCTION,
         "## Assumptions",
         tables.assumptions(),
-        f"Latency of a message, by link: {latencies}. Links are full duplex, one per neighbour.",
+        f"Message latency by link: {latencies}. Links are full duplex; a stage has one link to each neighbour.",
         "## Links",
         _LINKS,
         f"![Time per batch over the speed of the links]({figures['links']})",
@@ -34,7 +36,7 @@ def page(header: Row, rows: Sequence[Row], *, figures: Mapping[str, str]) -> str
         "## Memory and bytes",
         _MEMORY,
         tables.memory(rows),
-        "## Machines that are not alike",
+        "## Heterogeneous machines",
         _speeds_text(rows),
         tables.speeds(rows),
         "## Stragglers",
@@ -50,52 +52,55 @@ def page(header: Row, rows: Sequence[Row], *, figures: Mapping[str, str]) -> str
 _INTRODUCTION = """\
 # 64 to 1,024 stages
 
-**Predicted, not measured.** This page is what the planner's simulator ([ds_al/planner](../ds_al/planner/simulator.py))
-and published formulas say of sizes that no machine here has. The simulator runs the same schedules as the engines; how
-close it comes to what was measured, on small sizes, is in [performance.md](performance.md). What is assumed stands in
-the first table; where a real cluster differs, `run/plan.py` takes its numbers.
+**Predicted, not measured.** These results come from the planner's simulator
+([ds_al/planner](../ds_al/planner/simulator.py)) and from published formulas, for sizes that could not be measured. The
+simulator runs the same schedules as the engines; [performance.md](performance.md) compares its predictions with
+measurements at small sizes. The first table lists the assumptions; `run/plan.py` accepts the figures of a real cluster.
 
-What it shows. On links that computation hides behind, streaming takes rho and its optimizer steps, and nothing else,
-whatever P and M are: no bubble, no waiting for gradients, the activations of one micro-batch. That is worth most with
-many stages, few micro-batches and slow or far links. With many micro-batches the gain over 1F1B goes to nothing and
-then below it, and zero-bubble pipelines get there without a change of the learning rule, where their memory and their
-links are fast enough. Nothing here says how well a network of that depth learns: see the end."""
+**Summary.** Where communication overlaps with computation, streaming costs rho and its optimizer steps, and nothing
+else, for any P and M: it has no bubble, does not wait for gradients, and holds the activations of one micro-batch. The
+gain is largest with many stages, few micro-batches and slow or long-distance links. With many micro-batches the gain
+over 1F1B vanishes and then becomes a loss. Zero-bubble pipelines reach the same speed without a change of the learning
+rule if their memory and links are fast enough. How well a network of that depth learns is not predicted (see
+[the limits](#limits-of-these-predictions))."""
 
 _LINKS = """\
-Time per batch, as a multiple of what the twin's own computations take on a stage, M (F + B) / P: 1 is an ideal pipeline
-of back-propagation without bubble, message or step. `streaming` steps once per micro-batch. `bp_1f1b` sends as
-DeepSpeed does, by calls that block; in `bp_1f1b_overlapped` messages block nobody, a lower bound for any engine of
-1F1B. (f) are formulas, lower bounds too, with the sources and limits that
-[predict.py](../ds_al/planner/predict.py) gives. An asterisk marks what does not fit into the device's memory; data
-parallel training needs the whole network on each. Bold: the fastest that fits."""
+Time per batch as a multiple of M (F + B) / P, the compute time of the backprop twin on one stage: 1 is an ideal
+back-propagation pipeline without bubble, messages or optimizer step. `streaming` steps once per micro-batch. `bp_1f1b`
+sends with blocking calls, as DeepSpeed does; `bp_1f1b_overlapped` assumes messages that block no stage, a lower bound
+for any 1F1B engine. Methods marked (f) are computed by formulas, which are also lower bounds;
+[predict.py](../ds_al/planner/predict.py) gives their sources and limits. An asterisk marks configurations that exceed
+the device's memory; data parallel training needs the whole network on each device. The fastest configuration that fits
+is bold."""
 
 _MEMORY = """\
-Gigabytes on the fullest stage: parameters, gradients and AdamW's state in fp32 (the same for all pipelines) and the
-activations that wait for backward. Gigabytes sent per batch by a stage that has neighbours on both sides (by a replica,
-with `bp_dp`). Activations travel forward only with AL, and come back as gradients with back-propagation."""
+Gigabytes on the stage that needs most memory: parameters, gradients and AdamW's state in fp32 (the same for all
+pipelines) and the activations held for backward. Gigabytes sent per batch by a stage with two neighbours (with `bp_dp`,
+by a replica). With AL, activations are only sent forward; back-propagation also sends their gradients back."""
 
 _STRAGGLERS = """\
-Each micro-batch takes longer on some stage by chance: `lognormal:s` has a mean of 1, so a stage alone loses nothing;
-`slow:p:k` is k times as slow with chance p, of which a stage alone would lose the mean. Throughput as a share of that
-of one stage alone with the same jitter: what is lost because stages wait for each other. A queue between stages lets a
-stage run ahead while its successor is late."""
+The time of each micro-batch on each stage is random: `lognormal:s` has a mean of 1, so a single stage loses nothing;
+`slow:p:k` is k times as slow with probability p, so a single stage loses the mean slowdown. The table gives throughput
+relative to a single stage with the same jitter; the rest is lost because stages wait for each other. A queue between
+stages lets a stage run ahead while its successor is late."""
 
 _LIMITS = """\
-## What this does not say
+## Limits of these predictions
 
-* **Accuracy.** A stage here is an AL layer (K = P), and accuracy falls with K: what it costs to have a hundred local
-  objectives is not known, and no planner predicts it. Fewer, larger AL layers on groups of stages were not simulated.
-* **rho at that depth.** It is assumed, for a light bridge; [models.md](models.md) counts what bridges cost.
-* **The same update.** Streaming steps M times where back-propagation steps once. With one step per batch it pays u
-  once, too (`steps_per_batch: 1`, in the table of many micro-batches).
-* **Prediction.** It travels to the last stage and back.
-* **Failures, sharing of links, topology, congestion, and devices that leave**: not modelled.
-* **Other ways to use the machines.** Tensor parallelism, sharded data parallelism (ZeRO-3, FSDP), pipelines with data
-  parallel groups, and compression of gradients or activations are not compared; on fast links they are what is used."""
+* **Accuracy.** Each stage is one AL layer (K = P), and accuracy falls with K. The accuracy cost of a hundred local
+  objectives is unknown, and no planner predicts it. Fewer, larger AL layers on groups of stages were not simulated.
+* **rho at that depth.** rho is assumed, for a light bridge; [models.md](models.md) counts the cost of bridges.
+* **Number of updates.** Streaming steps M times where back-propagation steps once. With one step per batch
+  (`steps_per_batch: 1`, in the table of many micro-batches) streaming also pays u once.
+* **Inference.** A prediction passes through all stages to the last one, and its result is sent back.
+* **Failures, shared links, topology, congestion, and devices that leave** are not modelled.
+* **Other forms of parallelism.** Tensor parallelism, sharded data parallelism (ZeRO-3, FSDP), pipelines with data
+  parallel groups, and compression of gradients or activations are not compared; on fast links they are the usual
+  choice."""
 
 
 def _winners(rows: Sequence[Row]) -> str:
-    """Which method is fastest where, of those that fit, counted."""
+    """Counts, for each method, the cases in which it is the fastest that fits."""
     own = rows_of(rows, section="links")
     cases = dict.fromkeys((r["workload"], r["stages"], r["micro_batches"], r["link"]) for r in own)
     best: dict[str, list[str]] = {}
@@ -105,15 +110,15 @@ def _winners(rows: Sequence[Row]) -> str:
         winner = min((r for r in case if r["fits"]), key=lambda r: r["seconds"])
         best.setdefault(winner["method"], []).append(link)
         gains.append(row_of(case, method=OVERLAPPED)["seconds"] / row_of(case, method="streaming")["seconds"])
-    lines = ["Fastest among what fits, of all cases above:", ""]
+    lines = ["Fastest configuration that fits, over all cases above:", ""]
     for method, links in sorted(best.items(), key=lambda item: -len(item[1])):
         counts = ", ".join(f"{links.count(link)} at {link}" for link in LINKS if link in links)
         lines.append(f"* {tables.label(method)}: {len(links)} of {len(cases)} ({counts})")
     lines += [
         "",
-        f"Against 1F1B whose messages overlap, streaming is {min(gains):.2f} to {max(gains):.2f} times as fast.",
-        "On the slowest links every pipeline is bound by them, and what is left of streaming's lead is that nobody "
-        "waits for a message to come back: such a network is better not cut there, or its messages made smaller.",
+        f"Streaming is {min(gains):.2f} to {max(gains):.2f} times as fast as 1F1B with overlapped messages.",
+        "On the slowest links every pipeline is limited by communication, and streaming only gains because no stage "
+        "waits for a reply. Such a network should not be split at that link, or should send smaller messages.",
     ]
     return "\n".join(lines)
 
@@ -123,14 +128,14 @@ def _sweep_text(rows: Sequence[Row]) -> str:
     stages = own[0]["stages"]
     streaming = [row for row in rows_of(own, method="streaming") if steps_always(row)]
     lost = [row["micro_batches"] for row in streaming if over_1f1b(own, row) < 1]
-    where = f"from M = {min(lost)} on" if lost else "at no M that was looked at"
+    where = f"from M = {min(lost)} on" if lost else "at none of these M"
     least = own[0]["micro_batches"]
     gain = over_1f1b(own, row_of(own, method="streaming", micro_batches=least, steps_per_batch=least))
     return (
-        "The gain over 1F1B is at most (M + P - 1) / (M rho), as long as messages hide behind computation, so it "
-        f"vanishes as M grows. `{LARGE.name}`, P = {stages}, links of {own[0]['link']}: {gain:.2f} times as fast at "
-        f"M = {least}; slower {where}, with a step per micro-batch. Interleaved and zero-bubble pipelines close much "
-        "of the gap, or all of it."
+        "The gain over 1F1B is at most (M + P - 1) / (M rho) while communication overlaps with computation, so it "
+        f"vanishes as M grows. For `{LARGE.name}`, P = {stages} and {own[0]['link']} links, streaming with a step per "
+        f"micro-batch is {gain:.2f} times as fast at M = {least}, and slower {where}. Interleaved and zero-bubble "
+        "pipelines close much or all of the gap."
     )
 
 
@@ -138,12 +143,11 @@ def _speeds_text(rows: Sequence[Row]) -> str:
     own = rows_of(rows, section="speeds", method="streaming")
     worst = max(own, key=lambda row: row["times_compute"])
     return (
-        "Speeds of the machines are drawn once, lognormal around a median of 1. A pipeline of equal stages goes at the "
-        f"pace of its slowest machine, whatever its schedule: with s = {worst['speeds_sigma']} and "
+        "Machine speeds are drawn once, from a lognormal distribution with a median of 1. A pipeline of equal stages "
+        f"runs at the speed of its slowest machine under every schedule: with s = {worst['speeds_sigma']} and "
         f"P = {worst['stages']}, streaming takes {worst['times_compute']:.2f} times the compute of an average stage. "
-        "AL does not change that; "
-        'what does is a partition by measured speed (`"partition_method": "measured"`), which needs more layers than '
-        f"stages. `{LARGE.name}`, M = {own[0]['micro_batches']}, links of {own[0]['link']}:"
+        'AL does not change that; a partition by measured speed (`"partition_method": "measured"`) does, but needs '
+        f"more layers than stages. `{LARGE.name}`, M = {own[0]['micro_batches']}, {own[0]['link']} links:"
     )
 
 
@@ -152,14 +156,14 @@ def _stragglers_text(rows: Sequence[Row], settled: int) -> str:
     hardest = min(own, key=lambda row: share_of_alone(row)[0])
     deepest = max(rows_of(own, jitter=hardest["jitter"], stages=hardest["stages"]), key=lambda row: row["queue_depth"])
     return (
-        f"`{LARGE.name}`, M = {own[0]['micro_batches']}, links of {own[0]['link']}; mean and standard deviation of "
-        f"random runs. Streaming is timed from micro-batch {settled:,} to {2 * settled:,} of a run: the more stages, "
-        "the longer it takes until all queues are as full as they will be, and until then even endless queues lose "
-        "something, in proportion to the square root of stages over micro-batches (Glynn and Whitt, 1991, on "
-        "departures from many queues in series). What `bp_1f1b` loses is its bubble and its messages, "
-        f"beside the jitter. Of streaming the hardest case is `{hardest['jitter']}` on {hardest['stages']} stages: "
-        f"{share_of_alone(hardest)[0]:.2f} with a queue of {hardest['queue_depth']}, {share_of_alone(deepest)[0]:.2f} "
-        f"with one of {deepest['queue_depth']}. A queue costs a message's memory per place "
-        f"({LARGE.work(1).message_bytes / 1e6:.0f} MB in `{LARGE.name}`, {SMALL.work(1).message_bytes / 1e6:.0f} MB in "
-        f"`{SMALL.name}`) and changes no weight."
+        f"`{LARGE.name}`, M = {own[0]['micro_batches']}, {own[0]['link']} links; mean and standard deviation over "
+        f"random runs. Streaming is timed from micro-batch {settled:,} to {2 * settled:,} of a run: with more stages "
+        "the queues take longer to reach their steady state, and until then even unbounded queues lose throughput, in "
+        "proportion to the square root of stages over micro-batches (Glynn and Whitt, 1991, on departures from many "
+        "queues in series). `bp_1f1b` loses its bubble and its messages in addition to the jitter. The hardest case "
+        f"for streaming is `{hardest['jitter']}` on {hardest['stages']} stages: "
+        f"{share_of_alone(hardest)[0]:.2f} with a queue depth of {hardest['queue_depth']}, "
+        f"{share_of_alone(deepest)[0]:.2f} with {deepest['queue_depth']}. Each queue slot takes the memory of one "
+        f"message ({LARGE.work(1).message_bytes / 1e6:.0f} MB in `{LARGE.name}`, "
+        f"{SMALL.work(1).message_bytes / 1e6:.0f} MB in `{SMALL.name}`); the queue depth changes no weight."
     )

@@ -1,4 +1,4 @@
-"""What the page and the figures on many stages read out of their rows."""
+"""Extracts the quantities that the page and the figures on many stages show from the rows."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def steps_always(row: Row) -> bool:
 
 
 def over_1f1b(rows: Sequence[Row], row: Row) -> float:
-    """How many times as fast as 1F1B."""
+    """Returns the speed of a row relative to 1F1B with the same number of micro-batches."""
     return row_of(rows, method="bp_1f1b", micro_batches=row["micro_batches"])["seconds"] / row["seconds"]
 
 
 def series(rows: Sequence[Row]) -> dict[str, list[tuple[int, float]]]:
-    """Speed over that of 1F1B by M: of each method, and of its bound."""
+    """Returns ``(M, speed relative to 1F1B)`` for each method and for the upper bound of streaming."""
     own = rows_of(rows, section="sweep")
     stages = own[0]["stages"]
     found: dict[str, list[tuple[int, float]]] = {}
@@ -47,7 +47,7 @@ def series(rows: Sequence[Row]) -> dict[str, list[tuple[int, float]]]:
 
 
 def share_of_alone(row: Row) -> tuple[float, float]:
-    """Throughput over that of one stage alone with the same jitter; and its standard deviation over random runs."""
+    """Returns throughput relative to a single stage with the same jitter, and its standard deviation over runs."""
     local = row["method"] in AL
     block = next(block for block in BLOCKS if block.name == row["workload"])
     computing = row["micro_batches"] * 3 * block.forward * (block.rho if local else 1.0)

@@ -1,4 +1,4 @@
-"""What a sweep writes: tables, figures and a page of its runs, or what was chosen among its trials."""
+"""Writes the output of a sweep: tables, figures and a page of its runs, or the choice among its trials."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from ds_al.studies.tables.write import document
 
 @dataclass
 class Output:
-    """A sweep, and where its results go.
+    """A sweep and the locations of its results.
 
     Attributes:
-        sweep: what the file of the sweep says.
-        every: all of its runs, seed by seed.
+        sweep: content of the sweep file.
+        every: all runs of the sweep, ordered by seed.
         waits: groups whose settings are not chosen yet.
-        file: results of runs.
+        file: file of run results.
         seeds: number of seeds.
-        json: file of results; tables and figures are written beside it.
+        json: file of results; tables and figures are written to the same folder.
     """
 
     sweep: Sweep
@@ -46,12 +46,15 @@ class Output:
         """Reads a sweep.
 
         Args:
-            runs: file of results of runs; by default beside ``json``.
-            methods: added to all groups, where no group has them.
+            path: the sweep file.
+            seeds: number of seeds.
+            json: file of results.
+            runs: file of run results; by default in the folder of ``json``.
+            methods: methods to add to all groups, if no group defines them.
 
         Raises:
-            ALConfigError: the sweep or a config is wrong.
-            StudyError: the file of runs is.
+            ALConfigError: the sweep or a config is invalid.
+            StudyError: the file of runs is invalid.
         """
         sweep = read_sweep(path)
         with_methods(sweep, methods)
@@ -66,15 +69,15 @@ class Output:
         return any(group.trials or group.own_trials for group in self.sweep.groups)
 
     def results(self) -> list[Result]:
-        """Results that are there, in the order of the runs."""
+        """Returns the existing results, in the order of the runs."""
         found = self.file.read()
         return [result for run in self.every if (result := result_of(run, found)) is not None]
 
     def write_choice(self, results: Sequence[Result]) -> str:
-        """Writes what was tried and what is chosen, by validation accuracy alone; returns the tables.
+        """Writes all trials and the choice, made by validation accuracy alone; returns the tables.
 
         Raises:
-            ALConfigError: no method has all of its trials.
+            ALConfigError: no method has finished all of its trials.
         """
         found = choose(results, self.sweep)
         if not found:
@@ -85,10 +88,12 @@ class Output:
         return text
 
     def write_tables(self, results: Sequence[Result], *, page: Path | None, tell: Callable[[str], None]) -> str:
-        """Writes tables, figures and, where asked to, a page; returns the tables.
+        """Writes tables, figures and optionally a page; returns the tables.
 
         Args:
-            tell: gets a line for each figure.
+            results: results of the runs.
+            page: path of the page, or ``None``.
+            tell: called with a line for each figure.
         """
         table, exits, about = rows(results), exit_table(results), self._header()
         text = document(*tables.sweep(table))
@@ -108,7 +113,7 @@ class Output:
         return text
 
     def page(self, results: Sequence[Result], table: Sequence[Result], exits: Sequence[Result], **about: Any) -> str:
-        """The page, :func:`~ds_al.studies.sweep.page.results_page`."""
+        """Returns the page, see :func:`~ds_al.studies.sweep.page.results_page`."""
         found = self.file.read()
         done = [is_done(run, found) for run in self.every]
         shown: dict[str, Any] = {

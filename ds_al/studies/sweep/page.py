@@ -1,4 +1,4 @@
-"""A sweep's results as a page: what is there, what is missing, tables and figures; all from the same runs."""
+"""Writes the results of a sweep as a page: missing runs, tables and figures."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from ds_al.studies.tables.write import document, groups
 INTRODUCTION = """\
 # Results
 
-Same network, same data, same number of samples and steps; the optimizer and learning rate of each method are its
-own, chosen on validation samples ([accuracy.md](accuracy.md)). Test accuracy is that of the **last epoch**, mean and
-sample standard deviation over seeds; *at best validation* is the epoch that the validation samples would have chosen,
-*after epoch 1* the validation accuracy that the first epoch brought. *All exits averaged* is the mean of the softmax of
-all layers' exits, whose bridges have been trained anyway; the twin has one exit.
-`bp` is back-propagation through the same blocks, the twin. FLOPs are counted, forward and backward, over the twin's.
-Seconds are of runs that shared a machine with others: compare them within a table, roughly.
+All methods of a table use the same network, data, number of samples and number of steps; optimizer and learning rate
+were chosen for each method on validation samples ([accuracy.md](accuracy.md)). Test accuracy is that of the **last
+epoch**, mean and sample standard deviation over seeds. *At best validation* is the test accuracy of the epoch with the
+highest validation accuracy; *after epoch 1* is the validation accuracy after the first epoch. *All exits averaged* uses
+the mean softmax of the exits of all layers, whose bridges training needs in any case; the twin has one exit. `bp` is
+the backprop twin: back-propagation through the same blocks. FLOPs are counted over forward and backward, relative to
+the twin's. The runs shared a machine with others, so times are only roughly comparable, and only within a table.
 
-Rows with fewer than {seeds} seeds are unfinished: nothing is to be concluded from them, and their difference to the
-twin is left out.
+Rows with fewer than {seeds} seeds are unfinished: they support no conclusion, and their difference to the twin is
+omitted.
 """
 
 EXITS = (
-    "Test accuracy at each exit, at the share of the full path's operations; of the mean of the last ones, where it "
-    "was looked at; and where each sample leaves at the first exit whose softmax is so confident of a class:"
+    "Test accuracy and cost, as a share of the operations of the full inference path: when all samples leave at one "
+    "exit, for the mean of the last exits (if evaluated), and when each sample leaves at the first exit whose largest "
+    "softmax probability reaches a threshold:"
 )
 
 
@@ -48,17 +49,19 @@ def results_page(
     seeds: int,
     page: Path,
 ) -> str:
-    """The page, in Markdown.
+    """Returns the page in Markdown.
 
     Args:
-        runs: all of the sweep, and ``done``, which of them have a result.
+        runs: all runs of the sweep.
+        done: whether each run has a result.
         waits: groups that have no runs yet.
-        results: of the runs.
-        table: what :func:`~ds_al.studies.sweep.table.rows` made of them, and ``exits``, :func:`.exits.exit_table`.
-        pictures: by group.
-        header: of the results file: date, command, machine, versions.
-        seeds: number of seeds that the sweep asks for.
-        page: where the page will lie, for links to pictures.
+        results: results of the runs.
+        table: rows of :func:`~ds_al.studies.sweep.table.rows`.
+        exits: rows of :func:`~ds_al.studies.sweep.exits.exit_table`.
+        pictures: figure of each group.
+        header: header of the results file: date, command, machine, versions.
+        seeds: number of seeds of the sweep.
+        page: path of the page, for relative links to the figures.
     """
     asked = [
         {"group": run.group, "method": run.method, "K": run.layers, "seed": run.seed, "done": there}
@@ -74,13 +77,13 @@ def results_page(
             link = os.path.relpath(pictures[group], page.parent)
             blocks.append(f"![{group}: accuracy over epochs, over time, by number of layers, by exit]({link})")
     blocks.append(
-        f"{origin(header)} The config, versions and curve of every run are a line of `docs/results/<sweep>.runs.jsonl`."
+        f"{origin(header)} `docs/results/<sweep>.runs.jsonl` holds one line per run: config, versions and curve."
     )
     return document(*blocks)
 
 
 def _origin(results: Sequence[Result], group: str) -> str:
-    """When and where a group was run; a page may be written elsewhere, and later."""
+    """Describes when and on which machine a group was run, which may differ from those of the page."""
     own = [result for result in results if result["group"] == group and "failure" not in result]
     days = sorted({result["date"][:10] for result in own})
     machines = dict.fromkeys(f"{result['cores']} cores ({result['cpu']})" for result in own)

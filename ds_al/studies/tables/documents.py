@@ -1,6 +1,6 @@
-"""The tables of a file of results, for the terminal and for documents.
+"""Renders the tables of a results file, for the terminal and for documents.
 
-A document has them between ``<!-- NAME -->`` and ``<!-- end NAME -->``, where NAME is that of the file.
+A document holds them between ``<!-- NAME -->`` and ``<!-- end NAME -->``, where NAME is the name of the file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TABLES: Mapping[str, Blocks] = {
     "sweep": sweep.sweep,
     "trials": sweep.trials,
 }
-"""By kind, what a document has."""
+"""Tables of a document, by kind of results."""
 SHOWN: Mapping[str, Blocks] = {
     **TABLES,
     "sleeping": schedules.sleeping_listed,
@@ -44,14 +44,14 @@ SHOWN: Mapping[str, Blocks] = {
     "memory": schedules.memory_by_size,
     "scaling": scaling.scaling_listed,
 }
-"""By kind, what the terminal has; of some kinds more than a document."""
+"""Tables on the terminal, by kind of results; some kinds show more than in a document."""
 
 
 def tables_of(results: Results) -> str:
-    """The tables of a file, in Markdown.
+    """Returns the tables of a results file in Markdown.
 
     Raises:
-        StudyError: its kind has none.
+        StudyError: this kind of results has no tables.
     """
     if results.kind not in TABLES:
         raise StudyError(f"{results.name}: got results of kind {results.kind!r}, expected one of {', '.join(TABLES)}")
@@ -59,16 +59,19 @@ def tables_of(results: Results) -> str:
 
 
 def show(console: Console, kind: str, rows: Sequence[Row]) -> None:
-    """Prints the tables of rows."""
+    """Prints the tables of rows of one kind of results."""
     for block in SHOWN[kind](rows):
         console.print(terminal(block) if isinstance(block, Table) else block, highlight=False, soft_wrap=True)
 
 
 def fill(page: Path, files: Sequence[Path]) -> list[str]:
-    """Writes the tables of each file of results between the markers that bear its name, and returns the names.
+    """Writes the tables of each results file between the markers of its name.
+
+    Returns:
+        The names.
 
     Raises:
-        StudyError: the document has no markers of a name, or a file cannot be read.
+        StudyError: the document has no markers for a name, or a file cannot be read.
     """
     text, names = page.read_text(), []
     for results in map(read, files):

@@ -1,4 +1,4 @@
-"""The study of language models: perplexity by method and exit, trials, and what others published."""
+"""Declares the tables of the language model study: perplexity by method and exit, trials, published results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ds_al.studies.results import Row
 from ds_al.studies.tables.write import Column, Template, listed
 
 TWIN = "backprop"
-"""The twin's name among the methods; it has no K, no bridge and one exit."""
+"""Method name of the backprop twin, which has no K, no bridge and one exit."""
 
 PUBLISHED = (
     (2, "340M", 29.05, 28.04),
@@ -19,11 +19,11 @@ PUBLISHED = (
     (2, "2B", 21.57, 20.93),
     (4, "2B", 22.21, 20.93),
 )
-"""K, parameters, WikiText perplexity by local learning and by backprop: Yin et al., "SOLO", arXiv 2609.35440, 2026."""
+"""K, parameters, WikiText perplexity of local learning and of backprop: Yin et al., "SOLO", arXiv 2609.35440, 2026."""
 
 
 def perplexity(rows: Sequence[Row]) -> Table:
-    """A line per method and K."""
+    """Returns one line per method and K."""
 
     def local(show: Callable[[Row], str], column: str = "method") -> Callable[[Row], str]:
         return lambda row: "" if row["method"] == TWIN or row[column] is None else show(row)
@@ -45,7 +45,7 @@ def perplexity(rows: Sequence[Row]) -> Table:
 
 
 def trials(rows: Sequence[Row]) -> Table:
-    """What was tried, and what was chosen.
+    """Returns all trials and the chosen settings of each method and K.
 
     Args:
         rows: ``method, K, tried, chosen``.
@@ -60,7 +60,7 @@ def trials(rows: Sequence[Row]) -> Table:
 
 
 def published() -> Table:
-    """Figures of others."""
+    """Returns the published perplexities."""
     names = ("K", "size", "local", "backprop")
     rows = [dict(zip(names, figures, strict=True)) for figures in PUBLISHED]
     columns: dict[str, Template] = {

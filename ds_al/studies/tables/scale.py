@@ -1,4 +1,4 @@
-"""Predictions for many stages."""
+"""Declares the tables of the predictions for many stages."""
 
 from __future__ import annotations
 
@@ -11,30 +11,28 @@ from ds_al.studies.scale.views import FORMULA, SHOWN, rows_of, series, share_of_
 from ds_al.studies.tables.write import BLANK, Column, crossed, groups
 
 _FACTS: Mapping[str, Callable[[Block], str]] = {
-    "a stage": lambda b: "one Transformer block",
+    "stage": lambda b: "one Transformer block",
     "width, tokens, sequences per micro-batch": lambda b: f"{b.width:,}, {b.tokens:,}, {b.sequences}",
     "parameters of a block": lambda b: f"{b.parameters / 1e6:,.1f} M",
-    "operations per second that training reaches": lambda b: f"{b.flops / 1e12:g} T",
+    "achieved operations per second": lambda b: f"{b.flops / 1e12:g} T",
     "forward / backward of a micro-batch": lambda b: f"{1e3 * b.forward:.2f} / {2e3 * b.forward:.2f} ms",
     "optimizer step (28 bytes per parameter)": lambda b: (
         f"{1e3 * b.work(1).step:.2f} ms ({b.work(1).step / (3 * b.forward):.0%} of forward and backward)"
     ),
-    "memory: size, bytes per second": lambda b: (
-        f"{b.device_bytes / 1e9:g} GB, {b.memory_bytes_per_second / 1e12:g} TB/s"
-    ),
+    "memory: size, bandwidth": lambda b: f"{b.device_bytes / 1e9:g} GB, {b.memory_bytes_per_second / 1e12:g} TB/s",
     "rho": lambda b: f"{b.rho:g}",
-    "activation between stages (2 bytes a number)": lambda b: f"{b.work(1).message_bytes / 1e6:.1f} MB",
-    "held for backward per block (34 bytes a number)": lambda b: f"{b.work(1).activation_bytes / 1e6:,.0f} MB",
+    "activation between stages (2 bytes per element)": lambda b: f"{b.work(1).message_bytes / 1e6:.1f} MB",
+    "held for backward per block (34 bytes per element)": lambda b: f"{b.work(1).activation_bytes / 1e6:,.0f} MB",
 }
 
 
 def label(method: str) -> str:
-    """A method's name; those by formula are marked."""
+    """Returns a method's name, with a mark if its times come from a formula."""
     return f"`{method}`" + (" (f)" if method in FORMULA else "")
 
 
 def assumptions() -> Table:
-    """A column per workload."""
+    """Returns the table of assumptions, with one column per workload."""
     rows = [
         {"fact": name, "block": block.name, "text": show(block)} for name, show in _FACTS.items() for block in BLOCKS
     ]
@@ -42,7 +40,7 @@ def assumptions() -> Table:
 
 
 def links(rows: Sequence[Row], workload: str) -> Table:
-    """Time per batch of one workload over the speed of the links; bold where fastest among what fits."""
+    """Returns the time per batch of one workload by link speed; the fastest method that fits is bold."""
     own = []
     for case in groups(rows_of(rows, section="links", workload=workload), "stages", "micro_batches", "link"):
         best = min(row["times_compute"] for row in case if row["fits"])
@@ -57,13 +55,13 @@ def links(rows: Sequence[Row], workload: str) -> Table:
 
 
 def many_micro_batches(rows: Sequence[Row]) -> Table:
-    """Speed over that of 1F1B by M."""
+    """Returns the speed of each method relative to 1F1B by M."""
     own = [{"name": name, "M": m, "value": value} for name, points in series(rows).items() for m, value in points]
     return crossed(own, [Column("times as fast as 1F1B", "{name}", left=True)], [Column("M = {M}", "{value:.2f}")])
 
 
 def memory(rows: Sequence[Row]) -> Table:
-    """Gigabytes held and sent, by size."""
+    """Returns the gigabytes held and sent by each method, by pipeline size."""
     own = [
         {
             **row, "label": label(row["method"]), "mark": "" if row["fits"] else "*",
@@ -78,13 +76,13 @@ def memory(rows: Sequence[Row]) -> Table:
 
 
 def speeds(rows: Sequence[Row]) -> Table:
-    """Time with machines that are not alike."""
+    """Returns the time per batch on heterogeneous machines."""
     lines = [Column("method", "`{method}`", left=True), Column("P", "{stages}")]
     return crossed(rows_of(rows, section="speeds"), lines, [Column("s = {speeds_sigma}", "{times_compute:.2f}")])
 
 
 def stragglers(rows: Sequence[Row]) -> Table:
-    """Throughput, as a share of that of one stage alone, over queue depth, and of 1F1B."""
+    """Returns throughput relative to a single stage, for streaming by queue depth and for 1F1B."""
     own = []
     for row in rows_of(rows, section="stragglers"):
         depth, (share, spread) = row["queue_depth"], share_of_alone(row)

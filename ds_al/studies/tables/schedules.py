@@ -165,7 +165,7 @@ def memory_by_size(rows: Sequence[Row]) -> list[Table | str]:
 
 
 def memory_page(header: Row, rows: Sequence[Row]) -> str:
-    """``docs/memory.md``."""
+    """Returns the text of ``docs/memory.md``."""
     own, most = _fullest_case(rows)
     recomputed = [row for row in rows if row["workload"] == "transformer"]
     kept = {row["layers"]: row["peak_bytes"] for row in recomputed if not row["checkpoint_interval"]}
@@ -176,7 +176,7 @@ def memory_page(header: Row, rows: Sequence[Row]) -> str:
     return document(
         "# Memory held for the backward pass",
         MEMORY_TEXT.format(**header["settings"]),
-        "## KiB on the fullest stage, by number of micro-batches",
+        "## Peak KiB over all stages, by number of micro-batches",
         *memory_by_size(rows),
         f"## KiB (tensors) on each of {own[0]['stages']} stages, {most} micro-batches",
         crossed(own, [METHOD], [Column("stage {stage}", "{peak_bytes/1024:.1f} ({peak_tensors})")]),
@@ -191,25 +191,24 @@ def memory_page(header: Row, rows: Sequence[Row]) -> str:
 
 
 MEMORY_TEXT = """\
-What autograd keeps of the forward passes until their backward passes, counted on every stage at its
-fullest during one batch: bytes of distinct storages, without parameters. Each stage holds one layer,
-Linear-ReLU-Linear-ReLU of width {width}; a micro-batch has {micro_batch} samples.
-For `streaming` this includes the bridge, the target side and both local losses. Message buffers outside
-the graph are not part of it; there are at most `queue_depth` of them for sending and `receive_slots` for
-receiving.
+Peak memory of the tensors that autograd saves for backward during one batch, per stage: bytes of distinct
+storages, without parameters. Each stage holds one layer, Linear-ReLU-Linear-ReLU of width {width}; a
+micro-batch has {micro_batch} samples. For `streaming` the count includes the bridge, the target side and both
+local losses. Message buffers outside the graph are not counted; a stage has at most `queue_depth` send
+buffers and `receive_slots` receive buffers.
 
 `streaming` holds one micro-batch, `bp_1f1b` min(stages - stage, micro-batches), `bp_gpipe` all of them."""
 
 RECOMPUTED_TEXT = """\
-`"pipeline": {"activation_checkpoint_interval": n}`: n blocks of an f are run again in its local backward,
-and only what enters them is kept until then; 0 keeps all. One stage with all blocks of a Transformer (an
-embedding and encoder layers, preset `small`, 64 tokens), grouped into AL layers: KiB at the fullest, in
-brackets the share of what is held without. Weights and buffers stay the same in every bit; the price is one
-more forward of f per micro-batch."""
+`"pipeline": {"activation_checkpoint_interval": n}` recomputes f in its local backward, n blocks at a time,
+and only saves the inputs of these groups; 0 disables recomputation. The table shows one stage with all blocks
+of a Transformer (an embedding and encoder layers, preset `small`, 64 tokens), grouped into AL layers: peak
+KiB, and in brackets the share of the peak without recomputation. Weights and buffers are bitwise identical;
+the cost is one additional forward of f per micro-batch."""
 
 RECOMPUTED_NOTE = """\
-How blocks are grouped into layers hardly matters, since all layers of a stage run forward before the first
-goes back. With one block per layer, intervals above 1 change nothing."""
+The grouping of blocks into layers hardly matters, since all layers of a stage run forward before the first
+backward. With one block per layer, intervals above 1 have no effect."""
 
 
 def _fullest_case(rows: Sequence[Row]) -> tuple[list[Row], int]:

@@ -1,4 +1,4 @@
-"""A sweep of runs: accuracy and time of every method, what was chosen among trials, what exits are worth."""
+"""Declares the tables of a sweep: accuracy and time of every method, trials and choices, accuracy at each exit."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ _EXITS = {
 
 
 def group(rows: Sequence[Row], *, seeds: int = 1) -> Table:
-    """The rows of one group.
+    """Returns the table of one group.
 
     Args:
-        seeds: a difference to the twin, in points, is given where both have at least so many.
+        rows: rows of the group.
+        seeds: minimum number of seeds of a method and the twin for which their difference, in points, is shown.
     """
     twin = next((row for row in rows if row["K"] is None and row["test_accuracy"] is not None), None)
     if twin is not None and twin["seeds"] < seeds:
@@ -54,12 +55,12 @@ def group(rows: Sequence[Row], *, seeds: int = 1) -> Table:
 
 
 def sweep(rows: Sequence[Row]) -> list[Table | str]:
-    """All groups, each with its title."""
+    """Returns the tables of all groups, each below its title."""
     return [block for own in groups(rows, "group") for block in (f"### {own[0]['group']}", group(own))]
 
 
 def trials(rows: Sequence[Row]) -> list[Table | str]:
-    """What was tried, one table per group; the chosen trial is bold."""
+    """Returns the trials, one table per group; the chosen trial is bold."""
     columns = (
         Column("method", "`{method}`", left=True),
         Column("trial", "{mark}{trial}{mark}", left=True),
@@ -81,13 +82,13 @@ def trials(rows: Sequence[Row]) -> list[Table | str]:
 
 
 def exits(rows: Sequence[Row], of_group: str) -> list[Table | str]:
-    """One group's exits: accuracy at cost, all of them beside each other; nothing where nothing is known of it."""
+    """Returns accuracy and cost at the exits of one group, one table per kind of exit; empty without exit results."""
     own = [row for row in rows if row["group"] == of_group]
     several = len({row["P"] for row in own}) > 1
     lines = [Column("method", "`{method}`", left=True), Column("K", "{K}, P = {P}" if several else "{K}")]
     blocks: list[Table | str] = []
     for name, head in _EXITS.items():
-        # The mean of the last exit alone is that exit.
+        # The mean of the last exit alone is the exit itself.
         known = [row for row in own if row[name] is not None and (name, row[name]) != ("averaged", 1)]
         if known:
             cells = [Column(head, "{accuracy*100:.2f} at {cost*100:.0f} %")]
@@ -96,7 +97,7 @@ def exits(rows: Sequence[Row], of_group: str) -> list[Table | str]:
 
 
 def missing(runs: Sequence[Row], waits: Sequence[str]) -> Table:
-    """Finished runs by group; a group with all of them is one word.
+    """Returns the number of finished runs and the missing runs of each group.
 
     Args:
         runs: rows ``group, method, K, seed, done`` of all runs of the sweep.
