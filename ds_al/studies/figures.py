@@ -1,4 +1,4 @@
-"""Figures of all studies, drawn with matplotlib in the looks of :mod:`ds_al.figures.palette`."""
+"""Draws the figures of all studies with matplotlib, in the styles of :mod:`ds_al.figures.palette`."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def draw_scaling(rows: Sequence[Row], path: Path) -> list[Path]:
     """Draws parallel efficiency in the weak study and speed-up in the strong one, over stages.
 
     Args:
-        rows: of one workload. A point that was computed, not measured, is hollow.
-        path: where the figure goes; its suffix is replaced.
+        rows: rows of one workload; computed points, as opposed to measured ones, are hollow.
+        path: path of the figure; its suffix is replaced.
 
     Returns:
-        The files: PNG and SVG; none where no row has a speed-up.
+        The files: PNG and SVG; empty if no row has a speed-up.
     """
     known = [row for row in rows if row["speedup"] is not None]
     studies = [study for study in _STUDIES if any(row["study"] == study for row in known)]
@@ -75,7 +75,7 @@ def draw_scaling(rows: Sequence[Row], path: Path) -> list[Path]:
 
 
 def draw_ratios(rows: Sequence[Row], path: Path) -> list[Path]:
-    """Draws how many times as fast as 1F1B streaming is over M, beside its bounds: one panel per model.
+    """Draws the speed of streaming relative to 1F1B over M, with its bounds: one panel per model.
 
     Returns:
         The files: PNG and SVG.
@@ -97,7 +97,7 @@ def draw_ratios(rows: Sequence[Row], path: Path) -> list[Path]:
 
 
 def draw_results(results: Results, path: Path) -> list[Path]:
-    """Draws results of a kind that has a figure, anew; other kinds not."""
+    """Redraws the figure of a results file, if its kind has one."""
     draw = {"scaling": draw_scaling, "bound": draw_ratios, "slow_link": draw_slow_link}.get(results.kind)
     return draw(results.rows, path) if draw else []
 
@@ -117,7 +117,7 @@ _THROUGHPUT = {
 
 
 def draw_slow_link(rows: Sequence[Row], path: Path) -> list[Path]:
-    """Draws samples per second, and throughput beside no limit, over the rate; with the published numbers.
+    """Draws samples per second and throughput relative to no limit over the rate, with the published numbers.
 
     Returns:
         The files: PNG and SVG.
@@ -224,18 +224,18 @@ def _stragglers(rows: Sequence[Row]) -> Any:
 # ---- a sweep of methods ----------------------------------------------------------------------------------
 
 _COLOURS = (palette.BLACK, *palette.SERIES)
-"""A sweep's methods have names of their own; the first is its baseline."""
+"""Styles of a sweep's methods, whose names are free; the first one is the baseline."""
 
 
 def draw_group(results: Sequence[Row], path: Path) -> list[Path]:
     """Draws one group of a sweep, up to five panels; lines are means over seeds, bands one standard deviation.
 
     Args:
-        results: of the group's runs; failed ones are left out.
-        path: where the figure goes; its suffix is replaced.
+        results: results of the group's runs; failed ones are omitted.
+        path: path of the figure; its suffix is replaced.
 
     Returns:
-        The files: PNG and SVG; none where no run has a result.
+        The files: PNG and SVG; empty if no run has a result.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -271,7 +271,7 @@ def draw_group(results: Sequence[Row], path: Path) -> list[Path]:
     _finish(cost, "operations per sample, % of the full path", "test accuracy, %", "each sample at its first sure exit")
     for axes in (epochs, exits):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    cost.set_visible(bool(cost.lines))  # not every sweep looks at it
+    cost.set_visible(bool(cost.lines))  # not every sweep evaluates early exits
     depth.set_xticks(depths)
     key.legend(*epochs.get_legend_handles_labels(), loc="center", ncols=2, frameon=False, fontsize=11)
     key.axis("off")
@@ -279,7 +279,7 @@ def draw_group(results: Sequence[Row], path: Path) -> list[Path]:
 
 
 def method_look(number: int) -> dict[str, Any]:
-    """Colour and marker; where the colours begin again markers are open, and each colour's is another one."""
+    """Returns colour and marker; when colours repeat, markers are open and differ from the first ones."""
     again, place = divmod(number, len(_COLOURS))
     colour = _COLOURS[place]
     return {
@@ -290,7 +290,7 @@ def method_look(number: int) -> dict[str, Any]:
 
 
 def _curve(own: Sequence[Row]) -> tuple[list[int], list[float], list[float], list[float]]:
-    """Epochs looked at, mean seconds until then, mean accuracy and its deviation, in percent."""
+    """Returns evaluated epochs, mean seconds until then, mean accuracy and its standard deviation, in percent."""
     looked = [[e for e in r["history"] if e.get("validation_accuracy")] for r in own]
     numbers = [epoch["epoch"] for epoch in looked[0]]
     times, means, spreads = [], [], []
@@ -303,7 +303,7 @@ def _curve(own: Sequence[Row]) -> tuple[list[int], list[float], list[float], lis
 
 
 def _early_exit(axes: Axes, own: Sequence[Row], style: Mapping[str, Any]) -> None:
-    """Accuracy against cost, a point per threshold of confidence."""
+    """Draws accuracy against cost, with one point per confidence threshold."""
     known = [result["early_exit"] for result in own if result.get("early_exit")]
     points = [
         [100 * statistics.mean(row[name] for row in same) for name in ("cost", "accuracy")]
@@ -327,7 +327,7 @@ def _by_depth(axes: Axes, own: Sequence[Row], number: int) -> None:
 
 
 def _mean(shares: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation in percent."""
+    """Returns mean and standard deviation in percent."""
     values = [100 * share for share in shares]
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
@@ -336,7 +336,7 @@ def _mean(shares: Sequence[float]) -> tuple[float, float]:
 
 
 def draw_perplexity(table: Sequence[Row], path: Path) -> list[Path]:
-    """Draws the perplexity of each exit at equal tokens, beside the twin's.
+    """Draws the perplexity of each exit at equal tokens, and of the twin.
 
     Returns:
         The file, a PNG.
@@ -361,7 +361,7 @@ def draw_perplexity(table: Sequence[Row], path: Path) -> list[Path]:
 
 
 def _panels(columns: int, *, size: tuple[float, float], lines: int = 1, sharey: bool = False) -> tuple[Any, list[Axes]]:
-    """A figure and its panels."""
+    """Returns a figure and its panels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
     from matplotlib.figure import Figure
 
@@ -375,7 +375,7 @@ def _style(look: palette.Look) -> dict[str, str]:
 
 
 def _doubling(axes: Axes, ticks: Sequence[int]) -> None:
-    """An axis of numbers that double."""
+    """Sets a base-2 logarithmic x axis with these ticks."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
 

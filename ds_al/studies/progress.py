@@ -1,4 +1,4 @@
-"""A progress bar for measurements, and lines where there is no terminal."""
+"""Shows the progress of measurements: a bar on a terminal, otherwise lines."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class Bar:
-    """A context in which progress is shown.
+    """Context manager that shows progress.
 
     Args:
-        total: of the amounts that :meth:`advance` will be given: seconds, or a number of cases.
+        total: sum of the amounts passed to :meth:`advance`: seconds, or a number of cases.
     """
 
     def __init__(self, console: Console, total: float) -> None:
@@ -27,7 +27,7 @@ class Bar:
         self._progress.stop()
 
     def advance(self, amount: float, line: str) -> None:
-        """Shows that so much more is done, and what it was."""
+        """Advances the bar by ``amount`` and shows ``line``."""
         self._progress.update(self._task, advance=amount, description=line)
         if not self.console.is_terminal:
             print(line, flush=True)

@@ -1,4 +1,4 @@
-"""Files of results: a JSON file with a header, rows and their kind, and the rows as CSV beside it."""
+"""Results files: a JSON file with kind, header and rows, and a CSV file of the rows next to it."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ _TOLD_BY: Mapping[str, str] = {
     "features": "feature",
     "sleeping": "efficiency",
 }
-"""By kind a column that its rows have, and rows of no later kind: for files of earlier versions, which name none."""
+"""A column by which to recognize each kind, tried in this order, for files of earlier versions that name no kind."""
 
 
 class StudyError(ALError, ValueError):
-    """A file of results cannot be used."""
+    """Raised when a results file cannot be used."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """The content of a file of results.
+    """The content of a results file.
 
     Attributes:
-        name: of the file, without folder and suffix.
-        kind: what the rows are, one of :data:`KINDS`.
+        name: name of the file, without folder and suffix.
+        kind: kind of the rows, one of :data:`KINDS`.
         header: date, command, machine, versions and settings.
-        rows: all with the same columns.
+        rows: rows with the same columns.
     """
 
     name: str
@@ -70,7 +70,7 @@ KINDS = tuple(_TOLD_BY)
 
 
 def header(**settings: Any) -> dict[str, Any]:
-    """Date, command, machine, versions, and the settings of a measurement."""
+    """Returns date, command, machine, versions, and the settings of a measurement."""
     return {
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "command": provenance.command(),
@@ -81,14 +81,14 @@ def header(**settings: Any) -> dict[str, Any]:
 
 
 def machine_and_versions(header: Row) -> str:
-    """When, where and with what a measurement was taken, as a line of text."""
+    """Returns date, machine and versions of a measurement as a line of text."""
     machine = header["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in header["versions"].items())
     return f"{header['date']}, {machine['cores']} cores ({machine['cpu']}), {versions}."
 
 
 def origin(header: Row) -> str:
-    """The command of a measurement, and :func:`machine_and_versions`."""
+    """Returns the command of a measurement and :func:`machine_and_versions`."""
     return f"`{header['command']}`, {machine_and_versions(header)}"
 
 
@@ -96,8 +96,11 @@ def write(path: Path, *, kind: str, header: Row, rows: Sequence[Row], as_csv: bo
     """Writes ``{"kind": ..., "header": ..., "rows": [...]}`` to a JSON file.
 
     Args:
-        kind: what the rows are, one of :data:`KINDS`.
-        as_csv: also writes the rows to a CSV file of the same name; not for rows that hold mappings.
+        path: the JSON file.
+        kind: kind of the rows, one of :data:`KINDS`.
+        header: see :func:`header`.
+        rows: rows with the same columns.
+        as_csv: whether to also write a CSV file of the same name; not for rows that contain mappings.
     """
     if kind not in KINDS:
         raise StudyError(f"kind of results: got {kind!r}, expected one of {', '.join(KINDS)}")
@@ -112,10 +115,10 @@ def write(path: Path, *, kind: str, header: Row, rows: Sequence[Row], as_csv: bo
 
 
 def read(path: Path) -> Results:
-    """Reads a file of results.
+    """Reads a results file.
 
     Raises:
-        StudyError: the file is missing, is not one of results, or its kind is unknown.
+        StudyError: the file is missing or no results file, or its kind is unknown.
     """
     try:
         content = json.loads(path.read_text())
@@ -128,10 +131,10 @@ def read(path: Path) -> Results:
 
 
 def kind_of(rows: Sequence[Row]) -> str:
-    """The kind of rows that do not name it, by their columns.
+    """Infers the kind of rows from their columns.
 
     Raises:
-        StudyError: they are of none.
+        StudyError: no kind matches.
     """
     for kind, column in _TOLD_BY.items():
         if rows and column in rows[0]:

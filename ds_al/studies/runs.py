@@ -1,7 +1,7 @@
-"""The runs of a sweep in one file, ``<name>.runs.jsonl``: a line per run, sorted by key.
+"""Stores the runs of a sweep in one file, ``<name>.runs.jsonl``: a line per run, sorted by key.
 
-A run that is kept stays kept: an interrupted sweep continues where it stopped, and two sweeps may write to one file at
-once. Files of a sweep under way (configs, run folders, the lock) are in the folder ``<name>.runs``, which git ignores.
+Saved runs persist: an interrupted sweep continues where it stopped, and two sweeps may write to one file concurrently.
+Temporary files of a sweep (configs, run folders, the lock) are in the folder ``<name>.runs``, which git ignores.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ class RunFile:
 
     @classmethod
     def beside(cls, results: Path) -> RunFile:
-        """The runs that belong to a file of results: ``small.json`` to ``small.runs.jsonl``."""
+        """Returns the run file that belongs to a results file: ``small.runs.jsonl`` to ``small.json``."""
         return cls(results.with_suffix(SUFFIX))
 
     @property
     def name(self) -> str:
-        """Of the sweep: the file's name without its suffix."""
+        """Name of the sweep: the file's name without its suffix."""
         return self.path.name.removesuffix(SUFFIX)
 
     @property
     def scratch(self) -> Path:
-        """Folder of the files that only a sweep under way needs."""
+        """Folder of the temporary files of a sweep."""
         return self.path.with_name(f"{self.name}.runs")
 
     def read(self) -> dict[str, Result]:
-        """All results by key, in the order of the keys.
+        """Returns all results by key, in the order of the keys.
 
-        A last line that was cut, by a full disk or an interrupted copy, is left out, and a message on stderr says so.
+        A truncated last line (full disk, interrupted copy) is skipped with a message on stderr.
 
         Raises:
             StudyError: another line is not a JSON object with a key.
@@ -69,7 +69,7 @@ class RunFile:
                 result = json.loads(line)
                 found[result["key"]] = result
             except (ValueError, KeyError, TypeError) as error:
-                if number < len(lines):  # a whole line ends in a newline, after which the list has one more entry
+                if number < len(lines):  # a complete line ends in a newline, after which the list has one more entry
                     raise StudyError(
                         f"{self.path}, line {number}: got {line[:60]!r} ({error}), expected a JSON object with a "
                         "'key': remove the line, and its run is repeated"
@@ -78,13 +78,13 @@ class RunFile:
         return dict(sorted(found.items()))
 
     def get(self, key: str) -> Result | None:
-        """One result, if the file has it."""
+        """Returns the result of a key, or ``None``."""
         return self.read().get(key)
 
     def keep(self, key: str, result: Result) -> None:
         """Adds a result, or replaces the one of this key.
 
-        The file is replaced as a whole, under a lock: readers see it without the new line or with it, never in between.
+        The file is replaced atomically under a lock: readers see it either without or with the new line.
         """
         with self._locked():
             found = {**self.read(), key: {"key": key, **result}}
@@ -97,5 +97,5 @@ class RunFile:
     def _locked(self) -> Iterator[None]:
         self.scratch.mkdir(parents=True, exist_ok=True)
         with (self.scratch / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # held until the file is closed, also by a process that is killed
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, even if the process is killed
             yield

@@ -1,1 +1,1 @@
-"""Measurements of the schedules: time beside the ideal, memory held for backward, where the time goes."""
+"""Measurements of the schedules: time compared with the ideal, memory held for backward, time breakdowns."""

@@ -1,4 +1,4 @@
-"""Measures the short cases of a file of results anew, with its settings: what ``run/bench.py --check`` compares."""
+"""Repeats the short cases of a results file with its settings, for ``run/bench.py --check``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ds_al.studies.results import Results
 
 
 def time_sleeping(cases: SleepingCases, console: Console) -> list[Row]:
-    """Times sleeping layers behind a progress bar."""
+    """Times sleeping layers and shows a progress bar."""
     total = sum(cases.total_seconds(stages=stages) for stages in cases.stages)
     console.print(f"at least {total:.0f} s of sleep", highlight=False)
     with Bar(console, total) as bar:
@@ -27,10 +27,10 @@ def time_sleeping(cases: SleepingCases, console: Console) -> list[Row]:
 
 
 def measure_again(baseline: Results, *, repeat: int, console: Console) -> Results:
-    """Results of the baseline's short cases.
+    """Measures the baseline's short cases again.
 
     Raises:
-        GuardError: cases of this kind take long, or need more than this machine.
+        GuardError: cases of this kind take too long, or need more than this machine.
         RankFailure: a rank failed.
     """
     rows, settings = baseline.rows, baseline.header.get("settings", {})

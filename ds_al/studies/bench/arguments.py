@@ -1,4 +1,4 @@
-"""Types of command line arguments that the measuring commands share."""
+"""Argument types shared by the measurement commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ds_al.studies.bench.workloads import METHODS
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Comma-separated names of methods."""
+    """Parses comma-separated names of methods."""
     parts = tuple(part for part in text.split(",") if part)
     if not parts or any(part not in METHODS for part in parts):
         raise argparse.ArgumentTypeError(f"got {text!r}: expected names of {','.join(METHODS)}")
@@ -16,7 +16,7 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Comma-separated whole numbers from 1 on; ``4..64`` stands for 4, 8, 16, 32 and 64."""
+    """Parses comma-separated positive integers; ``4..64`` stands for 4, 8, 16, 32 and 64."""
     return tuple(number for part in text.split(",") if part for number in _doublings(part)) or (positive(text),)
 
 
@@ -29,7 +29,7 @@ def _doublings(text: str) -> list[int]:
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on."""
+    """Parses a positive integer."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}: expected a whole number from 1 on")
     return int(text)

@@ -1,7 +1,7 @@
-"""Runs the measurements on ranks of this machine, and turns what they return into rows.
+"""Runs the measurements on ranks of this machine and converts their results into rows.
 
-``measure_*`` starts the ranks; the functions of a rank follow below. All cases of
-one number of stages share one set of ranks, since these take seconds to start.
+``measure_*`` starts the ranks; the functions that a rank runs follow below. All cases with the same number of stages
+share one set of ranks, since ranks take seconds to start.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ds_al.studies.bench.recomputed import measure_recomputed
 from ds_al.trace import ActivationMeter
 
 Row = dict[str, Any]
-START_UP = 120.0  # seconds that a machine may need to start a set of ranks
+START_UP = 120.0  # seconds allowed for starting a set of ranks
 
 
 @dataclass(frozen=True)
 class SleepingCases:
-    """What to time: every method with every number of stages and of micro-batches."""
+    """Cases to time: every method with every number of stages and micro-batches."""
 
     methods: Sequence[str]
     stages: Sequence[int]
@@ -39,10 +39,10 @@ class SleepingCases:
     backward: float
     """Seconds that a layer sleeps in its backward pass."""
     repeat: int
-    """How often each case is timed; repetitions of different cases alternate."""
+    """Number of repetitions per case; repetitions of different cases alternate."""
 
     def ideal(self, method: str, *, stages: int, micro_batches: int) -> float:
-        """Seconds of one case if nothing but the sleeping layers took time."""
+        """Returns the seconds of one case if only the sleeping layers took time."""
         return ideal_seconds(
             method,
             stages=stages,
@@ -53,7 +53,7 @@ class SleepingCases:
         )
 
     def total_seconds(self, *, stages: int) -> float:
-        """Ideal seconds of all cases with this number of stages, repetitions included."""
+        """Returns the ideal seconds of all cases with this number of stages, including repetitions."""
         pairs = [(method, m) for method in self.methods for m in self.micro_batches]
         return self.repeat * sum(self.ideal(method, stages=stages, micro_batches=m) for method, m in pairs)
 
@@ -62,7 +62,7 @@ def measure_sleeping(cases: SleepingCases, *, progress: Callable[[Row], None] | 
     """Times all cases.
 
     A case lasts from a barrier before its first batch until the last stage has finished its last batch.
-    A short batch that is not timed comes before the first time.
+    A short untimed batch precedes the first case.
 
     Args:
         progress: called after every timed case with its ``method, stages, micro_batches, ideal`` and the last
@@ -123,16 +123,16 @@ def measure_memory(
     micro_batch: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[Row]:
-    """Counts what autograd holds for backward at its fullest, on every stage, in one batch of dense layers.
+    """Measures the peak memory that autograd holds for backward, on every stage, in one batch of dense layers.
 
     Args:
         width: width of the dense layers.
         micro_batch: samples per micro-batch.
-        progress: called with a number of stages when it is measured.
+        progress: called with each number of stages after its measurement.
 
     Returns:
-        Rows ``workload, method, stages, micro_batches, stage, layers, checkpoint_interval, peak_bytes, peak_tensors``:
-        of the dense layers, and after them of :func:`~ds_al.studies.bench.recomputed.measure_recomputed`.
+        Rows ``workload, method, stages, micro_batches, stage, layers, checkpoint_interval, peak_bytes, peak_tensors``
+        of the dense layers, followed by those of :func:`~ds_al.studies.bench.recomputed.measure_recomputed`.
 
     Raises:
         RankFailure: a rank failed.
@@ -166,11 +166,11 @@ def measure_memory(
     return rows + [{**one_stage, **row} for row in measure_recomputed(micro_batch=micro_batch)]
 
 
-# ---- what a rank does --------------------------------------------------------------------------------
+# ---- functions that run on each rank -----------------------------------------------------------------
 
 
 def time_sleeping(cases: SleepingCases) -> dict[tuple[str, int], list[tuple[float, float]]]:
-    """Start and end of every repetition on this rank, in seconds of the clock that all ranks share."""
+    """Returns start and end of every repetition on this rank, in seconds of the clock that all ranks share."""
     world = world_size()
     engines = {
         method: workloads.sleeping_engine(method, stages=world, forward=cases.forward, backward=cases.backward)
@@ -179,7 +179,7 @@ def time_sleeping(cases: SleepingCases) -> dict[tuple[str, int], list[tuple[floa
     for engine in engines.values():
         train(
             engine, workloads.micro_batches(engine), micro_batches=2, batches=1
-        )  # shapes travel with the first batch, and threads start
+        )  # the first batch sends shapes and starts threads
     pairs = [(method, m) for m in cases.micro_batches for method in cases.methods]
     spans: dict[tuple[str, int], list[tuple[float, float]]] = {pair: [] for pair in pairs}
     for _ in range(cases.repeat):
@@ -196,7 +196,7 @@ def time_sleeping(cases: SleepingCases) -> dict[tuple[str, int], list[tuple[floa
 def count_memory(
     methods: Sequence[str], micro_batches: Sequence[int], width: int, micro_batch: int
 ) -> dict[tuple[str, int], tuple[int, int]]:
-    """Peak bytes and tensors on this rank."""
+    """Returns the peak bytes and tensors on this rank."""
     peaks = {}
     for method in methods:
         engine = workloads.dense_engine(method, stages=world_size(), width=width, micro_batch=micro_batch)
@@ -208,10 +208,16 @@ def count_memory(
 
 
 def train(engine: Any, data: Iterator[Any], *, micro_batches: int, batches: int) -> tuple[float, float]:
-    """Trains; nothing but the engine's own messages passes between the stages from start to end.
+    """Trains without any communication between the stages except the engine's own messages.
 
     Args:
-        micro_batches: of a whole batch, M; data parallel replicas share them.
+        engine: the engine of this rank.
+        data: its micro-batches.
+        micro_batches: micro-batches of a whole batch, M; data parallel replicas share them.
+        batches: number of batches.
+
+    Returns:
+        Start and end in seconds.
     """
     replicas = engine.dp_world_size
     own = micro_batches_per_replica(micro_batches, replicas)
@@ -224,6 +230,6 @@ def train(engine: Any, data: Iterator[Any], *, micro_batches: int, batches: int)
 
 
 def world_size() -> int:
-    """Number of ranks; joins them first, if that has not been done."""
+    """Returns the number of ranks, and initializes the process group first if necessary."""
     join_world()
     return dist.get_world_size()

@@ -1,7 +1,7 @@
-"""How much streaming makes of a machine: beside the same stages with no messages and no engine, side by side.
+"""Compares the throughput of streaming with that of the same stages without messages and without an engine.
 
-The ceiling is what the machine gives: every rank trains its own layers on one micro-batch that it keeps, by the
-stage's forward, backward and step alone, all ranks at once. Both take turns in the same processes, with the same
+The ceiling is the throughput that the machine allows: every rank trains its own layers on one stored micro-batch with
+only the stage's forward, backward and step, all ranks at once. Both alternate in the same processes, with the same
 layers and the same number of micro-batches.
 """
 
@@ -31,9 +31,10 @@ def measure_ceiling(
     """Measures every network.
 
     Args:
-        micro_batches: per batch, M.
-        batches: of one run of streaming; the ceiling runs as many micro-batches.
-        repeat: runs of each, in turn.
+        networks: networks to measure.
+        micro_batches: micro-batches per batch, M.
+        batches: batches of one run of streaming; the ceiling runs as many micro-batches.
+        repeat: runs of each; the two alternate.
         progress: called after every repetition with the network's name and all rows so far.
 
     Returns:
@@ -55,11 +56,11 @@ def measure_ceiling(
 
 
 def ceiling_rows(network: Network, repetitions: Sequence[Told], *, micro_batches: int, batches: int) -> list[Row]:
-    """Two rows of a network, ``streaming`` and ``ceiling``; each rank tells the span of both in every repetition.
+    """Returns two rows per network, ``streaming`` and ``ceiling``, from both time spans of each rank and repetition.
 
     Columns: ``model, method, stages, cuts, micro_batch, micro_batches, batches, repeats``; ``samples_per_s`` with its
-    quartiles ``_low, _high``, where the slowest stage decides; ``share_of_ceiling`` with its quartiles, medians of the
-    repetitions' own ratios; ``balance``, the fastest stage's time over the slowest's, without the engine.
+    quartiles ``_low, _high``, limited by the slowest stage; ``share_of_ceiling`` with its quartiles, the median of the
+    ratios of all repetitions; ``balance``, the time of the fastest stage over that of the slowest, without the engine.
     """
     samples = network.micro_batch * micro_batches * batches
     rates: dict[str, list[float]] = {"streaming": [], "ceiling": []}
@@ -96,11 +97,11 @@ def ceiling_rows(network: Network, repetitions: Sequence[Told], *, micro_batches
     return rows
 
 
-# ---- what a rank does --------------------------------------------------------------------------------
+# ---- functions that run on each rank -----------------------------------------------------------------
 
 
 def time_on_rank(network: Network, micro_batches: int, batches: int, repeat: int) -> None:
-    """Streams and runs alone, in turn."""
+    """Alternates between streaming and the stages without an engine."""
     world_size()
     cuts, _ = decide_cuts(network)
     engine = network.engine("streaming", cuts)
@@ -122,7 +123,7 @@ def time_on_rank(network: Network, micro_batches: int, batches: int, repeat: int
 
 
 def _alone(engine: Any, s: Any, t: Any, *, micro_batches: int) -> Span:
-    """The stage's maths and nothing else."""
+    """Runs only the stage's computation."""
     stage, optimizer = engine.stage, engine.optimizer
     dist.barrier()
     start = time.perf_counter()
@@ -132,5 +133,5 @@ def _alone(engine: Any, s: Any, t: Any, *, micro_batches: int) -> Span:
         optimizer.step()
         optimizer.zero_grad()
     end = time.perf_counter()
-    stage.take_losses(micro_batches)  # or the next batch of the pipeline would report them
+    stage.take_losses(micro_batches)  # otherwise the next batch of the pipeline would report them
     return start, end

@@ -1,4 +1,4 @@
-"""What each network costs in its AL form and as its twin, by K and by bridge: counted, not timed."""
+"""Counts the operations and parameters of each network's AL form and twin, by K and bridge."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ LENGTH = 128
 def cost_rows(*, samples: int = 64) -> Iterator[dict[str, Any]]:
     """Rows ``kind, network, preset, bridge, K, rho, bridge_share, twin_flops, parameters_f, parameters_bridges``.
 
-    FLOPs are of one sample, forward and backward; parameters are of all layers.
+    FLOPs are per sample, forward and backward; parameters are totals over all layers.
 
     Args:
-        samples: of the micro-batch that is counted; figures are per sample.
+        samples: size of the micro-batch for which operations are counted; results are per sample.
     """
     for network, bridges in _VISION.items():
         for preset, options in (("small", bridges), ("paper", _PUBLISHED)):

@@ -1,8 +1,8 @@
-"""Whether a feature of DeepSpeed makes stages wait for each other: ``run/bench.py --features``.
+"""Measures whether a feature of DeepSpeed makes stages wait for each other: ``run/bench.py --features``.
 
-Layers that sleep are trained on 4 ranks, as 4 stages, and as 2 stages in 2 copies, with one feature at a time and with
-none. A feature under which stages agree on anything costs a pipeline flush per step. The last row, an all-reduce of one
-number over all stages in every step, as a global norm takes, is there to show that these times would tell.
+Sleeping layers are trained on 4 ranks, as 4 stages and as 2 stages with 2 replicas, without features and with one
+feature at a time. A feature that synchronizes the stages costs a pipeline flush per step. The last row is a positive
+control: every step all-reduces one number over all stages, as a global norm does.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ RANKS = 4
 
 @dataclass(frozen=True)
 class Feature:
-    """What is turned on."""
+    """A feature and how to enable it."""
 
     keys: Mapping[str, Any] = field(default_factory=dict)
-    """DeepSpeed's own."""
+    """Keys of DeepSpeed's config."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Of the ``"associated_learning"`` block."""
+    """Keys of the ``"associated_learning"`` block."""
     copies: int = 1
+    """Number of data parallel replicas."""
     again: bool = False
-    """Whether every forward runs twice, by intention."""
+    """Whether the feature runs every forward twice."""
     agrees: bool = False
-    """Whether all stages agree on a number at every step."""
+    """Whether every step all-reduces a number over all stages."""
 
 
 _BF16 = {"bf16": {"enabled": True}}
@@ -66,21 +67,21 @@ FEATURES: Mapping[str, Feature] = {
 
 @dataclass(frozen=True)
 class FeatureCases:
-    """How to time."""
+    """Settings of the measurement."""
 
     micro_batches: int
-    """Of a batch, and of each copy of the pipeline."""
+    """Micro-batches per batch and replica."""
     batches: int
     forward: float
     """Seconds that a layer sleeps in its forward pass."""
     backward: float
     """Seconds that a layer sleeps in its backward pass."""
     repeat: int
-    """How often each feature is timed, in turns."""
+    """Number of repetitions per feature; repetitions of different features alternate."""
     names: Sequence[str] = tuple(FEATURES)
 
     def ideal(self, feature: Feature) -> float:
-        """Seconds of a run if nothing but the sleeping layers took time, and no stage waited but for its input."""
+        """Returns the seconds of a run if only the sleeping layers took time and stages only waited for their input."""
         return ideal_seconds(
             "streaming",
             stages=RANKS // feature.copies,
@@ -126,7 +127,7 @@ def measure_features(cases: FeatureCases) -> list[Row]:
 
 
 def time_features(cases: FeatureCases) -> dict[str, list[tuple[float, float]]]:
-    """Worker: start and end of every repetition on this rank, in seconds of the clock that all ranks share."""
+    """Returns start and end of every repetition on this rank, in seconds of the clock that all ranks share."""
     world = world_size()
     engines = {}
     for name in cases.names:
@@ -153,7 +154,7 @@ def time_features(cases: FeatureCases) -> dict[str, list[tuple[float, float]]]:
 
 
 def _agree(engine: Any) -> None:
-    """Lets every step take an all-reduce over all stages."""
+    """Adds an all-reduce over all stages to every step."""
     own = engine.optimizer.step
 
     def step() -> None:

@@ -1,6 +1,6 @@
-"""Both forms of a network in one process, timed layer by layer and in turn: what rho and the balance are made of.
+"""Times both forms of a network in one process, layer by layer and alternating, to derive rho and the balance.
 
-The measurements of two cores share this: which network, its micro-batches, where it is cut, what each stage costs.
+The two-stage measurements share these functions: the network, its micro-batches, its cuts, and the cost of each stage.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DEVICE = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Network:
-    """A small network of :mod:`ds_al.models` on random data, which AdamW trains."""
+    """A small network of :mod:`ds_al.models`, trained by AdamW on random data."""
 
     model: str
     stages: int
@@ -42,17 +42,17 @@ class Network:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of both forms. An embedding, which takes little time, comes on top of as many blocks as stages can share."""
+        """Model options of both forms; an embedding, which takes little time, precedes the blocks that stages share."""
         options = workloads.model_options(self.model, self.stages)
         return {**options, "num_blocks": options["num_blocks"] + 1} if "num_blocks" in options else options
 
     def micro_batches(self, *, count: int = 8) -> list[tuple[Tensor, Tensor]]:
-        """Random ones, made once, so that making them takes no time of a stage."""
+        """Returns random micro-batches, created once so that their creation is not timed."""
         endless = workloads.random_batches(self.model, size=self.micro_batch)
         return list(itertools.islice(endless, count))
 
     def engine(self, method: str, cuts: Sequence[int]) -> Any:
-        """This rank's engine, cut at these bounds ``[0, ..., N]``."""
+        """Builds this rank's engine with the stage bounds ``[0, ..., N]``."""
         return workloads.model_engine(
             method,
             model=self.model,
@@ -64,13 +64,13 @@ class Network:
         )
 
     def rho_by_flops(self) -> float:
-        """Operations of the AL form over those of the twin."""
+        """Returns the operations of the AL form relative to those of the twin."""
         x, _ = self.micro_batches(count=1)[0]
         return model_cost(self.model, shape=x.shape, dtype=x.dtype, **self.options).rho
 
 
 class ALForm:
-    """All AL layers of a network, each as a stage of its own."""
+    """All AL layers of a network, each as a separate stage."""
 
     def __init__(self, network: Network) -> None:
         self.layers = [spec.build().train() for spec in build_al(network.model, **network.options)]
@@ -82,7 +82,7 @@ class ALForm:
         self._optimizers = [_local_optimizer(index, layer) for index, layer in enumerate(self.layers)]
 
     def once(self, x: Tensor, labels: Tensor) -> list[LayerTime]:
-        """Trains every layer on a micro-batch; seconds of each."""
+        """Trains every layer on a micro-batch and returns the seconds of each."""
         times = []
         s, t = self.first(x, labels)
         for stage, optimizer in zip(self._stages, self._optimizers, strict=True):
@@ -98,13 +98,13 @@ class ALForm:
         return times
 
     def first(self, x: Tensor, labels: Tensor) -> tuple[Activation, Any]:
-        """What enters the first layer."""
+        """Returns the input of the first layer."""
         one_hot = F.one_hot(labels, self.classes).to(torch.get_default_dtype())
         return x, self.layers[0].objective.first_target(labels, one_hot)
 
     @torch.no_grad()
     def inputs(self, layer: int, x: Tensor, labels: Tensor) -> tuple[Activation, Any]:
-        """What enters a layer, for a given micro-batch."""
+        """Returns the input of a layer for a given micro-batch."""
         s, t = self.first(x, labels)
         for each in self.layers[:layer]:
             s, t = each(s, t)
@@ -112,14 +112,14 @@ class ALForm:
 
 
 class TwinForm:
-    """All modules of a twin, with the graph cut between them, as it is between stages."""
+    """All modules of a twin, with the autograd graph cut between them, as between stages."""
 
     def __init__(self, network: Network) -> None:
         self.modules = [spec.build().train() for spec in build_twin(network.model, **network.options)]
         self._optimizers = [_adamw(list(module.parameters())) for module in self.modules]
 
     def once(self, x: Tensor, labels: Tensor) -> list[LayerTime]:
-        """Trains every module on a micro-batch; seconds of each. The loss is part of the last one."""
+        """Trains every module on a micro-batch and returns the seconds of each; the last one includes the loss."""
         forward, backward, step = [], [], []
         inputs, outputs = [], []
         s: Any = x
@@ -148,7 +148,7 @@ class TwinForm:
 
 
 def time_forms(network: Network, *, repeat: int) -> Iterator[tuple[list[LayerTime], list[LayerTime]]]:
-    """Trains both forms in turn, after a warm-up; yields the seconds of every AL layer and of every twin's module."""
+    """Trains both forms alternately after a warm-up; yields the seconds of every AL layer and every twin module."""
     al, twin = ALForm(network), TwinForm(network)
     batches = itertools.cycle(network.micro_batches())
     for number, (x, labels) in enumerate(itertools.islice(batches, repeat + 3)):
@@ -160,7 +160,7 @@ def time_forms(network: Network, *, repeat: int) -> Iterator[tuple[list[LayerTim
 
 
 def medians(repetitions: Sequence[Sequence[LayerTime]]) -> list[LayerTime]:
-    """Of each layer, over repetitions."""
+    """Returns the median times of each layer over the repetitions."""
     names = ("forward", "backward", "step")
     return [
         LayerTime(*(statistics.median(getattr(time, name) for time in layer) for name in names))
@@ -169,12 +169,12 @@ def medians(repetitions: Sequence[Sequence[LayerTime]]) -> list[LayerTime]:
 
 
 def best_cuts(times: Sequence[LayerTime], *, stages: int) -> list[int]:
-    """Bounds ``[0, ..., N]`` with the smallest slowest stage."""
+    """Returns the bounds ``[0, ..., N]`` that minimize the time of the slowest stage."""
     return balance([[each.cost() for each in times]] * stages)
 
 
 def stage_costs(times: Sequence[LayerTime], cuts: Sequence[int]) -> list[StageCost]:
-    """Seconds of each stage, from those of its layers."""
+    """Returns the seconds of each stage from those of its layers."""
     stages = [times[start:stop] for start, stop in itertools.pairwise(cuts)]
     return [
         StageCost(sum(t.forward for t in own), sum(t.backward for t in own), sum(t.step for t in own)) for own in stages
@@ -200,20 +200,20 @@ def _adamw(parameters: Sequence[nn.Parameter | Mapping[str, Any]]) -> torch.opti
 
 
 def _leaves(s: Activation) -> Activation:
-    """Copies of no graph, which gather gradients where they can."""
+    """Returns detached copies that require gradients where their dtype allows it."""
     if isinstance(s, Tensor):
         return s.detach().requires_grad_(s.is_floating_point())
     return tuple(part.detach().requires_grad_(part.is_floating_point()) for part in s)
 
 
 def seconds_per_micro_batch(network: Network) -> float:
-    """Of the AL form, in this process: for estimates."""
+    """Returns the seconds of an AL micro-batch in this process, for estimates."""
     with torch.random.fork_rng(devices=[]):
         return min(sum(layer.cost() for layer in al) for al, _ in time_forms(network, repeat=2))
 
 
 def networks_on_two_stages(models: Sequence[str], *, micro_batch: int) -> list[Network]:
-    """Networks for the measurements of two cores.
+    """Returns the networks for the two-stage measurements.
 
     Raises:
         ValueError: this machine has one core.
@@ -224,5 +224,5 @@ def networks_on_two_stages(models: Sequence[str], *, micro_batch: int) -> list[N
 
 
 def estimated_seconds(networks: Sequence[Network], micro_batches: int) -> float:
-    """For so many micro-batches of each network through two stages, and for starting the ranks."""
+    """Estimates the seconds for this number of micro-batches on two stages per network, including rank start-up."""
     return sum(30 + micro_batches * seconds_per_micro_batch(network) / 2 for network in networks)

@@ -1,12 +1,12 @@
-"""Has a ratio fallen? Compares two measurements of one kind by what does not depend on how fast the machine is.
+"""Detects performance regressions: compares two measurements by ratios that do not depend on the machine's speed.
 
-A ratio is better when it is higher. Which ones a file holds follows from its kind:
+Higher ratios are better. The kind of a results file determines its ratios:
 
-    sleeping   ideal over measured time of each method; streaming's speed over 1F1B's
+    sleeping   ideal over measured time of each method; speed of streaming over that of 1F1B
     scaling    ideal over measured time of each method
-    overhead   processor time of DeepSpeed's own engine over that of each other one
-    ceiling    share of what the machine can give
-    bound      share of the most that streaming can win over 1F1B
+    overhead   processor time of DeepSpeed's own engine over that of each other engine
+    ceiling    share of the ceiling, the throughput that the machine allows
+    bound      share of the upper bound of streaming's speed-up over 1F1B
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ds_al.studies.tables.write import Column, listed
 
 TOLERANCE = 0.1
 STOCK = ("deepspeed_1f1b", "bp_1f1b")
-"""Names of DeepSpeed's own engine; the first that a file has counts."""
+"""Names of DeepSpeed's own engine; the first one found in a file is used."""
 _FREE = ("repeat",)  # settings that may differ
 _SIZES = {
     "stages": "P = {}",
@@ -37,7 +37,7 @@ class GuardError(StudyError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """One ratio, before and now."""
+    """One ratio in the baseline and in the current measurement."""
 
     name: str
     before: float
@@ -51,7 +51,7 @@ class Verdict:
 
     @property
     def holds(self) -> bool:
-        """Whether the ratio has not fallen by more than the tolerance."""
+        """Whether the ratio fell by no more than the tolerance."""
         return self.now >= self.before * (1 - self.tolerance)
 
 
@@ -59,11 +59,13 @@ def check(baseline: Results, current: Results, *, tolerance: float = TOLERANCE, 
     """Compares all ratios of two measurements.
 
     Args:
-        tolerance: by how much of itself a ratio may fall.
-        part: the current one measured only some of the baseline's cases.
+        baseline: results to compare with.
+        current: results to check.
+        tolerance: share of its value by which a ratio may fall.
+        part: whether ``current`` may contain only some of the baseline's cases.
 
     Raises:
-        GuardError: they are of different kinds, were measured with different settings, or a case is missing.
+        GuardError: kinds or settings differ, or a case is missing.
     """
     if baseline.kind != current.kind:
         raise GuardError(
@@ -79,10 +81,10 @@ def check(baseline: Results, current: Results, *, tolerance: float = TOLERANCE, 
 
 
 def ratios(results: Results) -> dict[str, float]:
-    """All ratios that a measurement holds, by a name that says what and of which case.
+    """Returns all ratios of a measurement by a name that describes the ratio and the case.
 
     Raises:
-        GuardError: results of this kind hold none.
+        GuardError: this kind of results has no ratios.
     """
     if results.kind not in _KINDS:
         raise GuardError(f"got results of kind {results.kind!r}: expected one of {', '.join(_KINDS)}")
@@ -90,7 +92,7 @@ def ratios(results: Results) -> dict[str, float]:
 
 
 def table(verdicts: Sequence[Verdict]) -> Table:
-    """Before and now, what has fallen too far marked."""
+    """Returns the table of both measurements; ratios that fell too far are marked."""
     columns = (
         Column("ratio", "{name}", left=True),
         Column("baseline", "{before:.3f}"),

@@ -1,4 +1,4 @@
-"""What the measurements of ratios share: repetitions in which both sides take turns, gathered and summed up."""
+"""Common code of ratio measurements: both sides alternate in every repetition; results are gathered and summarized."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ds_al.studies.bench.forms import Network, best_cuts, medians, time_forms
 Span = tuple[float, float]
 """Start and end of a run on one rank, in seconds of the clock that all ranks share."""
 Told = Mapping[str, Any]
-"""One repetition, as :func:`tell_all` tells it: ``{"ranks": [what each has], ...}``."""
-_LOOKS = 7  # micro-batches of both forms that decide where they are cut
+"""One repetition as sent by :func:`tell_all`: ``{"ranks": [value of each rank], ...}``."""
+_LOOKS = 7  # micro-batches of both forms that determine the cuts
 
 
 def together(spans: Sequence[Span]) -> float:
-    """From the first rank's start to the last one's end."""
+    """Returns the seconds from the first rank's start to the last rank's end."""
     return max(end for _, end in spans) - min(start for start, _ in spans)
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile."""
+    """Returns lower quartile, median and upper quartile."""
     if len(values) == 1:
         return values[0], values[0], values[0]
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -35,7 +35,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def turns(items: Sequence[Any], number: int) -> Sequence[Any]:
-    """The items, in reverse order every second time, so that none always comes first."""
+    """Returns the items in an order that is reversed every second time, so that none is always first."""
     return items[::-1] if number % 2 else items
 
 
@@ -48,13 +48,13 @@ def measure(
     progress: Callable[[str, list[Row]], None] | None,
     **options: Any,
 ) -> list[Row]:
-    """Runs a measurement on the ranks of one network after the other.
+    """Measures one network after the other, each on its own set of ranks.
 
     Args:
-        target: what each rank runs, ``"module:function"``; called with ``network`` and the options, it tells one
-            repetition after the other by :func:`tell_all`.
+        target: function that each rank runs, ``"module:function"``; it is called with ``network`` and the options,
+            and sends each repetition by :func:`tell_all`.
         timeout: seconds per network.
-        rows_of: the rows of a network from its repetitions so far.
+        rows_of: computes the rows of a network from its repetitions so far.
         progress: called after every repetition with the network's name and all rows so far.
 
     Returns:
@@ -80,7 +80,7 @@ def measure(
 
 
 def decide_cuts(network: Network) -> tuple[list[int], list[int]]:
-    """Where to cut the AL form and the twin: measured on all ranks at once, and the same on all of them."""
+    """Returns the cuts of the AL form and of the twin, measured on all ranks at once and equal on all ranks."""
     looks = list(time_forms(network, repeat=_LOOKS))
     own = medians([al for al, _ in looks]), medians([twin for _, twin in looks])
     everyone: list[Any] = [None] * dist.get_world_size()
@@ -90,7 +90,7 @@ def decide_cuts(network: Network) -> tuple[list[int], list[int]]:
 
 
 def mean(ranks: Sequence[Sequence[LayerTime]]) -> list[LayerTime]:
-    """Of each layer, over ranks."""
+    """Returns the mean times of each layer over the ranks."""
     return [
         LayerTime(
             forward=statistics.fmean(time.forward for time in layer),
@@ -102,7 +102,7 @@ def mean(ranks: Sequence[Sequence[LayerTime]]) -> list[LayerTime]:
 
 
 def tell_all(own: Any, **shared: Any) -> None:
-    """Called on every rank: the first one tells what each of them has, and what they share."""
+    """Gathers ``own`` from all ranks; the first rank sends it with ``shared``. Collective: every rank must call it."""
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, own)
     if dist.get_rank() == 0:

@@ -1,4 +1,4 @@
-"""What each layer of the preset models costs, and how its optimizer step compares: ``run/bench.py --layers``."""
+"""Measures the time of each layer of the preset models and of its optimizer step: ``run/bench.py --layers``."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def measure_layers(
     repeat: int = 15,
     progress: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """Times forward, backward and AdamW step of every layer on this process's device, medians.
+    """Measures the median times of forward, backward and AdamW step of every layer on this process's device.
 
     Args:
         models: names of :data:`ds_al.models.AL_MODELS`.
-        preset: of each model.
-        micro_batch: samples per micro-batch: images of 32x32 in 10 classes, or texts of 128 tokens in 4.
-        repeat: times that are measured, of each layer.
+        preset: preset of each model.
+        micro_batch: samples per micro-batch: 32x32 images of 10 classes, or texts of 128 tokens of 4 classes.
+        repeat: measurements per layer.
         progress: called with every row.
 
     Returns:
         Rows ``model, preset, layer, name, micro_batch, parameters, forward_ms, backward_ms, step_ms, step_loop_ms, u``:
-        the step is fused, as the engine makes it, ``step_loop_ms`` is one tensor and operation after the other;
+        ``step_ms`` is the fused step that the engine uses, ``step_loop_ms`` the step over one tensor after the other;
         ``u`` is step / (forward + backward).
     """
     rows = []
@@ -85,7 +85,7 @@ def measure_layers(
 
 
 def _loop_step(layer: ALLayer, *, repeat: int) -> float:
-    """Seconds of a step that is not fused."""
+    """Returns the seconds of an unfused step."""
     trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, foreach=False)
     for parameter in trained:

@@ -1,12 +1,12 @@
-"""Two machines on one: network namespaces joined by a pair of virtual interfaces, each end with a limited rate.
+"""Emulates two machines: network namespaces joined by a pair of virtual interfaces with a limited rate at each end.
 
 ::
 
     namespace ds_al-PID-0                           namespace ds_al-PID-1
       link0  10.173.0.1/30  ---- veth, tbf ----       link0  10.173.0.2/30
 
-Traffic stays within the two namespaces. They are removed at the end, whatever it is; what a killed process has left
-is removed by the next one. Needs root, and ``ip`` and ``tc`` of iproute2.
+Traffic stays within the two namespaces. They are always removed at the end; the next process removes those of a killed
+one. This needs root, and ``ip`` and ``tc`` of iproute2.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from pathlib import Path
 INTERFACE = "link0"
 ADDRESSES = ("10.173.0.1", "10.173.0.2")
 _PREFIX = "ds_al-"
-_BURST = 64 * 1024  # bytes: what may pass at once; the largest packet, and little beside a message
+_BURST = 64 * 1024  # bytes of a burst: the size of the largest packet, small compared with a message
 
 Command = list[str]
 
 
 class NotAllowed(RuntimeError):
-    """This process or this machine cannot make such a link; the message says what is missing."""
+    """This process or machine cannot create such a link; the message names the missing requirement."""
 
 
 def names(pid: int) -> tuple[str, str]:
-    """The two namespaces of a process."""
+    """Returns the names of a process's two namespaces."""
     return f"{_PREFIX}{pid}-0", f"{_PREFIX}{pid}-1"
 
 
 def creation(pid: int) -> list[Command]:
-    """What makes both namespaces, joins them and brings them up."""
+    """Returns the commands that create, join and start both namespaces."""
     one, two = names(pid)
     commands = [f"ip netns add {one}", f"ip netns add {two}"]
     commands += [f"ip link add {INTERFACE} netns {one} type veth peer name {INTERFACE} netns {two}"]
@@ -50,25 +50,25 @@ def creation(pid: int) -> list[Command]:
 
 
 def limit(mbit: float | None) -> Command:
-    """What gives this end of the link a rate, run within its namespace; ``None`` takes the limit away."""
+    """Returns the command that limits the rate of this end of the link, to run in its namespace; ``None``: no limit."""
     if mbit is None:
         return f"tc qdisc replace dev {INTERFACE} root pfifo".split()
     return f"tc qdisc replace dev {INTERFACE} root tbf rate {mbit:g}mbit burst {_BURST} limit 16mb".split()
 
 
 def within(pid: int) -> list[Command]:
-    """By rank, what runs a command in its namespace."""
+    """Returns, for each rank, the prefix that runs a command in its namespace."""
     return [f"ip netns exec {name}".split() for name in names(pid)]
 
 
 def environment() -> dict[str, str]:
-    """What ranks need to meet over the link."""
+    """Returns the environment variables that make ranks connect over the link."""
     return {"MASTER_ADDR": ADDRESSES[0], "GLOO_SOCKET_IFNAME": INTERFACE}
 
 
 @contextmanager
 def joined_namespaces() -> Iterator[list[Command]]:
-    """Makes the two namespaces of this process, yields :func:`within` of them, and removes them.
+    """Creates the two namespaces of this process, yields :func:`within` of them, and removes them.
 
     Raises:
         NotAllowed: root, a tool or a part of the kernel is missing.
@@ -79,7 +79,7 @@ def joined_namespaces() -> Iterator[list[Command]]:
     try:
         for command in creation(pid):
             run(command)
-        for prefix in within(pid):  # so that a kernel without tbf is found out now
+        for prefix in within(pid):  # detects a kernel without tbf early
             run([*prefix, *limit(1000)])
         yield within(pid)
     finally:
@@ -100,7 +100,7 @@ def run(command: Sequence[str]) -> None:
     """Runs a command.
 
     Raises:
-        NotAllowed: it failed; what it said is in the message.
+        NotAllowed: the command failed; the message contains its output.
     """
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     if done.returncode:
@@ -108,22 +108,22 @@ def run(command: Sequence[str]) -> None:
 
 
 def remove(namespaces: Sequence[str]) -> None:
-    """Removes namespaces, and the interfaces in them. Those that do not exist are none to remove."""
+    """Removes namespaces and their interfaces, and ignores those that do not exist."""
     for name in namespaces:
         if name in existing():
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, timeout=30)
 
 
 def remove_stale() -> None:
-    """Removes what processes have left that are gone."""
+    """Removes the namespaces of processes that no longer exist."""
     remove([name for name in existing() if not Path("/proc", name.removeprefix(_PREFIX).split("-")[0]).exists()])
 
 
 def existing() -> list[str]:
-    """All namespaces of this module, of whatever process."""
+    """Returns all namespaces created by this module in any process."""
     return sorted(path.name for path in Path("/var/run/netns").glob(f"{_PREFIX}*"))
 
 
 def sent_bytes() -> int:
-    """What has left this end of the link so far, with all headers; called within a namespace."""
+    """Returns the bytes sent from this end of the link so far, including headers; call it within a namespace."""
     return int(Path(f"/sys/class/net/{INTERFACE}/statistics/tx_bytes").read_text())

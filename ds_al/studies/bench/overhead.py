@@ -1,9 +1,9 @@
-"""What an engine itself costs: processor time of a micro-batch whose layers compute nothing.
+"""Measures the overhead of an engine: processor time of a micro-batch whose layers compute nothing.
 
-Every layer is parameter-free and passes its input on, so what is left is the engine: instructions and messages, and
-the maths of losses over a few numbers. A layer of associated learning has two losses and their backward where the
-stock pipeline has one on its last stage, so that maths is timed by itself, without an engine, and told apart. The
-stock row is DeepSpeed's own ``PipelineEngine`` with its own schedule (1F1B), none of this package's code in it.
+Every layer is parameter-free and returns its input, so only the engine remains: instructions, messages, and the
+computation of losses over a few numbers. An AL layer has two losses and their backward where the stock pipeline has one
+on its last stage, so this computation is also timed without an engine and reported separately. The stock row is
+DeepSpeed's own ``PipelineEngine`` with its own schedule (1F1B), without any code of this package.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from ds_al.schedule import AL_SCHEDULES
 
 STOCK = "deepspeed_1f1b"
 DEEP = "_deep_queue"
-"""After a method's name: eight messages on their way and eight received ahead, where the default is two and two."""
+"""Suffix of a method's name: queue depth and receive slots of eight, where the default of both is two."""
 METHODS = ("streaming", f"streaming{DEEP}", "forward_first", STOCK)
 WIDTH = 16
 BATCH = 2
 
 
 class Passing(nn.Module):
-    """Passes its input on, with a graph of one node, so that a backward has something to walk over."""
+    """Returns its input with an autograd graph of one node, so that backward has a graph to traverse."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the values of ``x``."""
@@ -51,18 +51,18 @@ def measure_overhead(
     repeat: int = 7,
     progress: Callable[[], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Times the methods in turn, ``repeat`` times.
+    """Times the methods alternately, ``repeat`` times each.
 
     Args:
-        batches: batches of a timed turn, each of ``micro_batches`` micro-batches.
-        progress: called after every timed turn.
+        batches: batches of a timed run, each of ``micro_batches`` micro-batches.
+        progress: called after every timed run.
 
     Returns:
         Rows ``{method, stages, stage, cpu_us, cpu_us_min, cpu_us_max, wall_us, maths_us, engine_us, ...}``:
-        microseconds per micro-batch of a stage's process (all its threads) and on the clock, medians over the turns,
-        those of the layers without an engine, and the engine's, which is ``cpu_us - maths_us``. ``cpu_share`` and
-        ``engine_share`` are ratios to the stock engine's of the same stage, where that was measured. Rows with
-        ``stage`` ``"mean"`` average the stages.
+        microseconds per micro-batch, medians over the runs: processor time of a stage's process (all threads), wall
+        clock time, processor time of the layers without an engine, and that of the engine, ``cpu_us - maths_us``.
+        ``cpu_share`` and ``engine_share`` are ratios to the stock engine on the same stage, if it was measured. Rows
+        with ``stage`` ``"mean"`` average the stages.
 
     Raises:
         RankFailure: a rank failed.
@@ -101,18 +101,18 @@ def _medians(turns: Sequence[tuple[float, float, float]]) -> dict[str, float]:
     return {**found, "engine_us": engine, "cpu_us_min": cpu[0], "cpu_us_max": cpu[-1]}
 
 
-# ---- what a rank does --------------------------------------------------------------------------------
+# ---- functions that run on each rank -----------------------------------------------------------------
 
 
 def time_engines(
     methods: Sequence[str], micro_batches: int, batches: int, repeat: int
 ) -> dict[str, list[tuple[float, float, float]]]:
-    """Microseconds ``(cpu, wall, maths)`` per micro-batch of every turn, by method."""
+    """Returns microseconds ``(cpu, wall, maths)`` per micro-batch of every run, by method."""
     join_world()
     engines = {method: _engine(method, micro_batches) for method in methods}
     times: dict[str, list[tuple[float, float, float]]] = {method: [] for method in methods}
     for method in methods:
-        _turn(engines[method], batches=3)  # shapes travel with the first batch, and threads start
+        _turn(engines[method], batches=3)  # the first batch sends shapes and starts threads
     for _ in range(repeat):
         for method in methods:
             cpu, wall = _turn(engines[method], batches=batches)
@@ -134,7 +134,7 @@ def _turn(engine: Any, *, batches: int) -> tuple[float, float]:
 
 
 def _maths(method: str, *, micro_batches: int) -> float:
-    """Processor seconds of this stage's layers and losses without an engine."""
+    """Returns the processor seconds of this stage's layers and losses without an engine."""
     x, labels = next(_batches())
     dist.barrier()
     if method == STOCK:
@@ -170,7 +170,9 @@ def _engine(method: str, micro_batches: int) -> Any:
     if method == STOCK:
         layers = [LayerSpec(Passing) for _ in range(stages)]
         model = PipelineModule(layers, num_stages=stages, loss_fn=nn.CrossEntropyLoss(), partition_method="uniform")
-        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])  # it demands one, and steps it once a batch
+        optimizer = torch.optim.SGD(
+            [nn.Parameter(torch.zeros(1))]
+        )  # DeepSpeed requires an optimizer and steps it once per batch
         return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
     name = method.removesuffix(DEEP)
     if name not in AL_SCHEDULES:

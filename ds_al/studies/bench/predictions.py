@@ -1,8 +1,8 @@
-"""Predictions beside what was measured: the schedules run on stages of measured times, against the wall clock.
+"""Compares predictions with measurements: the schedules, simulated with measured stage times, and wall clock times.
 
-Two kinds of row. Files of run/profile.py know how long each stage's instructions took: the prediction adds the
-schedule. Files of sleeping layers alone know only how long a layer was to sleep: what a sleep, with its layer's few
-operations, takes beyond that is taken from the profile of *another* run, so nothing of the measured run is used.
+There are two kinds of rows. Files of run/profile.py contain the times of each stage's instructions; the prediction adds
+the schedule. Files of sleeping layers only contain the nominal sleep of a layer; the additional time of a sleep and its
+layer's few operations comes from the profile of *another* run, so the prediction uses nothing of the measured run.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _KNOWN = ("method", "stages", "micro_batches", "batches", "seconds")
 def against(files: Sequence[Path], *, profile: Path) -> list[Row]:
     """Rows ``source, workload, method, stages, layers, micro_batches, batches, times, measured, predicted, error``.
 
-    ``times`` says whose: ``"own"``, or ``"profile"``. ``error`` is predicted over measured, less 1.
+    ``times`` is the source of the stage times: ``"own"`` or ``"profile"``. ``error`` is predicted / measured - 1.
 
     Args:
-        files: of run/profile.py, of run/bench.py --sleeping, and of run/scaling.py --sleeping. Rows of networks
-            without stage times are left out.
-        profile: of sleeping layers, by run/profile.py: whose overheads are used for the others.
+        files: files of run/profile.py, run/bench.py --sleeping and run/scaling.py --sleeping. Rows of networks
+            without stage times are omitted.
+        profile: profile of sleeping layers by run/profile.py, which provides the overheads for the other files.
 
     Raises:
-        ValueError: a file is none of these, or nothing in them can be predicted.
+        ValueError: a file is of another kind, or contains nothing that can be predicted.
     """
     overheads = _overheads(_read(profile))
     rows = [row for file in files for row in _rows(file, overheads)]
@@ -51,7 +51,7 @@ def _read(path: Path) -> Results:
 
 
 def _overheads(profile: Results) -> dict[str, StageCost]:
-    """What a layer takes beyond its sleep, by method; means over all stages and micro-batches."""
+    """Returns the time of a layer beyond its sleep, by method; means over all stages and micro-batches."""
     header, rows = profile.header, profile.rows
     settings, found = header["settings"], {}
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -97,7 +97,7 @@ def _rows(file: Path, overheads: Mapping[str, StageCost]) -> Iterator[Row]:
 def _costs(
     method: str, stages: int, layers: int, settings: Mapping[str, Any], overheads: Mapping[str, StageCost]
 ) -> list[StageCost]:
-    """Of stages that sleep; a data parallel replica sleeps for all layers, by DeepSpeed's engine like 1F1B."""
+    """Returns the costs of sleeping stages; a data parallel replica holds all layers, with 1F1B's engine overhead."""
     replicated = method == "bp_dp"
     beyond = overheads["bp_1f1b" if replicated else method]
     held = layers if replicated else layers / stages
@@ -118,10 +118,10 @@ def _seconds(row: Mapping[str, Any], costs: list[StageCost]) -> float:
 
 
 def work_of_profile(path: Path) -> dict[str, float]:
-    """Times, rho and bytes of a network, as fields of :class:`~ds_al.planner.Work`, from a file of run/profile.py.
+    """Returns times, rho and bytes of a network as fields of :class:`~ds_al.planner.Work`, from a run/profile.py file.
 
     Raises:
-        StudyError: the file is none, or lacks ``streaming`` or ``bp_1f1b``.
+        StudyError: the file is of another kind, or lacks ``streaming`` or ``bp_1f1b``.
     """
     try:
         rows = read(path).rows

@@ -1,4 +1,4 @@
-"""Records runs of all methods, and says where their time went, on every stage, beside what the formula expects."""
+"""Records runs of all methods and breaks down the time of every stage, compared with the bubble formula."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ Runs = dict[tuple[str, int], list[list[Event]]]
 
 @dataclass(frozen=True)
 class ProfileCases:
-    """What to record: every method with every number of micro-batches, on one number of stages."""
+    """Cases to record: every method with every number of micro-batches, on one number of stages."""
 
     methods: Sequence[str]
     stages: int
     micro_batches: Sequence[int]
     batches: int
     repeat: int
-    """How often each case is recorded; repetitions of different cases alternate."""
+    """Number of recordings per case; recordings of different cases alternate."""
     model: str | None
-    """A name of ``ds_al.models``; ``None`` is sleeping layers."""
+    """Name of a model of ``ds_al.models``; ``None`` means sleeping layers."""
     micro_batch: int
     """Samples per micro-batch of a model."""
     forward: float
-    """Seconds that a sleeping layer takes forward."""
+    """Seconds of a sleeping layer's forward."""
     backward: float
-    """Seconds that it takes backward."""
+    """Seconds of a sleeping layer's backward."""
     memory: bool = False
-    """Whether to record memory, too, which takes time."""
+    """Whether to record memory as well, which takes time."""
 
     def engine(self, method: str) -> Any:
-        """This rank's engine."""
+        """Builds this rank's engine."""
         if self.model is None:
             return workloads.sleeping_engine(method, stages=self.stages, forward=self.forward, backward=self.backward)
         return workloads.model_engine(method, model=self.model, stages=self.stages, micro_batch=self.micro_batch)
 
     def data(self, engine: Any) -> Iterator[Any]:
-        """Micro-batches for an engine of :meth:`engine`."""
+        """Returns micro-batches for an engine of :meth:`engine`."""
         if self.model is None:
             return workloads.micro_batches(engine)
         return workloads.model_batches(engine, model=self.model)
 
     @property
     def recordings(self) -> int:
-        """How many runs are recorded in all."""
+        """Total number of recorded runs."""
         return len(self.methods) * len(self.micro_batches) * self.repeat
 
     def sleep_seconds(self) -> float:
@@ -99,12 +99,12 @@ def record_runs(cases: ProfileCases, *, progress: Callable[[str], None] | None =
 
 
 def record_on_rank(cases: ProfileCases) -> dict[tuple[str, int], list[list[Event]]]:
-    """What one rank does: its own events of every case and repetition."""
+    """Runs on each rank: returns its events of every case and repetition."""
     world_size()
     engines = {method: cases.engine(method) for method in cases.methods}
     data = {method: cases.data(engine) for method, engine in engines.items()}
     for method, engine in engines.items():
-        train(engine, data[method], micro_batches=2, batches=2)  # shapes travel, threads start, memory is there
+        train(engine, data[method], micro_batches=2, batches=2)  # sends shapes, starts threads, allocates memory
     pairs = [(method, m) for m in cases.micro_batches for method in cases.methods]
     runs: dict[tuple[str, int], list[list[Event]]] = {pair: [] for pair in pairs}
     for _ in range(cases.repeat):
@@ -128,22 +128,21 @@ def _record(engine: Any, data: Iterator[Any], *, micro_batches: int, cases: Prof
 
 
 def typical(runs: Sequence[Sequence[Event]]) -> Sequence[Event]:
-    """The repetition of median length."""
+    """Returns the repetition of median length."""
     return sorted(runs, key=lambda events: stage_times(events)[0].span)[(len(runs) - 1) // 2]
 
 
 def profile_rows(runs: Runs, cases: ProfileCases) -> list[Row]:
-    """One row per method, number of micro-batches and stage; times and shares are medians of the repetitions.
+    """Returns one row per method, number of micro-batches and stage; times and shares are medians over repetitions.
 
-    Columns: ``workload, method, stages, micro_batches, batches, stage``; ``seconds`` of the run; shares of it
+    Columns: ``workload, method, stages, micro_batches, batches, stage``; ``seconds`` of the run; the shares
     ``busy, wait_input, wait_queue, wait_data, wait_barrier, drained, other``
-    (:class:`~ds_al.trace.analysis.StageTime`); ``bubble`` (1 - busy) with its least and largest value over the
-    repetitions, ``bubble_formula`` (:func:`~ds_al.planner.formulas.bubble_formula` with the mean measured forward and
-    backward of all stages) and ``difference``; ``bubble_simulated``, that of the same schedule with each stage's
-    own mean times (:func:`~ds_al.planner.simulate`), for stages that are not equal; ``forward_ms, backward_ms,
-    step_ms`` per micro-batch or step;
-    ``bytes_per_micro_batch`` sent; ``critical_path``, the stage's share of it; ``peak_bytes`` held for backward,
-    where memory was recorded.
+    (:class:`~ds_al.trace.analysis.StageTime`); ``bubble`` (1 - busy) with its minimum and maximum over the repetitions,
+    ``bubble_formula`` (:func:`~ds_al.planner.formulas.bubble_formula` with the mean measured forward and backward of
+    all stages) and ``difference``; ``bubble_simulated``, the bubble of the same schedule with each stage's own mean
+    times (:func:`~ds_al.planner.simulate`), for unequal stages; ``forward_ms, backward_ms, step_ms`` per micro-batch
+    or step; ``bytes_per_micro_batch`` sent; ``critical_path``, the stage's share of the critical path; ``peak_bytes``
+    held for backward, if memory was recorded.
     """
     rows = []
     for (method, m), repetitions in runs.items():
@@ -182,7 +181,7 @@ def profile_rows(runs: Runs, cases: ProfileCases) -> list[Row]:
 
 
 def _formula(method: str, micro_batches: int, events: Sequence[Event], cases: ProfileCases) -> float:
-    """With forward and backward as they were measured; a step counts as part of the backward before it."""
+    """Returns the bubble formula with the measured times; a step counts as part of the backward before it."""
     per_micro_batch = cases.stages * micro_batches * cases.batches
     forward = sum(event.seconds for event in computing(events) if event.instruction == "ForwardPass")
     rest = sum(event.seconds for event in computing(events)) - forward

@@ -1,7 +1,7 @@
-"""The published scaling study of pipelined associated learning, to be drawn beside ours.
+"""The published scaling study of pipelined associated learning, for comparison with ours.
 
-AG News, a Transformer and its AL form, one process that drives all GPUs, layers dealt out in turn, naive model
-parallelism for back-propagation; seconds per epoch. Source: ``Scale.csv`` of the repository
+AG News, a Transformer and its AL form; one process drives all GPUs, layers are assigned round-robin, and
+back-propagation uses naive model parallelism; seconds per epoch. Source: ``Scale.csv`` of the repository
 ``nick880107-git/Pipeline-Associated-Learning`` (MIT licence), the code of the thesis of 2023 in which it was published.
 """
 
@@ -26,16 +26,16 @@ SECONDS: Mapping[str, Mapping[str, Mapping[int, float]]] = {
 
 
 def speedups(study: str, method: str) -> dict[int, float]:
-    """Against one GPU with the same layers; in the weak study as many times as long as one layer takes there."""
+    """Returns the speed-up over one GPU with the same layers; the weak study multiplies its time for one layer."""
     seconds = SECONDS[study][method]
     return {gpus: seconds[1] / each * (gpus if study == "weak" else 1) for gpus, each in seconds.items()}
 
 
 def parallel_efficiency(study: str, method: str) -> dict[int, float]:
-    """Speed-up over the number of GPUs."""
+    """Returns the speed-up divided by the number of GPUs."""
     return {gpus: speedup / gpus for gpus, speedup in speedups(study, method).items()}
 
 
 SLOW_LINK: Mapping[str, float] = {"streaming": -0.012, "bp_1f1b": -0.51}
-"""Change of throughput on a link of 1 Gbit/s, two stages: Yin et al., SOLO, arXiv 2609.35440, of language models."""
+"""Throughput change of language models on a 1 Gbit/s link, two stages: Yin et al., SOLO, arXiv 2609.35440."""
 SLOW_LINK_MBIT = 1000.0

@@ -1,8 +1,9 @@
-"""How many times as fast as 1F1B streaming is on the same cores and samples, beside the most that it could be.
+"""Measures the speed of streaming relative to 1F1B on the same cores and samples, compared with its upper bound.
 
-1F1B takes M + P - 1 turns of a stage for M micro-batches, streaming M turns that are rho times as long:
-it can be (M + P - 1) / (M rho) times as fast, if all stages are equal, and messages and engines cost nothing. rho is
-measured in each process alone: an AL micro-batch, its step included, over one of the twin, which steps once in M.
+1F1B takes M + P - 1 time slots of a stage for M micro-batches, streaming M slots that are rho times as long. Streaming
+can therefore be (M + P - 1) / (M rho) times as fast, if all stages are equal and messages and engines cost nothing. rho
+is measured in each process alone: the time of an AL micro-batch including its step over that of the twin, which steps
+once per M micro-batches.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ def measure_ratio(
     """Measures every network with every number of micro-batches per batch.
 
     Args:
-        micro_batches: per batch, M.
-        total: micro-batches of one timed run, whatever M is, rounded up to whole batches.
-        repeat: runs of each, in turn.
+        networks: networks to measure.
+        micro_batches: values of M, micro-batches per batch.
+        total: micro-batches of one timed run for every M, rounded up to whole batches.
+        repeat: runs of each case; cases alternate.
         progress: called after every repetition with the network's name and all rows so far.
 
     Returns:
@@ -67,19 +69,19 @@ def measure_ratio(
 
 
 def ratio_bound(*, micro_batches: int, stages: int, rho: float) -> float:
-    """The most times as fast as 1F1B that streaming can be on equal stages: ``(M + P - 1) / (M rho)``."""
+    """Returns the upper bound of streaming's speed-up over 1F1B on equal stages: ``(M + P - 1) / (M rho)``."""
     return (micro_batches + stages - 1) / (micro_batches * rho)
 
 
 def rho_by_time(al: Sequence[LayerTime], twin: Sequence[LayerTime], *, micro_batches: int) -> float:
-    """Seconds of an AL micro-batch over those of the twin's, layers summed up; the twin steps once in M."""
+    """Returns the seconds of an AL micro-batch over those of the twin, summed over layers; the twin steps once in M."""
     return sum(time.cost() for time in al) / sum(
         time.forward + time.backward + time.step / micro_batches for time in twin
     )
 
 
 def balance_of(costs: Sequence[StageCost]) -> float:
-    """Mean over slowest stage: 1 where all are equal."""
+    """Returns the mean stage time over that of the slowest stage: 1 if all stages are equal."""
     totals = [cost.forward + cost.backward + cost.step for cost in costs]
     return sum(totals) / len(totals) / max(totals)
 
@@ -87,13 +89,13 @@ def balance_of(costs: Sequence[StageCost]) -> float:
 def ratio_row(
     network: Network, repetitions: Sequence[Told], *, micro_batches: int, batches: int, rho_by_flops: float
 ) -> Row:
-    """One row. Each rank tells ``{"spans": {method: {M: span}}, "al", "twin"}`` in every repetition, the last two the
-    seconds ``(forward, backward, step)`` of each layer; ``al_cuts, twin_cuts`` stand beside.
+    """Returns one row. Each rank sends ``{"spans": {method: {M: span}}, "al", "twin"}`` in every repetition; ``al`` and
+    ``twin`` are the seconds ``(forward, backward, step)`` of each layer. All ranks share ``al_cuts, twin_cuts``.
 
     Columns: ``model, stages, micro_batch, micro_batches, batches, repeats``; ``streaming_samples_per_s``,
-    ``bp_1f1b_samples_per_s``; ``ratio`` with its quartiles, of the repetitions' own ratios; ``rho`` measured and
-    ``rho_by_flops``, ``bound`` and ``bound_by_flops`` with them; ``bound_balanced``, both schedules simulated on the
-    stages' own measured times, so that neither form's imbalance is held against the other; ``share_of_bound,
+    ``bp_1f1b_samples_per_s``; ``ratio``, median and quartiles of the ratios of all repetitions; measured ``rho`` and
+    ``rho_by_flops``, with the corresponding ``bound`` and ``bound_by_flops``; ``bound_balanced``, from both schedules
+    simulated with the measured stage times, which accounts for the imbalance of each form; ``share_of_bound,
     share_of_balanced``; ``al_cuts, twin_cuts, al_balance, twin_balance``; ``wins``: whether the ratio is above 1.
     """
     samples = network.micro_batch * micro_batches * batches
@@ -141,11 +143,11 @@ def ratio_row(
     }
 
 
-# ---- what a rank does --------------------------------------------------------------------------------
+# ---- functions that run on each rank -----------------------------------------------------------------
 
 
 def time_on_rank(network: Network, micro_batches: Sequence[int], total: int, repeat: int) -> None:
-    """Both forms alone, then both methods with every M, in turn."""
+    """Times both forms alone, then both methods with every M, alternating."""
     world_size()
     al_cuts, twin_cuts = decide_cuts(network)
     engines = {"streaming": network.engine("streaming", al_cuts), "bp_1f1b": network.engine("bp_1f1b", twin_cuts)}
@@ -168,4 +170,4 @@ def time_on_rank(network: Network, micro_batches: Sequence[int], total: int, rep
         tell_all(own, al_cuts=al_cuts, twin_cuts=twin_cuts)
 
 
-_LOOKS = 5  # micro-batches of both forms before each repetition
+_LOOKS = 5  # timed micro-batches of both forms before each repetition

@@ -1,4 +1,4 @@
-"""Time of a micro-batch by a recipe, all layers in one process, beside the twin that its optimizer trains."""
+"""Times a micro-batch of a recipe, all layers in one process, and of the twin with the same optimizer."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ds_al.system.allocator import keep_freed_memory
 
 _WARM_UP = 3
 _SAMPLES = {"vgg": 100, "resnet": 100, "lstm": 50, "transformer": 50}
-"""Of a micro-batch, as in ds_configs/suites/small.yaml."""
+"""Samples per micro-batch, as in ds_configs/suites/small.yaml."""
 _IMAGE = (3, 32, 32)
-"""Of CIFAR, on which the recipe for images was chosen."""
+"""Shape of CIFAR images, on which the image recipe was chosen."""
 _VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "vgg": {"half bridges": {"bridge_width": 0.5, "bridge_depth": None, "bridge_muon": True}},
     "resnet": {"wide bridges": {"bridge_width": 1.0, "bridge_depth": 2, "bridge_muon": False}},
 }
-"""Options beside the recipe's, as in ds_configs/suites/small.yaml."""
+"""Options in addition to the recipe's, as in ds_configs/suites/small.yaml."""
 
 
 def measure_recipe(
@@ -36,17 +36,17 @@ def measure_recipe(
     repeat: int = 15,
     progress: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """Times networks with their ``small`` preset, each form in turn with the other.
+    """Times networks with their ``small`` preset, alternating between the two forms.
 
     Args:
-        networks: by default all that the recipe is for.
-        layers: K, of each network.
+        networks: names of networks; by default all networks of the recipe.
+        layers: values of K.
         repeat: micro-batches of each form.
         progress: called after each row.
 
     Returns:
-        Rows ``network, variant, K, recipe, micro_batch, repeats, al_ms, twin_ms``, medians, ``ratio, ratio_low,
-        ratio_high``, median and quartiles of the pairs' own ratios.
+        Rows ``network, variant, K, recipe, micro_batch, repeats, al_ms, twin_ms`` (medians) and ``ratio, ratio_low,
+        ratio_high`` (median and quartiles over pairs).
 
     Raises:
         RankFailure: the process failed.
@@ -80,8 +80,8 @@ def measure_recipe(
 def pairs_on_rank(
     *, recipe: str, network: str, options: Mapping[str, Any], layers: int, repeat: int
 ) -> list[tuple[float, float]]:
-    """Seconds of a micro-batch of the AL form, with options beside the recipe's, and of the twin, pair by pair."""
-    keep_freed_memory()  # as a run does
+    """Returns pairs of seconds per micro-batch: the AL form, with options in addition to the recipe's, and the twin."""
+    keep_freed_memory()  # as in a training run
     parts, size = RECIPES[recipe][network], _SAMPLES[network]
     shared = {**workloads.model_options(network, 1), **preset_options(network, "small")}
     if "in_shape" in shared:
@@ -107,7 +107,7 @@ def pairs_on_rank(
 
 
 def _seconds(engine: Any, batches: Iterator[Any]) -> float:
-    data = iter([next(batches)])  # made before the clock starts
+    data = iter([next(batches)])  # created before timing starts
     start = time.perf_counter()
     engine.train_batch(data)
     return time.perf_counter() - start

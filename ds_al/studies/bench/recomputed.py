@@ -1,4 +1,4 @@
-"""What activation checkpointing saves: bytes held by one stage, with blocks that are kept and blocks run again."""
+"""Measures the memory savings of activation checkpointing: bytes held by one stage with and without recomputation."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ds_al.studies.bench.workloads import CLASSES, TOKENS, VOCABULARY
 from ds_al.trace import ActivationMeter
 
 BLOCKS = 8
-"""Blocks of the Transformer that is measured, an embedding and encoder layers."""
+"""Number of blocks of the measured Transformer: an embedding and encoder layers."""
 
 
 def measure_recomputed(
     *, micro_batch: int, layers: Sequence[int] = (1, 2, 4, 8), intervals: Sequence[int] = (0, 1, 2)
 ) -> list[dict[str, Any]]:
-    """Counts what one stage with all blocks of a small Transformer holds for backward at its fullest.
+    """Measures the peak memory held for backward by one stage with all blocks of a small Transformer.
 
     Args:
-        micro_batch: samples of the one micro-batch.
-        layers: numbers of AL layers that the blocks are grouped into.
-        intervals: of activation checkpointing.
+        micro_batch: samples of the single micro-batch.
+        layers: numbers of AL layers into which the blocks are grouped.
+        intervals: intervals of activation checkpointing.
 
     Returns:
         Rows ``layers, checkpoint_interval, peak_bytes, peak_tensors``.

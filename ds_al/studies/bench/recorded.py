@@ -1,4 +1,4 @@
-"""Recorded runs of all methods: their rows, figures and traces."""
+"""Recorded runs of all methods, with their rows, figures and traces."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _SUFFIXES = (".png", ".svg")
 
 @dataclass(frozen=True)
 class Recorded:
-    """Runs, and what follows from them.
+    """Recorded runs and their rows.
 
     Attributes:
-        runs: that are timed.
-        with_memory: one more of each, in which memory was counted; none of sleeping layers.
-        rows: of :func:`~ds_al.studies.bench.profile.profile_rows`, with the peak of the memory.
+        runs: the timed runs.
+        with_memory: one additional run per case with memory recording; empty for sleeping layers.
+        rows: rows of :func:`~ds_al.studies.bench.profile.profile_rows`, with peak memory.
     """
 
     cases: ProfileCases
@@ -44,14 +44,14 @@ class Recorded:
         rows = profile_rows(runs, cases)
         if not cases.model:
             return cls(cases, runs, {}, rows)
-        # Counting memory takes time, so the runs that are timed do without it.
+        # Recording memory takes time, so the timed runs do not record it.
         counted = replace(cases, memory=True, repeat=1)
         with_memory = _record(counted, console, what="counting memory")
         peaks = {_case(row): row["peak_bytes"] for row in profile_rows(with_memory, counted)}
         return cls(cases, runs, with_memory, [{**row, "peak_bytes": peaks[_case(row)]} for row in rows])
 
     def draw(self, path: Path, micro_batches: int) -> list[Path]:
-        """Draws a timeline of every method, beside the expected bubble. Returns the files."""
+        """Draws a timeline of every method, with the expected bubble, and returns the files."""
         column, by = ("bubble_simulated", "simulated") if self.cases.model else ("bubble_formula", "formula")
         panels = []
         for method in self.cases.methods:
@@ -68,7 +68,7 @@ class Recorded:
         return timeline.draw(panels, path, suffixes=_SUFFIXES)
 
     def draw_memory(self, path: Path, micro_batches: int) -> list[Path]:
-        """Draws the memory over time, where it was counted. Returns the files."""
+        """Draws memory over time, if recorded, and returns the files."""
         if not self.with_memory:
             return []
         held = [
@@ -77,7 +77,7 @@ class Recorded:
         return charts.draw(held, path, size=(11, 1.7), shared=True, suffixes=_SUFFIXES)
 
     def write_traces(self, folder: Path, micro_batches: int) -> list[Path]:
-        """Writes the trace of a run of each method below a folder. Returns the files."""
+        """Writes the trace of one run per method below a folder, and returns the files."""
         written: list[Path] = []
         for method in self.cases.methods:
             about = {"method": method, "stages": self.cases.stages, "workload": self.cases.model or "sleeping"}

@@ -1,4 +1,4 @@
-"""Weak and strong scaling on ranks of this machine: as many layers as stages, or the same layers on more of them."""
+"""Measures weak scaling (k layers on k stages) and strong scaling (a fixed number of layers) on this machine."""
 
 from __future__ import annotations
 
@@ -38,37 +38,37 @@ from ds_al.trace.analysis import computing
 METHODS = ("streaming", "forward_first", "bp_1f1b", "bp_gpipe", "bp_naive", data_parallel.METHOD)
 STUDIES = ("weak", "strong")
 RANK_START = 5.0
-"""Seconds of a core that a rank usually takes to start, for estimates."""
+"""Core seconds that a rank usually takes to start, for estimates."""
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingCases:
-    """What to measure."""
+    """Cases to measure."""
 
     studies: Sequence[str]
     methods: Sequence[str]
     weak: Sequence[int]
-    """Numbers of stages, each with as many layers."""
+    """Numbers of stages of the weak study, with as many layers as stages."""
     strong: Sequence[int]
-    """Numbers of stages that share :attr:`layers` layers."""
+    """Numbers of stages of the strong study, with :attr:`layers` layers in total."""
     layers: int
     micro_batches: int
-    """Per batch, M."""
+    """Micro-batches per batch, M."""
     batches: int
-    """In a row, of ``streaming``, whose pipeline stays full between them."""
+    """Consecutive batches of ``streaming``, whose pipeline stays full between batches."""
     drained_batches: int
-    """In a row, of all others, whose batches all take the same time."""
+    """Consecutive batches of the other methods, whose batches all take the same time."""
     repeat: int
-    """How often each case is timed; repetitions of different methods alternate."""
+    """Number of repetitions per case; repetitions of different methods alternate."""
     layer: StageCost
-    """Seconds of a layer: of its sleep, or for a network an estimate, which says how long the measurement lasts."""
+    """Seconds of a layer: its sleep, or for a network an estimate, used to predict the duration of the measurement."""
     texts: Texts | None = None
-    """What a Transformer is trained on; ``None`` is sleeping layers."""
+    """Training data of a Transformer; ``None`` means sleeping layers."""
 
     def __post_init__(self) -> None:
         for stages in self.strong:
@@ -79,25 +79,25 @@ class ScalingCases:
 
     @property
     def workload(self) -> str:
-        """What the rows call it."""
+        """Name of the workload in the rows."""
         return "sleeping" if self.texts is None else "transformer"
 
     def worlds(self) -> Iterator[tuple[str, int, int]]:
-        """``(study, stages, layers)`` of each set of ranks."""
+        """Yields ``(study, stages, layers)`` of each set of ranks."""
         for study in self.studies:
             for stages in self.weak if study == "weak" else self.strong:
                 yield study, stages, stages if study == "weak" else self.layers
 
     def batches_of(self, method: str) -> int:
-        """Batches of a timed run."""
+        """Returns the number of batches of a timed run."""
         return self.batches if method == "streaming" else self.drained_batches
 
     def measured(self, stages: int) -> bool:
-        """Whether the wall clock tells how long a schedule takes: stages that sleep need no core, others one each."""
+        """Whether wall clock times are meaningful: each stage that computes needs a core; sleeping stages need none."""
         return self.texts is None or stages <= cores()
 
     def case_seconds(self, case: Case) -> float:
-        """What one repetition of a case should take on this machine."""
+        """Estimates the seconds of one repetition of a case on this machine."""
         ideal = schedule_seconds(
             case.method,
             equal_costs(case, self.layer),
@@ -107,7 +107,7 @@ class ScalingCases:
         return ideal if self.measured(case.stages) else ideal * case.stages / cores()
 
     def world_seconds(self, study: str, stages: int, layers: int) -> float:
-        """What all repetitions of all methods should take on one set of ranks, its start included."""
+        """Estimates the seconds of all repetitions of all methods on one set of ranks, including start-up."""
         cases = [Case(study, method, stages, layers) for method in self.methods]
         return (
             2 * RANK_START
@@ -116,16 +116,16 @@ class ScalingCases:
         )
 
     def total_seconds(self) -> float:
-        """What the whole measurement should take."""
+        """Estimates the seconds of the whole measurement."""
         return sum(self.world_seconds(*world) for world in self.worlds())
 
     def engine(self, method: str, *, stages: int, layers: int) -> Any:
-        """This rank's engine."""
+        """Builds this rank's engine."""
         if self.texts is None:
             return workloads.sleeping_engine(
                 method, stages=stages, layers=layers, forward=self.layer.forward, backward=self.layer.backward
             )
-        # An embedding comes first, as in the published study; it lives on the first stage beside its equal share.
+        # As in the published study, an embedding comes first, on the first stage in addition to its equal share.
         starts = [1 + stage * layers // stages for stage in range(1, stages)]
         return workloads.model_engine(
             method,
@@ -138,7 +138,7 @@ class ScalingCases:
         )
 
     def data(self, engine: Any) -> Iterator[Any]:
-        """Micro-batches for an engine of :meth:`engine`, for ever; a replica's share of them."""
+        """Yields micro-batches endlessly for an engine of :meth:`engine`: the share of its replica."""
         if self.texts is None:
             return workloads.micro_batches(engine)
         endless = itertools.cycle(self.texts.micro_batches)
@@ -148,14 +148,14 @@ class ScalingCases:
 
 
 def transformer_options(texts: Texts, layers: int) -> dict[str, Any]:
-    """Of the small Transformer with an embedding and so many encoder layers, in both forms."""
+    """Returns the options of both forms of the small Transformer: an embedding and this number of encoder layers."""
     length = texts.micro_batches[0][0][0].shape[1]
     sizes = {"vocab_size": texts.vocab_size, "num_classes": CLASSES, "max_length": length}
     return {"preset": "small", "num_blocks": layers + 1, **sizes}
 
 
 def encoder_seconds(texts: Texts) -> StageCost:
-    """Times one AL encoder layer in this process, for estimates."""
+    """Measures one AL encoder layer in this process, for estimates."""
     specs = build_al("transformer", **transformer_options(texts, 1))
     x, _ = texts.micro_batches[0]
     with torch.random.fork_rng(devices=[]):
@@ -186,7 +186,7 @@ def measure_scaling(
     """
     runs: dict[Case, list[list[StageRun]]] = {}
 
-    rows: dict[Case, Row] = {}  # kept, since each takes a simulation, and a core that ranks are measured on
+    rows: dict[Case, Row] = {}  # cached: each row needs a simulation on a core that the measured ranks use
     for study, stages, layers in cases.worlds():
 
         def news(line: str, study: str = study, stages: int = stages, layers: int = layers) -> None:
@@ -226,15 +226,15 @@ def _row(cases: ScalingCases, case: Case, repetitions: Sequence[Sequence[StageRu
     )
 
 
-# ---- what a rank does --------------------------------------------------------------------------------
+# ---- functions that run on each rank -----------------------------------------------------------------
 
 
 def time_on_rank(cases: ScalingCases, layers: int) -> None:
-    """Times all methods in turn; the first rank tells after each what all ranks did."""
+    """Times all methods alternately; after each run the first rank sends the results of all ranks."""
     world = world_size()
     engines = {method: cases.engine(method, stages=world, layers=layers) for method in cases.methods}
     data = {method: cases.data(engine) for method, engine in engines.items()}
-    for method, engine in engines.items():  # shapes travel with the first batch, threads start, memory is there
+    for method, engine in engines.items():  # the first batch sends shapes, starts threads, allocates memory
         train(engine, data[method], micro_batches=1, batches=1 if cases.texts is None else 3)
     for _ in range(cases.repeat):
         for method, engine in engines.items():
@@ -246,7 +246,7 @@ def time_on_rank(cases: ScalingCases, layers: int) -> None:
 
 
 def _timed(engine: Any, data: Iterator[Any], *, cases: ScalingCases, batches: int) -> StageRun:
-    """One run. Networks are measured by the processor time of this process, in which no waiting counts."""
+    """Times one run; networks are timed by the processor time of this process, which excludes waiting."""
     by_processor = cases.texts is not None
     engine.recording.recorder = recorder = Recorder(engine.stage_id)
     recorder.mark = time.process_time if by_processor else time.perf_counter

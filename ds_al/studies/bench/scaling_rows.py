@@ -1,7 +1,7 @@
-"""The maths of the scaling studies: from what each stage did to time beside the ideal, speed-up, attainable time.
+"""Computes efficiency, speed-up and attainable time of the scaling studies from the times of each stage.
 
-Every time that is computed comes from the schedules themselves, run on stages of given times
-(:func:`ds_al.planner.simulate`): equal stages give the ideal, the measured ones what can be attained.
+All computed times come from simulating the schedules (:func:`ds_al.planner.simulate`): equal stages give the ideal
+time, measured stage times the attainable time.
 """
 
 from __future__ import annotations
@@ -25,38 +25,41 @@ class Case(NamedTuple):
     """``"weak"``: as many layers as stages. ``"strong"``: the same layers on any number of stages."""
     method: str
     stages: int
-    """Or replicas, with ``bp_dp``."""
+    """Number of stages; of replicas with ``bp_dp``."""
     layers: int
 
 
 @dataclass(frozen=True)
 class StageRun:
-    """What one stage did in one timed run. Seconds."""
+    """Times of one stage in one timed run, in seconds."""
 
     start: float
     end: float
-    """Of the wall clock, which all ranks share."""
+    """``start`` and ``end`` are wall clock times, shared by all ranks."""
     forward: float
-    """Of one micro-batch, mean; this and what follows by the clock that the workload is measured with."""
+    """Mean per micro-batch; this and the following times use the clock of the workload."""
     backward: float
     step: float
-    """Of one optimizer step, mean."""
+    """Mean per optimizer step."""
     engine: float
-    """Of all else per micro-batch: messages, loading, Python. 0 where it cannot be told from waiting."""
+    """Everything else per micro-batch: messages, data loading, Python. 0 if it cannot be separated from waiting."""
     busy: float
-    """Of the whole run."""
+    """Total of the run."""
 
     @property
     def cost(self) -> StageCost:
-        """For the simulator. What the engine does for a micro-batch counts as part of its forward."""
+        """Cost for the simulator; the engine's time per micro-batch counts as part of the forward."""
         return StageCost(self.forward + self.engine, self.backward, self.step)
 
 
 def schedule_seconds(method: str, costs: Sequence[StageCost], *, micro_batches: int, batches: int) -> float:
-    """How long ``batches`` batches of M micro-batches take on stages of these costs, if messages take no time.
+    """Returns the seconds of ``batches`` batches of M micro-batches on stages of these costs, without message times.
 
     Args:
-        costs: of each stage; with ``bp_dp`` of each replica, which shares the micro-batches with the others.
+        method: the schedule.
+        costs: cost of each stage; with ``bp_dp`` of each replica; the replicas share the micro-batches.
+        micro_batches: micro-batches per batch, M.
+        batches: number of batches.
     """
     if method == data_parallel.METHOD:
         own = data_parallel.micro_batches_per_replica(micro_batches, len(costs))
@@ -66,13 +69,13 @@ def schedule_seconds(method: str, costs: Sequence[StageCost], *, micro_batches: 
 
 
 def equal_costs(case: Case, layer: StageCost) -> list[StageCost]:
-    """Those of stages whose layers all cost the same; a replica holds all layers."""
+    """Returns stage costs for layers of equal cost; a replica holds all layers."""
     held = case.layers if case.method == data_parallel.METHOD else case.layers / case.stages
     return [StageCost(held * layer.forward, held * layer.backward, held * layer.step)] * case.stages
 
 
 def even_costs(costs: Sequence[StageCost]) -> list[StageCost]:
-    """The same work in all, spread evenly over the stages."""
+    """Returns the same total work, distributed evenly over the stages."""
     return [
         StageCost(
             statistics.fmean(cost.forward for cost in costs),
@@ -93,21 +96,21 @@ def scaling_row(
     measured: bool,
     data: str,
 ) -> Row:
-    """One row, without what needs other rows (:func:`with_speedups`).
+    """Returns one row, without the columns that need other rows (:func:`with_speedups`).
 
     Args:
-        repetitions: of this case, each with the runs of all stages.
-        layer: known cost of a layer, where it has one: then the ideal is that of equal stages of such layers, else
-            of the measured compute, spread evenly.
-        measured: whether the wall clock says how long the schedule takes. If not, ``basis`` is ``"computed"``, and
-            efficiency and speed-up are of ``attainable_seconds``.
-        data: what was trained on.
+        repetitions: repetitions of this case, each with the runs of all stages.
+        layer: cost of a layer, if known: the ideal then assumes equal stages of such layers; otherwise it distributes
+            the measured compute evenly.
+        measured: whether wall clock times are meaningful. If not, ``basis`` is ``"computed"``, and efficiency and
+            speed-up use ``attainable_seconds``.
+        data: description of the training data.
 
     Returns:
         ``study, workload, data, method, stages, layers, micro_batches, batches, repeats``; medians over the repetitions
         of ``seconds`` (with ``seconds_min, seconds_max``), from the first stage's start to the last one's end;
-        ``ideal``; ``busy_seconds`` of the slowest stage and ``busy_by_stage``; ``engine_ms``, per micro-batch, of the
-        stage with most of it; ``attainable_seconds``, computed from the stages' own times; ``basis``; ``efficiency``,
+        ``ideal``; ``busy_seconds`` of the slowest stage and ``busy_by_stage``; ``engine_ms``, the maximum over stages
+        per micro-batch; ``attainable_seconds``, computed from the measured stage times; ``basis``; ``efficiency``, the
         ideal over the seconds of that basis.
     """
     seconds = [max(run.end for run in runs) - min(run.start for run in runs) for runs in repetitions]
@@ -145,9 +148,9 @@ def scaling_row(
 def with_speedups(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Adds ``speedup`` and ``parallel_efficiency`` (speed-up over stages).
 
-    Speed-up is against the same layers on one stage by the same method, for the same number of batches, both on the
-    row's basis: measured in the strong study, in the weak one as many times as long as the one layer that was. ``None``
-    where one stage was not timed.
+    Speed-up is relative to the same layers on one stage with the same method and number of batches, both on the row's
+    basis: the strong study measures that time, the weak study multiplies the time of one layer. ``None`` if one stage
+    was not timed.
     """
     ones = {(row["study"], row["workload"], row["method"]): row for row in rows if row["stages"] == 1}
     full = []

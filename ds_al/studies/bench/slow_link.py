@@ -1,7 +1,7 @@
-"""Throughput of streaming and of 1F1B over a link of some speed: two stages, each in a network namespace of its own.
+"""Measures the throughput of streaming and 1F1B over a link of limited rate: two stages in two network namespaces.
 
-Both train the same network, cut at the same place, on the same samples. One set of ranks runs all cases, which take
-turns, and sets the rate of its end of the link before each.
+Both train the same network, with the same cut, on the same samples. One set of ranks runs all cases alternately; each
+rank sets the rate of its end of the link before each case.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ Form = tuple[str, str]
 FORMS: tuple[Form, ...] = (("streaming", "fp32"), ("streaming", "bf16"), ("streaming", "int8"), (BP, "fp32"))
 UNLIMITED = None
 _STAGES = 2
-_PROBE = 0.5  # seconds of a plain transfer that tells what the link really carries
-_PROBE_MOST = 32_000_000  # bytes of it
+_PROBE = 0.5  # seconds of a plain transfer that measures the actual rate of the link
+_PROBE_MOST = 32_000_000  # maximum bytes of the transfer
 
 
 @dataclass(frozen=True)
 class LinkCases:
-    """What to time: every form at every rate, and without a limit."""
+    """Cases to time: every form at every rate and without a limit."""
 
     rates: Sequence[float]
     """Megabits per second, in each direction."""
     model: str
     cut: int
-    """Layer at which the second stage begins."""
+    """First layer of the second stage."""
     micro_batch: int
     """Samples."""
     micro_batches: int
     """M."""
     seconds: float
-    """How long a case may take, where one batch does not take longer."""
+    """Time limit of a case, unless one batch takes longer."""
     repeat: int
 
     @property
     def all_rates(self) -> tuple[float | None, ...]:
-        """No limit first, then from fast to slow."""
+        """Returns all rates: no limit first, then from fast to slow."""
         return (UNLIMITED, *sorted(self.rates, reverse=True))
 
     def engine(self, form: Form) -> Any:
-        """This rank's engine."""
+        """Builds this rank's engine."""
         method, message_dtype = form
         return workloads.model_engine(
             method,
@@ -68,15 +68,15 @@ class LinkCases:
 
 @dataclass(frozen=True)
 class Run:
-    """One case, as one rank saw it."""
+    """Results of one case on one rank."""
 
     start: float
     end: float
     batches: int
     sent: int
-    """Bytes of messages, as the engine counts them."""
+    """Message bytes counted by the engine."""
     wired: int
-    """Bytes that have left the interface, headers included."""
+    """Bytes sent by the interface, including headers."""
 
 
 Found = tuple[dict[float | None, float], dict[tuple[float | None, Form], list[Run]]]
@@ -87,15 +87,15 @@ def measure_slow_link(cases: LinkCases, *, timeout: float, progress: Callable[[s
     """Times all cases between two namespaces, which are removed at the end.
 
     Args:
-        timeout: seconds after which all is given up.
+        timeout: seconds before the measurement is aborted.
         progress: called with a line after every case.
 
     Returns:
         See :func:`link_rows`.
 
     Raises:
-        NotAllowed: this process may not make namespaces, or the machine cannot limit a link.
-        RankFailure: a rank failed, or time is over.
+        NotAllowed: this process may not create namespaces, or the machine cannot limit a link.
+        RankFailure: a rank failed or timed out.
     """
     with namespaces.joined_namespaces() as within:
         by_rank = run_ranks(
@@ -111,12 +111,12 @@ def measure_slow_link(cases: LinkCases, *, timeout: float, progress: Callable[[s
 
 
 def link_rows(cases: LinkCases, by_rank: Sequence[Found]) -> Iterator[Row]:
-    """Rows ``rate_mbit`` (``None``: no limit), ``measured_mbit, method, message_dtype, samples_per_s`` and so on.
+    """Yields rows ``rate_mbit`` (``None``: no limit), ``measured_mbit, method, message_dtype, samples_per_s`` etc.
 
-    ``seconds`` are those of ``batches`` batches, medians; ``relative_to_unlimited`` is the median, over repetitions,
-    of the throughput beside that of the same form without a limit; ``bytes_per_micro_batch`` counts both directions,
-    ``wire_bytes_per_micro_batch`` does so at the interfaces. ``needed_mbit`` is what the busier direction would have
-    to carry for the throughput without a limit: at that rate a method that never waits for an answer loses nothing.
+    ``seconds`` is the median time of ``batches`` batches; ``relative_to_unlimited`` is the median over repetitions of
+    the throughput relative to the same form without a limit; ``bytes_per_micro_batch`` counts both directions,
+    ``wire_bytes_per_micro_batch`` both directions at the interfaces. ``needed_mbit`` is the rate that the busier
+    direction needs for the throughput without a limit: a method that never waits for a reply loses nothing at it.
     """
     (measured, first), (_, last) = by_rank
     rates = {case: _throughputs(cases, first[case], last[case]) for case in first}
@@ -146,7 +146,7 @@ def link_rows(cases: LinkCases, by_rank: Sequence[Found]) -> Iterator[Row]:
 
 
 def _throughputs(cases: LinkCases, first: Sequence[Run], last: Sequence[Run]) -> list[float]:
-    """Samples per second of each repetition."""
+    """Returns the samples per second of each repetition."""
     samples = cases.micro_batches * cases.micro_batch
     return [one.batches * samples / _span(one, two) for one, two in zip(first, last, strict=True)]
 
@@ -155,11 +155,11 @@ def _span(one: Run, two: Run) -> float:
     return max(one.end, two.end) - min(one.start, two.start)
 
 
-# ---- what a rank does --------------------------------------------------------------------------------
+# ---- functions that run on each rank -----------------------------------------------------------------
 
 
 def time_on_rank(cases: LinkCases) -> Found:
-    """All cases, on one rank, within its namespace."""
+    """Runs all cases on one rank, within its namespace."""
     world_size()
     engines = {form: cases.engine(form) for form in FORMS}
     data = list(itertools.islice(workloads.random_batches(cases.model, size=cases.micro_batch), cases.micro_batches))
@@ -179,14 +179,14 @@ def time_on_rank(cases: LinkCases) -> Found:
 
 
 def _warm_up(engine: Any, data: Sequence[Any]) -> tuple[float, int]:
-    """Shapes travel and threads start; then seconds and bytes of a batch without a limit."""
+    """Sends shapes and starts threads; returns seconds and bytes of a batch without a limit."""
     _run(engine, data, 1)
     run = _run(engine, data, 2)
     return (run.end - run.start) / 2, run.sent // 2
 
 
 def _batches(cases: LinkCases, rate: float | None, pace: float, sent: int) -> int:
-    """As many batches as fit into the time of a case, by what a batch takes to compute and to travel; one at least."""
+    """Returns the number of batches that fit into the time of a case, given compute and transfer times, at least 1."""
     travel = 0.0 if rate is None else sent * 8 / (rate * 1e6)
     return max(1, int(cases.seconds / (pace + travel)))
 
@@ -204,14 +204,14 @@ def _run(engine: Any, data: Sequence[Any], batches: int) -> Run:
 
 
 def _agree(number: int) -> int:
-    """The least of what the ranks say."""
+    """Returns the minimum over the ranks."""
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, number)
     return min(everyone)
 
 
 def _probe(rate: float | None) -> float:
-    """Megabits per second of one plain transfer from the first rank to the second."""
+    """Measures the megabits per second of a plain transfer from the first rank to the second."""
     nbytes = _PROBE_MOST if rate is None else min(int(rate * 1e6 / 8 * _PROBE), _PROBE_MOST)
     payload, answer = torch.zeros(nbytes, dtype=torch.uint8), torch.zeros(1)
     dist.barrier()

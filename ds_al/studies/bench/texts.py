@@ -1,4 +1,4 @@
-"""Micro-batches of AG News for measurements; generated tokens of the same shape where the data is not at hand."""
+"""Micro-batches of AG News for measurements, or random tokens of the same shape if the data set is unavailable."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MicroBatch = tuple[tuple[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Texts:
-    """Micro-batches, and what the network that reads them must know."""
+    """Micro-batches, and the data properties that the network needs."""
 
     micro_batches: tuple[MicroBatch, ...]
     vocab_size: int
     origin: str
-    """What they are, to be shown."""
+    """Description of the data."""
 
 
 def ag_news(
@@ -33,16 +33,16 @@ def ag_news(
 
     Args:
         path: folder of its parquet files; by default the ``datasets`` library's cache, or the hub.
-        count: micro-batches.
-        micro_batch: samples of each.
-        length: tokens of a text, T.
-        vocab_size: words at most.
+        count: number of micro-batches.
+        micro_batch: samples per micro-batch.
+        length: tokens per text, T.
+        vocab_size: maximum number of words.
 
     Returns:
-        The texts; where the set is not to be had, random ids instead, which its ``origin`` says.
+        The texts, or random ids if the data set is unavailable; ``origin`` states which.
 
     Raises:
-        ALDataError: a path is given, and it holds no data set.
+        ALDataError: ``path`` is given but contains no data set.
     """
     config = DataConfig(name="ag_news", path=path, vocab_size=vocab_size, max_length=length, padding="max_length")
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""How much longer a batch takes when it is traced: traced and untraced batches in turn, in one run."""
+"""Measures the slow-down of a batch by tracing: traced and untraced batches alternate in one run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ds_al.trace import Recorder
 
 
 def measure_tracing_cost(cases: ProfileCases) -> list[Row]:
-    """Times ``repeat`` pairs of ``batches`` batches, without and with a recorder, of every case.
+    """Times ``repeat`` pairs of ``batches`` batches, without and with a recorder, for every case.
 
     Returns:
         Rows ``workload, method, stages, micro_batches, pairs, seconds_without`` (median, of one batch), ``ratio``
@@ -25,7 +25,7 @@ def measure_tracing_cost(cases: ProfileCases) -> list[Row]:
     by_rank = run_ranks(f"{__name__}:time_pairs", cases.stages, timeout=10 * START_UP, cases=cases)
     rows = []
     for method, m in by_rank[0]:
-        # A pair lasts as long as on the slowest stage.
+        # The slowest stage determines the time of a pair.
         pairs = [
             [max(times) for times in zip(*pair, strict=True)]
             for pair in zip(*(r[method, m] for r in by_rank), strict=True)
@@ -49,7 +49,7 @@ def measure_tracing_cost(cases: ProfileCases) -> list[Row]:
 
 
 def time_pairs(cases: ProfileCases) -> dict[tuple[str, int], list[tuple[float, float]]]:
-    """What one rank does: seconds without and with a recorder, of every case and repetition."""
+    """Runs on each rank: returns the seconds without and with a recorder, of every case and repetition."""
     world_size()
     seconds: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for method in cases.methods:

@@ -1,7 +1,7 @@
-"""Bytes between stages per micro-batch, counted by the engines, beside what the shapes say they must be.
+"""Counts the bytes between stages per micro-batch in the engines, and compares them with the formula from shapes.
 
-Of every boundary: the message of associated learning as each ``message_dtype`` sends it, and 1F1B's activation and
-gradient. Bytes depend on no clock, so this gives the same on every machine.
+Each boundary has a row for the AL message with each ``message_dtype``, and for 1F1B's activation and gradient. The
+results are the same on every machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ds_al.transport.compression import BLOCK, COMPRESSIONS
 
 Row = dict[str, Any]
 BP = "bp_1f1b"
-_ALIGNED = 64  # bytes: each tensor of an AL message begins at a multiple of them
+_ALIGNED = 64  # byte alignment of each tensor in an AL message
 
 
 def measure_traffic(
@@ -33,15 +33,15 @@ def measure_traffic(
     """Counts the bytes at all boundaries.
 
     Args:
-        models: names of networks of :mod:`ds_al.models`, small.
+        models: names of small networks of :mod:`ds_al.models`.
         stages: P, at most the number of AL layers.
-        micro_batch: samples.
+        micro_batch: samples per micro-batch.
         progress: called with a line after every network.
 
     Returns:
         Rows ``network, stages, samples, boundary, method, message_dtype, bytes, formula, times_less,
-        relative_error``: bytes per micro-batch in both directions, by how much they are fewer than 1F1B's, and
-        the rounding of the activations, ``|arrived - sent| / |sent|``.
+        relative_error``: bytes per micro-batch in both directions, 1F1B's bytes relative to them, and the rounding
+        error of the activations, ``|received - sent| / |sent|``.
 
     Raises:
         RankFailure: a rank failed.
@@ -76,10 +76,11 @@ def measure_traffic(
 
 
 def al_bytes(message_dtype: str, s: Sequence[Tensor], t: Sequence[Tensor], report: int) -> int:
-    """Bytes of ``(s ..., t ..., report)``: 4, 2, or ``1 + 4 / 128`` a float32 number; the rest as it is.
+    """Returns the bytes of ``(s ..., t ..., report)``: 4, 2 or ``1 + 4 / 128`` per float32 number; others unchanged.
 
     Args:
-        s, t: tensors of those shapes and dtypes; no value is read.
+        message_dtype: ``"fp32"``, ``"bf16"`` or ``"int8"``.
+        s, t: tensors with the shapes and dtypes of the message; their values are not read.
         report: numbers in the report, 4 bytes each.
     """
     sizes = [4 * report]
@@ -95,14 +96,14 @@ def al_bytes(message_dtype: str, s: Sequence[Tensor], t: Sequence[Tensor], repor
 
 
 def bp_bytes(s: Sequence[Tensor]) -> int:
-    """Bytes of an activation and of its gradient, which no integer or boolean has."""
+    """Returns the bytes of an activation and its gradient; integers and booleans have no gradient."""
     return sum(tensor.nbytes for tensor in s) + sum(tensor.nbytes for tensor in s if tensor.is_floating_point())
 
 
 def message_shapes(
     model: str, *, stages: int, micro_batch: int
 ) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...], int]]:
-    """``(s, t, numbers in the report)`` at each boundary, from the layers alone."""
+    """Returns ``(s, t, numbers in the report)`` at each boundary, computed from the layers alone."""
     layers = [spec.build() for spec in build_al(model, **workloads.model_options(model, stages))]
     x, labels = next(workloads.random_batches(model, size=micro_batch))
     classes = workloads.CLASSES
@@ -116,7 +117,7 @@ def message_shapes(
 
 
 def count_on_rank(model: str, micro_batch: int) -> dict[str, dict[str, float]]:
-    """What this stage sends per micro-batch, by ``message_dtype`` and for 1F1B."""
+    """Returns the bytes that this stage sends per micro-batch, by ``message_dtype`` and for 1F1B."""
     stages = world_size()
     layers = len(build_al(model, **workloads.model_options(model, stages)))
     options: dict[str, Any] = {
@@ -142,14 +143,14 @@ def count_on_rank(model: str, micro_batch: int) -> dict[str, dict[str, float]]:
 
 
 def _train_twice(engine: Any, data: Sequence[Any]) -> None:
-    """Shapes travel with the first batch, and are not counted."""
+    """Trains two batches; the first one also sends shapes and is not counted."""
     for _ in range(2):
         engine.reset_stats()
         train(engine, iter(data), micro_batches=len(data), batches=1)
 
 
 def _listen(engine: Any) -> list[tuple[Tensor, ...]]:
-    """Keeps what this stage sends, before it is encoded."""
+    """Records the tensors that this stage sends, before compression."""
     sent: list[tuple[Tensor, ...]] = []
     encode = engine.compression.encode
 
@@ -162,7 +163,7 @@ def _listen(engine: Any) -> list[tuple[Tensor, ...]]:
 
 
 def _cuts(layers: int, stages: int) -> list[int]:
-    """Where the stages after the first begin: equally many AL layers each, and the twin's head on the last."""
+    """Returns the first layer of each later stage: equally many AL layers each, and the twin's head on the last."""
     return [layers * stage // stages for stage in range(1, stages)]
 
 

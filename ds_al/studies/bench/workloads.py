@@ -1,11 +1,11 @@
-"""The networks that the measurements train, each in its AL form and as its backprop twin.
+"""Networks for the measurements, each in its AL form and as its backprop twin.
 
-    sleeping   f sleeps forward and backward: what takes time but no core, so stages never compete
-    dense      f is Linear-ReLU-Linear-ReLU: what holds activations
-    a model    a network of ds_al.models, small, on random data: real maths, and stages that are not equal
+    sleeping   f sleeps in forward and backward: it takes time but no core, so stages never compete for cores
+    dense      f is Linear-ReLU-Linear-ReLU: it holds activations
+    a model    a small network of ds_al.models on random data: real computation, unequal stages
 
-The first two have one layer per stage unless told otherwise, so that all stages are equal and cost the same whatever
-their number is. With ``bp_dp`` every rank holds the whole twin (:mod:`ds_al.baseline.data_parallel`).
+The first two have one layer per stage by default, so all stages are equal and their cost does not depend on their
+number. With ``bp_dp`` every rank holds the whole twin (:mod:`ds_al.baseline.data_parallel`).
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from ds_al.schedule import AL_SCHEDULES
 
 IMAGE = (1, 28, 28)
 TOKENS, VOCABULARY = 64, 2000
-"""Length of a sequence, and number of different tokens."""
+"""Sequence length and vocabulary size."""
 
 METHODS: tuple[str, ...] = (*AL_SCHEDULES, *BACKPROP_SCHEDULES)
-"""Methods that have a schedule of their own; ``bp_dp`` is beside them."""
+"""Methods with a pipeline schedule, i.e. all except ``bp_dp``."""
 SGD: Mapping[str, Any] = {"type": "SGD", "params": {"lr": 1e-3}}
 ADAMW: Mapping[str, Any] = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
 CLASSES = 4
 
 
 class _Sleep(torch.autograd.Function):
-    """Adds a weight, and sleeps. The weight needs a gradient, so backward runs on the first stage, too."""
+    """Adds a weight and sleeps; the weight requires a gradient, so backward also runs on the first stage."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, forward: float, backward: float) -> Tensor:
@@ -74,7 +74,7 @@ class Dense(nn.Sequential):
 
 
 class TwinModule(PipelineModule):
-    """DeepSpeed's module with one more ``partition_method``: ``"cuts:2,5"``, where the stages after the first begin."""
+    """DeepSpeed's module with one more ``partition_method``: ``"cuts:2,5"``, the first layers of the later stages."""
 
     def _partition_layers(self, method: str = "uniform") -> None:
         if not method.startswith("cuts:"):
@@ -95,11 +95,11 @@ def sleeping_engine(
     keys: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """An engine over sleeping layers, by default one per stage; its micro-batches are ``(1, CLASSES)``.
+    """Builds an engine over sleeping layers, by default one per stage; its micro-batches are ``(1, CLASSES)``.
 
     Args:
-        keys: more of DeepSpeed's config.
-        options: what the ``"associated_learning"`` block has beside the method.
+        keys: additional keys of DeepSpeed's config.
+        options: keys of the ``"associated_learning"`` block in addition to the method.
     """
     block = partial(LayerSpec, Sleeping, forward=forward, backward=backward)
     return _engine(
@@ -108,12 +108,12 @@ def sleeping_engine(
 
 
 def dense_engine(method: str, *, stages: int, width: int, micro_batch: int) -> Any:
-    """An engine over dense layers; its micro-batches are ``(micro_batch, width)``."""
+    """Builds an engine over dense layers; its micro-batches are ``(micro_batch, width)``."""
     return _engine(method, partial(LayerSpec, Dense, width=width), stages=stages, width=width, micro_batch=micro_batch)
 
 
 def micro_batches(engine: Any, *, width: int = CLASSES) -> Iterator[tuple[Tensor, Tensor]]:
-    """Zeros for ever, in tensors of their own, so that each micro-batch counts where memory is counted."""
+    """Yields zeros endlessly, in new tensors each time, so that memory counting includes each micro-batch."""
     size = engine.train_micro_batch_size_per_gpu()
     while True:
         yield torch.zeros(size, width), torch.zeros(size, dtype=torch.int64)
@@ -130,13 +130,13 @@ def model_engine(
     optimizer: Mapping[str, Any] = SGD,
     block: Mapping[str, Any] | None = None,
 ) -> Any:
-    """An engine over a small network of :mod:`ds_al.models`.
+    """Builds an engine over a small network of :mod:`ds_al.models`.
 
     Args:
-        options: of both forms; by default :func:`model_options`.
+        options: options of both forms; by default :func:`model_options`.
         partition: ``"uniform"``, or ``"cuts:..."``.
         optimizer: DeepSpeed's ``"optimizer"`` block.
-        block: what the ``"associated_learning"`` block has beside the method.
+        block: keys of the ``"associated_learning"`` block in addition to the method.
     """
     options = dict(options or model_options(model, stages))
     specs = build_al(model, **options) if method in AL_SCHEDULES else None
@@ -155,12 +155,12 @@ def model_engine(
 
 
 def model_batches(engine: Any, *, model: str, image: Sequence[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Random samples and labels for ever, for an engine."""
+    """Yields random samples and labels endlessly for an engine."""
     return random_batches(model, size=engine.train_micro_batch_size_per_gpu(), image=image)
 
 
 def random_batches(model: str, *, size: int, image: Sequence[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Random samples and labels for ever, in micro-batches; images of :data:`IMAGE`'s shape where none is given."""
+    """Yields random micro-batches of samples and labels endlessly; images have the shape :data:`IMAGE` by default."""
     generator = torch.Generator().manual_seed(0)
     while True:
         labels = torch.randint(CLASSES, (size,), generator=generator)
@@ -171,7 +171,7 @@ def random_batches(model: str, *, size: int, image: Sequence[int] | None = None)
 
 
 def model_options(model: str, stages: int) -> dict[str, Any]:
-    """Sizes of a small network, with two AL layers per stage where it may have so many."""
+    """Returns the sizes of a small network, with two AL layers per stage if the network supports it."""
     if model in ("lstm", "transformer"):
         return {"vocab_size": VOCABULARY, "num_classes": CLASSES, "num_blocks": 2 * stages}
     if model == "mlp":
@@ -231,7 +231,7 @@ def _initialize(
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": 1,
         "optimizer": dict(optimizer),
-        "gradient_clipping": 0.0,  # DeepSpeed's default of 1.0 would make all stages agree on a norm
+        "gradient_clipping": 0.0,  # DeepSpeed's default of 1.0 would synchronize all stages for a norm
         "steps_per_print": None,
         BLOCK: {"method": method, **(block or {})},
         **(keys or {}),

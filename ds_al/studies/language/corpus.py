@@ -1,4 +1,4 @@
-"""Texts as one stream of tokens, cut into pieces of equal length. The tokenizer is a BPE of the training texts."""
+"""Tokenizes texts with a BPE trained on the training texts, and cuts the token stream into equal pieces."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ds_al.data.tables import find
 from ds_al.errors import ALDataError
 
 END = "<|endoftext|>"
-"""Stands after every text."""
+"""Token that ends every text."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Pieces of ``T`` tokens, int64.
+    """Sequences of ``T`` tokens, int64.
 
     Attributes:
-        train, validation, test: ``(pieces, T)``; no text of one part is in another.
-        vocabulary: V.
+        train, validation, test: ``(sequences, T)``; the parts share no text.
+        vocabulary: number of tokens, V.
     """
 
     train: Tensor
@@ -38,17 +38,17 @@ class Corpus:
 def load_corpus(
     name: str, *, path: str | None, vocabulary: int, length: int, validation_fraction: float, cache_folder: str | None
 ) -> Corpus:
-    """Reads a data set's texts; tokenizer and tokens are kept and found again.
+    """Reads and tokenizes the texts of a data set; tokenizer and tokens are cached.
 
     Args:
-        name, path: see :func:`ds_al.data.tables.find`; a folder with ``train.parquet`` and ``test.parquet`` will do.
-        vocabulary: V, at most.
-        length: T.
-        validation_fraction: share of the training texts that is cut off for validation, by a seed of its own.
+        name, path: see :func:`ds_al.data.tables.find`; a folder with ``train.parquet`` and ``test.parquet`` suffices.
+        vocabulary: maximum vocabulary size, V.
+        length: tokens per sequence, T.
+        validation_fraction: share of the training texts used for validation, split by a separate seed.
         cache_folder: see :func:`ds_al.data.cache.folder`.
 
     Raises:
-        ALDataError: it has no texts, or too few for one piece.
+        ALDataError: the data set has no texts, or too few for one sequence.
     """
     source = find(name, path=path, image_column=None, text_column=None, label_column=None, cache=None)
     if source.kind != "text":
@@ -80,7 +80,7 @@ def load_corpus(
 
 
 def bpe(texts: list[str], *, size: int, file: Path) -> Tokenizer:
-    """A byte-level BPE of these texts, as that of GPT-2; read from the file where it is there."""
+    """Returns a byte-level BPE like that of GPT-2, read from the file if it exists, else trained on these texts."""
     if file.is_file():
         return Tokenizer.from_file(str(file))
     tokenizer = Tokenizer(models.BPE())
@@ -98,7 +98,7 @@ def bpe(texts: list[str], *, size: int, file: Path) -> Tokenizer:
 
 
 def tokens(texts: list[str], tokenizer: Tokenizer, *, file: Path) -> np.ndarray:
-    """All texts, each with :data:`END` after it, as uint16 ``(tokens,)``."""
+    """Returns the tokens of all texts, each followed by :data:`END`, as uint16 ``(tokens,)``."""
     if file.is_file():
         return np.load(file)
     end = tokenizer.token_to_id(END)

@@ -1,7 +1,7 @@
-"""Which runs are run: trials that choose settings, then every method with every seed, at equal tokens and operations.
+"""Plans the runs: trials that choose settings, then every method with every seed, at equal tokens and operations.
 
-Every method has as many trials as every other: the twin by its learning rate alone, the others by learning rate and
-bridge blocks. Trials are shorter, have seed 0, and see validation text alone.
+All methods have the same number of trials: over the learning rate for the twin, over learning rate and bridge blocks
+for the others. Trials are shorter, use seed 0, and are evaluated on validation texts only.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Form = tuple[str, int]
 
 @dataclass(frozen=True)
 class Plan:
-    """Of a whole table.
+    """Settings of the whole study.
 
     Attributes:
-        methods: objectives beside the twin, with their options.
-        layers: K of each of them.
-        seeds: how many.
-        steps: of the runs at equal tokens.
-        trial_steps: of the trials.
-        twin_rates: learning rates that the twin's trials have.
-        rates, blocks: those of the other methods, and H; each with each.
+        methods: objectives in addition to the twin, with their options.
+        layers: values of K of each objective.
+        seeds: number of seeds.
+        steps: steps of the runs at equal tokens.
+        trial_steps: steps of the trials.
+        twin_rates: learning rates of the twin's trials.
+        rates, blocks: learning rates and numbers of bridge blocks (H) of the other methods' trials, all combinations.
     """
 
     methods: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = (
@@ -45,11 +45,11 @@ class Plan:
     blocks: tuple[int, ...] = (0, 1)
 
     def forms(self) -> list[Form]:
-        """The twin first. It is the same network for every K, and is run once."""
+        """Returns all forms, the twin first; the twin is the same network for every K and runs once."""
         return [(TWIN, 1), *((method, layers) for layers in self.layers for method, _ in self.methods)]
 
     def trials(self) -> Iterator[Run]:
-        """Of all forms."""
+        """Yields the trials of all forms."""
         for method, layers in self.forms():
             pairs = [(lr, 0) for lr in self.twin_rates]
             if method != TWIN:
@@ -58,12 +58,12 @@ class Plan:
                 yield Run(method, layers, 0, lr, self.trial_steps, blocks, self.options(method), "trial")
 
     def options(self, method: str) -> tuple[tuple[str, Any], ...]:
-        """Of an objective."""
+        """Returns the options of an objective."""
         return dict(self.methods).get(method, ())
 
 
 def choose(results: Iterable[Result], plan: Plan) -> dict[Form, Result]:
-    """The best trial of each form that has all of its trials, by the last exit's loss on validation text."""
+    """Returns the best trial of each form with complete trials, by the last exit's loss on validation texts."""
     found = {result["key"]: result for result in results}
     chosen: dict[Form, Result] = {}
     for form in plan.forms():
@@ -75,7 +75,7 @@ def choose(results: Iterable[Result], plan: Plan) -> dict[Form, Result]:
 
 
 def measured_runs(chosen: dict[Form, Result], plan: Plan) -> list[Run]:
-    """Cells with the chosen settings, seed by seed: at equal tokens, then at as many operations as the twin has."""
+    """Returns the runs with the chosen settings, ordered by seed: at equal tokens, then at the twin's operations."""
     equal_tokens = [
         Run(method, layers, seed, trial["lr"], plan.steps, trial["bridge_blocks"], plan.options(method))
         for seed in range(plan.seeds)
@@ -99,12 +99,13 @@ def measured_runs(chosen: dict[Form, Result], plan: Plan) -> list[Run]:
 def run_all(
     runs: Sequence[Run], file: RunFile, train: Callable[[Run], Result], *, done: Callable[[Run, Result, bool], None]
 ) -> None:
-    """Runs what is not there yet, and keeps each result; what fails is kept with its reason.
+    """Executes the missing runs and saves each result, or the reason of a failure.
 
     Args:
-        file: of results.
-        train: runs one.
-        done: told of each run, of its result, and whether it was there already.
+        runs: all runs.
+        file: file of results.
+        train: executes one run.
+        done: called with each run, its result, and whether the result already existed.
     """
     found = file.read()
     for run in runs:
@@ -114,7 +115,7 @@ def run_all(
         else:
             try:
                 result = {"key": run.key, **train(run)}
-            except Exception as error:  # a failure is a result, too
+            except Exception as error:  # a failure is also a result
                 result = {"key": run.key, "failure": f"{type(error).__name__}: {error}"}
             file.keep(run.key, result)
         done(run, result, known)

@@ -1,4 +1,4 @@
-"""One run of the study: a small GPT-2, trained by one method on so many steps, and its loss at each exit."""
+"""One run of the study: trains a small GPT-2 by one method, and evaluates its loss at each exit."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ LM = "causal-lm"
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the network and of a step, alike in all runs.
+    """Sizes of the network and of a step, equal in all runs.
 
     Attributes:
-        blocks, width, heads: of the GPT-2; no dropout, head and embedding not tied.
-        length: T, tokens of a piece.
-        batch: B, pieces of a step.
-        held_out: pieces of the validation and of the test part that are scored.
+        blocks, width, heads: sizes of the GPT-2, without dropout and with untied head and embedding.
+        length: tokens per sequence, T.
+        batch: sequences per step, B.
+        held_out: number of validation and test sequences to evaluate.
     """
 
     blocks: int = 4
@@ -43,18 +43,18 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run is told.
+    """Settings of one run.
 
     Attributes:
         method: ``"backprop"``, or an objective.
-        layers: K; of no meaning to the twin, which is the same network for any.
-        seed: of the weights and of the order of the data.
-        lr: highest learning rate of AdamW; warm-up over a tenth of the steps, then a cosine to a tenth of it.
+        layers: K; ignored by the twin, which is the same network for every K.
+        seed: seed of the weights and of the data order.
+        lr: peak learning rate of AdamW, with warm-up over a tenth of the steps, then cosine decay to a tenth of it.
         steps: optimizer steps, each on ``B T`` tokens.
-        bridge_blocks: H.
+        bridge_blocks: number of bridge blocks, H.
         objective: options of the objective, as pairs.
-        budget: what the number of steps is equal to the twin's in: ``"tokens"`` or ``"operations"``; ``"trial"`` for
-            runs that choose settings.
+        budget: quantity that equals the twin's: ``"tokens"`` or ``"operations"``; ``"trial"`` for runs that choose
+            settings.
     """
 
     method: str
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Its file name without suffix."""
+        """Unique name of the run, which encodes its settings."""
         parts = [self.budget, self.method, f"K{self.layers}", f"H{self.bridge_blocks}", f"lr{self.lr:g}"]
         parts += [f"{name}-{value}" for name, value in self.objective]
         return "_".join([*parts, f"steps{self.steps}", f"seed{self.seed}"])
@@ -77,11 +77,14 @@ class Run:
 def train(
     run: Run, sizes: Sizes, corpus: Corpus, *, test: bool, tell: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
-    """Trains and scores.
+    """Trains and evaluates one run.
 
     Args:
-        test: scores the test part, too; trials leave it alone.
-        tell: gets a line now and then.
+        run: settings of the run.
+        sizes: sizes of the network and of a step.
+        corpus: the data.
+        test: whether to also evaluate the test part; trials do not.
+        tell: called with progress lines.
 
     Returns:
         The run, losses in nats per token at every exit, operations per token of a training step, and seconds.
@@ -113,8 +116,8 @@ def train(
 
 
 def make_engine(run: Run, sizes: Sizes, corpus: Corpus, *, attention: str = "sdpa") -> Any:
-    """The engine of a run, all layers in this process. The twin starts from the very weights of the AL form's f."""
-    import transformers  # late: its model classes take seconds to import
+    """Builds the engine of a run, all layers in this process; the twin has the initial weights of the AL form's f."""
+    import transformers  # imported here: its model classes take seconds to import
 
     join_world()
     torch.manual_seed(run.seed)
@@ -169,7 +172,7 @@ def make_engine(run: Run, sizes: Sizes, corpus: Corpus, *, attention: str = "sdp
 
 
 def pieces(part: Tensor, *, size: int, seed: int) -> Iterator[tuple[Any, Tensor]]:
-    """Micro-batches ``((ids, mask), labels)`` without end, each epoch in an order of its own."""
+    """Yields micro-batches ``((ids, mask), labels)`` endlessly, each epoch in a new order."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(part), generator=generator)
@@ -183,7 +186,7 @@ def _batch(ids: Tensor) -> tuple[Any, Tensor]:
 
 @torch.no_grad()
 def evaluate(engine: Any, part: Tensor, size: int) -> list[float]:
-    """Loss in nats per token at every exit; of the twin, at its only one."""
+    """Returns the loss in nats per token at every exit; the twin has one exit."""
     batches = [_batch(ids) for ids in part.split(size)]
     if isinstance(engine, ds_al.ALPipelineEngine):
         return list(engine.evaluate(batches)["loss"])
@@ -194,9 +197,9 @@ def evaluate(engine: Any, part: Tensor, size: int) -> list[float]:
 
 
 def operations(run: Run, sizes: Sizes, corpus: Corpus) -> float:
-    """Floating-point operations of a training step per token: matrix products, forward and backward, as torch counts.
+    """Returns the operations of a training step per token: matrix products, forward and backward, counted by torch.
 
-    Attention is computed by plain products for it, which are counted; norms, softmax and the optimizer are not.
+    Attention is computed with plain matrix products so that it is counted; norms, softmax and the optimizer are not.
     """
     engine = make_engine(run, sizes, corpus, attention="eager")
     batches = pieces(corpus.train, size=sizes.batch, seed=run.seed)

@@ -1,4 +1,4 @@
-"""Predictions for many stages: reference workloads, links from homes to racks, unlike and unsteady machines.
+"""Predictions for many stages: reference workloads, links of different speeds, heterogeneous machines, stragglers.
 
 Each stage holds one Transformer block, so a network of P blocks is trained on P stages. Everything is computed from
 the assumptions below; nothing here was measured.
@@ -30,30 +30,30 @@ class Block:
     tokens: int
     sequences: int
     flops: float
-    """Operations per second that training reaches."""
+    """Achieved operations per second."""
     memory_bytes_per_second: float
     device_bytes: float
-    """Memory of the device."""
+    """Memory size of the device."""
     rho: float
-    """Compute of the AL form over that of the twin."""
+    """Compute of the AL form relative to that of the twin."""
 
     @property
     def parameters(self) -> float:
-        """12 D^2: attention 4, a feed-forward of width 4 D 8."""
+        """Number of parameters, 12 D^2: attention 4 D^2, a feed-forward network of width 4 D 8 D^2."""
         return 12.0 * self.width**2
 
     @property
     def forward(self) -> float:
-        """Seconds: 2 operations per parameter and token, and 4 T D per token for attention."""
+        """Seconds of a forward: 2 operations per parameter and token, and 4 T D per token for attention."""
         positions = self.tokens * self.sequences
         return positions * (2 * self.parameters + 4 * self.tokens * self.width) / self.flops
 
     def work(self, blocks: int) -> Work:
-        """What a network of so many blocks costs.
+        """Returns the costs of a network of this number of blocks.
 
-        Activations of 2 bytes; held for backward are 34 bytes per position and channel (Korthikanti et al., 2022,
-        arXiv 2205.05198, attention recomputed). Parameters, gradients and AdamW's state have 4 bytes each; a step
-        reads and writes 28 bytes per parameter.
+        Activations have 2 bytes per element; backward needs 34 bytes per position and channel (Korthikanti et al.,
+        2022, arXiv 2205.05198, attention recomputed). Parameters, gradients and AdamW's states have 4 bytes per element
+        each; a step reads and writes 28 bytes per parameter.
         """
         positions = self.tokens * self.sequences
         return Work(
@@ -90,9 +90,9 @@ SMALL = Block(
 )
 BLOCKS = (LARGE, SMALL)
 LINKS: dict[str, float] = {"100mbit": 20e-3, "1gbit": 10e-3, "10gbit": 1e-3, "100gbit": 50e-6, "400gbit": 5e-6}
-"""Seconds of latency that go with a rate: across the Internet, a city, a campus, a hall, a rack."""
+"""Latency in seconds of each link: across the Internet, a city, a campus, a hall, a rack."""
 OVERLAPPED = "bp_1f1b_overlapped"
-"""1F1B whose sends block nobody, where DeepSpeed's do; a lower bound, since its messages never wait for each other."""
+"""1F1B with non-blocking sends, unlike DeepSpeed's; a lower bound, since messages never wait for each other."""
 METHODS = ("streaming", "bp_1f1b", OVERLAPPED, "bp_gpipe", "bp_interleaved", "bp_zero_bubble", "bp_dp")
 JITTERS = ("lognormal:0.3", "slow:0.01:5", "slow:0.05:5")
 DEPTHS = (1, 2, 4, 8, 32)
@@ -101,24 +101,24 @@ SIGMAS = (0.0, 0.1, 0.3)
 
 @dataclass(frozen=True)
 class Study:
-    """What to predict."""
+    """Settings of the predictions."""
 
     stages: tuple[int, ...] = (64, 256, 1024)
     micro_batches: tuple[int, ...] = (64, 256)
     sweep: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-    """Micro-batches, on the first number of stages."""
+    """Values of M of the sweep, on the first number of stages."""
     repeat: int = 4
-    """Random runs."""
+    """Number of random runs."""
     settled: int = 2048
-    """Micro-batches that stragglers have had to fill the queues, before as many more are counted."""
+    """Micro-batches of the straggler simulation before timing starts, so that queues fill; as many more are timed."""
 
     def rows(self, *, jobs: int = 1) -> Iterator[Row]:
-        """All rows, computed by so many processes.
+        """Computes all rows with ``jobs`` processes.
 
         Returns:
             ``section, workload, stages, micro_batches, link, latency_ms, speeds_sigma, jitter, queue_depth,
-            steps_per_batch, method``, what :class:`~ds_al.planner.Prediction` holds, ``times_compute`` (over what the
-            twin's computations take on one stage) and ``fits`` (the fullest stage, into the device's memory).
+            steps_per_batch, method``, the fields of :class:`~ds_al.planner.Prediction`, ``times_compute`` (time
+            relative to the twin's compute on one stage) and ``fits`` (whether every stage fits into device memory).
         """
         if jobs == 1:
             yield from map(_call, self._cases())
@@ -221,7 +221,7 @@ def _row(
 
 
 def _overlapped(work: Work, stages: int, micro_batches: int, machines: Machines) -> Prediction:
-    """1F1B with messages that take time and block nobody: all of it is latency, at least what the link needs."""
+    """Predicts 1F1B with non-blocking messages: the message time is all latency, at least the link's transfer time."""
     assert isinstance(machines.links, Link)
     transfer = work.message_bytes / machines.links.bytes_per_second
     late = replace(machines, links=Link(latency=machines.links.latency + transfer))

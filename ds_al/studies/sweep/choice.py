@@ -13,19 +13,19 @@ Row = dict[str, Any]
 
 
 def choose(results: Sequence[Result], sweep: Sweep) -> list[Row]:
-    """The best trial of every group and method, where all of its trials are done.
+    """Returns the best trial of every group and method with complete trials.
 
-    A trial's score is its validation accuracy in the last epoch, the mean over numbers of layers and seeds. Of equal
-    ones the first is taken. Test accuracies are not read.
+    The score of a trial is its validation accuracy in the last epoch, averaged over numbers of layers and seeds; among
+    equal scores the first trial is chosen. Test accuracies are not read.
 
     Args:
-        results: of the runs; failed ones, and those that belong to no trial, are left out.
-        sweep: whose groups have the trials.
+        results: results of the runs; failed ones and those without a trial are ignored.
+        sweep: the sweep with the trials.
 
     Returns:
-        Rows ``group, method, trial, validation_accuracy, keys, trials, averaged, rho``: ``keys`` of the config are
-        what the trial sets, ``trials`` has the score of each, ``averaged`` that of the mean of all its exits, where
-        it was looked at, ``rho`` its operations over the twin's (``None`` for the twin).
+        Rows ``group, method, trial, validation_accuracy, keys, trials, averaged, rho``: ``keys`` are the config keys
+        that the trial sets, ``trials`` the score of each trial, ``averaged`` the score of the mean of all exits, if
+        evaluated, ``rho`` the operations relative to the twin's (``None`` for the twin).
     """
     rows = []
     for group in sweep.groups:
@@ -56,7 +56,7 @@ def _averaged(results: Sequence[Result], **where: str) -> float | None:
 
 
 def _rho(results: Sequence[Result], **where: str) -> float | None:
-    """The largest over numbers of layers; the twin records what its AL form would cost, which is left out."""
+    """Returns the largest rho over numbers of layers; the twin's record, which is that of its AL form, is ignored."""
     known = [r["rho"] for r in _of(results, where) if r["K"] is not None and r.get("rho") is not None]
     return max(known, default=None)
 

@@ -1,4 +1,4 @@
-"""What the exits of a sweep's networks are worth: accuracy and cost at each, of several, and of leaving when sure."""
+"""Tabulates accuracy and cost of a sweep's exits: each exit, the mean of several, and early exit by confidence."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ Row = dict[str, Any]
 def exit_table(results: Sequence[Result]) -> list[Row]:
     """Rows ``group, method, K, P, seeds, exit, averaged, confidence, accuracy, accuracy_sd, cost``, means over seeds.
 
-    A row is of an ``exit`` where all samples leave, of the last so many ``averaged``, or of a ``confidence`` at which
-    each sample leaves; the others are ``None``. ``cost`` is the share of the operations of the full inference path.
+    Each row has one of: the ``exit`` at which all samples leave, the number of last exits that are ``averaged``, or the
+    ``confidence`` at which each sample leaves; the other two are ``None``. ``cost`` is the share of the operations of
+    the full inference path.
     """
     found: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:

@@ -1,4 +1,4 @@
-"""Runs the runs of a sweep, several at a time; what is done stays done."""
+"""Executes the runs of a sweep, several at a time, and saves each result."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ds_al.launch.ranks import RankFailure, free_port, run_ranks
 from ds_al.studies.runs import Result, RunFile
 from ds_al.studies.sweep.spec import Run
 
-_TAIL = 2000  # characters of a failed run's output that are kept
+_TAIL = 2000  # number of characters saved of a failed run's output
 
 
 class _Failure(Exception):
-    """How a run failed."""
+    """Raised when a run fails; the message describes the failure."""
 
 
 def execute(
@@ -35,19 +35,20 @@ def execute(
     timeout: float,
     done: Callable[[Run, dict[str, Any]], None],
 ) -> None:
-    """Runs each run that has no result yet.
+    """Executes each run that has no result yet.
 
-    A run's result is its summary and the metrics of its epochs, or how it failed. A failed run is run again the next
+    The result of a run is its summary and the metrics of its epochs, or its failure. Failed runs are repeated the next
     time.
 
     Args:
-        file: of results; runs keep their own files in its scratch folder.
-        script: ``run/train.py``, which DeepSpeed's launcher then starts for each run; ``None`` trains in forks of one
-            process on the CPU (:func:`ds_al.launch.ranks.start_quickly`), which saves each run the start-up.
-        data: folder that relative data paths of the sweep start from.
-        jobs: runs at a time.
-        timeout: seconds after which a run is ended and counts as failed.
-        done: called with each run and its result, as they end.
+        runs: runs to execute.
+        file: file of results; runs write their own files to its scratch folder.
+        script: ``run/train.py``, which DeepSpeed's launcher starts for each run; ``None`` trains in forks of one
+            process on the CPU (:func:`ds_al.launch.ranks.start_quickly`), which avoids the start-up of each run.
+        data: root folder of the sweep's relative data paths.
+        jobs: number of concurrent runs.
+        timeout: seconds before a run is terminated and counts as failed.
+        done: called with each run and its result when it ends.
     """
     file.scratch.mkdir(parents=True, exist_ok=True)
     lock = threading.Lock()
@@ -70,17 +71,17 @@ def execute(
 
 
 def is_done(run: Run, found: Mapping[str, Result]) -> bool:
-    """Whether a run has a result that is no failure, among those of :meth:`RunFile.read`."""
+    """Returns whether a run has a successful result among those of :meth:`RunFile.read`."""
     return "failure" not in found.get(run.key, {"failure": "not run"})
 
 
 def result_of(run: Run, found: Mapping[str, Result]) -> Result | None:
-    """A run's result, if there is one, under the run's present names."""
+    """Returns a run's result with the run's current names, or ``None``."""
     return {**found[run.key], **_about(run)} if run.key in found else None
 
 
 def train_on_rank(config: dict[str, Any]) -> str:
-    """One rank of a run in a fork. Returns the run's folder."""
+    """Trains one rank of a run in a fork, and returns the run's folder."""
     from ds_al.experiment.job import Job
 
     job = Job(config)
@@ -95,7 +96,7 @@ def _run(
     assignments = {"experiment.output": str(file.scratch / "runs")}
     path = run.config["experiment"]["data"].get("path")
     if path is not None and data is not None:
-        assignments["experiment.data.path"] = str(data / path)  # an absolute path stays as it is
+        assignments["experiment.data.path"] = str(data / path)  # an absolute path is unchanged
     config = override(_in_group(run, file.name), [f"{k}={json.dumps(v)}" for k, v in assignments.items()])
     try:
         if script is None:
@@ -104,7 +105,7 @@ def _run(
             scratch = file.scratch / run.key
             folder = _launch(config, scratch, script=script, stages=run.stages, port=port, timeout=timeout)
         content = json.loads((folder / "summary.json").read_text())
-        content["data"].pop("path", None)  # where this machine keeps things is no part of a result
+        content["data"].pop("path", None)  # paths of this machine are not part of a result
         result = {key: value for key, value in content.items() if key not in ("folder", "command")}
         return {**result, **_about(run), "history": _history(folder)}
     except _Failure as failure:
@@ -112,7 +113,7 @@ def _run(
 
 
 def _fork(config: dict[str, Any], *, stages: int, timeout: float) -> Path:
-    """Trains in forks; returns the run's folder."""
+    """Trains in forks, and returns the run's folder."""
     env = {"WANDB_MODE": os.environ.get("WANDB_MODE", "disabled")}
     try:
         return Path(run_ranks(f"{__name__}:train_on_rank", stages, timeout=timeout, env=env, config=config)[0])
@@ -121,7 +122,7 @@ def _fork(config: dict[str, Any], *, stages: int, timeout: float) -> Path:
 
 
 def _launch(config: dict[str, Any], file: Path, *, script: Path, stages: int, port: int, timeout: float) -> Path:
-    """Trains through DeepSpeed's launcher; returns the run's folder."""
+    """Trains with DeepSpeed's launcher, and returns the run's folder."""
     written, summary = file.with_suffix(".config.json"), file.with_suffix(".summary.json")
     written.write_text(json.dumps(config, indent=2))
     command = [
@@ -137,14 +138,14 @@ def _launch(config: dict[str, Any], file: Path, *, script: Path, stages: int, po
 
 
 def _in_group(run: Run, sweep: str) -> dict[str, Any]:
-    """The run's config, whose W&B run, where there is one, is grouped with those it is compared with."""
+    """Returns the run's config, in which W&B, if enabled, groups the run with those it is compared with."""
     experiment = run.config["experiment"]
     block = {"group": f"{sweep}-{run.group}", **experiment.get("wandb", {})}
     return {**run.config, "experiment": {**experiment, "wandb": block}}
 
 
 def _call(command: list[str], *, timeout: float) -> None:
-    """Runs a command with all it starts."""
+    """Runs a command, and terminates its whole process group on a timeout."""
     environment = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", **os.environ}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

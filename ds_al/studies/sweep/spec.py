@@ -1,21 +1,21 @@
-"""A sweep of comparisons: which runs there are, and the config of each.
+"""Reads sweep files and creates the runs of a sweep with their configs.
 
 A sweep is a YAML file (``ds_configs/suites/``)::
 
     name: small
-    config: ../cifar10_vgg_al.json         # what all runs share, a config of run/train.py
+    config: ../cifar10_vgg_al.json         # config of run/train.py that all runs share
     groups:
-      - name: CIFAR-10, VGG                # one table: same data, network and budget
+      - name: CIFAR-10, VGG                # one table, with the same data, network and budget
         set: {experiment.epochs: 15}       # keys of the config, for all methods of this group
         layers: [2, 4]                     # K, the number of AL layers
-        cuts: {2: [1, 3]}                  # how many blocks each of them holds, where not evenly many
+        cuts: {2: [1, 3]}                  # blocks per AL layer, if uneven
         stages: [1]                        # P, the number of processes
         methods:
-          bp: {}                           # a name, and keys for this method alone
+          bp: {}                           # a name, and keys for this method only
           contrast: {experiment.model.al_options.objective.temperature: 0.05}
           contrast, no mimic: {method: contrast, experiment.model.al_options.bridge_depth: 0}
 
-A sweep that chooses settings has ``trials``, with which every method is run, and ``own_trials`` of one method::
+A sweep that chooses settings has ``trials`` for every method, and ``own_trials`` for single methods::
 
         trials:
           AdamW 0.001: {optimizer.params.lr: 0.001}
@@ -23,14 +23,13 @@ A sweep that chooses settings has ``trials``, with which every method is run, an
         own_trials:
           contrast: {warm: {experiment.model.al_options.objective.temperature: 0.3}}
 
-What was chosen (:mod:`ds_al.studies.sweep.choice`) another sweep takes over: ``chosen: [results.json]`` at its top,
-and in a group ``tuned: <group that was tuned>``. Until ``bp`` and every objective of the group have a choice
-there, the group waits (:func:`waiting`): it has no runs. A recipe brings its own settings.
+Another sweep uses the chosen settings (:mod:`ds_al.studies.sweep.choice`) by ``chosen: [results.json]`` at its top
+level and ``tuned: <tuned group>`` in a group. Until ``bp`` and every objective of the group have chosen settings, the
+group waits (:func:`waiting`): it has no runs. A recipe has its own settings.
 
-A method's name is that of a schedule, of an objective (which trains by ``streaming``), of a recipe, of a
-back-propagation schedule, or ``bp`` (``bp_single`` is the same): the twin in one process. ``bp_dp`` is the twin in P
-processes, each a replica. Back-propagation has no AL layers, so it runs once for all K. All of its methods take over
-what was chosen for ``bp``.
+A method is named by a schedule, an objective (trained by ``streaming``), a recipe, a back-propagation schedule, or
+``bp`` (same as ``bp_single``): the twin in one process. ``bp_dp`` is the twin in P processes, each a replica.
+Back-propagation has no AL layers, so it runs once for all K. All of its methods use the settings chosen for ``bp``.
 """
 
 from __future__ import annotations
@@ -60,25 +59,25 @@ class Group(StrictModel):
     """One table of a sweep."""
 
     name: str = Field(description="Title of the table.")
-    config: str | None = Field(default=None, description="A config file of its own, instead of the sweep's.")
+    config: str | None = Field(default=None, description="Config file of the group, instead of the sweep's.")
     set: dict[str, Any] = Field(default_factory=dict, description="Keys of the config for all methods.")
     layers: list[int] = Field(min_length=1, description="K: numbers of AL layers.")
     cuts: dict[int, list[int]] = Field(
         default_factory=dict,
-        description="For a K: how many blocks each of its AL layers holds; evenly many where nothing is said.",
+        description="For a K: number of blocks of each AL layer (default: evenly many).",
     )
     stages: list[int] = Field(default=[1], min_length=1, description="P: numbers of processes.")
     methods: dict[str, dict[str, Any]] = Field(
-        min_length=1, description="Methods by name, each with keys of the config for it alone."
+        min_length=1, description="Methods by name, each with config keys for this method only."
     )
     trials: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Settings to choose from, for every method; keys by name."
+        default_factory=dict, description="Settings to choose from, for every method: config keys by name."
     )
     own_trials: dict[str, dict[str, dict[str, Any]]] = Field(
-        default_factory=dict, description="More of them, for one method."
+        default_factory=dict, description="Additional trials of single methods."
     )
     tuned: str | None = Field(
-        default=None, description="Takes each method's settings over that were chosen for this group of the tuning."
+        default=None, description="Uses the settings that were chosen for each method of this tuned group."
     )
 
 
@@ -88,7 +87,7 @@ class Sweep(StrictModel):
     name: str = Field(description="Name of the sweep.")
     config: str | None = Field(default=None, description="Config file that all groups share; relative to the sweep.")
     chosen: list[str] = Field(
-        default_factory=list, description="Files of chosen settings, relative to the sweep; for groups with `tuned`."
+        default_factory=list, description="Files of chosen settings, relative to the sweep, for groups with `tuned`."
     )
     groups: list[Group] = Field(min_length=1, description="The tables.")
 
@@ -99,25 +98,25 @@ class Run:
 
     group: str
     method: str
-    """Its name in the sweep."""
+    """Name of the method in the sweep."""
     trial: str | None
-    """Name of the settings that are tried; ``None`` where nothing is to be chosen."""
+    """Name of the trial; ``None`` in sweeps without trials."""
     layers: int | None
     """K; ``None`` for back-propagation."""
     stages: int
     seed: int
     config: Mapping[str, Any]
-    """Of run/train.py, complete but for the folder of its files."""
+    """Config of run/train.py, complete except for the output folder."""
 
     @property
     def key(self) -> str:
-        """Names the run's result; another config is another run."""
+        """Key of the run's result, which depends on the config."""
         text = json.dumps([self.config, self.stages, self.seed], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     @property
     def title(self) -> str:
-        """For progress and messages."""
+        """Description for progress and messages."""
         depth = "" if self.layers is None else f", K = {self.layers}"
         trial = "" if self.trial is None else f" ({self.trial})"
         return f"{self.group}, {self.method}{trial}{depth}, P = {self.stages}, seed {self.seed}"
@@ -127,7 +126,7 @@ def read_sweep(path: Path) -> Sweep:
     """Reads a sweep file.
 
     Raises:
-        ALConfigError: it does not exist, is not YAML, or has an unknown key or method.
+        ALConfigError: the file does not exist, is not YAML, or has an unknown key or method.
     """
     if not path.is_file():
         raise ALConfigError(f"sweep {str(path)!r} does not exist: give the path of a YAML file")
@@ -150,10 +149,11 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def runs_of(sweep: Sweep, *, folder: Path, seeds: int) -> Iterator[Run]:
-    """All runs, seed by seed, so that an interrupted sweep has complete rows of few seeds.
+    """Yields all runs ordered by seed, so that an interrupted sweep has complete rows of few seeds.
 
     Args:
-        folder: that config files are relative to: of the sweep file.
+        sweep: the sweep.
+        folder: folder of the sweep file, to which paths of config files are relative.
         seeds: number of seeds, 0 .. seeds - 1.
 
     Raises:
@@ -208,16 +208,16 @@ def _trials(group: Group, method: str) -> Mapping[str | None, Mapping[str, Any]]
 
 
 def trial_keys(group: Group, method: str, trial: str) -> dict[str, Any]:
-    """Keys of the config that a trial sets for a method of a group that is being tuned, the method's own included."""
+    """Returns the config keys that a trial sets for a method, including the method's own keys."""
     own = {key: value for key, value in group.methods[method].items() if key != "method"}
     return {**own, **_trials(group, method)[trial]}
 
 
 def with_methods(sweep: Sweep, methods: Sequence[str]) -> None:
-    """Adds methods that are asked for by name to all groups, where no group has any of that name.
+    """Adds methods to all groups, unless a group already defines a method of that name.
 
     Raises:
-        ALConfigError: a name is neither one of the sweep's methods nor one that all sweeps know.
+        ALConfigError: a name is neither a method of the sweep nor a built-in method.
     """
     own = {method for group in sweep.groups for method in group.methods}
     for name in (name for name in methods if name not in own):
@@ -227,11 +227,11 @@ def with_methods(sweep: Sweep, methods: Sequence[str]) -> None:
 
 
 def waiting(sweep: Sweep, folder: Path) -> list[str]:
-    """Groups that wait for settings to be chosen.
+    """Returns the groups that wait for settings to be chosen.
 
     Args:
         sweep: the sweep.
-        folder: that its files are relative to.
+        folder: folder of the sweep file, to which its paths are relative.
     """
     chosen = _read_chosen(sweep, folder)
     return [group.name for group in sweep.groups if _waits(group, chosen)]
@@ -246,7 +246,7 @@ def _waits(group: Group, chosen: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def _read_chosen(sweep: Sweep, folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Keys by group and method, of all files of chosen settings that are there."""
+    """Returns config keys by group and method, from all existing files of chosen settings."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for path in (folder / name for name in sweep.chosen):
         for row in read_file(path)["rows"] if path.exists() else ():
@@ -255,7 +255,7 @@ def _read_chosen(sweep: Sweep, folder: Path) -> dict[str, dict[str, dict[str, An
 
 
 def _settings(name: str) -> dict[str, Any]:
-    """What a method's name stands for, as keys of the config."""
+    """Returns the config keys of a method name."""
     if name in _SINGLE:
         return {"associated_learning.method": "bp_1f1b"}
     if name in (*AL_METHODS, *BACKPROP_METHODS):

@@ -1,4 +1,4 @@
-"""What a sweep found: a row per group, method, K and P, over all seeds."""
+"""Summarizes a sweep: one row per group, method, K and P, over all seeds."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ COLUMNS = (
 
 
 def rows(results: Sequence[Result]) -> list[Row]:
-    """One row per (group, method, K, P), in the order of the sweep.
+    """Returns one row per (group, method, K, P), in the order of the sweep.
 
     Columns: see :data:`COLUMNS`; accuracies are means over seeds with sample standard deviations ``_sd`` (``None``
-    with one seed); ``averaged_accuracy`` is that of the mean of all exits (:mod:`ds_al.exit_average`) on the test
-    samples; ``first_validation_accuracy`` is that after the first epoch that was evaluated: whether a method
-    starts from cold; ``seconds_to_twin`` is the mean training time until the validation accuracy first reached the
-    twin's in its last epoch (same seed), ``None`` where it never did; bytes are of the fullest stage.
+    with one seed); ``averaged_accuracy`` is the test accuracy of the mean of all exits (:mod:`ds_al.exit_average`);
+    ``first_validation_accuracy`` is the validation accuracy after the first evaluated epoch, which shows slow starts;
+    ``seconds_to_twin`` is the mean training time until the validation accuracy first reached the twin's last one (same
+    seed), ``None`` if it never did; bytes are the maximum over stages.
     """
     found: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:
         found.setdefault((result["group"], result["suite_method"], result["K"], result["P"]), []).append(result)
-    twins = {  # of several, the first one
+    twins = {  # the first one, if there are several
         (result["group"], result["seed"]): result
         for result in reversed(results)
         if "failure" not in result and str(result["method"]).startswith("bp_")
@@ -80,7 +80,7 @@ def _row(key: tuple[Any, ...], run: Sequence[Result], twins: Mapping[tuple[str, 
             row[f"{name}_sd"] = statistics.stdev(known) if len(known) == len(values) > 1 else None
     row["peak_activation_bytes"] = max(done[0]["peak_activation_bytes"])
     row["parameters"] = sum(done[0]["parameters"])
-    row["rho"] = None if row["K"] is None else done[0].get("rho")  # the twin records what its AL form would cost
+    row["rho"] = None if row["K"] is None else done[0].get("rho")  # the twin records the rho of its AL form
     return row
 
 
@@ -90,7 +90,7 @@ def _first_accuracy(result: Result) -> float | None:
 
 
 def _seconds_to(result: Result, twin: Result | None) -> float | None:
-    """Training seconds until the validation accuracy first reached the twin's last one."""
+    """Returns the training seconds until the validation accuracy first reached the twin's last one."""
     if twin is None or twin.get("validation_accuracy") is None:
         return None
     goal, seconds = twin["validation_accuracy"][-1], 0.0

@@ -1,1 +1,1 @@
-"""Tables of all studies: ``write`` turns columns and rows into a table, one file per study declares its columns."""
+"""Tables of all studies: ``write`` builds tables from columns and rows; one file per study declares its columns."""

@@ -1,4 +1,4 @@
-"""What networks cost: operations and parameters, time of layers, time of a recipe."""
+"""Declares the tables of costs: operations and parameters, layer times, recipe times."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STEPS, _MICRO_BATCHES = (8, 4, 2, 1), 8
 
 
 def costs(rows: Sequence[Row]) -> list[Table | str]:
-    """A table for images and one for texts, two numbers of layers side by side."""
+    """Returns a table for images and one for texts, with two numbers of layers side by side."""
     lines = [
         Column("network", "`{network}` `{preset}`, twin {twin_flops:,.1f}", left=True),
         Column("bridge", "{bridge}", left=True),
@@ -50,7 +50,7 @@ def costs(rows: Sequence[Row]) -> list[Table | str]:
 
 
 def layers(rows: Sequence[Row]) -> list[Table | str]:
-    """What each layer costs, then what ``steps_per_batch`` saves: the whole model's time per micro-batch."""
+    """Returns the times of each layer, and the whole model's time per micro-batch by ``steps_per_batch``."""
     spent = []
     for own in groups(rows, "model"):
         maths, step = sum(r["forward_ms"] + r["backward_ms"] for r in own), sum(r["step_ms"] for r in own)
@@ -71,5 +71,5 @@ def layers(rows: Sequence[Row]) -> list[Table | str]:
 
 
 def recipe_time(rows: Sequence[Row]) -> list[Table | str]:
-    """A line per network, variant and K."""
+    """Returns one line per network, variant and K."""
     return [listed(rows, RECIPE_TIME)]

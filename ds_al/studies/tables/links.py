@@ -1,4 +1,4 @@
-"""What links carry: bytes between stages, and throughput on slow links."""
+"""Declares the tables of links: bytes between stages, and throughput on slow links."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ds_al.studies.tables.write import BLANK, Column, crossed, groups, listed, m
 
 
 def traffic(rows: Sequence[Row]) -> list[Table | str]:
-    """KiB per micro-batch at every boundary, by ``message_dtype``, beside 1F1B's; then the rounding."""
+    """Returns KiB per micro-batch at every boundary, by ``message_dtype`` and for 1F1B, and the rounding errors."""
     lines = []
     for own in groups(rows, "network", "boundary"):
         al = {row["message_dtype"]: row for row in own if row["method"] == "streaming"}
@@ -32,7 +32,7 @@ def traffic(rows: Sequence[Row]) -> list[Table | str]:
 
 
 def slow_link(rows: Sequence[Row]) -> list[Table | str]:
-    """Samples per second at every rate, and beside them the change from no limit; then what each form needs."""
+    """Returns samples per second at every rate with the change from no limit, and the rate that each form needs."""
     table = crossed(
         [{**row, "form": _form(row)} for row in rows],
         [Column("Mbit/s, each way", _rate, left=True), Column("a plain transfer", "{measured_mbit:,.0f}")],
@@ -54,7 +54,7 @@ def slow_link(rows: Sequence[Row]) -> list[Table | str]:
 
 
 def _by_form(words: str, show: Callable[[Row], str], forms: Sequence[str] = ("fp32", "bf16", "int8")) -> list[Column]:
-    """A column for each ``message_dtype`` of AL; the first one says of what."""
+    """Returns one column per ``message_dtype`` of AL; the title of the first one starts with ``words``."""
 
     def of(form: str) -> Callable[[Row], str]:
         return lambda row: show(row["al"][form])

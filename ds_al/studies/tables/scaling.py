@@ -1,4 +1,4 @@
-"""The scaling studies, the ceiling of two cores, the ratio to 1F1B, and predictions beside measurements."""
+"""Declares the tables of scaling, of the ceiling, of the ratio to 1F1B, and of predictions and measurements."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ BOUND = (
 
 
 def scaling(rows: Sequence[Row]) -> list[Table | str]:
-    """A table per study: speed-up and efficiency of each method over stages, the published speed-up below.
+    """Returns a table per study: speed-up and efficiency of each method over stages, and the published speed-up.
 
     A number that was computed from busy times stands in italics, and what it is made of in a table of its own.
     """
@@ -84,7 +84,7 @@ def scaling(rows: Sequence[Row]) -> list[Table | str]:
 
 
 def scaling_listed(rows: Sequence[Row]) -> list[Table | str]:
-    """A line per case, for the terminal."""
+    """Returns one line per case, for the terminal."""
     return [
         listed(rows, SCALING, caption="scaling; seconds of all batches"),
         "busy: the slowest stage; computed: the schedule with busy times; by: what efficiency and speed-up are of",
@@ -92,7 +92,7 @@ def scaling_listed(rows: Sequence[Row]) -> list[Table | str]:
 
 
 def ceiling(rows: Sequence[Row]) -> list[Table | str]:
-    """Samples per second of streaming beside those of the same stages alone."""
+    """Returns the samples per second of streaming and of the same stages alone."""
     pairs = [{row["method"]: row for row in own} for own in groups(rows, "model")]
     merged = [{**pair["streaming"], **{f"alone_{name}": pair["ceiling"][name] for name in _SPEED}} for pair in pairs]
     columns = (
@@ -110,7 +110,7 @@ def ceiling(rows: Sequence[Row]) -> list[Table | str]:
 
 
 def bound(rows: Sequence[Row]) -> list[Table | str]:
-    """Streaming over 1F1B beside its bounds, for every M; where it loses is said in words."""
+    """Returns the speed of streaming over 1F1B and its bounds, for every M; losses are marked in words."""
     notes = [
         f"`{row['model']}`: AL cut at {_cuts(row['al_cuts'])}, balance {row['al_balance']:.3f}; twin cut at "
         f"{_cuts(row['twin_cuts'])}, balance {row['twin_balance']:.3f} (mean over slowest stage); "
@@ -121,7 +121,7 @@ def bound(rows: Sequence[Row]) -> list[Table | str]:
 
 
 def planner(rows: Sequence[Row]) -> list[Table | str]:
-    """A table per file: seconds measured, and in brackets by how much the prediction is off."""
+    """Returns a table per file: measured seconds, with the error of the prediction in brackets."""
     blocks: list[Table | str] = []
     for own in groups(rows, "source", "workload", "study"):
         first = own[0]

@@ -1,4 +1,4 @@
-"""What was measured of the schedules and the engines: sleeping layers, features, overhead, memory, where time goes."""
+"""Declares the tables of schedules and engines: sleeping layers, features, overhead, memory, time breakdowns."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ PROFILE = (
 
 
 def sleeping(rows: Sequence[Row]) -> list[Table | str]:
-    """Seconds of layers that sleep, in brackets the share of the ideal; a table for each number of stages."""
+    """Returns the seconds of sleeping layers, with efficiency in brackets; one table per number of stages."""
     return [
         crossed(
             own,
@@ -79,17 +79,17 @@ def sleeping(rows: Sequence[Row]) -> list[Table | str]:
 
 
 def sleeping_listed(rows: Sequence[Row]) -> list[Table | str]:
-    """A line per case, with the spread, for the terminal."""
+    """Returns one line per case with its spread, for the terminal."""
     return [listed(rows, SLEEPING, caption="sleeping layers: seconds of all batches of M micro-batches")]
 
 
 def overhead(rows: Sequence[Row]) -> list[Table | str]:
-    """What an engine costs per micro-batch and stage."""
+    """Returns the overhead of each engine per micro-batch and stage."""
     return [listed(rows, OVERHEAD, caption="microseconds of a stage per micro-batch that computes nothing")]
 
 
 def features(rows: Sequence[Row]) -> list[Table | str]:
-    """Seconds beside the formula's, and how much longer than without a feature."""
+    """Returns the seconds of each feature, compared with the formula and with no feature."""
     plain = {row["copies"]: row["efficiency"] for row in reversed(rows) if row["feature"] in ("none", "2 copies")}
 
     def to_none(row: Row) -> str:
@@ -99,12 +99,12 @@ def features(rows: Sequence[Row]) -> list[Table | str]:
 
 
 def tracing_cost(rows: Sequence[Row]) -> list[Table | str]:
-    """How much longer a traced batch takes."""
+    """Returns the slow-down of a traced batch."""
     return [listed(rows, TRACING_COST)]
 
 
 def profile(rows: Sequence[Row]) -> list[Table | str]:
-    """The bubble of each method beside the expected one, mean of all stages, then where the idle time comes from.
+    """Returns the measured and expected bubble of each method, mean over stages, then the time of a stage by cause.
 
     Equal stages, which sleep, have a formula; those of a network are simulated with the times of each.
     """
@@ -141,19 +141,19 @@ def _first_and_last(column: Column) -> Callable[[Row], str]:
 
 
 def profile_listed(rows: Sequence[Row]) -> list[Table | str]:
-    """Where the time went, stage by stage, for the terminal."""
+    """Returns the time breakdown of each stage, for the terminal."""
     return [listed(rows, PROFILE, caption="percent of the time, by stage")]
 
 
 def memory(rows: Sequence[Row]) -> list[Table | str]:
-    """KiB held for backward on each stage, of the most stages and micro-batches that were counted, of dense layers."""
+    """Returns KiB held for backward on each stage of dense layers, for the largest measured case."""
     own, most = _fullest_case(rows)
     cells = [Column("stage {stage}", "{peak_bytes/1024:.1f}")]
     return [crossed(own, [Column(f"KiB, M = {most}", "`{method}`", left=True)], cells)]
 
 
 def memory_by_size(rows: Sequence[Row]) -> list[Table | str]:
-    """KiB on the fullest stage, by number of micro-batches, of dense layers."""
+    """Returns the peak KiB over all stages of dense layers, by number of micro-batches."""
     dense = [row for row in rows if row["workload"] == "dense"]
     order = list(dict.fromkeys(row["method"] for row in dense))
     dense = sorted(dense, key=lambda row: (order.index(row["method"]), row["stages"], row["micro_batches"]))
@@ -212,7 +212,7 @@ backward. With one block per layer, intervals above 1 have no effect."""
 
 
 def _fullest_case(rows: Sequence[Row]) -> tuple[list[Row], int]:
-    """Of dense layers, with the most stages and micro-batches; and how many these are."""
+    """Returns the dense rows with the most stages and micro-batches, and that number of micro-batches."""
     dense = [row for row in rows if row["workload"] == "dense"]
     stages, most = (max(row[name] for row in dense) for name in ("stages", "micro_batches"))
     return [row for row in dense if (row["stages"], row["micro_batches"]) == (stages, most)], most

@@ -1,7 +1,7 @@
-"""From columns and rows to a table, and from a table to Markdown or to the terminal.
+"""Builds tables from columns and rows, and writes them as Markdown or to the terminal.
 
-A column says with a template what its cells hold: ``{seconds:.2f} s``, with the row's own names. A name may have a
-factor or a divisor: ``{efficiency*100:.1f} %``, ``{peak_bytes/1024:,.0f}``.
+A column formats its cells with a template over the names of a row: ``{seconds:.2f} s``. A name may have a factor or a
+divisor: ``{efficiency*100:.1f} %``, ``{peak_bytes/1024:,.0f}``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 Template = str | Callable[[Row], str]
 
 BLANK = " "
-"""A cell that can have no value; one that has none is an empty text."""
+"""A heading or cell that is blank on purpose; cells without a value are empty texts."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Column:
     """A column of a table.
 
     Attributes:
-        title: its head; in :func:`crossed` a template.
+        title: heading; in :func:`crossed` a template.
         show: the text of a cell, as a template or as a function of the row.
-        left: whether it is set flush left.
+        left: whether the column is left-aligned.
     """
 
     title: str
@@ -40,14 +40,14 @@ class Column:
 
 
 def text(template: Template, row: Row) -> str:
-    """The text of a cell."""
+    """Returns the text of a cell."""
     if not isinstance(template, str):
         return template(row)
     return _FIELD.sub(lambda match: _value(row, *match.groups()), template)
 
 
 _FIELD = re.compile(r"\{(\w+)(?:([*/])(\d+))?(?::([^}]*))?\}")
-"""Name, sign and number, format."""
+"""Groups: name, operator, number, format."""
 
 
 def _value(row: Row, name: str, sign: str | None, number: str | None, form: str | None) -> str:
@@ -58,7 +58,7 @@ def _value(row: Row, name: str, sign: str | None, number: str | None, form: str 
 
 
 def number(name: str, form: str, *, unit: str = "", times: float = 1, missing: str = "-") -> Callable[[Row], str]:
-    """A template for a number that a row may lack."""
+    """Returns a template for a number that may be ``None``."""
 
     def show(row: Row) -> str:
         value = row.get(name)
@@ -70,20 +70,21 @@ def number(name: str, form: str, *, unit: str = "", times: float = 1, missing: s
 
 
 def listed(rows: Iterable[Row], columns: Sequence[Column], *, caption: str = "") -> Table:
-    """A table with a line per row."""
+    """Returns a table with one line per row."""
     return _table(caption, [column.title for column in columns], columns, [_line(row, columns) for row in rows])
 
 
 def crossed(
     rows: Sequence[Row], lines: Sequence[Column], cells: Sequence[Column], *, by: str = "", caption: str = ""
 ) -> Table:
-    """A table with a line for each value of some columns, and cells side by side for each value of others.
+    """Returns a pivot table: a line for each value of some columns, and repeated cells for each value of others.
 
     Args:
-        lines: columns at the left, whose texts name a line.
-        cells: columns that are repeated; the title of the first one names the place of a row, ``M = {micro_batches}``.
-            What no row has is an empty text.
-        by: name of the value by which places are sorted; by default they have the order of the rows.
+        rows: the rows.
+        lines: columns at the left, whose texts identify a line.
+        cells: repeated columns; the title of the first one, such as ``M = {micro_batches}``, identifies the position
+            of a row. Cells without a row are empty.
+        by: name of the value by which positions are sorted; by default they keep the order of the rows.
     """
     place = cells[0].title
     heads: dict[str, Row] = {}
@@ -102,13 +103,13 @@ def crossed(
 
 
 def more(table: Table, rows: Iterable[Sequence[str]]) -> Table:
-    """A table with further lines below; missing cells are empty."""
+    """Returns the table with additional lines; missing cells are empty."""
     full = [[*row, *[""] * (len(table.columns) - len(row))] for row in rows]
     return replace(table, rows=[*table.rows, *full])
 
 
 def groups(rows: Iterable[Row], *names: str) -> list[list[Row]]:
-    """Rows that agree in these columns, together, in the order of their first."""
+    """Groups rows with equal values in these columns, in the order of first occurrence."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         found.setdefault(tuple(row[name] for name in names), []).append(row)
@@ -116,19 +117,19 @@ def groups(rows: Iterable[Row], *names: str) -> list[list[Row]]:
 
 
 def markdown(table: Table) -> str:
-    """The table in Markdown, without its caption."""
+    """Returns the table in Markdown, without its caption."""
     rule = ("---:" if place in table.numeric else "---" for place in range(len(table.columns)))
     return "\n".join([_markdown_line(table.columns), f"|{'|'.join(rule)}|", *map(_markdown_line, table.rows)])
 
 
 def document(*blocks: Table | str) -> str:
-    """Tables and paragraphs in Markdown, an empty line between them."""
+    """Returns tables and paragraphs in Markdown, separated by empty lines."""
     texts = (markdown(block) if isinstance(block, Table) else block for block in blocks)
     return "\n\n".join(each.rstrip() for each in texts) + "\n"
 
 
 def terminal(table: Table) -> RichTable:
-    """The table for the terminal, without marks of Markdown."""
+    """Returns the table for the terminal, without Markdown markup."""
     shown = RichTable(
         title=table.caption or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
