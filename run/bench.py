@@ -1,4 +1,4 @@
-"""Measures the schedules on ranks of this machine; choose a measurement.
+"""Measures the schedules on ranks of this machine. One measurement must be selected.
 
     python run/bench.py --sleeping --json docs/results/sleeping.json
     python run/bench.py --features --json docs/results/features.json
@@ -8,8 +8,8 @@
     python run/bench.py --memory --json docs/results/memory.json --markdown docs/memory.md
     python run/bench.py --check docs/results/sleeping.json
 
-Sleeping layers take time but no core, so the times show what the schedules cost, on any machine. The
-back-propagation methods run the twin of the same layers through DeepSpeed's engine, without clipping.
+Sleeping layers take time but no core, so their times show the cost of the schedules on any machine. The
+back-propagation methods run the twin of the same layers with DeepSpeed's engine, without clipping.
 """
 
 from __future__ import annotations
@@ -47,39 +47,40 @@ MEMORY_METHODS = ("streaming", "bp_1f1b", "bp_gpipe")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Builds the command line parser."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "--sleeping", action="store_true", help="time all methods on sleeping layers, beside the ideal time"
+        "--sleeping", action="store_true", help="time all methods on sleeping layers, and compare with the ideal"
     )
     what.add_argument(
-        "--features", action="store_true", help="time features of DeepSpeed on sleeping layers, beside none: who waits?"
+        "--features", action="store_true", help="time features of DeepSpeed on sleeping layers: do stages wait?"
     )
     what.add_argument(
         "--layers", action="store_true", help="time forward, backward and step of every layer of preset models"
     )
-    what.add_argument("--memory", action="store_true", help="count what autograd holds for backward on every stage")
+    what.add_argument("--memory", action="store_true", help="measure peak memory held for backward on every stage")
     what.add_argument(
-        "--bytes", dest="traffic", action="store_true", help="count what passes between stages per micro-batch"
+        "--bytes", dest="traffic", action="store_true", help="count the bytes between stages per micro-batch"
     )
     what.add_argument(
         "--overhead", action="store_true",
-        help="processor time of a micro-batch whose layers compute nothing, beside DeepSpeed's own engine",
+        help="measure engine overhead: processor time of a micro-batch whose layers compute nothing",
     )  # fmt: skip
     what.add_argument(
         "--check", metavar="JSON", type=Path,
-        help="measure some cases of this file of --sleeping or --overhead anew; fail where a ratio has fallen",
+        help="repeat some cases of this --sleeping or --overhead file; fail if a ratio has fallen",
     )  # fmt: skip
     p.add_argument(
-        "--current", metavar="JSON", type=Path, help="with --check: compare all of this file instead, of any kind"
+        "--current", metavar="JSON", type=Path, help="with --check: compare this file (of any kind), do not measure"
     )
     p.add_argument(
-        "--tolerance", type=float, default=guard.TOLERANCE, help="with --check: share a ratio may fall (default: 0.1)"
+        "--tolerance",
+        type=float,
+        default=guard.TOLERANCE,
+        help="with --check: decrease a ratio may have (default: 0.1)",
     )
-    p.add_argument(
-        "--json", metavar="PATH", type=Path, help="write header and rows to PATH and the rows as CSV beside it"
-    )
+    p.add_argument("--json", metavar="PATH", type=Path, help="write header and rows to PATH, and a CSV file next to it")
     p.add_argument("--markdown", metavar="PATH", type=Path, help="with --memory: write the tables as a page to PATH")
     p.add_argument(
         "--methods", type=names, help=f"comma-separated, of {','.join(METHODS)} (default: all; --memory: "
@@ -91,14 +92,14 @@ def parser() -> argparse.ArgumentParser:
         type=numbers,
         help="micro-batches per batch, comma-separated (default: 4,8,16; --memory: 4,8,16,32)",
     )
-    p.add_argument("--batches", type=positive, default=3, help="batches of a timed run (default: 3)")
+    p.add_argument("--batches", type=positive, default=3, help="batches per timed run (default: 3)")
     p.add_argument(
-        "--repeat", type=positive, default=3, help="times that each case is timed; the median counts (default: 3)"
+        "--repeat", type=positive, default=3, help="repetitions per case; the median is reported (default: 3)"
     )
     p.add_argument("--forward-ms", type=float, default=50.0, help="sleep of a layer's forward (default: 50)")
     p.add_argument("--backward-ms", type=float, default=50.0, help="sleep of a layer's backward (default: 50)")
     p.add_argument("--model", default="vgg,transformer", help="with --layers: comma-separated (default: %(default)s)")
-    p.add_argument("--preset", default="small", help="with --layers: of the models (default: small)")
+    p.add_argument("--preset", default="small", help="with --layers: preset of the models (default: small)")
     p.add_argument("--width", type=positive, default=64, help="with --memory: width of the layers (default: 64)")
     p.add_argument(
         "--micro-batch", type=positive, help="samples per micro-batch (--memory: 8; --layers: 32; --bytes: 64)"
@@ -164,7 +165,7 @@ def traffic(args: argparse.Namespace, console: Console) -> None:
 
 
 def overhead(args: argparse.Namespace, console: Console) -> None:
-    """What the engines cost."""
+    """Measures the overhead of the engines."""
     methods = tuple(args.methods or OVERHEAD_METHODS)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("timing the engines", total=OVERHEAD_TURNS * len(methods))
@@ -179,7 +180,7 @@ def overhead(args: argparse.Namespace, console: Console) -> None:
 
 
 def layers(args: argparse.Namespace, console: Console) -> None:
-    """Times layers, in this process."""
+    """Times layers in this process."""
     torch.set_num_threads(1)
     micro_batch = args.micro_batch or 32
     models = tuple(args.model.split(","))
@@ -191,7 +192,7 @@ def layers(args: argparse.Namespace, console: Console) -> None:
 
 
 def check(args: argparse.Namespace, console: Console) -> None:
-    """Compares ratios with a baseline's; fails where one fell."""
+    """Compares ratios with a baseline, and fails if one has fallen."""
     baseline = read(args.check)
     current = read(args.current) if args.current else measure_again(baseline, repeat=args.repeat, console=console)
     verdicts = guard.check(baseline, current, tolerance=args.tolerance, part=args.current is None)
@@ -219,7 +220,7 @@ def memory(args: argparse.Namespace, console: Console) -> None:
 
 
 def _keep(args: argparse.Namespace, console: Console, kind: str, rows: Sequence[Row], **settings: Any) -> None:
-    """Shows the rows and, where asked to, writes them."""
+    """Shows the rows and, with ``--json``, writes them."""
     show(console, kind, rows)
     if args.json:
         write(args.json, kind=kind, header=header(**settings), rows=rows)

@@ -1,11 +1,11 @@
-"""Counts what every network costs, in its AL form and as its twin, and writes the tables of docs/models.md.
+"""Counts the operations and parameters of every network's AL form and twin, and writes the tables of docs/models.md.
 
     python run/costs.py --json docs/results/costs.json --tables docs/models.md
     python run/costs.py --time --json docs/results/recipe_time.json --tables docs/accuracy.md
 
-Operations are counted on torch's meta device, so this gives the same on every machine; LSTMs, which need values, take
-most of its minute. --time measures instead: a micro-batch by the recipe `ours`, all layers in one process, in turn with
-one of the twin; minutes, on a quiet machine.
+Operations are counted on torch's meta device, so the results are the same on every machine. Counting takes about a
+minute, mostly for LSTMs, which need values. --time instead measures a micro-batch of the recipe `ours`, all layers in
+one process, alternating with one of the twin; this takes minutes and needs an idle machine.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from ds_al.studies.tables.documents import fill
 
 
 def main() -> None:
-    """Counts, and writes."""
+    """Counts or measures, and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", metavar="PATH", type=Path, required=True, help="where the rows go; CSV beside it")
-    parser.add_argument("--tables", metavar="DOC", type=Path, help="document whose tables are to be written anew")
-    parser.add_argument("--time", action="store_true", help="measure the recipe's time, instead of counting")
+    parser.add_argument(
+        "--json", metavar="PATH", type=Path, required=True, help="write the rows to PATH, and a CSV file next to it"
+    )
+    parser.add_argument("--tables", metavar="DOC", type=Path, help="document whose tables are updated")
+    parser.add_argument("--time", action="store_true", help="measure the recipe's time instead of counting")
     args = parser.parse_args()
     console = Console()
     with console.status("measuring" if args.time else "counting"):

@@ -1,13 +1,13 @@
-"""Says which method would be fastest, and by how much, for a network cut into P stages on a link of some speed.
+"""Predicts which method is fastest, and by how much, for a network on P stages and a given link speed.
 
     python run/plan.py --config ds_configs/ag_news_transformer_al.json --stages 2,4 --link 1gbit --micro-batches 4..64
     python run/plan.py --profile docs/results/profile_transformer.json --stages 2,4 --micro-batches 4,8,16 --link 1gbit
     python run/plan.py --forward-ms 400 --backward-ms 800 --rho 1.05 --stages 4,8,64 --micro-batches 4..64
     python run/plan.py --against docs/results/sleeping.json --json docs/results/planner.json
 
-Times come from a config (operations and bytes are counted, and become seconds by the rates of a device; with --measure
-layers are timed on this machine), from what run/profile.py measured of `streaming` and `bp_1f1b`, or are given.
-The last form predicts runs that were measured, and says how far off the predictions are.
+Times come from a config (operations and bytes are counted and converted to seconds by the rates of a device; --measure
+times the layers on this machine), from a run/profile.py file with `streaming` and `bp_1f1b`, or from options. The last
+command predicts measured runs and reports the prediction errors.
 """
 
 from __future__ import annotations
@@ -32,39 +32,39 @@ from ds_al.studies.tables.documents import fill, show
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Builds the command line parser."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = p.add_argument
     add("--config", metavar="JSON", type=Path, help="plan for the network of this config of run/train.py")
-    add("--measure", action="store_true", help="with --config: time its layers on this machine")
+    add("--measure", action="store_true", help="with --config: time the layers on this machine")
     add("--tflops", type=float, default=10.0, help="with --config: operations per second (default: 10e12)")
     add("--memory-gbyte", type=float, default=500.0, help="with --config: GB/s of memory, for the step (default: 500)")
-    add("--profile", metavar="JSON", type=Path, help="take times, rho and bytes from this file of run/profile.py")
-    add("--forward-ms", type=float, help="forward of one micro-batch through the whole plain network")
-    add("--backward-ms", type=float, help="backward of the same (default: twice the forward)")
+    add("--profile", metavar="JSON", type=Path, help="read times, rho and bytes from this file of run/profile.py")
+    add("--forward-ms", type=float, help="forward of one micro-batch through the whole twin")
+    add("--backward-ms", type=float, help="backward of one micro-batch (default: twice the forward)")
     add("--step-ms", type=float, help="one optimizer step of the whole network (default: 0)")
-    add("--rho", type=float, help="compute of the AL form over that of the twin (default: 1; see docs/models.md)")
-    add("--activation-mb", type=float, help="megabytes that go from stage to stage per micro-batch (default: 0)")
-    add("--target-mb", type=float, help="megabytes that an AL message has beside them (default: 0)")
-    add("--parameters", type=float, help="of the network, 4 bytes each, for data parallel training")
+    add("--rho", type=float, help="compute of the AL form relative to the twin (default: 1; see docs/models.md)")
+    add("--activation-mb", type=float, help="megabytes sent from stage to stage per micro-batch (default: 0)")
+    add("--target-mb", type=float, help="additional megabytes of an AL message (default: 0)")
+    add("--parameters", type=float, help="parameters of the network (4 bytes each), for data parallel training")
     add("--stages", type=numbers, default=(2, 4, 8), help="comma-separated (default: 2,4,8)")
-    add("--micro-batches", type=numbers, default=(4, 8, 16, 32, 64), help="such as 4,6,8 or 4..64 (the default)")
+    add("--micro-batches", type=numbers, default=(4, 8, 16, 32, 64), help="micro-batches per batch (default: 4..64)")
     add("--link", default=None, help="speed between neighbours, such as 100mbit or 400gbit (default: no limit)")
-    add("--latency-ms", type=float, default=0.0, help="of a message (default: 0)")
-    add("--queue-depth", type=positive, help="messages an AL stage may have under way (default: the config's, or 2)")
+    add("--latency-ms", type=float, default=0.0, help="message latency (default: 0)")
+    add("--queue-depth", type=positive, help="messages in flight per AL stage (default: the config's, or 2)")
     add("--methods", type=_methods, default=COMPARED, help=f"comma-separated (default: {','.join(COMPARED)})")
-    add("--against", metavar="JSON", type=Path, nargs="+", help="instead: predict the runs of these files")
+    add("--against", metavar="JSON", type=Path, nargs="+", help="predict the measured runs of these files")
     add("--overheads", metavar="JSON", type=Path, default=Path("docs/results/profile_sleeping.json"),
-        help="with --against: profile with what a layer takes beyond its sleep (default: %(default)s)")  # fmt: skip
-    add("--tables", metavar="DOC", type=Path, help="with --against and --json: document whose table is written anew")
-    add("--json", metavar="PATH", type=Path, help="write header and rows to PATH, CSV beside it")
+        help="with --against: profile of sleeping layers, for overheads (default: %(default)s)")  # fmt: skip
+    add("--tables", metavar="DOC", type=Path, help="with --against and --json: document whose table is updated")
+    add("--json", metavar="PATH", type=Path, help="write header and rows to PATH, and a CSV file next to it")
     add("--markdown", metavar="PATH", type=Path, help="write the table and the advice to PATH")
-    add("--figure", metavar="PATH", type=Path, help="draw times over M to PATH (PNG, and SVG beside it)")
+    add("--figure", metavar="PATH", type=Path, help="draw times over M to PATH (PNG and SVG)")
     return p
 
 
 def main() -> None:
-    """Predicts, and advises."""
+    """Predicts times and prints advice."""
     args = parser().parse_args()
     console = Console()
     if args.tables and not (args.against and args.json):
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def compare(args: argparse.Namespace, console: Console) -> None:
-    """Predicts what was measured."""
+    """Compares predictions with measured runs."""
     try:
         rows = against(args.against, profile=args.overheads)
         show(console, "planner", rows)
@@ -124,11 +124,11 @@ def _methods(text: str) -> tuple[str, ...]:
 
 
 def _given(args: argparse.Namespace) -> tuple[Work, Machines, str]:
-    """What the network costs, what a config says of the machines, and where that comes from, in words.
+    """Returns the costs of the network, the machines, and a description of their source.
 
     Raises:
-        ValueError: neither a config nor a profile nor a forward time is given, or the profile lacks a method.
-        ALConfigError: the config is wrong.
+        ValueError: no config, profile or forward time is given, or the profile lacks a method.
+        ALConfigError: the config is invalid.
     """
     given = {
         "forward": args.forward_ms and args.forward_ms / 1000,

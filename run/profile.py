@@ -1,13 +1,13 @@
-"""Shows where the time of each method goes: timelines, the measured bubble beside the formula, idle time by cause.
+"""Breaks down the time of each method: timelines, measured bubble compared with the formula, idle time by cause.
 
     python run/profile.py --sleeping --stages 4 --micro-batches 4,8,16 --json docs/results/profile_sleeping.json
     python run/profile.py --model transformer --stages 2 --micro-batches 8 --json docs/results/profile_transformer.json
     python run/profile.py --tracing-cost --model transformer --stages 2 --json docs/results/tracing_cost.json
     python run/profile.py --tables docs/profiling.md docs/results/profile_sleeping.json docs/results/tracing_cost.json
 
-Writes rows as JSON and CSV, and beside them a timeline for each number of micro-batches; with a model also the
-memory over time. Sleeping layers take time but no core, so their times show the schedules on any machine; a
-model does real maths on random data, for which every stage needs a core of its own.
+Writes rows as JSON and CSV, and next to them a timeline for each number of micro-batches, with a model also the
+memory over time. Sleeping layers take time but no core, so their times show the schedules on any machine. A model
+computes on random data, so every stage needs its own core.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "profile":
-    # Python's cProfile imports its companion by this name, which this file hides from the scripts of its folder.
+    # Python's cProfile imports a module of this name, which this file shadows for all scripts of its folder.
     import importlib.util
     import os
 
@@ -41,32 +41,32 @@ else:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Builds the command line parser."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("files", nargs="*", type=Path, metavar="JSON", help="with --tables: what was measured")
+    p.add_argument("files", nargs="*", type=Path, metavar="JSON", help="with --tables: results files")
     p.add_argument("--methods", type=names, default=METHODS, help=f"comma-separated, of {','.join(METHODS)}")
     what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument("--sleeping", action="store_true", help="layers that sleep, one per stage")
-    what.add_argument("--model", choices=sorted(AL_MODELS), help="a small network, on random data")
+    what.add_argument("--sleeping", action="store_true", help="sleeping layers, one per stage")
+    what.add_argument("--model", choices=sorted(AL_MODELS), help="a small network on random data")
     what.add_argument("--tables", metavar="DOC", type=Path, help="write the tables of the JSON files into a document")
-    p.add_argument("--stages", type=positive, default=4, help="stages, one process each (default: 4)")
+    p.add_argument("--stages", type=positive, default=4, help="number of stages, one process each (default: 4)")
     p.add_argument(
         "--micro-batches", type=numbers, default=(4,), help="micro-batches per batch, comma-separated (default: 4)"
     )
     p.add_argument("--micro-batch", type=positive, default=32, help="samples per micro-batch of a model (default: 32)")
-    p.add_argument("--batches", type=positive, default=3, help="batches of a recorded run (default: 3)")
-    p.add_argument("--repeat", type=positive, default=3, help="recordings of each case; medians count (default: 3)")
+    p.add_argument("--batches", type=positive, default=3, help="batches per recorded run (default: 3)")
+    p.add_argument("--repeat", type=positive, default=3, help="recordings per case; medians are reported (default: 3)")
     p.add_argument("--forward-ms", type=float, default=50.0, help="sleep of a layer's forward (default: 50)")
     p.add_argument("--backward-ms", type=float, default=50.0, help="sleep of a layer's backward (default: 50)")
-    p.add_argument("--json", metavar="PATH", type=Path, help="write header and rows to PATH, CSV and figures beside it")
     p.add_argument(
-        "--figure", metavar="PATH", type=Path, help="write the timeline to PATH (PNG, and SVG beside it) instead; "
-        "takes one number of micro-batches",
+        "--json", metavar="PATH", type=Path, help="write header and rows to PATH, CSV and figures next to it"
+    )
+    p.add_argument(
+        "--figure", metavar="PATH", type=Path, help="write only the timeline to PATH (PNG and SVG); "
+        "needs a single number of micro-batches",
     )  # fmt: skip
     p.add_argument("--trace", metavar="DIR", type=Path, help="write trace.json and trace.csv of each case below DIR")
-    p.add_argument(
-        "--tracing-cost", action="store_true", help="measure instead how much longer a batch takes when it is traced"
-    )
+    p.add_argument("--tracing-cost", action="store_true", help="measure the slow-down of a batch by tracing instead")
     return p
 
 
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def profile(cases: ProfileCases, args: argparse.Namespace, console: Console) -> None:
-    """Records, tabulates and draws."""
+    """Records all cases, and writes tables and figures."""
     recorded, written = Recorded.of(cases, console), []
     show(console, "profile", recorded.rows)
     if args.json:
@@ -124,7 +124,7 @@ def profile(cases: ProfileCases, args: argparse.Namespace, console: Console) -> 
 
 
 def tracing_cost(cases: ProfileCases, args: argparse.Namespace, console: Console) -> None:
-    """Times batches with and without a recorder, in turn."""
+    """Times batches with and without a recorder, alternating."""
     rows = measure_tracing_cost(cases)
     show(console, "tracing_cost", rows)
     if args.json:

@@ -1,4 +1,4 @@
-"""Writes what runs did into one page that needs no network, or into a Markdown text with pictures.
+"""Writes a report on runs: one self-contained HTML page, or a Markdown file with pictures.
 
 python run/report.py runs/fashion_mnist_vgg_al --out report.html
 python run/report.py runs/a/20261124-101500 runs/b/20261124-102000 profile.json --markdown docs/report.md
@@ -15,7 +15,7 @@ from ds_al.report.content import QUESTION
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Builds the command line parser."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument(
         "paths",
@@ -24,18 +24,22 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="run folder (runs/<name>/<time>), a folder with runs at any depth, or a profile's .json file",
     )
-    p.add_argument("--out", metavar="PATH", type=Path, help="the HTML page (default: report.html without --markdown)")
-    p.add_argument("--markdown", metavar="PATH", type=Path, help="a Markdown text; pictures in a folder beside it")
+    p.add_argument(
+        "--out", metavar="PATH", type=Path, help="path of the HTML page (default: report.html without --markdown)"
+    )
+    p.add_argument(
+        "--markdown", metavar="PATH", type=Path, help="path of a Markdown file; pictures go to a folder next to it"
+    )
     p.add_argument("--title", help="heading (default: the names of the runs)")
-    p.add_argument("--question", help=f"what the report answers (default: {QUESTION!r})")
-    p.add_argument("--wandb", action="store_true", help="also publish the runs as a W&B report, and print its address")
+    p.add_argument("--question", help=f"question that the report answers (default: {QUESTION!r})")
+    p.add_argument("--wandb", action="store_true", help="also publish the runs as a W&B report, and print its URL")
     p.add_argument("--entity", help="with --wandb: W&B entity (default: the account's own)")
     p.add_argument("--project", default="ds_al", help="with --wandb: W&B project (default: ds_al)")
     return p
 
 
 def main() -> int:
-    """Reads runs and writes reports. Returns the exit code."""
+    """Reads runs, writes reports and returns the exit code."""
     args = parser().parse_args()
     from ds_al.report import content, read, write_markdown, write_page
 

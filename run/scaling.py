@@ -1,4 +1,4 @@
-"""Scaling over stages, and how near two stages on two cores come to what the machine and the schedule allow.
+"""Measures scaling over stages, and compares two stages on two cores with the limits of machine and schedule.
 
     python run/scaling.py --sleeping --study strong --json docs/results/scaling_sleeping_strong.json
     python run/scaling.py --model transformer --json docs/results/scaling_transformer.json
@@ -7,10 +7,10 @@
     python run/scaling.py --tables docs/performance.md docs/results/scaling_*.json docs/results/ceiling.json
     python run/scaling.py --draw docs/results/scaling_*.json docs/results/against_1f1b.json
 
-Weak: k layers on k stages. Strong: 12 layers on more and more stages. Every rank computes on one thread. Layers that
-sleep take time but no core. The Transformer does real maths: where it has more stages than this machine has cores,
-the wall clock says nothing about a schedule; then the processor time of every stage is measured, and what the schedule
-takes with it is computed, and called so. Files are written after every case: an interrupted measurement is kept.
+Weak scaling: k layers on k stages. Strong scaling: 12 layers on an increasing number of stages. Every rank computes on
+one thread. Sleeping layers take time but no core. The Transformer computes: with more stages than cores, wall clock
+times are not meaningful; instead the processor time of every stage is measured, and the time of the schedule is
+computed from it and marked as computed. Files are written after every case, so interrupted measurements are saved.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Rows = Sequence[Row]
 
 
 def choices(*known: str) -> Callable[[str], tuple[str, ...]]:
-    """A type of argument: comma-separated, of these."""
+    """Returns an argument type: comma-separated names out of ``known``."""
 
     def parse(text: str) -> tuple[str, ...]:
         parts = tuple(part for part in text.split(",") if part)
@@ -55,25 +55,23 @@ def choices(*known: str) -> Callable[[str], tuple[str, ...]]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Builds the command line parser."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = p.add_argument
-    add("files", nargs="*", type=Path, metavar="JSON", help="with --tables and --draw: what was measured")
+    add("files", nargs="*", type=Path, metavar="JSON", help="with --tables and --draw: results files")
     what = p.add_mutually_exclusive_group()
-    what.add_argument("--sleeping", action="store_true", help="the studies with layers that sleep")
-    what.add_argument("--ceiling", action="store_true", help="streaming beside the same two stages with no messages")
-    what.add_argument("--against-1f1b", action="store_true", help="streaming over 1F1B beside the bound, two stages")
+    what.add_argument("--sleeping", action="store_true", help="weak and strong scaling with sleeping layers")
+    what.add_argument("--ceiling", action="store_true", help="streaming compared with two stages without messages")
+    what.add_argument("--against-1f1b", action="store_true", help="streaming over 1F1B and its bound, two stages")
     what.add_argument("--tables", metavar="DOC", type=Path, help="write the tables of the JSON files into a document")
-    what.add_argument(
-        "--draw", action="store_true", help="draw the figures beside the JSON files anew, from their rows"
-    )
-    add("--model", type=choices(*sorted(AL_MODELS)), help="alone: the studies with it, transformer; with --ceiling or "
-        "--against-1f1b: comma-separated (default: vgg,transformer)")  # fmt: skip
-    add("--json", metavar="PATH", type=Path, help="write header and rows to PATH, CSV and figure beside it")
-    add("--micro-batches", type=numbers, help="per batch (default: 16; 8 for networks); with --against-1f1b "
-        "comma-separated (default: 2,4,8,16)")  # fmt: skip
+    what.add_argument("--draw", action="store_true", help="redraw the figures of the JSON files from their rows")
+    add("--model", type=choices(*sorted(AL_MODELS)), help="alone: scaling with this model (transformer); with "
+        "--ceiling or --against-1f1b: comma-separated (default: vgg,transformer)")  # fmt: skip
+    add("--json", metavar="PATH", type=Path, help="write header and rows to PATH, CSV and figure next to it")
+    add("--micro-batches", type=numbers, help="micro-batches per batch (default: 16; 8 for networks); with "
+        "--against-1f1b comma-separated (default: 2,4,8,16)")  # fmt: skip
     add("--micro-batch", type=positive, default=32, help="samples per micro-batch of a network (default: 32)")
-    add("--repeat", type=positive, help="runs of each case, in turn with the others (default: 2 of the sleeping weak "
+    add("--repeat", type=positive, help="runs per case, alternating between cases (default: 2 of the sleeping weak "
         "study, 1 of the strong; 3 of the Transformer; 7 with --ceiling, 5 with --against-1f1b)")  # fmt: skip
     studies = p.add_argument_group("studies")
     add = studies.add_argument
@@ -82,16 +80,16 @@ def parser() -> argparse.ArgumentParser:
     add("--weak", type=numbers, default=tuple(range(1, 9)), help="stages of the weak study (default: 1,2,...,8)")
     add("--strong", type=numbers, default=(1, 2, 3, 4, 6), help="stages of the strong study (default: 1,2,3,4,6)")
     add("--layers", type=positive, default=12, help="layers of the strong study (default: 12)")
-    add("--batches", type=positive, help="batches in a row of streaming, which keeps its pipeline full between them "
+    add("--batches", type=positive, help="consecutive batches of streaming, whose pipeline stays full between them "
         "(default: 4; 2 for networks)")  # fmt: skip
-    add("--drained-batches", type=positive, default=1, help="of all other methods, whose batches all take the same "
-        "time (default: 1)")  # fmt: skip
+    add("--drained-batches", type=positive, default=1, help="batches of all other methods, whose batches all take "
+        "the same time (default: 1)")  # fmt: skip
     add("--forward-ms", type=float, default=50.0, help="sleep of a layer's forward (default: 50)")
     add("--backward-ms", type=float, default=50.0, help="sleep of a layer's backward (default: 50)")
     add("--data", metavar="DIR", help="folder of AG News's parquet files (default: $DS_AL_DATA/ag-news if that is "
-        "set, else cached or from the hub; where it is not to be had, generated tokens)")  # fmt: skip
+        "set, else the cache or the hub; random tokens if it is unavailable)")  # fmt: skip
     pairs = p.add_argument_group("two cores")
-    pairs.add_argument("--total", type=positive, help="micro-batches of one timed run (default: 64 with --ceiling, "
+    pairs.add_argument("--total", type=positive, help="micro-batches per timed run (default: 64 with --ceiling, "
         "32 with --against-1f1b)")  # fmt: skip
     return p
 
@@ -127,7 +125,7 @@ def main() -> None:
 
 
 def studies(args: argparse.Namespace, console: Console) -> None:
-    """Weak and strong scaling."""
+    """Measures weak and strong scaling."""
     micro_batches = args.micro_batches[0] if args.micro_batches else 16 if args.sleeping else 8
     texts = None
     layer = StageCost(args.forward_ms / 1000, args.backward_ms / 1000)
@@ -188,7 +186,7 @@ def studies(args: argparse.Namespace, console: Console) -> None:
 
 
 def ceiling(args: argparse.Namespace, console: Console) -> None:
-    """Streaming beside the ceiling."""
+    """Compares streaming with the ceiling."""
     micro_batches = args.micro_batches[0] if args.micro_batches else 8
     networks = networks_on_two_stages(args.model or ("vgg", "transformer"), micro_batch=args.micro_batch)
     repeat = args.repeat or 7
@@ -209,7 +207,7 @@ def ceiling(args: argparse.Namespace, console: Console) -> None:
 
 
 def against_1f1b(args: argparse.Namespace, console: Console) -> None:
-    """Streaming over 1F1B beside the bound."""
+    """Compares the speed of streaming over 1F1B with its bound."""
     numbers_of = args.micro_batches or (2, 4, 8, 16)
     networks = networks_on_two_stages(args.model or ("vgg", "transformer"), micro_batch=args.micro_batch)
     repeat, total = args.repeat or 5, args.total or 32
@@ -230,7 +228,7 @@ def against_1f1b(args: argparse.Namespace, console: Console) -> None:
 
 
 def _saver(args: argparse.Namespace, kind: str, settings: dict[str, Any]) -> Callable[..., None]:
-    """What writes rows as they come, and draws them at the end."""
+    """Returns a function that writes rows as they are measured, and draws them at the end."""
     about = header(**settings)
 
     def save(rows: Rows, *, console: Console | None = None) -> None:

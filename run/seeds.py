@@ -1,4 +1,4 @@
-"""Trains one config with several seeds and sums up: mean and spread of accuracy and time.
+"""Trains one config with several seeds, and reports mean and standard deviation of accuracy and time.
 
 python run/seeds.py --deepspeed_config ds_configs/fashion_mnist_vgg_al.json --json docs/results/main_job.json
 """
@@ -26,10 +26,10 @@ COLUMNS = ("seed", "test_accuracy", "training_seconds", "samples_per_second", "i
 
 
 def train(config: str, *, seed: int, processes: int, extra: list[str]) -> dict[str, Any]:
-    """One run through DeepSpeed's launcher; returns its summary.
+    """Trains one run with DeepSpeed's launcher, and returns its summary.
 
     Raises:
-        SystemExit: the run failed; with its exit code.
+        SystemExit: the run failed; the exit code is that of the run.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "summary.json"
@@ -50,8 +50,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--deepspeed_config", metavar="PATH", required=True, help="config of run/train.py")
     parser.add_argument("--seeds", default="0,1,2", help="seeds, separated by commas")
-    parser.add_argument("--processes", type=int, default=2, help="processes, one stage each")
-    parser.add_argument("--json", metavar="PATH", help="where the rows go; a CSV is laid beside it")
+    parser.add_argument("--processes", type=int, default=2, help="number of processes, one stage each")
+    parser.add_argument("--json", metavar="PATH", help="write the rows to PATH, and a CSV file next to it")
     args, extra = parser.parse_known_args()
     rows = [
         train(args.deepspeed_config, seed=int(seed), processes=args.processes, extra=extra)

@@ -1,10 +1,10 @@
-"""Measures how much throughput a slow link costs: streaming, with each message_dtype, against 1F1B. Needs root.
+"""Measures throughput on a slow link: streaming with each message_dtype, and 1F1B. Needs root.
 
     python run/slow_link.py --json docs/results/slow_link.json --figure docs/results/slow_link.png
 
-Two stages run in two network namespaces of this machine, joined by a virtual interface whose rate `tc` limits; no
-other traffic is touched. Namespaces and interfaces are removed at the end, also after an error or ctrl-C. Takes
-about 6 minutes. Exits with 3 where the machine does not allow it.
+Two stages run in two network namespaces of this machine, joined by a virtual interface whose rate is limited by `tc`;
+other traffic is not affected. Namespaces and interfaces are removed at the end, also after an error or ctrl-C. The
+measurement takes about 6 minutes. The exit code is 3 if the machine does not allow it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NOT_ALLOWED = 3
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Builds the command line parser."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = p.add_argument
     add("--rates", type=numbers, default=(10, 100, 1000), help="Mbit/s, comma-separated (default: 10,100,1000)")
@@ -37,23 +37,23 @@ def parser() -> argparse.ArgumentParser:
         "--model",
         default="vgg",
         choices=("vgg", "transformer", "mlp"),
-        help="a small network, on random data (default: vgg)",
+        help="small network, trained on random data (default: vgg)",
     )
-    add("--cut", type=positive, default=2, help="layer at which the second stage begins, from 0 (default: 2)")
+    add("--cut", type=positive, default=2, help="first layer of the second stage, counted from 0 (default: 2)")
     add("--micro-batch", type=positive, default=64, help="samples per micro-batch (default: 64)")
     add("--micro-batches", type=positive, default=8, help="micro-batches per batch (default: 8)")
-    add("--seconds", type=float, default=6.0, help="how long a case may take; one batch at least (default: 6)")
-    add("--repeat", type=positive, default=3, help="times that each case is timed, in turn (default: 3)")
-    add("--timeout", type=float, default=480.0, help="seconds after which all is given up (default: 480)")
-    add("--json", metavar="PATH", type=Path, help="write header and rows to PATH, CSV beside it")
-    add("--figure", metavar="PATH", type=Path, help="draw to PATH (PNG, and SVG beside it)")
+    add("--seconds", type=float, default=6.0, help="time limit of a case, with at least one batch (default: 6)")
+    add("--repeat", type=positive, default=3, help="repetitions per case; cases alternate (default: 3)")
+    add("--timeout", type=float, default=480.0, help="seconds before the measurement is aborted (default: 480)")
+    add("--json", metavar="PATH", type=Path, help="write header and rows to PATH, and a CSV file next to it")
+    add("--figure", metavar="PATH", type=Path, help="draw to PATH (PNG and SVG)")
     return p
 
 
 def main() -> None:
-    """Measures, and shows."""
+    """Measures all cases, and writes tables and figure."""
     args = parser().parse_args()
-    signal.signal(signal.SIGTERM, _end)  # so that what was made is removed
+    signal.signal(signal.SIGTERM, _end)  # so that namespaces are removed
     console = Console()
     cases = LinkCases(
         rates=[float(rate) for rate in args.rates],

@@ -23,15 +23,15 @@ def draw(
     shared: bool = False,
     suffixes: Sequence[str] = (".png",),
 ) -> list[Path]:
-    """Draws one or several charts with one legend.
+    """Draws one or several charts with a common legend.
 
     Args:
-        charts: a panel each, row after row.
-        path: where the picture goes; its suffix is replaced by each of ``suffixes``.
+        charts: one chart per panel, row by row.
+        path: path of the picture; its suffix is replaced by each of ``suffixes``.
         size: width and height of a panel, in inches.
-        columns: panels beside each other.
-        shared: whether all panels have the same scales, which start at 0.
-        suffixes: formats.
+        columns: panels per row.
+        shared: whether all panels share the same scales, which start at 0.
+        suffixes: file formats.
 
     Returns:
         The files.
@@ -66,7 +66,7 @@ def draw(
 
 
 def look(style: int) -> tuple[str, int]:
-    """A colour, and the number of a dash, marker or pattern: when colours come round again, those have moved on."""
+    """Returns a colour and the index of a dash, marker or pattern, which changes whenever the colours repeat."""
     return palette.SERIES[style % len(palette.SERIES)], (style + style // len(palette.SERIES)) % len(palette.SERIES)
 
 

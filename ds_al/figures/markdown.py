@@ -1,4 +1,4 @@
-"""Writes a report as a Markdown text with PNG files in a folder beside it."""
+"""Writes a report as a Markdown file with PNG files in a folder next to it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def write_markdown(content: Content, path: str | Path) -> list[Path]:
     """Writes ``path`` and the pictures ``<path without suffix>-figures/*.png``.
 
     Args:
-        content: of :func:`ds_al.report.content.content`.
+        content: see :func:`ds_al.report.content.content`.
         path: the Markdown file.
 
     Returns:
-        The text's path, then those of its pictures.
+        The path of the Markdown file, then those of its pictures.
     """
     path = Path(path)
     folder = path.with_name(f"{path.stem}-figures")
@@ -32,10 +32,12 @@ def write_markdown(content: Content, path: str | Path) -> list[Path]:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Collection[int] = ()) -> list[str]:
-    """Lines of a table whose cells are Markdown already.
+    """Returns the lines of a table whose cells are Markdown.
 
     Args:
-        numeric: columns, from 0, that are set flush right.
+        columns: headings.
+        rows: cells of each row.
+        numeric: indices of right-aligned columns.
     """
     return [
         f"| {' | '.join(columns)} |",
@@ -61,7 +63,7 @@ def _section(section: Section, folder: str) -> Iterator[str]:
         yield from _chart(chart, folder)
     if section.commands:
         yield ""
-        # An indented block: no fence that a command could close.
+        # An indented block has no fence that a command could close.
         yield from (f"    {line}" for command in section.commands for line in command.splitlines())
 
 
@@ -79,5 +81,5 @@ def _table(content: Table) -> Iterator[str]:
 
 
 def _escape(text: str) -> str:
-    """Text that Markdown shows as it is: nothing in a file becomes a link, an element or a new cell."""
+    """Escapes text for Markdown, so that nothing in a file becomes a link, an element or a new cell."""
     return re.sub(r"([\\`*_\[\]<>|$])", r"\\\1", " ".join(text.split()))

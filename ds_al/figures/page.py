@@ -1,4 +1,4 @@
-"""Writes a report as one HTML page that needs no network: its figures are drawn by scripts of its own."""
+"""Writes a report as one self-contained HTML page, whose figures are drawn by inline scripts."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ds_al.figures.parts import Chart, Content, Timeline
 
 
 def write_page(content: Content, path: str | Path) -> Path:
-    """Writes the page, creating its folder.
+    """Writes the page, and creates its folder.
 
     Args:
-        content: of :func:`ds_al.report.content.content`.
+        content: see :func:`ds_al.report.content.content`.
         path: the HTML file.
     """
     path = Path(path)
@@ -31,7 +31,7 @@ def write_page(content: Content, path: str | Path) -> Path:
 
 
 def render(content: Content) -> str:
-    """The page as a text."""
+    """Returns the page as HTML."""
     scripts = [_own("charts.js"), _own("page.js")]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     drawn = {chart.key: _json(chart) for section in content.sections for chart in section.charts}
@@ -49,7 +49,7 @@ def _own(name: str) -> str:
 
 
 def _json(chart: Chart | Timeline) -> str:
-    """A figure for a ``<script type="application/json">``, which no ``<`` of a file can end."""
+    """Returns a figure for a ``<script type="application/json">``, with every ``<`` escaped."""
     value = _timeline(chart) if isinstance(chart, Timeline) else _chart(chart)
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -87,7 +87,7 @@ def _timeline(chart: Timeline) -> dict[str, Any]:
         "end": round(chart.end, 6),
         "zoom": round(chart.end if chart.zoom is None else chart.zoom, 6),
         "kinds": [
-            # The page draws black in the colour of its text: white on a dark page.
+            # The page draws black in its text colour, which is white on a dark page.
             {"name": name, "colour": None if kind.colour == palette.BLACK else kind.colour, "hatch": kind.hatch}
             for name, kind in palette.KINDS.items()
         ],
@@ -103,5 +103,5 @@ def _short(value: float | None) -> float | None:
 
 
 def _hash(script: str) -> str:
-    """What a content security policy names an inline script by, so that no other one runs."""
+    """Returns the hash by which a content security policy allows an inline script."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

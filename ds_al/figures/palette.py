@@ -1,7 +1,7 @@
-"""The one palette of every figure: a method, a stage or a kind of work looks the same wherever it is drawn.
+"""The common palette of all figures: methods, stages and kinds of work have the same style in every figure.
 
-Okabe and Ito's colours, which colour-blind readers tell apart and whose lightness differs in print; with a dash and a
-marker each, so that colour is never the only cue. Source: M. Okabe & K. Ito, Color Universal Design, 2008.
+The colours of Okabe and Ito are distinguishable for colour-blind readers and differ in lightness in print. Each has its
+own dash and marker, so that colour is never the only cue. Source: M. Okabe & K. Ito, Color Universal Design, 2008.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ VERMILION, ORANGE, PURPLE, YELLOW = "#D55E00", "#E69F00", "#CC79A7", "#F0E442"
 GREY, LIGHT_GREY = "#777777", "#D5D5D5"
 
 SERIES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-"""For what has no look of its own, in this order. Without black, which a dark page hides, and yellow, which a light
-one does."""
+"""Colours of series without a style of their own, in this order, without black (invisible on a dark page) and yellow
+(invisible on a light page)."""
 STAGES = (BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE, BLACK, YELLOW)
-"""Of stages, on white."""
+"""Colours of stages on a white background."""
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -26,14 +26,14 @@ CRITICAL_PATH = VERMILION
 
 
 class Kind(NamedTuple):
-    """How a slice of a timeline is filled: with a colour, or hatched with it on white, in matplotlib's letters."""
+    """Fill of a timeline slice: a colour, or a hatch of this colour on white, in matplotlib's notation."""
 
     colour: str
     hatch: str = ""
 
 
 BUSY = ("forward", "backward", "step")
-"""Kinds of slices in which a stage computes; in all others it waits or moves data."""
+"""Kinds of slices in which a stage computes; in all others it waits or transfers data."""
 KINDS: dict[str, Kind] = {
     "forward": Kind(FORWARD),
     "backward": Kind(BACKWARD),
@@ -47,11 +47,11 @@ KINDS: dict[str, Kind] = {
     "waits for other ranks": Kind(WAITING, "/"),
     "other": Kind(GREY, "|"),
 }
-"""Of the slices of a timeline, in the order of its legend."""
+"""Kinds of timeline slices, in the order of the legend."""
 
 
 class Look(NamedTuple):
-    """How a line is drawn, in matplotlib's names."""
+    """Style of a line, in matplotlib's notation."""
 
     colour: str
     dash: str
@@ -70,17 +70,19 @@ METHODS: dict[str, Look] = {
     "bp_zero_bubble": Look(GREEN, "-.", "P"),
     "bp_dp": Look(BLACK, ":", "X"),
 }
-"""Of every method that is run or predicted."""
+"""Style of every method that can be run or predicted."""
 
 
 def series_of(methods: Sequence[str]) -> list[int]:
-    """Numbers in :data:`SERIES` for drawings that may be dark, where grey and black are not to be had.
+    """Returns indices into :data:`SERIES`, for figures on light or dark pages, which exclude grey and black.
 
-    The first series of a method has the method's own colour, if that is one of them; all others have those that are
-    left over, then the same ones again.
+    The first series of a method has the method's own colour if :data:`SERIES` contains it; all others use the remaining
+    colours, then repeat them.
     """
     own = [SERIES.index(METHODS[m].colour) if m in METHODS and METHODS[m].colour in SERIES else None for m in methods]
     found: list[int | None] = [n if n not in own[:place] else None for place, n in enumerate(own)]
     free = [n for n in range(len(SERIES)) if n not in found]
-    free += range(len(SERIES), len(SERIES) + len(methods))  # those beyond come round again, with another dash
+    free += range(
+        len(SERIES), len(SERIES) + len(methods)
+    )  # indices beyond the end repeat the colours with another dash
     return [free.pop(0) if n is None else n for n in found]

@@ -1,4 +1,4 @@
-"""What pages, texts and pictures are made of, before they are drawn: tables, charts, timelines, sections."""
+"""Parts of reports, independent of the output format: tables, charts, timelines, sections."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NOT_RECORDED = "not recorded"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are texts; ``numeric`` columns, counted from 0, are set flush right; the first one names its row."""
+    """A table of texts; ``numeric`` column indices are right-aligned; the first column names the row."""
 
     caption: str
     columns: Sequence[str]
@@ -26,12 +26,12 @@ class Series:
     Attributes:
         x: positions, or names of bars.
         y: values; ``None`` leaves a gap.
-        style: number of the colour, dash and marker; series of one method or stage share it.
-        spread: sd of each value, or ``None``.
-        look: ``line`` with markers, ``thin`` without, ``steps`` (each value holds since the point before), ``mark``
+        style: index of colour, dash and marker, shared by all series of a method or stage.
+        spread: standard deviation of each value, or ``None``.
+        look: ``line`` with markers, ``thin`` without, ``steps`` (each value applies since the previous point), ``mark``
             for single points, or ``bar``.
-        dashed: dashes instead of the style's own.
-        method: a key of :data:`~ds_al.figures.palette.METHODS`, whose look a picture takes instead of ``style``.
+        dashed: whether to use dashes instead of the style's own.
+        method: a key of :data:`~ds_al.figures.palette.METHODS`, whose style pictures use instead of ``style``.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines or bars, and the table that says the same in numbers.
+    """Lines or bars, and a table with the same numbers.
 
     Attributes:
         key: unique in a report.
@@ -67,21 +67,21 @@ class Chart:
 
     @property
     def shows_log_y(self) -> bool:
-        """Whether the vertical axis is logarithmic: on values closer to each other it has next to no labels."""
+        """Whether the vertical axis is logarithmic: for a smaller range such an axis has hardly any labels."""
         values = [value for series in self.series for value in series.y if value and value > 0]
         return self.log_y and bool(values) and max(values) >= self.base * min(values)
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A piece of a row's time. Seconds from the start of the timeline.
+    """A time interval of a row, in seconds from the start of the timeline.
 
     Attributes:
         kind: a key of :data:`~ds_al.figures.palette.KINDS`.
-        text: shown when a reader points at it.
-        label: written into it where there is room.
-        faint: whether it is drawn lighter than others of its kind.
-        nested: whether it is a part of another slice.
+        text: tooltip.
+        label: text inside the slice, if it fits.
+        faint: whether the slice is drawn lighter than others of its kind.
+        nested: whether the slice is part of another slice.
     """
 
     row: int
@@ -96,13 +96,13 @@ class Slice:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Who did what when.
+    """A timeline of rows of slices.
 
     Attributes:
-        rows: their names.
-        end: seconds that are there.
-        zoom: seconds that are shown at first; all, if ``None``.
-        path: row, start and end of each piece of the critical path.
+        rows: names of the rows.
+        end: length in seconds.
+        zoom: seconds that are initially visible; all, if ``None``.
+        path: row, start and end of each part of the critical path.
         key: unique in a report.
     """
 
@@ -120,7 +120,7 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it, in this order."""
+    """A heading and its content, in this order."""
 
     key: str
     title: str
@@ -132,7 +132,7 @@ class Section:
 
 
 def charts_or(key: str, title: str, charts: Sequence[Chart | Timeline], without: str) -> Section:
-    """A section of charts; where there are none, of the sentence ``without``."""
+    """Returns a section of charts, or of the sentence ``without`` if there are none."""
     return Section(key, title, paragraphs=() if charts else (without,), charts=charts)
 
 

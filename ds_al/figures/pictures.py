@@ -1,4 +1,4 @@
-"""What all pictures share: matplotlib without a display and without global state, white paper, their files."""
+"""Common functions of all pictures: matplotlib without display and global state, white background, saving."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 
 def blank(rows: int, columns: int, *, size: tuple[float, float], **options: Any) -> tuple[Any, list[Any]]:
-    """A white figure of this size, in inches, and its panels, row after row.
+    """Returns a white figure of this size, in inches, and its panels, row by row.
 
     Args:
-        options: of matplotlib's ``Figure.subplots``.
+        rows, columns: number of rows and columns of panels.
+        size: width and height of the figure.
+        options: options of matplotlib's ``Figure.subplots``.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -25,10 +27,13 @@ def blank(rows: int, columns: int, *, size: tuple[float, float], **options: Any)
 
 
 def save(figure: Any, path: Path, *, suffixes: Sequence[str], dpi: int) -> list[Path]:
-    """Writes the figure, creating its folder.
+    """Saves the figure, and creates its folder.
 
     Args:
-        path: its suffix is replaced by each of ``suffixes``.
+        figure: the figure.
+        path: path of the file; its suffix is replaced by each of ``suffixes``.
+        suffixes: file formats.
+        dpi: resolution of PNG files.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_suffix(suffix) for suffix in suffixes]
@@ -38,5 +43,5 @@ def save(figure: Any, path: Path, *, suffixes: Sequence[str], dpi: int) -> list[
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib shows as it is: a dollar sign would start a formula."""
+    """Escapes text for matplotlib, where a dollar sign would start a formula."""
     return text.replace("$", r"\$")

@@ -11,11 +11,12 @@ from ds_al.figures.parts import Table
 
 
 def table(content: Table, *, title: str, sections: Collection[int] = ()) -> RichTable:
-    """A table for rich's console, with its caption below it.
+    """Returns a table for rich's console, with its caption below it.
 
     Args:
+        content: the table.
         title: heading.
-        sections: numbers of rows, from 0, after which there is a line.
+        sections: indices of rows that are followed by a line.
     """
     shown = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     shown.caption, shown.caption_justify = content.caption, "left"

@@ -1,4 +1,4 @@
-"""Draws timelines as PNG and SVG files, one above the other: who computed what when, and who waited."""
+"""Draws timelines as PNG and SVG files, one above the other: computation and waiting of each stage over time."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 from ds_al.figures import palette, pictures
 from ds_al.figures.parts import Slice, Timeline
 
-_HEIGHT = 0.8  # of a bar, where rows are 1 apart
-_SHORTEST_WAIT, _SHORTEST_LABELLED = 0.002, 0.008  # that is drawn, as a share of the axis
+_HEIGHT = 0.8  # height of a bar; rows are 1 apart
+_SHORTEST_WAIT, _SHORTEST_LABELLED = 0.002, 0.008  # minimum lengths, as a share of the axis
 
 
 def draw(timelines: Sequence[Timeline], path: Path, *, suffixes: Sequence[str] = (".png",)) -> list[Path]:
-    """Draws one panel per timeline on a common time scale; what is not coloured is idle. Nested slices are left out.
+    """Draws one panel per timeline on a common time scale; uncoloured time is idle. Nested slices are omitted.
 
     Args:
-        path: where the picture goes; its suffix is replaced by each of ``suffixes``.
-        suffixes: formats.
+        timelines: the timelines.
+        path: path of the picture; its suffix is replaced by each of ``suffixes``.
+        suffixes: file formats.
 
     Returns:
         The files.
@@ -71,7 +72,7 @@ def _look(kind: str) -> dict[str, Any]:
     if hatch:
         return {"facecolor": "white", "edgecolor": colour, "linewidth": 0, "hatch": 4 * hatch}
     if kind == "step":
-        return {"facecolor": colour, "edgecolor": colour, "linewidth": 1.0}  # one of a millisecond stays visible
+        return {"facecolor": colour, "edgecolor": colour, "linewidth": 1.0}  # keeps slices of a millisecond visible
     return {"facecolor": colour, "edgecolor": "white", "linewidth": 0.6 if kind in palette.BUSY else 0}
 
 

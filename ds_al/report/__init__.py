@@ -1,4 +1,4 @@
-"""Reports on runs: read their folders, compare them, and write one page or one text."""
+"""Reports on runs: reads run folders, compares runs, and writes an HTML page or a Markdown file."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _NOUNS = {
 
 @dataclass(frozen=True)
 class Statistic:
-    """Mean and standard deviation (of a sample, n - 1) of what was recorded; ``sd`` is ``None`` for one value."""
+    """Mean and sample standard deviation (n - 1) of the recorded values; ``sd`` is ``None`` for one value."""
 
     mean: float | None
     sd: float | None
@@ -32,8 +32,8 @@ class Cell:
     """Runs of the same model, data, method, stages, layers and micro-batches.
 
     Attributes:
-        label: the method, and whatever else tells this cell from the others of a report.
-        runs: all of them, unfinished ones, too.
+        label: the method, and the other factors that distinguish this cell from the others of a report.
+        runs: all runs, including unfinished ones.
     """
 
     label: str
@@ -41,25 +41,25 @@ class Cell:
 
     @property
     def first(self) -> RunRecord:
-        """Any run of it, a finished one if there is one."""
+        """A run of the cell, a finished one if possible."""
         return self.shown[0]
 
     @property
     def finished(self) -> list[RunRecord]:
-        """The runs that count in means."""
+        """The finished runs, over which means are computed."""
         return [run for run in self.runs if run.finished]
 
     @property
     def shown(self) -> list[RunRecord]:
-        """The runs whose curves are drawn: the finished ones, or else all."""
+        """The runs whose curves are drawn: the finished runs, or all if there are none."""
         return self.finished or self.runs
 
     def over_seeds(self, value_of: Callable[[RunRecord], float | None]) -> Statistic:
-        """Mean and sd of a value over the finished runs that recorded it."""
+        """Returns mean and standard deviation of a value over the finished runs that recorded it."""
         return statistic([value_of(run) for run in self.finished])
 
     def per_stage(self, key: str) -> list[Statistic]:
-        """Mean and sd of a fact with a number per stage; empty if no run recorded it."""
+        """Returns mean and standard deviation per stage of a fact; empty if no run recorded it."""
         rows = [run.stage_values(key) for run in self.finished]
         stages = max(map(len, rows), default=0)
         found = [statistic([row[stage] for row in rows if stage < len(row)]) for stage in range(stages)]
@@ -67,7 +67,7 @@ class Cell:
 
 
 def statistic(values: Sequence[float | None]) -> Statistic:
-    """Mean and sd of the values that are not ``None``."""
+    """Returns mean and standard deviation of the values that are not ``None``."""
     known = [value for value in values if value is not None]
     return Statistic(
         mean=statistics.fmean(known) if known else None,
@@ -77,7 +77,7 @@ def statistic(values: Sequence[float | None]) -> Statistic:
 
 
 def group(runs: Sequence[RunRecord]) -> list[Cell]:
-    """Cells in the order in which their first run comes, runs by seed."""
+    """Groups runs into cells, in the order of their first runs; runs of a cell are sorted by seed."""
     by_key: dict[str, list[RunRecord]] = {}
     for run in runs:
         by_key.setdefault(json.dumps(_factors(run), sort_keys=True, default=str), []).append(run)
@@ -87,12 +87,12 @@ def group(runs: Sequence[RunRecord]) -> list[Cell]:
 
 
 def styled(cells: Sequence[Cell]) -> list[tuple[int, Cell]]:
-    """Each cell with the number of its colour, dash and marker: the method's own where it can be."""
+    """Returns each cell with its style index, which is that of its method if possible."""
     return list(zip(series_of([cell.first.method for cell in cells]), cells, strict=True))
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as ``a.b.c``."""
+    """Flattens nested keys to ``a.b.c``."""
     found: dict[str, Any] = {}
     for key, inner in value.items():
         if isinstance(inner, Mapping) and inner:
@@ -115,13 +115,13 @@ def _factors(run: RunRecord) -> dict[str, Any]:
 
 
 def _labels(factors: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The method, and every other factor in which the cells differ."""
+    """Returns labels: the method, and every other factor in which the cells differ."""
     rows = [flat(row) for row in factors]
     keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "method"]
     varying = [key for key in keys if len({json.dumps(row.get(key), default=str) for row in rows}) > 1]
     methods = {(row["method"], row["layers"]) for row in rows}
     if "layers" in varying and len(methods) == len({method for method, _ in methods}):
-        varying.remove("layers")  # a twin counts its classifier as a layer: the method says it already
+        varying.remove("layers")  # differs with the method, since a twin counts its classifier as a layer
     return [", ".join([row["method"], *(_part(key, row.get(key)) for key in varying)]) for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""Says in sentences why runs may not be comparable."""
+"""Describes in sentences why runs may not be comparable."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from ds_al.report.cells import Cell, flat, group
 from ds_al.report.read import RunRecord
 
-# Settings of a config that may differ between seeds of one cell, or that a cell is made by.
+# Settings that may differ between the seeds of a cell, or that define a cell.
 _NOT_SETTINGS = ("experiment.seed", "experiment.output", "experiment.name", "experiment.wandb.", "experiment.epochs")
 
 
 def comparability(runs: Sequence[RunRecord]) -> list[str]:
-    """What differs between runs beyond the factors of a comparison (method, stages, layers, micro-batches).
+    """Finds differences between runs beyond the factors of a comparison (method, stages, layers, micro-batches).
 
     Returns:
-        A sentence per difference: data, model, epochs, seed counts, hardware, versions, code, dates, micro-batch
+        One sentence per difference: data, model, epochs, seed counts, hardware, versions, code, dates, micro-batch
         size, other settings within a cell, unfinished runs. Empty if nothing differs.
     """
     if not runs:
@@ -65,7 +65,7 @@ def comparability(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def settings_that_differ(runs: Sequence[RunRecord]) -> list[str]:
-    """Keys of the config, ``a.b.c``, that do not have the same value in all runs."""
+    """Returns the config keys, ``a.b.c``, whose values differ between runs."""
     rows = [
         {key: value for key, value in flat(run.config).items() if not key.startswith(_NOT_SETTINGS)} for run in runs
     ]
@@ -100,12 +100,12 @@ def _text(value: Any) -> str:
 
 
 def _kind(device: Any) -> str | None:
-    """``cuda`` of ``cuda:1``: the number of a device says nothing about its kind."""
+    """Returns ``cuda`` for ``cuda:1``, since the device index does not matter."""
     return None if device is None else str(device).split(":")[0]
 
 
 def _steps(run: RunRecord) -> int | None:
-    """By associated learning one per micro-batch, unless the config says otherwise; by back-propagation one."""
+    """Returns the steps per batch: AL steps once per micro-batch unless configured, back-propagation once."""
     if run.method.startswith("bp_"):
         return 1
     block = run.config.get("associated_learning") or {}
@@ -126,7 +126,7 @@ def _seeds(cells: Sequence[Cell]) -> str | None:
 def _repeated(cells: Sequence[Cell]) -> str | None:
     found = [
         cell.label for cell in cells if len({run.seed for run in cell.finished}) < len(cell.finished)
-    ]  # as where a run was made again
+    ]  # such as a repeated run
     if not found:
         return None
     return f"A seed was run more than once: {'; '.join(found)}. The spread is then not one over seeds alone."

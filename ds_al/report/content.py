@@ -1,4 +1,4 @@
-"""Writes a report's content from runs: the same for the page and for the text."""
+"""Builds the content of a report from runs, for both output formats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ds_al.report.read import Profile, RunRecord
 from ds_al.report.timelines import timeline
 
 QUESTION = "Which method trains this network fastest to which accuracy?"
-SLICES = 6000  # of all timelines together: about 0.6 MB in the page
+SLICES = 6000  # total over all timelines: about 0.6 MB in the page
 
 
 def content(
@@ -23,13 +23,13 @@ def content(
     title: str | None = None,
     question: str | None = None,
 ) -> Content:
-    """All sections of a report.
+    """Builds all sections of a report.
 
     Args:
-        runs: of :func:`ds_al.report.read.read`, at least one run or profile.
-        profiles: measurements of bubbles, for their table.
+        runs: runs from :func:`ds_al.report.read.read`; at least one run or profile is required.
+        profiles: profiles, for the table of bubbles.
         title: heading; by default the names of the runs.
-        question: what the report answers; by default :data:`QUESTION`.
+        question: question that the report answers; by default :data:`QUESTION`.
     """
     cells = group(runs)
     names = dict.fromkeys(run.folder.parent.name for run in runs)

@@ -1,4 +1,4 @@
-"""The sections that say what was run, where, and by which commands."""
+"""Builds the sections on settings, environment and commands of the runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ds_al.report.read import Profile, RunRecord
 
 
 def section(runs: Sequence[RunRecord], cells: Sequence[Cell]) -> Section:
-    """Model, data and settings: those of all runs, and those that differ between methods."""
+    """Builds the section on model, data and settings: common ones, and those that differ between methods."""
     differing = settings_that_differ(runs)
     rows = [
         ["model", _each(runs, lambda run: texts.plain(run.model.get("name")))],
@@ -45,7 +45,7 @@ def section(runs: Sequence[RunRecord], cells: Sequence[Cell]) -> Section:
 
 
 def environment(runs: Sequence[RunRecord]) -> Section:
-    """Machine, versions, code and dates."""
+    """Builds the section on machine, versions, code and dates."""
     names = dict.fromkeys(name for run in runs for name in (run.value("versions") or {}))
     rows = [
         ["processor", _each(runs, lambda run: texts.plain(run.value("cpu")))],
@@ -62,7 +62,7 @@ def environment(runs: Sequence[RunRecord]) -> Section:
 
 
 def commands(runs: Sequence[RunRecord], profiles: Sequence[Profile]) -> Section:
-    """The command lines that made runs and profiles, and where a run's config is if it did not record one."""
+    """Builds the section of command lines of runs and profiles, with the config's location if none was recorded."""
     known = [run.command for run in runs] + [profile.header.get("command") for profile in profiles]
     lines = list(dict.fromkeys(str(command) for command in known if command))
     without = [run for run in runs if not run.command]
@@ -104,7 +104,7 @@ def _dates(runs: Sequence[RunRecord]) -> str:
 
 
 def _each(runs: Sequence[RunRecord], text_of: Callable[[RunRecord], str]) -> str:
-    """The distinct values of the runs."""
+    """Returns the distinct values of the runs as a text."""
     return "; ".join(dict.fromkeys(text_of(run) for run in runs))
 
 

@@ -1,4 +1,4 @@
-"""Reads what runs left behind: folders of :mod:`ds_al.experiment.run_folder`, of any version, and profile files."""
+"""Reads run folders (see :mod:`ds_al.experiment.run_folder`) of any version, and profile files."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _TRACE_COLUMNS = ("stage", "instruction", "start", "end")
 
 @dataclass(frozen=True)
 class TraceEvent:
-    """One instruction on one stage, or a slice of it in which one layer worked.
+    """One instruction on one stage, or the part of it that one layer executed.
 
     Attributes:
-        stage: number of the stage, from 0.
+        stage: index of the stage, from 0.
         instruction: DeepSpeed's class name, such as ``ForwardPass``.
-        micro_batch: number of the micro-batch, or ``None``.
-        layer: number of the layer, or ``None`` for the whole stage's instruction.
+        micro_batch: index of the micro-batch, or ``None``.
+        layer: index of the layer, or ``None`` for the instruction of the whole stage.
         start: seconds since the first event of the trace.
         end: seconds since the first event of the trace.
-        wait: seconds of it spent waiting.
+        wait: seconds of the event spent waiting.
         nbytes: bytes sent or received, or ``None``.
-        memory: most bytes held for backward during it, or ``None``.
-        copy: number of the data parallel copy of the pipeline.
+        memory: peak bytes held for backward during the event, or ``None``.
+        copy: index of the data parallel replica of the pipeline.
     """
 
     stage: int
@@ -56,17 +56,17 @@ class Profile:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What one run folder holds. What its version did not write yet is ``None``, or empty.
+    """Content of a run folder. Data that the run's version did not write are ``None`` or empty.
 
     Attributes:
-        folder: where it was read from.
-        config: the whole config, without what the run resolved.
-        facts: what the run resolved, and above it the summary.
-        epochs: a row per epoch, in order.
-        batches: a row per batch, in order; associated learning only.
-        trace: events in order of their start.
+        folder: the run folder.
+        config: the whole config, without resolved values.
+        facts: resolved values, overridden by the summary.
+        epochs: one row per epoch, in order.
+        batches: one row per batch, in order; associated learning only.
+        trace: events, ordered by start.
         finished: whether the run wrote its summary.
-        notes: what could not be read, in sentences.
+        notes: sentences on data that could not be read.
     """
 
     folder: Path
@@ -80,7 +80,7 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """``<name>/<time>``, as in the folder's path."""
+        """Name of the run, ``<name>/<time>`` as in the folder's path."""
         return "/".join(self.folder.parts[-2:])
 
     @property
@@ -91,12 +91,12 @@ class RunRecord:
 
     @property
     def model(self) -> dict[str, Any]:
-        """``name`` and options of the network."""
+        """Name (``name``) and options of the network."""
         return _block(self, "model")
 
     @property
     def data(self) -> dict[str, Any]:
-        """``name`` and preparation of the data."""
+        """Name (``name``) and preparation of the data."""
         return _block(self, "data")
 
     @property
@@ -107,7 +107,7 @@ class RunRecord:
 
     @property
     def planned_epochs(self) -> int | None:
-        """Epochs that the run was to train."""
+        """Configured number of epochs."""
         return whole(self.facts.get("epochs")) or whole((self.config.get("experiment") or {}).get("epochs"))
 
     @property
@@ -118,33 +118,33 @@ class RunRecord:
 
     @property
     def test_accuracy(self) -> list[float]:
-        """Share of the test samples that each exit gets right, after the last epoch; empty if not recorded."""
+        """Test accuracy of each exit after the last epoch; empty if not recorded."""
         return numbers(self.facts.get("test_accuracy"))
 
     @property
     def training_seconds(self) -> float | None:
-        """Seconds of training, evaluation not counted."""
+        """Seconds of training, without evaluation."""
         known = number(self.facts.get("training_seconds"))
         seconds = [number(row.get("seconds")) or 0.0 for row in self.epochs]
         return known if known is not None or not seconds else sum(seconds)
 
     @property
     def command(self) -> str | None:
-        """The command line that made the run."""
+        """Command line of the run."""
         command = self.facts.get("command")
         return shlex.join(map(str, command)) if isinstance(command, (list, tuple)) else command and str(command)
 
     def value(self, key: str) -> Any:
-        """A fact by its key, or ``None``."""
+        """Returns a fact by its key, or ``None``."""
         return self.facts.get(key)
 
     def stage_values(self, key: str) -> list[float | None]:
-        """A fact with a number per stage, such as ``idle``; empty if not recorded."""
+        """Returns a fact with a number per stage, such as ``idle``; empty if not recorded."""
         values = self.facts.get(key)
         return [number(value) for value in values] if isinstance(values, (list, tuple)) else []
 
     def validation(self) -> list[tuple[int, float, float]]:
-        """Epoch, seconds of training until then, and validation accuracy of the last exit."""
+        """Returns epochs, seconds of training until then, and validation accuracies of the last exit."""
         rows, seconds = [], 0.0
         for row in self.epochs:
             seconds += number(row.get("seconds")) or 0.0
@@ -161,7 +161,7 @@ def read(paths: Sequence[str | Path]) -> tuple[list[RunRecord], list[Profile]]:
         paths: folders, or ``.json`` files with ``header`` and ``rows``.
 
     Returns:
-        Runs in the order of the paths, each once, and profiles.
+        The distinct runs in the order of the paths, and the profiles.
 
     Raises:
         ALReportError: a path is missing, holds no run, or a file in it is damaged.
@@ -189,7 +189,7 @@ def read(paths: Sequence[str | Path]) -> tuple[list[RunRecord], list[Profile]]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is one of a run, finished or not."""
+    """Returns whether a folder is that of a run, finished or not."""
     return (folder / "config.json").is_file() and any(
         (folder / name).is_file() for name in ("metrics.jsonl", "summary.json")
     )
@@ -238,20 +238,20 @@ def read_profile(path: Path) -> Profile:
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or ``None`` for all else."""
+    """Returns a finite number, or ``None`` for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if math.isfinite(value) else None
 
 
 def whole(value: Any) -> int | None:
-    """A whole number, or ``None`` for all else."""
+    """Returns an integer, or ``None`` for anything else."""
     known = number(value)
     return int(known) if known is not None and known == int(known) else None
 
 
 def numbers(value: Any) -> list[float]:
-    """The finite numbers of a list; of a single number, that one."""
+    """Returns the finite numbers of a list; a single number counts as a list of one."""
     values = value if isinstance(value, (list, tuple)) else [value]
     return [known for known in map(number, values) if known is not None]
 
@@ -272,7 +272,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; a run that was cut off may leave half a line."""
+    """Reads the rows of a JSON-lines file; an interrupted run may leave a truncated line."""
     if not path.is_file():
         notes.append("metrics.jsonl is missing: no curves")
         return []

@@ -1,4 +1,4 @@
-"""The sections of results over a whole run: methods, curves, accuracy against time."""
+"""Builds the sections of results over a whole run: methods, curves, accuracy against time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from ds_al.report import texts
 from ds_al.report.cells import Cell, Statistic, statistic, styled
 from ds_al.report.read import RunRecord, number, numbers
 
-_POINTS = 240  # of a curve over batches: more cannot be told apart on a screen
+_POINTS = 240  # maximum points of a curve over batches; more are indistinguishable on a screen
 
 
 def methods(cells: Sequence[Cell], *, comparable: bool = True) -> Section:
-    """The table of methods, what it says in a sentence, and how long each takes to some accuracies.
+    """Builds the table of methods, its summary, and the table of times to given accuracies.
 
     Args:
-        cells: the rows.
-        comparable: whether nothing but the method differs; else the sentence says so.
+        cells: one cell per row.
+        comparable: whether only the method differs; otherwise the summary contains a warning.
     """
     columns: dict[str, list[str]] = {
         "stages": [texts.plain(cell.first.value("stages")) for cell in cells],
@@ -59,7 +59,7 @@ def methods(cells: Sequence[Cell], *, comparable: bool = True) -> Section:
 
 
 def _flops(cell: Cell) -> Any:
-    """Per sample: of the network's parts by name, those that the cell's method runs."""
+    """Returns FLOPs per sample of the network's parts that the cell's method runs, by name."""
     found = cell.first.value("flops")
     if not isinstance(found, dict):
         return found
@@ -69,7 +69,7 @@ def _flops(cell: Cell) -> Any:
 
 
 def curves(cells: Sequence[Cell]) -> Section:
-    """Losses of each cell, and validation accuracy of all over the epochs."""
+    """Builds the losses of each cell, and the validation accuracy of all cells over epochs."""
     charts = [chart for chart in (_validation(cells, over="epoch"),) if chart]
     for index, cell in enumerate(cells, start=1):
         charts += [chart for chart in (_losses(cell, key=f"losses-{index}"),) if chart]
@@ -77,7 +77,7 @@ def curves(cells: Sequence[Cell]) -> Section:
 
 
 def accuracy_in_time(cells: Sequence[Cell]) -> Section:
-    """Validation accuracy against the seconds of training, with the test accuracy at the end."""
+    """Builds the chart of validation accuracy against seconds of training, with the final test accuracy."""
     chart = _validation(cells, over="seconds")
     return charts_or(
         "time", "Accuracy against time", [chart] if chart else [], "No validation accuracies were recorded."
@@ -85,7 +85,7 @@ def accuracy_in_time(cells: Sequence[Cell]) -> Section:
 
 
 def accuracy(run: RunRecord) -> float | None:
-    """Test accuracy of the last exit after the last epoch."""
+    """Returns the test accuracy of the last exit after the last epoch."""
     return run.test_accuracy[-1] if run.test_accuracy else None
 
 
@@ -103,7 +103,7 @@ def _seeds(cell: Cell) -> str:
 
 
 def _answer(cells: Sequence[Cell]) -> list[str]:
-    """Who is ahead in accuracy and in time, in one paragraph per model and data; no verdict on a single cell."""
+    """Names the best methods in accuracy and time, in one paragraph per model and data set with several cells."""
     timed = [(cell, cell.over_seeds(accuracy), cell.over_seeds(lambda run: run.training_seconds)) for cell in cells]
     known = [(cell, right, took) for cell, right, took in timed if right.mean is not None and took.mean is not None]
     data = {str(cell.first.data.get("name")) for cell, _, _ in known}
@@ -128,7 +128,7 @@ def _overlap(one: Statistic, other: Statistic) -> bool:
 
 
 def _time_to(cells: Sequence[Cell]) -> list[Table]:
-    """Seconds of training until a validation accuracy was first seen."""
+    """Builds the table of seconds of training until a validation accuracy was first reached."""
     ends = [max((value for _, _, value in run.validation()), default=None) for cell in cells for run in cell.shown]
     highest = max((end for end in ends if end is not None), default=None)
     if highest is None:
@@ -308,7 +308,7 @@ def _loss_columns(run: RunRecord) -> tuple[list[str], list[Callable[[dict[str, A
 
 
 def _by_batch(run: RunRecord) -> list[Series]:
-    """The associated loss of each stage over batches, averaged over neighbours where there are many."""
+    """Returns the associated loss of each stage over batches, averaged over neighbours if there are many."""
     epochs = [number(row.get("epoch")) or 1.0 for row in run.batches]
     begin = min(epochs, default=1.0) - 1  # a resumed run starts later
     per_epoch = max(epochs.count(begin + 1), 1)

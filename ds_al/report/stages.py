@@ -1,4 +1,4 @@
-"""The sections of results per stage: memory, bytes, idle time."""
+"""Builds the sections of results per stage: memory, bytes, idle time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ds_al.report.timelines import held
 
 
 def memory(cells: Sequence[Cell]) -> Section:
-    """Activations held by each stage; over time, where a trace recorded it."""
+    """Builds the charts of activations held by each stage, also over time if a trace recorded it."""
     chart = _bars(
         cells,
         key="memory",
@@ -30,7 +30,7 @@ def memory(cells: Sequence[Cell]) -> Section:
 
 
 def sent(cells: Sequence[Cell]) -> Section:
-    """Bytes that each stage sent."""
+    """Builds the chart of bytes sent by each stage."""
     chart = _bars(
         cells,
         key="bytes",
@@ -50,7 +50,7 @@ def sent(cells: Sequence[Cell]) -> Section:
 
 
 def idle(cells: Sequence[Cell]) -> Section:
-    """Share of the training time in which each stage waited."""
+    """Builds the chart of each stage's idle share of the training time."""
     chart = _bars(
         cells,
         key="idle",

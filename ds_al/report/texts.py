@@ -1,4 +1,4 @@
-"""Numbers as texts."""
+"""Formats numbers as texts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ds_al.report.read import number
 
 
 def plain(value: Any) -> str:
-    """Any fact as a text."""
+    """Formats any fact."""
     if value is None or value == "":
         return NOT_RECORDED
     if isinstance(value, bool):
@@ -28,12 +28,12 @@ def plain(value: Any) -> str:
 
 
 def fixed(value: float | None, digits: int) -> str:
-    """A number with this many decimals."""
+    """Formats a number with this many decimals."""
     return NOT_RECORDED if value is None else f"{value:,.{digits}f}"
 
 
 def with_sd(one: Statistic, digits: int, *, scale: float = 1.0, unit: str = "") -> str:
-    """``mean ± sd``; of a single value, that value alone."""
+    """Formats ``mean ± sd``, or a single value alone."""
     if one.mean is None:
         return NOT_RECORDED
     text = f"{one.mean * scale:,.{digits}f}"
@@ -41,7 +41,7 @@ def with_sd(one: Statistic, digits: int, *, scale: float = 1.0, unit: str = "") 
 
 
 def size(count: float | None) -> str:
-    """Bytes with a binary unit."""
+    """Formats bytes with a binary unit."""
     if count is None:
         return NOT_RECORDED
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -52,7 +52,7 @@ def size(count: float | None) -> str:
 
 
 def si(value: Any) -> str:
-    """A count with K, M, G, T; what is no number as it is."""
+    """Formats a count with K, M, G, T; other values are unchanged."""
     known = number(value)
     if known is None:
         return plain(value)
@@ -63,5 +63,5 @@ def si(value: Any) -> str:
 
 
 def setting(value: Any) -> str:
-    """A value of a config, as it stands there."""
+    """Formats a config value as in the config."""
     return value if isinstance(value, str) else json.dumps(value)

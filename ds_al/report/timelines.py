@@ -1,4 +1,4 @@
-"""Turns a trace into a timeline: a bounded number of slices of a few kinds, and sums per stage."""
+"""Converts a trace into a timeline: a bounded number of slices of a few kinds, and sums per stage."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _POINTS = 400
 
 
 def kind(instruction: str) -> str:
-    """The kind of an instruction, by DeepSpeed's class name."""
+    """Returns the kind of an instruction by DeepSpeed's class name."""
     return _KIND_OF.get(instruction, "other")
 
 
 def timeline(run: RunRecord, *, label: str, key: str, most: int) -> Timeline:
-    """The start of a run's trace.
+    """Builds the timeline of the start of a run's trace.
 
     Args:
         run: a run with a trace.
-        label: how the report calls it.
-        key: unique in the report.
-        most: slices to keep; the rest of the trace is left out, and the description says so.
+        label: label of the run in the report.
+        key: key that is unique in the report.
+        most: maximum number of slices; the rest of the trace is omitted, which the description states.
     """
-    # Evaluations before the first forward would push training out of the window.
+    # Evaluations before the first forward would take the place of training in the timeline.
     first = next((event.start for event in run.trace if kind(event.instruction) in BUSY), run.trace[0].start)
     events = [event for event in run.trace if event.end >= first]
     last = max(event.end for event in events)
@@ -78,7 +78,7 @@ def timeline(run: RunRecord, *, label: str, key: str, most: int) -> Timeline:
 
 
 def held(run: RunRecord, *, label: str, key: str) -> Chart | None:
-    """Bytes held for backward over time, or ``None`` where the trace has none."""
+    """Builds the chart of bytes held for backward over time, or returns ``None`` if the trace has none."""
     first = next((event.start for event in run.trace if kind(event.instruction) in BUSY), run.trace[0].start)
     until = first + _zoom(run, run.trace, begin=first, shown=run.trace[-1].end - first)
     stages = max(event.stage for event in run.trace) + 1
@@ -134,7 +134,7 @@ def _text(event: TraceEvent) -> str:
 
 
 def _zoom(run: RunRecord, events: Sequence[TraceEvent], *, begin: float, shown: float) -> float:
-    """The end of about two batches: more of them are lines too thin to see."""
+    """Returns the end of about two batches, since slices of more batches are too thin to see."""
     micro_batches = run.value("micro_batches")
     if not isinstance(micro_batches, int) or micro_batches < 1:
         return shown

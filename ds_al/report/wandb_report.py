@@ -1,6 +1,6 @@
-"""A W&B report of several runs, side by side: set-up, losses of each stage, accuracies, times, timelines.
+"""Publishes a W&B report of several runs: set-up, losses of each stage, accuracies, times, timelines.
 
-Needs the package ``wandb-workspaces``, an account and a network; runs that were offline are to be sent first
+This needs the package ``wandb-workspaces``, an account and network access; offline runs must be uploaded first
 (``wandb sync``).
 """
 
@@ -18,21 +18,21 @@ from ds_al.errors import ALReportError
 from ds_al.experiment.wandb_run import has_account
 
 Run = dict[str, Any]
-"""``config.json`` of a run's folder."""
+"""Content of ``config.json`` in a run folder."""
 
 _SETTINGS = (
     *("method", "model", "layers", "stages", "partition", "micro_batches", "micro_batch_size", "data", "seed", "rho"),
     *("parameters_total", "git_commit", "device", "cpu", "cores"),
 )
-_WIDTH, _HEIGHT = 12, 9  # of a panel; a report is 24 wide
+_WIDTH, _HEIGHT = 12, 9  # size of a panel; a report is 24 wide
 
 
 def publish(runs: Sequence[Path], *, title: str, entity: str | None, project: str) -> str:
-    """Saves a report on W&B, of all runs in the W&B groups of the given ones.
+    """Saves a report on W&B with all runs in the W&B groups of the given runs.
 
     Args:
-        runs: folders ``<output>/<name>/<time>`` of runs.
-        title: of the report, at most 128 characters.
+        runs: run folders ``<output>/<name>/<time>``.
+        title: title of the report, at most 128 characters.
         entity: W&B user or team that owns the runs and the report; ``None`` for the account's default.
         project: W&B project of the runs and of the report.
 
@@ -40,8 +40,8 @@ def publish(runs: Sequence[Path], *, title: str, entity: str | None, project: st
         The report's URL.
 
     Raises:
-        ALReportError: a folder is not that of a run, ``wandb-workspaces`` is missing, ``WANDB_MODE`` or a
-            missing account forbids it, or W&B refuses the report or cannot be reached.
+        ALReportError: a folder is not a run folder, ``wandb-workspaces`` or an account is missing, ``WANDB_MODE``
+            disables uploads, or W&B rejects the report or cannot be reached.
     """
     configs = [_read(Path(run)) for run in runs]
     if not configs:
@@ -66,7 +66,7 @@ def publish(runs: Sequence[Path], *, title: str, entity: str | None, project: st
 
 
 def _build(api: Any, expr: Any, runs: Sequence[Run], *, title: str, entity: str | None, project: str) -> Any:
-    """The report, not saved yet."""
+    """Builds the report without saving it."""
     owner = {} if entity is None else {"entity": entity}
     groups = sorted({_group(run) for run in runs})
     stages = max(run["resolved"]["stages"] for run in runs)
@@ -107,7 +107,7 @@ def _build(api: Any, expr: Any, runs: Sequence[Run], *, title: str, entity: str 
 
 
 def _setup(runs: Sequence[Run]) -> str:
-    """What the runs have in common as a list, and where they differ as a table, in Markdown."""
+    """Returns common settings as a list and differing settings as a table, in Markdown."""
     facts = [{key: _text(run["resolved"].get(key)) for key in _SETTINGS} for run in runs]
     differ = [key for key in _SETTINGS if len({fact[key] for fact in facts}) > 1]
     text = [f"* {key}: {facts[0][key]}" for key in _SETTINGS if key not in differ]

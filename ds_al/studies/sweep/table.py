@@ -39,7 +39,7 @@ def rows(results: Sequence[Result]) -> list[Row]:
     """Returns one row per (group, method, K, P), in the order of the sweep.
 
     Columns: see :data:`COLUMNS`; accuracies are means over seeds with sample standard deviations ``_sd`` (``None``
-    with one seed); ``averaged_accuracy`` is the test accuracy of the mean of all exits (:mod:`ds_al.exit_average`);
+    with one seed); ``averaged_accuracy`` is the test accuracy of the mean of all exits (:mod:`ds_al.exits`);
     ``first_validation_accuracy`` is the validation accuracy after the first evaluated epoch, which shows slow starts;
     ``seconds_to_twin`` is the mean training time until the validation accuracy first reached the twin's last one (same
     seed), ``None`` if it never did; bytes are the maximum over stages.

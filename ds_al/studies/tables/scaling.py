@@ -53,7 +53,7 @@ BOUND = (
 def scaling(rows: Sequence[Row]) -> list[Table | str]:
     """Returns a table per study: speed-up and efficiency of each method over stages, and the published speed-up.
 
-    A number that was computed from busy times stands in italics, and what it is made of in a table of its own.
+    Numbers computed from busy times are in italics; a separate table lists those times.
     """
     blocks: list[Table | str] = []
     for own in groups(rows, "study"):
