@@ -69,7 +69,7 @@ class Inference:
             exit_confidence: thresholds; for each of them ``"early_exit"`` gets the
                 :class:`~ds_al.exits.EarlyExit` of the data set.
             averaged: ``"averaged"`` gets the accuracy of the mean of the last n exits, n = 1 .. N
-                (:mod:`ds_al.exit_average`). Keeps ``(V)`` numbers per sample and exit, on the host of every rank.
+                (:mod:`ds_al.exits`). Keeps ``(V)`` numbers per sample and exit, on the host of every rank.
             keep_scores: ``"scores"`` and ``"labels"`` get those of each batch at the last exit, on the host of every
                 rank.
 

@@ -177,7 +177,7 @@ def gathered(
     """Returns the network of a module on the first rank, and ``None`` on others. Every rank calls it.
 
     Args:
-        masters: master weights of this stage, see :func:`~ds_al.config.precision.full_state`.
+        masters: master weights of this stage, see :func:`~ds_al.optim.masters.full_state`.
     """
     if weights is None:
         states = _states(module, masters)

@@ -51,7 +51,7 @@ def fixed_exit(costs: Sequence[ExitCost]) -> list[int]:
 
 
 def averaged_exits(costs: Sequence[ExitCost]) -> list[int]:
-    """Returns the FLOPs of the full path plus the last n exits, for n = 1 .. N: :mod:`ds_al.exit_average`."""
+    """Returns the FLOPs of the full path plus the last n exits, for n = 1 .. N: :mod:`ds_al.exits`."""
     path = sum(cost.layer for cost in costs)
     return [path + sum(cost.exit for cost in costs[-n:]) for n in range(1, len(costs) + 1)]
 
