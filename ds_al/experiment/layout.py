@@ -44,7 +44,7 @@ class Layout:
 
     @property
     def replica(self) -> int:
-        """Replica that this process belongs to."""
+        """Replica of this process."""
         return self.rank % self.replicas
 
     @property
