@@ -45,13 +45,9 @@ class Architecture:
         return {**self.data.options(model.name), **model.options}
 
     def cost(self, samples: int) -> dict[str, Any]:
-        """Counts AL layers, and compares the operations of both forms (:mod:`ds_al.models.cost`).
+        """Counts ``layers``, and ``rho`` and ``flops`` per sample (:mod:`ds_al.models.cost`) for micro-batches of a size.
 
-        Args:
-            samples: size of the micro-batch that is counted.
-
-        Returns:
-            ``layers``, ``rho`` and ``flops`` per sample; each is ``None`` where it cannot be counted, with a warning.
+        Each is ``None`` where it cannot be counted, with a warning.
         """
         found: dict[str, Any] = {"layers": None, "rho": None, "flops": None}
         try:

@@ -31,8 +31,8 @@ Loader = ShuffledLoader | None
 class Form(ABC):
     """Builds, trains, evaluates, saves and resumes a network by one family of methods.
 
-    The methods with a body hold for a pipeline of any form. A form keeps no state of the run: methods that need the
-    engine get the one that :meth:`build` returned, and every rank must call them.
+    Methods with a body are the same for a pipeline of either kind. A form keeps no state of the run: methods that need
+    the engine get the one that :meth:`build` returned. Every rank must call them, except for :meth:`latest_losses`.
 
     Attributes:
         config: the ``"associated_learning"`` block.
@@ -43,12 +43,18 @@ class Form(ABC):
     has_exits: ClassVar[bool] = False
 
     def layout(self, *, num_stages: int | None, world: int, rank: int) -> Layout:
-        """Assigns each process a stage of a replica.
+        """Assigns each process a stage of a replica, by default one stage per process.
 
         Raises:
             ALConfigError: the number of processes or of stages does not fit.
         """
-        return Layout.of_pipeline(num_stages=num_stages, world=world, rank=rank)
+        stages = world if num_stages is None else num_stages
+        if world % stages:
+            raise ALConfigError(
+                f'"{BLOCK}.num_stages": got {stages} for {world} processes: start as many processes as stages, or a '
+                "multiple of it for data parallel replicas (deepspeed --num_accelerators N)"
+            )
+        return Layout(stages, world // stages, rank)
 
     def micro_batches(self, total: int, *, replicas: int) -> int:
         """Returns how many micro-batches each replica trains per batch, of a config that says ``total``.
@@ -127,7 +133,7 @@ class AssociatedLearning(Form):
 
     def reads_data(self, layout: Layout) -> bool:
         """Whether this is the first stage: labels are sent downstream with the target codes."""
-        return layout.is_first_stage
+        return layout.stage == 0
 
     def check(self, experiment: ExperimentConfig) -> None:
         """Refuses ``label_smoothing``, which is an option of the objective here."""
@@ -192,7 +198,7 @@ class BackpropPipeline(Form):
 
     def reads_data(self, layout: Layout) -> bool:
         """Whether this is the first stage, which reads x, or the last one, which reads labels."""
-        return layout.is_first_stage or layout.is_last_stage
+        return layout.stage in (0, layout.stages - 1)
 
     def check(self, experiment: ExperimentConfig) -> None:
         """Refuses partition methods that only an ``ALPipelineModule`` has."""

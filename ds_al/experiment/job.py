@@ -71,15 +71,10 @@ class Job:
         self.data = RunData.load(experiment.data, seed=experiment.seed, read=self.form.reads_data(layout))
         self.network = Architecture(experiment, self.data.facts)
         self.sizes = BatchSizes.of(self.config, self.form, replicas=layout.replicas)
-        self.budget = Budget(
-            self.sizes.batches_per_epoch(self.data.facts.sizes["train"]),
-            experiment.epochs,
-            experiment.max_batches,
-            experiment.max_seconds,
-        )
-        self.loader = self.data.training_loader(
-            batch_size=self.sizes.micro_batch, share=(layout.replica, layout.replicas)
-        )
+        per_epoch = self.sizes.batches_per_epoch(self.data.facts.sizes["train"])
+        self.budget = Budget(per_epoch, experiment.epochs, experiment.max_batches, experiment.max_seconds)
+        share = (layout.replica, layout.replicas)
+        self.loader = self.data.training_loader(batch_size=self.sizes.micro_batch, share=share)
 
         self.resume = resume
         with quiet():

@@ -39,15 +39,13 @@ class RunFolder(Observer):
     def started(self, info: RunInfo) -> None:
         """Writes ``config.json``, and opens ``metrics.jsonl``."""
         self._info = info
-        self._batches = info.first_epoch * info.batches_per_epoch
         write_json(info.folder / "config.json", {**self._config, "resolved": self._facts})
         self._metrics: TextIO = (info.folder / "metrics.jsonl").open("w")
 
     def losses(self, epoch: int, losses: Tensor) -> None:
         """Writes one line per batch."""
-        for row in losses.tolist():
-            self._batches += 1
-            self._write({"kind": "batch", "epoch": epoch + 1, "batch": self._batches, "losses": row})
+        for batch, row in enumerate(losses.tolist(), start=epoch * self._info.batches_per_epoch + 1):
+            self._write({"kind": "batch", "epoch": epoch + 1, "batch": batch, "losses": row})
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Writes one line."""

@@ -25,9 +25,8 @@ MEDIA = ("curves", "timeline")
 class WandbRun(Observer):
     """Logs one W&B run; nothing where the config or ``WANDB_MODE=disabled`` turns it off.
 
-    ``WANDB_MODE`` sets the mode. Without it, a machine with an account logs online, and one without keeps the run
-    offline in ``<folder>/wandb`` (``wandb sync`` uploads it later). It never asks for a log-in. Without a network, a
-    run that should log online is kept offline. After any later failure it warns once and stops logging.
+    A run that cannot log online is kept in ``<folder>/wandb``, and ``wandb sync`` uploads it later. It never asks for
+    a log-in. After any later failure it warns once and stops logging.
 
     Args:
         config: the ``"experiment.wandb"`` block.
@@ -42,7 +41,6 @@ class WandbRun(Observer):
     def started(self, info: RunInfo) -> None:
         """Starts the W&B run, and writes its id into the folder."""
         self._info = info
-        self._batches = info.first_epoch * info.batches_per_epoch
         mode = wandb_mode() if self._config.enabled else "disabled"
         if mode != "disabled":
             with self._guarded():
@@ -87,9 +85,8 @@ class WandbRun(Observer):
 
     def losses(self, epoch: int, losses: Tensor) -> None:
         """Logs the losses of each batch under ``stage_<number>/``."""
-        for row in losses.tolist():
-            self._batches += 1
-            self.log({"batch": self._batches, **named_losses(row, bounds=self._info.partition)}, step=self._batches)
+        for batch, row in enumerate(losses.tolist(), start=epoch * self._info.batches_per_epoch + 1):
+            self.log({"batch": batch, **named_losses(row, bounds=self._info.partition)}, step=batch)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Logs the metrics of an epoch, those of a stage under ``stage_<number>/``."""
