@@ -28,14 +28,9 @@ class Display(Observer):
 
     def __init__(self, *, console: Console | None = None) -> None:
         self.console = console or Console()
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
+        speed, left = TextColumn("{task.fields[speed]}"), TextColumn("left")
+        columns = (TextColumn("{task.description}"), BarColumn(), speed, left, TimeRemainingColumn())
+        self._progress = Progress(*columns, console=self.console)
         self._live = Live(self._progress, console=self.console, refresh_per_second=4, transient=True)
         self._batches = 0
         self._averages = Averages()

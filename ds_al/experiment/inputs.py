@@ -24,8 +24,7 @@ from ds_al.tensors import Activation
 class DataFacts:
     """Facts of a data set that every stage knows; fields of the same names as in :class:`~ds_al.data.Splits`.
 
-    ``sizes`` has the samples of each part; with ``builds_vocabulary`` the run saves the vocabulary, which was built
-    from the training part.
+    ``sizes`` has the number of samples of each part.
     """
 
     kind: Kind
@@ -35,7 +34,6 @@ class DataFacts:
     padding_id: int | None
     varying: bool
     sizes: dict[str, int]
-    builds_vocabulary: bool
 
     @classmethod
     def of(cls, splits: Splits) -> DataFacts:
@@ -50,16 +48,9 @@ class DataFacts:
                 f"the {empty[0]} part is empty, of {sizes}: expected at least one sample in each"
                 + ("; raise experiment.data.validation_fraction" if empty[0] == "validation" else "")
             )
-        return cls(
-            kind=splits.kind,
-            classes=splits.classes,
-            shape=splits.shape,
-            vocab_size=splits.vocab_size,
-            padding_id=splits.padding_id,
-            varying=splits.varying,
-            sizes=sizes,
-            builds_vocabulary=splits.save_vocabulary is not None,
-        )
+        names = ("kind", "classes", "shape", "vocab_size", "padding_id", "varying")
+        shared: dict[str, Any] = {name: getattr(splits, name) for name in names}
+        return cls(**shared, sizes=sizes)
 
     @property
     def dtype(self) -> torch.dtype:

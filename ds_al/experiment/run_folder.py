@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -99,7 +98,6 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path, *, bounds: Seq
     """Draws the local losses of each stage, and the validation accuracy of each exit, over the epochs."""
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(10, 4), facecolor="white")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     if "loss" in history[0]:
         left.plot(epochs, [row["loss"] for row in history], color=palette.BLUE, label="loss")

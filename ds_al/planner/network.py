@@ -256,7 +256,6 @@ def _facts(kind: Any, shape: tuple[int, ...], classes: int, *, vocabulary: int |
         padding_id=None if vocabulary is None else 0,
         varying=False,
         sizes={},
-        builds_vocabulary=False,
     )
 
 
