@@ -9,7 +9,7 @@ from typing import Any
 from deepspeed.pipe import LayerSpec
 
 from ds_al.errors import ALLayerError
-from ds_al.experiment.config import ModelConfig
+from ds_al.experiment.config import ExperimentConfig
 from ds_al.experiment.inputs import DataFacts
 from ds_al.models import build_al, build_twin
 from ds_al.models.cost import network_cost
@@ -19,37 +19,35 @@ from ds_al.spec import ALLayerSpec
 
 @dataclass(frozen=True)
 class Architecture:
-    """Builds the layers that a model block describes for a data set.
+    """Builds the layers that an experiment describes for a data set.
 
     Attributes:
-        model: the ``"experiment.model"`` block.
+        experiment: the ``"experiment"`` block.
         data: facts of the data set; they give the model its sizes.
     """
 
-    model: ModelConfig
+    experiment: ExperimentConfig
     data: DataFacts
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments of both forms: those that follow from the data, and the config's."""
-        return {**self.data.options(self.model.name), **self.model.options}
 
     def al_layers(self) -> list[ALLayerSpec]:
         """Returns the specs of the AL layers."""
-        return build_al(self.model.name, **self.options, **self.model.al_options)
+        model = self.experiment.model
+        return build_al(model.name, **self._options(), **model.al_options)
 
     def twin_layers(self) -> list[LayerSpec]:
         """Returns the layers of the backprop twin."""
-        return build_twin(self.model.name, **self.options, **self.model.twin_options)
+        model = self.experiment.model
+        return build_twin(model.name, **self._options(), **model.twin_options)
+
+    def _options(self) -> dict[str, Any]:
+        """Keyword arguments of both forms: those that follow from the data, and the config's."""
+        model = self.experiment.model
+        return {**self.data.options(model.name), **model.options}
 
     def cost(self, samples: int) -> dict[str, Any]:
-        """Counts AL layers, and compares the operations of both forms (:mod:`ds_al.models.cost`).
+        """Counts ``layers``, and ``rho`` and ``flops`` per sample (:mod:`ds_al.models.cost`) for micro-batches of a size.
 
-        Args:
-            samples: size of the micro-batch that is counted.
-
-        Returns:
-            ``layers``, ``rho`` and ``flops`` per sample; each is ``None`` where it cannot be counted, with a warning.
+        Each is ``None`` where it cannot be counted, with a warning.
         """
         found: dict[str, Any] = {"layers": None, "rho": None, "flops": None}
         try:

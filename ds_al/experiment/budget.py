@@ -1,8 +1,57 @@
-"""Length of a run: a number of epochs, which limits of batches or of seconds may cut short."""
+"""Sizes of a run: samples of a batch, batches of an epoch, epochs until it ends."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from ds_al.errors import ALConfigError
+from ds_al.experiment.forms import Form
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSizes:
+    """Samples and micro-batches of a batch.
+
+    Attributes:
+        micro_batch: samples per micro-batch.
+        micro_batches: the config's ``gradient_accumulation_steps``.
+        per_replica: micro-batches that each replica trains per batch.
+        replicas: number of replicas.
+    """
+
+    micro_batch: int
+    micro_batches: int
+    per_replica: int
+    replicas: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], form: Form, *, replicas: int) -> BatchSizes:
+        """Reads the sizes that a config asks for.
+
+        Raises:
+            ALConfigError: a size is missing or below 1, or the replicas cannot share the micro-batches of a batch.
+        """
+        micro_batch = _positive(config, "train_micro_batch_size_per_gpu")
+        micro_batches = _positive(config, "gradient_accumulation_steps")
+        per_replica = form.micro_batches(micro_batches, replicas=replicas)
+        return cls(micro_batch=micro_batch, micro_batches=micro_batches, per_replica=per_replica, replicas=replicas)
+
+    @property
+    def samples(self) -> int:
+        """Samples per batch, over all replicas."""
+        return self.micro_batch * self.per_replica * self.replicas
+
+    def batches_per_epoch(self, samples: int) -> int:
+        """Returns the number of batches in one pass over so many samples; raises ``ALConfigError`` if it is 0."""
+        if samples < self.samples:
+            raise ALConfigError(
+                f"{samples} training samples make no batch of {self.samples}, {self.per_replica} micro-batches of "
+                f"{self.micro_batch} in each of {self.replicas} replicas: "
+                "lower train_micro_batch_size_per_gpu or gradient_accumulation_steps"
+            )
+        return samples // self.samples
 
 
 @dataclass(frozen=True)
@@ -41,3 +90,10 @@ class Budget:
     def ends(self, epoch: int, *, seconds: float) -> bool:
         """Whether this epoch is the last one, after so many seconds of training."""
         return epoch + 1 >= self.epochs or (self.max_seconds is not None and seconds >= self.max_seconds)
+
+
+def _positive(config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or value < 1:
+        raise ALConfigError(f'"{key}": got {value!r}, expected a whole number of 1 or more')
+    return value

@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ds_al.experiment.live import Averages, advice, slowest, stage_table
-from ds_al.experiment.observer import Observer, RunInfo, Snapshot
+from ds_al.experiment.observer import Observer, RunInfo, Snapshot, stage_means
 from ds_al.trace import Event
 
 
@@ -28,14 +28,9 @@ class Display(Observer):
 
     def __init__(self, *, console: Console | None = None) -> None:
         self.console = console or Console()
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
+        speed, left = TextColumn("{task.fields[speed]}"), TextColumn("left")
+        columns = (TextColumn("{task.description}"), BarColumn(), speed, left, TimeRemainingColumn())
+        self._progress = Progress(*columns, console=self.console)
         self._live = Live(self._progress, console=self.console, refresh_per_second=4, transient=True)
         self._batches = 0
         self._averages = Averages()
@@ -81,17 +76,11 @@ class Display(Observer):
         bounds, stage_metrics = self._info.partition, snapshot.stage_metrics
         busy = self._averages.busy(stage_metrics)
         marked = slowest(busy)
-        lines: list[Any] = [
-            stage_table(stage_metrics, busy, snapshot.losses, marked),
-            Text(f"lr {snapshot.learning_rate:.2e}", "dim"),
-        ]
+        table = stage_table(stage_metrics, busy, snapshot.losses, marked)
+        lines: list[Any] = [table, Text(f"lr {snapshot.learning_rate:.2e}", "dim")]
         if marked is not None:
-            sentence = advice(
-                marked,
-                data=stage_metrics[marked.stage].data,
-                layers=bounds[marked.stage + 1] - bounds[marked.stage],
-                partition_method=self._info.partition_method,
-            )
+            data, layers = stage_metrics[marked.stage].data, bounds[marked.stage + 1] - bounds[marked.stage]
+            sentence = advice(marked, data=data, layers=layers, partition_method=self._info.partition_method)
             lines.append(Text(sentence, "yellow"))
         return Group(*lines)
 
@@ -100,13 +89,8 @@ class Display(Observer):
         info = self._info
         parts = [f"epoch {row['epoch']:>3}/{info.epochs}", f"{row['samples_per_second']:>7,.0f} samples/s"]
         if "associated_loss" in row:
-            bounds = info.partition
-            for stage in range(info.stages):
-                a, e = (
-                    sum(row[key][bounds[stage] : bounds[stage + 1]]) / (bounds[stage + 1] - bounds[stage])
-                    for key in ("associated_loss", "autoencoder_loss")
-                )
-                parts.append(f"stage {stage} A {a:.4f} E {e:.4f}")
+            local = (stage_means(row[key], info.partition) for key in ("associated_loss", "autoencoder_loss"))
+            parts += [f"stage {i} A {a:.4f} E {e:.4f}" for i, (a, e) in enumerate(zip(*local, strict=True))]
         else:
             parts.append(f"loss {row['loss']:.4f}")
         parts.append(f"lr {row['learning_rate']:.1e}")
@@ -126,34 +110,25 @@ class Display(Observer):
 
     def finished(self, summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
         """Prints the final tables, and at last the line with the test accuracy."""
-        stages = Table(title=f"{summary['name']}: {summary['method']}", title_justify="left")
-        for column in ("stage", "AL layers", "parameters", "idle", "peak activations", "sent"):
-            stages.add_column(column, justify="right")
-        for stage in range(summary["stages"]):
-            bounds = summary["partition"]
-            sent = summary["bytes_sent"][stage]
+        title, bounds = f"{summary['name']}: {summary['method']}", summary["partition"]
+        stages = _table(title, "stage", "AL layers", "parameters", "idle", "peak activations", "sent")
+        for stage, sent in enumerate(summary["bytes_sent"]):
             stages.add_row(
-                str(stage),
-                f"{bounds[stage] + 1}..{bounds[stage + 1]}",
-                f"{summary['parameters'][stage]:,}",
-                f"{summary['idle'][stage]:.1%}",
-                _bytes(summary["peak_activation_bytes"][stage]),
+                str(stage), f"{bounds[stage] + 1}..{bounds[stage + 1]}", f"{summary['parameters'][stage]:,}",
+                f"{summary['idle'][stage]:.1%}", _bytes(summary["peak_activation_bytes"][stage]),
                 "-" if sent is None else _bytes(sent),
-            )
+            )  # fmt: skip
         part = "validation" if summary["test_accuracy"] is None else "test"
         found = summary[f"{part}_accuracy"] or []
-        exits = Table(title=f"{part} accuracy at every exit", title_justify="left")
-        exits.add_column("exit")
-        exits.add_column("accuracy", justify="right")
-        exits.add_column("cost", justify="right")
+        exits = _table(f"{part} accuracy at every exit", "exit", "accuracy", "cost")
+        exits.columns[0].justify = "left"
         costs = [f"{row['cost']:.1%}" for row in summary["exits"] or ()] or [""] * len(found)
         for number, (accuracy, cost) in enumerate(zip(found, costs, strict=True), start=1):
             exits.add_row(str(number), f"{accuracy:.4f}", cost)
         self.console.print(stages, exits)
         if summary["early_exit"]:
-            early = Table(title="test samples that leave at the first confident exit", title_justify="left")
-            for column in ("confidence", "accuracy", "cost", "left at each exit"):
-                early.add_column(column, justify="right")
+            title = "test samples that leave at the first confident exit"
+            early = _table(title, "confidence", "accuracy", "cost", "left at each exit")
             for row in summary["early_exit"]:
                 left = "  ".join(f"{share:.1%}" for share in row["left"])
                 early.add_row(f"{row['confidence']:g}", f"{row['accuracy']:.4f}", f"{row['cost']:.1%}", left)
@@ -165,6 +140,10 @@ class Display(Observer):
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _table(title: str, *columns: str) -> Table:
+    return Table(*(Column(name, justify="right") for name in columns), title=title, title_justify="left")
 
 
 def _bytes(count: float) -> str:

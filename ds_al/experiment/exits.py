@@ -38,23 +38,18 @@ def confidence_rows(outcomes: Sequence[EarlyExit], costs: Sequence[ExitCost]) ->
     The cost of a sample includes all exits it reached, so a threshold of 1 costs more than the full path alone.
     """
     full = fixed_exit(costs)[-1]
-    rows = []
-    for outcome in outcomes:
-        flops = tried_exits(costs, outcome.left)
-        rows.append({
-            "confidence": outcome.confidence, "accuracy": outcome.accuracy, "left": outcome.left,
-            "flops": flops, "cost": flops / full,
-        })  # fmt: skip
-    return rows
+    flops = [tried_exits(costs, outcome.left) for outcome in outcomes]
+    return [
+        {"confidence": each.confidence, "accuracy": each.accuracy, "left": each.left, "flops": own, "cost": own / full}
+        for each, own in zip(outcomes, flops, strict=True)
+    ]
 
 
 def draw_exits(exits: Sequence[Mapping[str, Any]], confidence: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws accuracy against cost: every exit as a point, and the thresholds as a curve."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     for rows, key, colour, style, label in (
         (exits, "exit", palette.VERMILION, "s--", "all samples leave at exit"),

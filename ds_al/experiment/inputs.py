@@ -19,12 +19,13 @@ from ds_al.errors import ALConfigError, ALDataError
 from ds_al.models import AL_MODELS, TWINS
 from ds_al.tensors import Activation
 
-PARTS = ("train", "validation", "test")
-
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """Facts of a data set that every stage knows; fields of the same names as in :class:`~ds_al.data.Splits`."""
+    """Facts of a data set that every stage knows; fields of the same names as in :class:`~ds_al.data.Splits`.
+
+    ``sizes`` has the number of samples of each part.
+    """
 
     kind: Kind
     classes: list[str]
@@ -33,9 +34,6 @@ class DataFacts:
     padding_id: int | None
     varying: bool
     sizes: dict[str, int]
-    """Samples of each part."""
-    builds_vocabulary: bool
-    """Whether the vocabulary was built from the training part, so that the run saves it."""
 
     @classmethod
     def of(cls, splits: Splits) -> DataFacts:
@@ -44,22 +42,15 @@ class DataFacts:
         Raises:
             ALDataError: a part is empty.
         """
-        sizes = {part: len(getattr(splits, part)) for part in PARTS}
+        sizes = {part: len(getattr(splits, part)) for part in ("train", "validation", "test")}
         if empty := [part for part, size in sizes.items() if not size]:
             raise ALDataError(
                 f"the {empty[0]} part is empty, of {sizes}: expected at least one sample in each"
                 + ("; raise experiment.data.validation_fraction" if empty[0] == "validation" else "")
             )
-        return cls(
-            kind=splits.kind,
-            classes=splits.classes,
-            shape=splits.shape,
-            vocab_size=splits.vocab_size,
-            padding_id=splits.padding_id,
-            varying=splits.varying,
-            sizes=sizes,
-            builds_vocabulary=splits.save_vocabulary is not None,
-        )
+        names = ("kind", "classes", "shape", "vocab_size", "padding_id", "varying")
+        shared: dict[str, Any] = {name: getattr(splits, name) for name in names}
+        return cls(**shared, sizes=sizes)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,14 +91,7 @@ class DataFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """Data of a run on one process: its facts on every one, its samples where they are read.
-
-    Attributes:
-        config: the ``"experiment.data"`` block.
-        seed: decides the validation part and the order of training samples.
-        splits: the data set; ``None`` on a process that reads none.
-        facts: what every process knows of the data set.
-    """
+    """Data of a run: its facts on every process, its samples (``splits``) where they are read."""
 
     config: DataConfig
     seed: int
@@ -127,15 +111,12 @@ class RunData:
         dist.broadcast_object_list(facts, src=0)
         return cls(config=config, seed=seed, splits=splits, facts=facts[0])
 
-    def training_loader(self, *, batch_size: int, share: tuple[int, int] = (0, 1)) -> ShuffledLoader | None:
-        """Makes the loader of training micro-batches, which are the same ones for AL and for its twin.
+    def training_loader(self, *, batch_size: int, share: tuple[int, int]) -> ShuffledLoader | None:
+        """Makes the loader of training micro-batches, the same ones for AL and its twin, where data is read.
 
         Args:
             batch_size: samples per micro-batch.
             share: ``(r, R)`` for replica r of R (:class:`~ds_al.data.ShuffledLoader`).
-
-        Returns:
-            The loader; ``None`` on a process that reads no data.
         """
         if self.splits is None:
             return None

@@ -14,18 +14,16 @@ from deepspeed.accelerator import get_accelerator
 from ds_al.config.associated_learning import al_config
 from ds_al.config.base import with_scheduler_steps
 from ds_al.experiment.architecture import Architecture
-from ds_al.experiment.batches import BatchSizes
-from ds_al.experiment.budget import Budget
+from ds_al.experiment.budget import BatchSizes, Budget
 from ds_al.experiment.config import BLOCK, check_partition, experiment_config
 from ds_al.experiment.display import Display
-from ds_al.experiment.facts import run_facts
 from ds_al.experiment.forms import form_of
 from ds_al.experiment.inputs import RunData
 from ds_al.experiment.observer import Observers, RunInfo, Snapshot
-from ds_al.experiment.quiet import quiet
+from ds_al.experiment.process import quiet
 from ds_al.experiment.recipes import with_recipe
 from ds_al.experiment.run_folder import RunFolder, new_folder
-from ds_al.experiment.summary import best_epoch, summarize
+from ds_al.experiment.summary import best_epoch, run_facts, summarize
 from ds_al.experiment.wandb_run import WandbRun
 from ds_al.parallel.world import join_world
 from ds_al.system.allocator import keep_freed_memory
@@ -62,8 +60,7 @@ class Job:
         self.experiment = experiment = experiment_config(self.config)
         if experiment.keep_freed_memory and get_accelerator().device_name() == "cpu":
             keep_freed_memory()
-        self.al = al_config(self.config)
-        self.form = form_of(self.al)
+        self.form = form_of(al_config(self.config))
         self.layout = layout = self.form.layout(
             num_stages=experiment.num_stages, world=dist.get_world_size(), rank=dist.get_rank()
         )
@@ -72,23 +69,17 @@ class Job:
         check_partition(experiment)
 
         self.data = RunData.load(experiment.data, seed=experiment.seed, read=self.form.reads_data(layout))
-        self.architecture = Architecture(experiment.model, self.data.facts)
+        self.network = Architecture(experiment, self.data.facts)
         self.sizes = BatchSizes.of(self.config, self.form, replicas=layout.replicas)
-        self.budget = Budget(
-            self.sizes.batches_per_epoch(self.data.facts.sizes["train"]),
-            experiment.epochs,
-            experiment.max_batches,
-            experiment.max_seconds,
-        )
-        self.loader = self.data.training_loader(
-            batch_size=self.sizes.micro_batch, share=(layout.replica, layout.replicas)
-        )
+        per_epoch = self.sizes.batches_per_epoch(self.data.facts.sizes["train"])
+        self.budget = Budget(per_epoch, experiment.epochs, experiment.max_batches, experiment.max_seconds)
+        share = (layout.replica, layout.replicas)
+        self.loader = self.data.training_loader(batch_size=self.sizes.micro_batch, share=share)
 
         self.resume = resume
         with quiet():
-            self.engine = self.form.build(
-                self.architecture, experiment, self._engine_config(), num_stages=layout.stages, loader=self.loader
-            )
+            config = self._engine_config()
+            self.engine = self.form.build(self.network, config, num_stages=layout.stages, loader=self.loader)
             if resume is not None:
                 self.form.resume(self.engine, resume, loader=self.loader)
         self._peak_activation_bytes: int | None = None
@@ -96,10 +87,23 @@ class Job:
     def run(self) -> dict[str, Any]:
         """Trains all epochs, then evaluates once on the test part. Returns the summary, on every rank."""
         self.info = self._info()
+        tracing = self.engine.tracing
         observers = self._observers()
         observers.started(self.info)
         try:
-            return self._run(observers)
+            if tracing is not None:
+                tracing.folder = self.info.folder / "trace"
+            if self.layout.rank == 0:
+                self.data.save_vocabulary(self.info.folder / "vocabulary.json")
+            dist.barrier()  # the time that the observers take to start is no idle time of a stage
+            start = time.perf_counter()
+            history = self._train(observers)
+            if tracing is not None:
+                tracing.finish()
+            observers.trained((tracing.events or ()) if tracing is not None else ())
+            summary = {**self._summary(history, seconds=time.perf_counter() - start), "folder": str(self.info.folder)}
+            observers.finished(summary, history)
+            return summary
         except BaseException:
             observers.failed()
             raise
@@ -110,8 +114,6 @@ class Job:
             self.loader.close()
         dist.barrier()
         dist.destroy_process_group()
-
-    # ---- set-up ------------------------------------------------------------------------------------
 
     def _engine_config(self) -> dict[str, Any]:
         """DeepSpeed's keys and the block of the method, with the sizes of this run."""
@@ -124,7 +126,7 @@ class Job:
         parameters = sum(parameter.numel() for parameter in self.engine.module.parameters())
         return RunInfo(
             name=self.experiment.name,
-            method=self.al.method,
+            method=self.form.config.method,
             folder=self._new_folder(),
             stages=self.layout.stages,
             replicas=self.layout.replicas,
@@ -146,39 +148,16 @@ class Job:
     def _new_folder(self) -> Path:
         """Makes the folder of the run; every rank gets its path."""
         parent = Path(self.experiment.output) / self.experiment.name
-        folder: list[Any] = [str(new_folder(parent)) if self.writes else None]
+        folder: list[Any] = [new_folder(parent) if self.writes else None]
         dist.broadcast_object_list(folder, src=self.layout.writer)
-        return Path(folder[0])
+        return folder[0]
 
     def _observers(self) -> Observers:
         if not self.writes:
             return Observers()
-        facts = run_facts(self.info, self.experiment, self.architecture, device=self.engine.device)
-        resumed_from = None if self.resume is None else Path(self.resume)
-        return Observers(
-            RunFolder(self.config, facts),
-            WandbRun(self.experiment.wandb, facts, resumed_from=resumed_from),
-            Display(),
-        )
-
-    # ---- training and evaluation -------------------------------------------------------------------
-
-    def _run(self, observers: Observers) -> dict[str, Any]:
-        tracing = self.engine.tracing
-        if tracing is not None:
-            tracing.folder = self.info.folder / "trace"
-        if self.layout.rank == 0:
-            self.data.save_vocabulary(self.info.folder / "vocabulary.json")
-        dist.barrier()  # the time that the observers take to start is no idle time of a stage
-        start = time.perf_counter()
-        history = self._train(observers)
-        if tracing is not None:
-            tracing.finish()
-        observers.trained(tracing.events or () if tracing is not None else ())
-        seconds = time.perf_counter() - start
-        summary = {**self._summary(history, seconds=seconds), "folder": str(self.info.folder)}
-        observers.finished(summary, history)
-        return summary
+        facts = run_facts(self.info, self.network, device=self.engine.device)
+        wandb = WandbRun(self.experiment.wandb, facts, resumed_from=self.resume)
+        return Observers(RunFolder(self.config, facts), wandb, Display())
 
     def _train(self, observers: Observers) -> History:
         """Trains, evaluates and saves, epoch by epoch, until the budget is used up."""
@@ -190,9 +169,10 @@ class Job:
             if last or (epoch + 1) % self.experiment.evaluate_every == 0:
                 row |= self._validate(history[:-1])
             observers.epoch(row)
-            every = self.experiment.checkpoint_every
+            every, folder = self.experiment.checkpoint_every, self.info.folder / "checkpoints"
             if last or (every and (epoch + 1) % every == 0):
-                self._save(epoch, last=last)
+                with quiet():
+                    self.form.save(self.engine, folder, tag=f"epoch_{epoch + 1}", complete=last)
             if last:
                 break
         return history
@@ -207,19 +187,18 @@ class Job:
             observers.batch(epoch, self._snapshot)
         stats = engine.gather(engine.stats())
         seconds = max(each.wall for each in stats)
-        learning_rate = engine.get_lr()[0]
-        losses = self.form.epoch_losses(engine)
-        if losses.batches is not None:
-            observers.losses(epoch, losses.batches)
+        means, losses = self.form.epoch_losses(engine)
+        if losses is not None:
+            observers.losses(epoch, losses)
         return {
             "epoch": epoch + 1,
             "seconds": seconds,
             "samples_per_second": batches * self.sizes.samples / seconds,
-            "learning_rate": learning_rate,
+            "learning_rate": engine.get_lr()[0],
             "idle": [each.idle for each in stats],
             "wait_data": stats[0].wait_data,
             "bytes_sent": [each.bytes_sent for each in stats],
-            **losses.means,
+            **means,
         }
 
     def _train_batch(self) -> None:
@@ -232,9 +211,8 @@ class Job:
         self._peak_activation_bytes = meter.peak_bytes
 
     def _snapshot(self) -> Snapshot:
-        stage_metrics = self.engine.stage_metrics()
-        losses = self.form.latest_losses(self.engine, stage_metrics)
-        return Snapshot(stage_metrics, losses, learning_rate=self.engine.get_lr()[0])
+        metrics = self.engine.stage_metrics()
+        return Snapshot(metrics, self.form.latest_losses(self.engine, metrics), learning_rate=self.engine.get_lr()[0])
 
     def _validate(self, earlier: History) -> dict[str, Any]:
         """Evaluates on the validation part, and by option on the test part where that is the best epoch so far."""
@@ -249,25 +227,15 @@ class Job:
     def _evaluate(self, part: str, **options: Any) -> dict[str, Any]:
         return self.form.evaluate(self.engine, self.data.evaluation_batches(part), **options)
 
-    def _save(self, epoch: int, *, last: bool) -> None:
-        with quiet():
-            self.form.save(self.engine, self.info.folder / "checkpoints", tag=f"epoch_{epoch + 1}", complete=last)
-
     def _summary(self, history: History, *, seconds: float) -> dict[str, Any]:
         """Evaluates on the test part, and by option on the other parts, and summarizes the run."""
-        costs = self.architecture.exit_costs(self.sizes.micro_batch) if self.form.has_exits else None
-        test: dict[str, Any] = {}
-        if self.experiment.test:
-            test = self._evaluate(
-                "test",
-                exit_confidence=self.experiment.exit_confidence if costs else (),
-                averaged=self.experiment.evaluate_fully,
-            )
+        costs = self.network.exit_costs(self.sizes.micro_batch) if self.form.has_exits else None
+        confidence, fully = self.experiment.exit_confidence if costs else (), self.experiment.evaluate_fully
         return summarize(
             self.info,
             history,
-            test=test,
-            full=self._full_evaluation(history) if self.experiment.evaluate_fully else {},
+            test=self._evaluate("test", exit_confidence=confidence, averaged=fully) if self.experiment.test else {},
+            full=self._full_evaluation(history) if fully else {},
             exit_costs=costs,
             peak_activation_bytes=self.engine.gather(self._peak_activation_bytes or 0),
             seconds=seconds,

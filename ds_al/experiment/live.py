@@ -10,8 +10,7 @@ from rich.table import Table
 
 from ds_al.trace import StageMetrics
 
-MARGIN = 1.15
-"""A stage is marked when its busy share is more than this many times that of any other."""
+_MARGIN = 1.15  # a stage is marked when its busy share is more than this many times that of any other
 _KEEP = 0.7  # weight of the old average at every update
 
 
@@ -24,31 +23,22 @@ class Slowest:
     """Its share of the busy time of all stages."""
 
 
-def slowest(busy: Mapping[int, float], *, margin: float = MARGIN) -> Slowest | None:
+def slowest(busy: Mapping[int, float]) -> Slowest | None:
     """Finds the stage that is clearly busier than all others: it sets the throughput of the pipeline.
 
-    Args:
-        busy: by stage, share of its time in which it did not wait for others; NaN where unknown.
-        margin: how many times as busy as the next busiest it must be, at least.
-
-    Returns:
-        ``None`` where no stage is clearly the slowest, or fewer than two are known.
+    ``busy`` has the share of time in which a stage did not wait for others; NaN where unknown.
     """
     known = sorted(((share, stage) for stage, share in busy.items() if not math.isnan(share)), reverse=True)
-    if len(known) < 2 or known[0][0] <= margin * known[1][0]:
+    if len(known) < 2 or known[0][0] <= _MARGIN * known[1][0]:
         return None
     most, stage = known[0]
     return Slowest(stage, most / sum(share for share, _ in known))
 
 
 def advice(found: Slowest, *, data: float, layers: int, partition_method: str) -> str:
-    """Writes one sentence about the slowest stage: which one, its share of the time, and what to try.
+    """Writes one sentence about the slowest stage: its share of the time, and what to try.
 
-    Args:
-        found: the stage.
-        data: share of its time that it spends on the data iterator.
-        layers: how many layers it has.
-        partition_method: how layers are assigned to stages now.
+    ``data`` is the share of its own time that the stage spends on the data iterator.
     """
     text = f"stage {found.stage} is the slowest: {found.share:.0%} of the time goes there; "
     if data > 0.5:
@@ -89,20 +79,20 @@ def stage_table(
         marked: stage whose row is highlighted.
     """
     rows = list(zip(stage_metrics.items(), losses, strict=True))
-    single = all(len(values) == 1 for _, values in rows)
+    names = ["loss"] if all(len(values) == 1 for _, values in rows) else ["associated", "autoencoder"]
     table = Table(box=None, padding=(0, 1), pad_edge=False)
-    names = ["loss"] if single else ["associated", "autoencoder"]
     for column in ("stage", "micro-batch", "samples/s", "busy", "queue full", *names):
         table.add_column(column, justify="right")
     for (stage, now), values in rows:
+        mark, style = ("> ", "bold yellow") if marked is not None and marked.stage == stage else ("", "")
         table.add_row(
-            f"{'> ' if marked is not None and marked.stage == stage else ''}{stage}",
+            f"{mark}{stage}",
             _format(now.micro_batches, ",.0f"),
             _format(now.samples_per_second, ",.0f"),
             _format(busy[stage], ".0%"),
             _format(now.queue_full, ".0%"),
             *(_format(value, ".4f") for value in values),
-            style="bold yellow" if marked is not None and marked.stage == stage else "",
+            style=style,
         )
     return table
 

@@ -14,44 +14,41 @@ from ds_al.trace import Event, StageMetrics
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """What a run is: method, sizes, partition, length and folder. Known before its first batch, on every rank."""
+    """What a run is, known before its first batch, on every rank.
+
+    Attributes:
+        folder: folder of the run's files.
+        stages: stages of the pipeline, P.
+        replicas: data parallel replicas, R.
+        partition: bounds; stage p holds the layers from ``partition[p]`` up to ``partition[p + 1]``.
+        partition_table: times that the bounds were chosen by, where they were measured.
+        parameters: parameters per stage.
+        micro_batch_size: samples per micro-batch.
+        micro_batches: the config's ``gradient_accumulation_steps``.
+        micro_batches_per_batch: micro-batches that all replicas together train per batch.
+        total_batches: batches from the first epoch to the last one.
+        epochs: epochs of the whole run.
+        first_epoch: epochs that were trained before this run, which resumes after them.
+    """
 
     name: str
-    """Name of the experiment."""
     method: str
-    """Training method."""
     folder: Path
-    """Folder of the run's files."""
     stages: int
-    """Stages of the pipeline, P."""
     replicas: int
-    """Data parallel replicas, R."""
     partition: list[int]
-    """Bounds: stage p holds the layers from ``partition[p]`` up to ``partition[p + 1]``."""
     partition_method: str
-    """How the bounds were chosen."""
     partition_table: str | None
-    """Times that the bounds were chosen by, where they were measured."""
     parameters: list[int]
-    """Parameters per stage."""
     seed: int
-    """Seed of the run."""
     training_samples: int
-    """Samples of the training part."""
     micro_batch_size: int
-    """Samples per micro-batch."""
     micro_batches: int
-    """The config's ``gradient_accumulation_steps``."""
     micro_batches_per_batch: int
-    """Micro-batches that all replicas together train per batch."""
     batches_per_epoch: int
-    """Batches of one pass over the training part."""
     total_batches: int
-    """Batches from the first epoch to the last one."""
     epochs: int
-    """Epochs of the whole run."""
     first_epoch: int
-    """Epochs that were trained before this run, which resumes after them."""
 
     @property
     def batch_samples(self) -> int:
@@ -59,18 +56,19 @@ class RunInfo:
         return self.micro_batch_size * self.micro_batches_per_batch
 
 
+def stage_means(values: Sequence[float], bounds: Sequence[int]) -> list[float]:
+    """Computes the mean over the layers of each stage; stage p holds ``bounds[p]`` up to ``bounds[p + 1]``."""
+    return [sum(values[start:stop]) / (stop - start) for start, stop in zip(bounds, bounds[1:], strict=False)]
+
+
 @dataclass(frozen=True)
 class Snapshot:
-    """How the stages are doing after a batch, as far as this process knows.
-
-    Attributes:
-        stage_metrics: latest metrics by stage.
-        losses: latest losses, one list per entry of ``stage_metrics``.
-        learning_rate: latest one.
-    """
+    """State of the stages after a batch, as far as this process knows it."""
 
     stage_metrics: Mapping[int, StageMetrics]
+    """Latest metrics by stage."""
     losses: Sequence[Sequence[float]]
+    """Latest losses, one list per entry of ``stage_metrics``."""
     learning_rate: float
 
 
@@ -104,43 +102,18 @@ class Observer:
         """Called where training or evaluation raises, in place of the calls that would have followed."""
 
 
-class Observers(Observer):
-    """Calls several observers, in their order; without any, as on ranks that do not write, it does nothing."""
+class Observers:
+    """Several observers as one: calls each of them, in their order; none on ranks that do not write."""
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
 
-    def started(self, info: RunInfo) -> None:
-        """See :class:`Observer`."""
-        for observer in self._observers:
-            observer.started(info)
+    def __getattr__(self, event: str) -> Callable[..., None]:
+        """Returns a method of :class:`Observer` for all of them."""
+        getattr(Observer, event)  # an unknown event is an error without observers, too
 
-    def batch(self, epoch: int, snapshot: Callable[[], Snapshot]) -> None:
-        """See :class:`Observer`."""
-        for observer in self._observers:
-            observer.batch(epoch, snapshot)
+        def call(*args: Any) -> None:
+            for observer in self._observers:
+                getattr(observer, event)(*args)
 
-    def losses(self, epoch: int, losses: Tensor) -> None:
-        """See :class:`Observer`."""
-        for observer in self._observers:
-            observer.losses(epoch, losses)
-
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        """See :class:`Observer`."""
-        for observer in self._observers:
-            observer.epoch(row)
-
-    def trained(self, events: Sequence[Event]) -> None:
-        """See :class:`Observer`."""
-        for observer in self._observers:
-            observer.trained(events)
-
-    def finished(self, summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
-        """See :class:`Observer`."""
-        for observer in self._observers:
-            observer.finished(summary, history)
-
-    def failed(self) -> None:
-        """See :class:`Observer`."""
-        for observer in self._observers:
-            observer.failed()
+        return call

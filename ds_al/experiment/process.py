@@ -1,16 +1,30 @@
-"""Ends the process of a rank: after an error with its cause shown once, after success without teardown."""
+"""The process of a rank: what it prints, and how it ends."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import io
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from ds_al.errors import ALConfigError, ALDataError, ALError, ALTransportError
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Discards what libraries print inside; after an error it is printed, as it may explain the error."""
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            yield
+    except BaseException:
+        print(text.getvalue(), end="")
+        raise
 
 
 def run_rank(main: Callable[[], None]) -> NoReturn:

@@ -70,15 +70,12 @@ def with_recipe(config: Mapping[str, Any]) -> dict[str, Any]:
         full["optimizer"] = recipe["optimizer"]
     own = model.get("al_options", {})
     smoothing = recipe["al_options"]["objective"].get("label_smoothing")
-    if smoothing is not None and _is_backprop(full) and experiment.get("label_smoothing") is None:
+    backprop = str(full.get(BLOCK, {}).get("method", "")) in BACKPROP_METHODS
+    if smoothing is not None and backprop and experiment.get("label_smoothing") is None:
         experiment["label_smoothing"] = smoothing
     model["al_options"] = {**recipe["al_options"], **own}
     model["al_options"]["objective"] = _objective(own.get("objective", {}), recipe["al_options"]["objective"])
     return full
-
-
-def _is_backprop(config: Mapping[str, Any]) -> bool:
-    return str(config.get(BLOCK, {}).get("method", "")) in BACKPROP_METHODS
 
 
 def _objective(own: str | Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:

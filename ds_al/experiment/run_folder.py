@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ds_al.experiment.exits import draw_exits
-from ds_al.experiment.observer import Observer, RunInfo
+from ds_al.experiment.observer import Observer, RunInfo, stage_means
 from ds_al.figures import palette
 from ds_al.figures.timeline import draw
 from ds_al.trace import Event
@@ -39,16 +38,13 @@ class RunFolder(Observer):
     def started(self, info: RunInfo) -> None:
         """Writes ``config.json``, and opens ``metrics.jsonl``."""
         self._info = info
-        self._batches = info.first_epoch * info.batches_per_epoch
-        resolved = {**self._config, "resolved": self._facts}
-        write_json(info.folder / "config.json", resolved)
+        write_json(info.folder / "config.json", {**self._config, "resolved": self._facts})
         self._metrics: TextIO = (info.folder / "metrics.jsonl").open("w")
 
     def losses(self, epoch: int, losses: Tensor) -> None:
         """Writes one line per batch."""
-        for row in losses.tolist():
-            self._batches += 1
-            self._write({"kind": "batch", "epoch": epoch + 1, "batch": self._batches, "losses": row})
+        for batch, row in enumerate(losses.tolist(), start=epoch * self._info.batches_per_epoch + 1):
+            self._write({"kind": "batch", "epoch": epoch + 1, "batch": batch, "losses": row})
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Writes one line."""
@@ -57,9 +53,8 @@ class RunFolder(Observer):
     def trained(self, events: Sequence[Event]) -> None:
         """Draws ``timeline.png`` of a traced run."""
         if computing(events):
-            info = self._info
-            drawn = timeline(events, name=info.method, micro_batches=info.micro_batches)
-            draw([drawn], info.folder / "timeline.png", suffixes=(".png", ".svg"))
+            drawn = timeline(events, name=self._info.method, micro_batches=self._info.micro_batches)
+            draw([drawn], self._info.folder / "timeline.png", suffixes=(".png", ".svg"))
 
     def finished(self, summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
         """Writes ``summary.json`` and the figures."""
@@ -103,26 +98,21 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path, *, bounds: Seq
     """Draws the local losses of each stage, and the validation accuracy of each exit, over the epochs."""
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(10, 4), facecolor="white")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     if "loss" in history[0]:
         left.plot(epochs, [row["loss"] for row in history], color=palette.BLUE, label="loss")
     else:
-        for stage, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for stage in range(len(bounds) - 1):
             colour = palette.STAGES[stage % len(palette.STAGES)]
             for key, style in (("associated_loss", "-"), ("autoencoder_loss", "--")):
-                values = [sum(row[key][start:stop]) / (stop - start) for row in history]
+                values = [stage_means(row[key], bounds)[stage] for row in history]
                 left.plot(epochs, values, style, color=colour, label=f"stage {stage} {key.replace('_', ' ')}")
     left.set(xlabel="epoch", ylabel="mean local loss", yscale="log", title="loss of each stage")
     left.legend(fontsize=8)
-    evaluated = [row for row in history if "validation_accuracy" in row]
-    for number in range(len(evaluated[0]["validation_accuracy"]) if evaluated else 0):
-        right.plot(
-            [row["epoch"] for row in evaluated],
-            [row["validation_accuracy"][number] for row in evaluated],
-            color=palette.STAGES[number % len(palette.STAGES)],
-            label=f"exit {number + 1}",
-        )
+    evaluated = {row["epoch"]: row["validation_accuracy"] for row in history if "validation_accuracy" in row}
+    for number, accuracies in enumerate(zip(*evaluated.values(), strict=True)):
+        colour = palette.STAGES[number % len(palette.STAGES)]
+        right.plot(list(evaluated), accuracies, color=colour, label=f"exit {number + 1}")
     right.set(xlabel="epoch", ylabel="validation accuracy", title="accuracy at each exit")
     right.legend(fontsize=8)
     for axes in (left, right):

@@ -1,13 +1,50 @@
-"""The summary of a run: its last and best accuracies, its exits, times and bytes."""
+"""Facts of a run, known before its first batch, and its summary: accuracies, exits, times and bytes."""
 
 from __future__ import annotations
 
+import os
+import platform
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ds_al.data.config import OF_IMAGES, OF_TEXT
+from ds_al.experiment.architecture import Architecture
 from ds_al.experiment.exits import averaged_rows, confidence_rows, exit_rows
 from ds_al.experiment.observer import RunInfo
 from ds_al.models.exit_cost import ExitCost
+from ds_al.system import provenance
+
+PACKAGES = ("ds_al", "torch", "deepspeed", "transformers", "datasets", "wandb", "numpy")
+"""Packages whose versions are recorded."""
+
+
+def run_facts(info: RunInfo, network: Architecture, *, device: Any) -> dict[str, Any]:
+    """Collects the facts of a run for its files and for W&B; all values can be written as JSON.
+
+    ``rho`` and ``flops`` (per sample, see :mod:`ds_al.models.cost`) are ``None`` where they cannot be counted.
+    """
+    return {
+        "method": info.method,
+        "stages": info.stages,
+        "copies": info.replicas,
+        "micro_batches": info.micro_batches,
+        "micro_batch_size": info.micro_batch_size,
+        "partition": info.partition,
+        "model": network.experiment.model.model_dump(),
+        "data": network.experiment.data.model_dump(exclude=set(OF_TEXT if network.data.kind == "image" else OF_IMAGES)),
+        "seed": info.seed,
+        **network.cost(info.micro_batch_size),
+        "parameters": info.parameters,
+        "parameters_total": sum(info.parameters),
+        "versions": {name: provenance.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "git_commit": provenance.git_commit(),
+        "command": provenance.command(),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "cores": os.cpu_count(),
+        "cpu": provenance.cpu(),
+        "device": str(device),
+    }
 
 
 def summarize(
@@ -31,7 +68,6 @@ def summarize(
         peak_activation_bytes: per stage.
         seconds: of the whole run.
     """
-    training_seconds = sum(row["seconds"] for row in history)
     best = best_epoch(history)
     return {
         "name": info.name,
@@ -52,7 +88,7 @@ def summarize(
         "best_epoch": best["epoch"] if best else None,
         **full,
         "seconds": seconds,
-        "training_seconds": training_seconds,
+        "training_seconds": sum(row["seconds"] for row in history),
         "samples_per_second": _over_time(history, [row["samples_per_second"] for row in history]),
         "idle": [_over_time(history, [row["idle"][stage] for row in history]) for stage in range(info.stages)],
         "wait_data_seconds": sum(row["wait_data"] for row in history),

@@ -14,22 +14,19 @@ from typing import Any
 from torch import Tensor
 
 from ds_al.experiment.config import WandbConfig
-from ds_al.experiment.observer import Observer, RunInfo
+from ds_al.experiment.observer import Observer, RunInfo, stage_means
 
 ID_FILE = "wandb_id"
 """File in the folder of a run with the id of its W&B run, which a resumed run continues."""
 MEDIA = ("curves", "timeline")
 """Names of the figures ``<name>.png`` in the folder of a run that are logged, where they exist."""
-_INIT_SECONDS, _UPLOAD_SECONDS = 30, 300
-_LOSSES = ("associated_loss", "autoencoder_loss")
 
 
 class WandbRun(Observer):
     """Logs one W&B run; nothing where the config or ``WANDB_MODE=disabled`` turns it off.
 
-    ``WANDB_MODE`` sets the mode. Without it, a machine with an account logs online, and one without keeps the run
-    offline in ``<folder>/wandb`` (``wandb sync`` uploads it later). It never asks for a log-in. Without a network, a
-    run that should log online is kept offline. After any later failure it warns once and stops logging.
+    A run that cannot log online is kept in ``<folder>/wandb``, and ``wandb sync`` uploads it later. It never asks for
+    a log-in. After any later failure it warns once and stops logging.
 
     Args:
         config: the ``"experiment.wandb"`` block.
@@ -37,14 +34,13 @@ class WandbRun(Observer):
         resumed_from: folder of checkpoints that the run resumes from; the W&B run next to it is continued.
     """
 
-    def __init__(self, config: WandbConfig, facts: Mapping[str, Any], *, resumed_from: Path | None = None) -> None:
+    def __init__(self, config: WandbConfig, facts: Mapping[str, Any], *, resumed_from: str | None = None) -> None:
         self._config, self._facts, self._resumed_from = config, facts, resumed_from
         self._run: Any = None
 
     def started(self, info: RunInfo) -> None:
         """Starts the W&B run, and writes its id into the folder."""
         self._info = info
-        self._batches = info.first_epoch * info.batches_per_epoch
         mode = wandb_mode() if self._config.enabled else "disabled"
         if mode != "disabled":
             with self._guarded():
@@ -56,7 +52,7 @@ class WandbRun(Observer):
 
         info, config = self._info, self._config
         # Older releases of wandb lack some of these settings.
-        known = {"init_timeout": _INIT_SECONDS, "finish_timeout": _UPLOAD_SECONDS}
+        known = {"init_timeout": 30, "finish_timeout": 300}
         limits: dict[str, Any] = {key: value for key, value in known.items() if key in wandb.Settings.model_fields}
 
         def start(mode: Any) -> Any:
@@ -72,12 +68,7 @@ class WandbRun(Observer):
                 mode=mode,
                 id=earlier,
                 resume="allow" if earlier else None,
-                settings=wandb.Settings(
-                    silent=True,
-                    console="off",
-                    x_disable_stats=True,
-                    **limits,
-                ),
+                settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, **limits),
             )
 
         try:
@@ -94,14 +85,12 @@ class WandbRun(Observer):
 
     def losses(self, epoch: int, losses: Tensor) -> None:
         """Logs the losses of each batch under ``stage_<number>/``."""
-        for row in losses.tolist():
-            self._batches += 1
-            self.log({"batch": self._batches, **named_losses(row, bounds=self._info.partition)}, step=self._batches)
+        for batch, row in enumerate(losses.tolist(), start=epoch * self._info.batches_per_epoch + 1):
+            self.log({"batch": batch, **named_losses(row, bounds=self._info.partition)}, step=batch)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Logs the metrics of an epoch, those of a stage under ``stage_<number>/``."""
-        named = {key: row[key] for key in ("epoch", "samples_per_second", "learning_rate")}
-        named |= {f"stage_{stage}/idle": idle for stage, idle in enumerate(row["idle"])}
+        named = {**{key: row[key] for key in ("epoch", "samples_per_second", "learning_rate")}, **_idle(row)}
         if "loss" in row:
             named |= {"loss": row["loss"], f"stage_{self._info.stages - 1}/loss": row["loss"]}
         for number, accuracy in enumerate(row.get("validation_accuracy", []), start=1):
@@ -110,33 +99,29 @@ class WandbRun(Observer):
 
     def finished(self, summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
         """Logs summary, media and, by option, the last checkpoint, and closes the W&B run."""
-        if self._run:
-            with self._guarded():
-                self._finish(summary)
+        if not self._run:
+            return
+        import wandb
+
+        with self._guarded():
+            media = {name: self._info.folder / f"{name}.png" for name in MEDIA}
+            if found := {name: wandb.Image(str(path)) for name, path in media.items() if path.exists()}:
+                self._run.log(found)
+            keys = ("best_validation_accuracy", "best_epoch", "training_seconds", "samples_per_second")
+            self._run.summary.update({
+                "test_accuracy": (summary["test_accuracy"] or [None])[-1],
+                **{key: summary[key] for key in keys},
+                **_idle(summary),
+            })  # fmt: skip
+            if self._config.checkpoints:
+                self._log_checkpoint()
+            self._run.finish()
 
     def log(self, values: Mapping[str, Any], *, step: int) -> None:
         """Logs values by name. Steps count batches."""
         if self._run:
             with self._guarded():
                 self._run.log(dict(values), step=step)
-
-    def _finish(self, summary: Mapping[str, Any]) -> None:
-        import wandb
-
-        media = {name: self._info.folder / f"{name}.png" for name in MEDIA}
-        if found := {name: wandb.Image(str(path)) for name, path in media.items() if path.exists()}:
-            self._run.log(found)
-        keys = ("best_validation_accuracy", "best_epoch", "training_seconds", "samples_per_second")
-        self._run.summary.update(
-            {
-                "test_accuracy": (summary["test_accuracy"] or [None])[-1],
-                **{key: summary[key] for key in keys},
-                **{f"stage_{stage}/idle": idle for stage, idle in enumerate(summary["idle"])},
-            }
-        )
-        if self._config.checkpoints:
-            self._log_checkpoint()
-        self._run.finish()
 
     def _log_checkpoint(self) -> None:
         """Logs the latest checkpoint in the layout that ``--resume`` needs of the folder that W&B downloads."""
@@ -167,18 +152,17 @@ class WandbRun(Observer):
 
 
 def named_losses(row: Sequence[Sequence[float]], *, bounds: Sequence[int]) -> dict[str, float]:
-    """Computes the losses of a batch per stage: means of its layers' associated and autoencoder losses, and their sum.
-
-    Args:
-        row: ``(N, 2)``, the two losses of each AL layer.
-        bounds: AL layers ``bounds[i]..bounds[i + 1]`` are those of stage i.
-    """
+    """Names the mean local losses of each stage, and their sum, for a batch of ``(N, 2)`` losses of AL layers."""
     named: dict[str, float] = {}
-    for stage, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
-        means = [sum(layer[column] for layer in row[start:stop]) / (stop - start) for column in range(2)]
-        named |= {f"stage_{stage}/{name}": mean for name, mean in zip(_LOSSES, means, strict=True)}
-        named[f"stage_{stage}/loss"] = sum(means)
+    local = (stage_means(values, bounds) for values in zip(*row, strict=True))
+    for stage, (associated, autoencoder) in enumerate(zip(*local, strict=True)):
+        losses = {"associated_loss": associated, "autoencoder_loss": autoencoder, "loss": associated + autoencoder}
+        named |= {f"stage_{stage}/{name}": value for name, value in losses.items()}
     return named
+
+
+def _idle(row: Mapping[str, Any]) -> dict[str, float]:
+    return {f"stage_{stage}/idle": idle for stage, idle in enumerate(row["idle"])}
 
 
 def wandb_mode() -> str:
@@ -199,12 +183,12 @@ def wandb_mode() -> str:
     return mode
 
 
-def _earlier_id(checkpoints: Path | None) -> str | None:
+def _earlier_id(checkpoints: str | None) -> str | None:
     """Reads the id of the W&B run that belongs to a folder of checkpoints; ``None`` where there was none."""
     if checkpoints is None:
         return None
     try:
-        return (checkpoints.resolve().parent / ID_FILE).read_text().strip() or None
+        return (Path(checkpoints).resolve().parent / ID_FILE).read_text().strip() or None
     except OSError:
         return None
 

@@ -22,9 +22,9 @@ from ds_al.config.associated_learning import ALConfig, al_config
 from ds_al.data import load_data
 from ds_al.data.config import DataConfig
 from ds_al.errors import ALConfigError
+from ds_al.experiment.architecture import Architecture
 from ds_al.experiment.config import experiment_config
 from ds_al.experiment.inputs import DataFacts
-from ds_al.models import build_al, build_twin
 from ds_al.models.cost import NetworkCost, isolated, network_cost
 from ds_al.partition.layer_times import measure
 from ds_al.planner.work import Layer, Machines, Work
@@ -81,15 +81,8 @@ class PlannedNetwork:
         if not isinstance(size, int) or size < 1:
             raise ALConfigError(f'"train_micro_batch_size_per_gpu": got {size!r}, expected a whole number from 1 on')
         facts = _known(experiment.data) or DataFacts.of(load_data(experiment.data, seed=experiment.seed))
-        model = experiment.model
-        options = {**facts.options(model.name), **model.options}
-        return cls(
-            al=build_al(model.name, **options, **model.al_options),
-            twin=build_twin(model.name, **options, **model.twin_options),
-            facts=facts,
-            micro_batch=size,
-            config=block,
-        )
+        both = Architecture(experiment, facts)
+        return cls(al=both.al_layers(), twin=both.twin_layers(), facts=facts, micro_batch=size, config=block)
 
     @property
     def machines(self) -> Machines:
@@ -263,7 +256,6 @@ def _facts(kind: Any, shape: tuple[int, ...], classes: int, *, vocabulary: int |
         padding_id=None if vocabulary is None else 0,
         varying=False,
         sizes={},
-        builds_vocabulary=False,
     )
 
 
