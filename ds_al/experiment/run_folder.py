@@ -29,7 +29,7 @@ class RunFolder(Observer):
 
     Args:
         config: the whole config.
-        facts: facts of the run (:func:`~ds_al.experiment.facts.run_facts`).
+        facts: facts of the run (:func:`~ds_al.experiment.summary.run_facts`).
     """
 
     def __init__(self, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:

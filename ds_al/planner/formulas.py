@@ -9,7 +9,7 @@ def ideal_seconds(
     """Returns the time of ``batches`` batches if only forwards and backwards take time, on equal stages.
 
     Args:
-        method: a name of :data:`~ds_al.schedule.AL_SCHEDULES` or :data:`~ds_al.schedule.BACKPROP_SCHEDULES`.
+        method: a name of :data:`~ds_al.schedule.AL_SCHEDULES` or :data:`~ds_al.baseline.schedules.BACKPROP_SCHEDULES`.
         stages: number of stages, P.
         micro_batches: micro-batches per batch, M.
         batches: number of batches.

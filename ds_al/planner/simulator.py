@@ -64,7 +64,7 @@ def simulate(
     no time and wait for nothing have no event.
 
     Args:
-        method: a name of :data:`~ds_al.schedule.AL_SCHEDULES` or :data:`~ds_al.schedule.BACKPROP_SCHEDULES`.
+        method: a name of :data:`~ds_al.schedule.AL_SCHEDULES` or :data:`~ds_al.baseline.schedules.BACKPROP_SCHEDULES`.
         costs: cost of each stage, in order; they may differ.
         micro_batches: micro-batches per batch, M.
         batches: number of consecutive batches.
