@@ -45,7 +45,7 @@ class Architecture:
         return {**self.data.options(model.name), **model.options}
 
     def cost(self, samples: int) -> dict[str, Any]:
-        """Counts ``layers``, and ``rho`` and ``flops`` per sample (:mod:`ds_al.models.cost`) for micro-batches of a size.
+        """Counts ``layers``, and ``rho`` and ``flops`` per sample of a micro-batch (:mod:`ds_al.models.cost`).
 
         Each is ``None`` where it cannot be counted, with a warning.
         """
