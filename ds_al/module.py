@@ -204,6 +204,18 @@ class ALPipelineModule(PipelineModule):
         return predict(layers, x, exit=exit, num_classes=self.num_classes)
 
 
+class TwinModule(PipelineModule):
+    """DeepSpeed's module with one more ``partition_method``: ``"cuts:2,5"``, the first layers of the later stages."""
+
+    def _partition_layers(self, method: str = "uniform") -> None:
+        if not method.startswith("cuts:"):
+            super()._partition_layers(method)
+            return
+        self.parts = explicit(method, layers=len(self._layer_specs), stages=self.num_stages)
+        stage = self._topo.get_coord(self.global_rank).pipe
+        self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
+
+
 def _check_layers(layers: Sequence[Any]) -> None:
     for index, layer in enumerate(layers):
         if isinstance(layer, TiedLayerSpec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,23 @@ def test_the_top_is_small_and_holds_the_idea() -> None:
     names = {path.stem for path in (ROOT / "ds_al").glob("*.py")}
     assert len(names) <= 20
     assert set(architecture.IDEA) <= names
+
+
+def test_private_names_of_deepspeed_are_in_four_files() -> None:
+    names = (
+        "_topo", "_grid", "_layer_specs", "_local_start", "_local_stop", "_num_layers", "_set_bounds",
+        "_partition_layers",
+        "_configure_optimizer", "_configure_basic_optimizer", "_is_supported_optimizer", "_configure_python_gc",
+        "_INSTRUCTION_MAP", "_reserve_pipe_buffers", "_aggregate_total_loss", "_exec_schedule", "_next_batch",
+    )  # fmt: skip
+    pattern = re.compile(rf"(?:\.|def )({'|'.join(names)})\b")
+    allowed = {"host.py", "engine.py", "module.py", "baseline/engine.py"}
+    found = {
+        str(path.relative_to(ROOT / "ds_al"))
+        for path in (ROOT / "ds_al").rglob("*.py")
+        if pattern.search(path.read_text())
+    }
+    assert found == allowed
 
 
 def test_the_page_is_up_to_date() -> None:

@@ -24,7 +24,7 @@ from ds_al.baseline import data_parallel
 from ds_al.baseline.schedules import BACKPROP_SCHEDULES
 from ds_al.config.base import BLOCK
 from ds_al.models import build_al, build_twin
-from ds_al.partition.plan import explicit
+from ds_al.module import TwinModule
 from ds_al.schedule import AL_SCHEDULES
 
 IMAGE = (1, 28, 28)
@@ -71,18 +71,6 @@ class Dense(nn.Sequential):
 
     def __init__(self, *, width: int) -> None:
         super().__init__(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
-
-
-class TwinModule(PipelineModule):
-    """DeepSpeed's module with one more ``partition_method``: ``"cuts:2,5"``, the first layers of the later stages."""
-
-    def _partition_layers(self, method: str = "uniform") -> None:
-        if not method.startswith("cuts:"):
-            super()._partition_layers(method)
-            return
-        self.parts = explicit(method, layers=len(self._layer_specs), stages=self.num_stages)
-        stage = self._topo.get_coord(self.global_rank).pipe
-        self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
 
 
 def sleeping_engine(
