@@ -84,8 +84,8 @@ format: $(STAMP) ## sort imports and format the code
 	@echo "==> Formatting"
 	$(BIN)/ruff format .
 
-docs: $(STAMP) ## write the generated pages: docs/api.md, docs/config.md, docs/architecture.md
-	@for page in api config; do \
+docs: $(STAMP) ## write the generated pages: docs/{api,config,robustness,architecture}.md
+	@for page in api config robustness; do \
 		echo "==> Writing docs/$$page.md"; \
 		$(BIN)/python docs/generate/$$page.py > docs/$$page.md.new && mv docs/$$page.md.new docs/$$page.md || exit 1; \
 	done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -107,6 +108,11 @@ class ALPipelineModule(PipelineModule):
         self._check_objectives()
         for index, layer in self.local_layers:
             layer.name = layer.name or f"{index} ({type(layer.f).__name__})"
+
+    @classmethod
+    def from_layers(cls, layers: Sequence[Any], **options: Any) -> ALPipelineModule:
+        """Does what :func:`ds_al.from_layers` does, under the name that the first scripts of users call."""
+        return importlib.import_module("ds_al").from_layers(layers, **options)
 
     def _partition_layers(self, method: str = "uniform") -> None:
         """Adds the methods ``measured`` and ``cuts:`` to DeepSpeed's."""

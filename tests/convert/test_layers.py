@@ -215,3 +215,12 @@ def test_the_classifier_may_be_named() -> None:
 def test_what_does_not_fit_is_refused(layers: list[Any], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ALConfigError, match=message):
         layer_specs(layers, num_classes=V, example=torch.randn(2, 4), **options)
+
+
+def test_the_former_name_of_the_function_builds_the_same_network() -> None:
+    """Scripts of users call ``ds_al.ALPipelineModule.from_layers``, as the first README did."""
+    import ds_al
+
+    layers = [nn.Linear(8, 6), nn.Linear(6, V)]
+    network = ds_al.ALPipelineModule.from_layers(layers, num_classes=V, num_al_layers=1, example=torch.randn(2, 8))
+    assert isinstance(network, ds_al.ALPipelineModule)
