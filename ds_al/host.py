@@ -26,11 +26,6 @@ def grid(module: PipelineModule) -> Any:
     return module._grid
 
 
-def pipelines(module: PipelineModule) -> list[list[int]]:
-    """Global ranks of every replica of the pipeline, in the order of stages."""
-    return module._topo.get_axis_comm_lists("pipe")
-
-
 def layer_range(module: PipelineModule) -> range:
     """Indices of the layers that this rank holds."""
     return range(module._local_start, module._local_stop)

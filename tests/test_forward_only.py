@@ -1,68 +1,90 @@
-"""Promise 2: in streaming training every message goes from a stage to the next one, and nothing else is said."""
+"""Promise 2: in streaming training every message goes from a stage to the next one, and nothing else is said.
+
+And every message, of whatever kind, goes through the process group of a border, of two ranks alone.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as torch_dist
 
+import ds_al
 from ds_al.launch.ranks import run_ranks
-from tests.support.engines import MICRO_BATCHES, make_engine
+from ds_al.models import build_al
+from ds_al.transport.channel import Receiver, Sender
+from tests.support.engines import MICRO_BATCHES, SEED, engine_config, make_engine
 from tests.support.networks import NETWORKS
 
 pytestmark = pytest.mark.distributed
 
-TO_PEER = {"send": "dst", "isend": "dst", "recv": "src", "irecv": "src"}
-TRANSFERS = {"send": "group.send", "recv": "group.recv"}
+TRANSFERS = ("send", "isend", "recv", "irecv", "batch_isend_irecv")
 COLLECTIVES = (
     "barrier", "monitored_barrier", "broadcast", "broadcast_object_list", "all_reduce", "reduce", "all_gather",
     "all_gather_into_tensor", "all_gather_object", "gather", "gather_object", "scatter", "reduce_scatter",
-    "reduce_scatter_tensor", "all_to_all", "all_to_all_single", "batch_isend_irecv", "new_group",
+    "reduce_scatter_tensor", "all_to_all", "all_to_all_single", "new_group",
 )  # fmt: skip
 BATCHES = 6
 
+Call = tuple[str, str, int | None]
+"""Operation, kind of message, and the rank at the other end; the kind is ``""`` where no border's group is used."""
 
-def probed(method: str, options: dict[str, Any]) -> list[tuple[str, int | None]]:
-    """Worker: every communication call of training, as ``(name, peer)``."""
+
+def channels(engine: ds_al.ALPipelineEngine) -> dict[str, list[Sender | Receiver]]:
+    """The channels of a stage by the kind of their messages."""
+    kinds = {name: getattr(engine.links, name) for name in ("training", "decoders", "evaluation")}
+    return {name: [end for end in ends if end is not None] for name, ends in kinds.items()}
+
+
+@contextmanager
+def probe(engine: ds_al.ALPipelineEngine) -> Iterator[list[Call]]:
+    """Lists every communication call of this rank."""
+    calls: list[Call] = []
+    ranks = engine.topology.pipeline
+    borders = {end._group: (kind, ranks[end.there]) for kind, ends in channels(engine).items() for end in ends}
+
+    def watched(operation: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def watch(*args: Any, **kwargs: Any) -> Any:
+            group = args[0] if args and isinstance(args[0], torch_dist.ProcessGroupGloo) else None
+            calls.append((operation, *borders.get(group, ("", None))))
+            return call(*args, **kwargs)
+
+        return watch
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (*TRANSFERS, *COLLECTIVES):
+            patch.setattr(torch_dist, name, watched(name, getattr(torch_dist, name)))
+        for kind in (torch_dist.ProcessGroup, torch_dist.ProcessGroupGloo):  # what the functions above would end in
+            for name in ("send", "recv"):
+                patch.setattr(kind, name, watched(name, getattr(kind, name)))
+        yield calls
+
+
+def trained(method: str, options: dict[str, Any]) -> list[Call]:
+    """Worker: every communication call of training."""
     engine = make_engine("mlp", method=method, **options)
     batches = iter(NETWORKS["mlp"].batches(BATCHES * MICRO_BATCHES))
-    calls: list[tuple[str, int | None]] = []
-
-    def watch(name: str, original: Any) -> Any:
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            calls.append(
-                (name, kwargs.get(TO_PEER[name], args[1] if len(args) > 1 else None) if name in TO_PEER else None)
-            )
-            return original(*args, **kwargs)
-
-        return watched
-
-    def watch_transfer(name: str, original: Any) -> Any:
-        def watched(group: Any, tensors: Any, peer: int, tag: int) -> Any:
-            calls.append((name, peer))
-            return original(group, tensors, peer, tag)
-
-        return watched
-
-    for name in (*TO_PEER, *COLLECTIVES):
-        setattr(torch_dist, name, watch(name, getattr(torch_dist, name)))
-    for name, kept in TRANSFERS.items():  # what the functions above would end in
-        setattr(torch_dist.ProcessGroup, name, watch_transfer(kept, getattr(torch_dist.ProcessGroup, name)))
-    for _ in range(BATCHES):
-        engine.train_batch(batches)
-    found = list(calls)
-    engine.flush()
+    with probe(engine) as calls:
+        for _ in range(BATCHES):
+            engine.train_batch(batches)
+        found = list(calls)
+        engine.flush()
     return found
 
 
-def backward_or_collective(ranks: list[list[tuple[str, int | None]]]) -> list[tuple[int, str, int | None]]:
+def backward_or_collective(ranks: list[list[Call]]) -> list[tuple[int, Call]]:
     """Calls that are no send to the next rank and no receive from the previous one."""
     return [
-        (rank, name, peer)
+        (rank, call)
         for rank, calls in enumerate(ranks)
-        for name, peer in calls
-        if (name, peer) not in {("group.send", rank + 1), ("group.recv", rank - 1)}
+        for call in calls
+        if call not in {("send", "training", rank + 1), ("recv", "training", rank - 1)}
     ]
 
 
@@ -75,16 +97,67 @@ def backward_or_collective(ranks: list[list[tuple[str, int | None]]]) -> list[tu
     ids=["clipping and scheduler", "accumulation, dynamic shapes"],
 )
 def test_streaming_only_ever_sends_forward(options: dict[str, Any]) -> None:
-    ranks = run_ranks(f"{__name__}:probed", 3, method="streaming", options=options)
+    ranks = run_ranks(f"{__name__}:trained", 3, method="streaming", options=options)
     assert not backward_or_collective(ranks)
     headers = BATCHES * MICRO_BATCHES if "module_options" in options else 1
     sends = BATCHES * MICRO_BATCHES + headers
-    assert [sum(name == "group.send" for name, _ in calls) for calls in ranks] == [sends, sends, 0]
-    assert [sum(name == "group.recv" for name, _ in calls) for calls in ranks] == [0, sends, sends]
+    assert [sum(name == "send" for name, *_ in calls) for calls in ranks] == [sends, sends, 0]
+    assert [sum(name == "recv" for name, *_ in calls) for calls in ranks] == [0, sends, sends]
 
 
 def test_the_probe_sees_the_barrier_of_forward_first() -> None:
-    ranks = run_ranks(f"{__name__}:probed", 3, method="forward_first", options={})
+    ranks = run_ranks(f"{__name__}:trained", 3, method="forward_first", options={})
     found = backward_or_collective(ranks)
-    assert {name for _, name, _ in found} == {"barrier"}
+    assert {call for _, call in found} == {("barrier", "", None)}
     assert len(found) == 3 * BATCHES
+
+
+def everything(folder: str) -> tuple[Counter[Call], list[tuple[str, int, int]]]:
+    """Worker: transfers of all that an engine does, and what each channel counted: kind, other end, messages."""
+    layers = build_al(
+        "transformer", vocab_size=20, num_classes=4, width=8, heads=2, feed_forward=12, max_length=7, code_width=6,
+        objective="decoded",
+    )  # fmt: skip
+    module = ds_al.ALPipelineModule(layers, num_classes=4, base_seed=SEED, num_stages=3)
+    engine, *_ = ds_al.initialize(model=module, config=engine_config())
+    data = NETWORKS["transformer"]
+    with probe(engine) as calls:
+        engine.train_batch(iter(data.batches(MICRO_BATCHES)))
+        engine.evaluate(data.batches(2))
+        engine.predict(data.batches(1)[0][0])
+        engine.gather_losses()
+        engine.save_checkpoint(folder)
+        engine.load_checkpoint(folder)
+        engine.reset_activation_shape()
+        engine.train_batch(iter(data.batches(MICRO_BATCHES)))
+        engine.flush()
+    ranks = engine.topology.pipeline
+    counted = [(kind, ranks[end.there], end.messages) for kind, ends in channels(engine).items() for end in ends]
+    return Counter(call for call in calls if call[0] not in COLLECTIVES), counted
+
+
+def test_every_message_goes_through_the_group_of_its_border(tmp_path: Path) -> None:
+    """Two replicas of three stages. Shapes are announced anew after a reset, and in evaluation with every message."""
+    ranks = run_ranks(f"{__name__}:everything", 6, folder=str(tmp_path))
+    for rank, (calls, counted) in enumerate(ranks):
+        before, after = rank - 2, rank + 2
+        expected = Counter()
+        for kind, peer, messages in counted:
+            assert peer in (before, after) and messages
+            headers = {"training": 2, "decoders": 1, "evaluation": messages}[kind]
+            expected["send" if peer == after else "recv", kind, peer] = messages + headers
+        assert calls == expected
+        assert {call[1] for call in calls} == {"training", "decoders", "evaluation"}
+
+
+def on_all_ranks() -> list[Call]:
+    """Worker: a message that goes past the groups of borders."""
+    engine = make_engine("mlp")
+    rank = torch_dist.get_rank()
+    with probe(engine) as calls:
+        (torch_dist.recv if rank else torch_dist.send)(torch.ones(1), 1 - rank)
+    return calls
+
+
+def test_the_probe_sees_a_message_on_the_group_of_all_ranks() -> None:
+    assert run_ranks(f"{__name__}:on_all_ranks", 2) == [[("send", "", None)] * 2, [("recv", "", None)] * 2]

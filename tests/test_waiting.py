@@ -16,7 +16,7 @@ from torch import nn
 
 import ds_al
 from ds_al.launch.ranks import RankFailure, free_port, run_ranks
-from tests.support.engines import MICRO_BATCHES, SEED, engine_config
+from tests.support.engines import MICRO_BATCHES, SEED, engine_config, make_engine
 from tests.support.networks import NETWORKS, mlp_layers
 
 pytestmark = [pytest.mark.distributed, pytest.mark.alone]
@@ -67,6 +67,31 @@ def test_earlier_stages_run_on_until_the_queue_is_full(queue_depth: int) -> None
     # The first stage, in turn, is ahead of stage 1 no further, and so never further than twice that.
     total = max(k - sum(at <= mine for at in ranks[2]) for k, mine in enumerate(ranks[0], start=1))
     assert ahead < total <= 2 * (queue_depth + 3)
+
+
+def watched(network: str) -> float:
+    """Worker: trains 20 micro-batches while any wait of the host for its GPU is an error."""
+    engine = make_engine(network)
+    batches = iter(NETWORKS[network].batches(6 * MICRO_BATCHES))
+    engine.train_batch(batches)  # the first one announces shapes, and allocates
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            loss = engine.train_batch(batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    engine.flush()
+    return loss.item()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("network", ["mlp", "vgg", "transformer"])  # cuDNN's LSTM needs the lengths on the host
+@pytest.mark.parametrize("stages", [1, 2])
+def test_no_host_waits_for_its_gpu(stages: int, network: str) -> None:
+    if torch.cuda.device_count() < stages:
+        pytest.skip(f"NCCL needs a GPU for each of {stages} stages")
+    losses = run_ranks(f"{__name__}:watched", stages, env={"DS_ACCELERATOR": "cuda"}, network=network)
+    assert all(loss > 0 for loss in losses)
 
 
 class Broken(nn.Module):

@@ -28,7 +28,6 @@ class StageTopology:
         replica, replicas: index of the data parallel replica of the pipeline, and number of replicas, R.
         pipeline: global ranks of this replica, by stage.
         same_stage: global ranks of this stage, by replica.
-        pipelines: ``pipeline`` of every replica, equal on all ranks.
         pipeline_group, replica_group: process groups of ``pipeline`` and of ``same_stage``.
     """
 
@@ -39,7 +38,6 @@ class StageTopology:
     replicas: int
     pipeline: tuple[int, ...]
     same_stage: tuple[int, ...]
-    pipelines: tuple[tuple[int, ...], ...] = ()
     pipeline_group: Any = None
     replica_group: Any = None
 
@@ -56,7 +54,6 @@ class StageTopology:
             replicas=replicas,
             pipeline=tuple(grid.stage_to_global(other) for other in range(stages)),
             same_stage=tuple(grid.stage_to_global(stage, data=replica) for replica in range(replicas)),
-            pipelines=tuple(tuple(ranks) for ranks in host.pipelines(module)),
             pipeline_group=grid.get_pipe_parallel_group(),
             replica_group=grid.get_data_parallel_group(),
         )
@@ -80,8 +77,3 @@ class StageTopology:
     def barrier(self) -> None:
         """Waits for all stages of this replica."""
         dist.barrier(group=self.pipeline_group)
-
-    def new_pipeline_group(self) -> Any:
-        """Creates another process group of this replica's stages. Every rank of the job must call it."""
-        groups = {ranks: dist.new_group(list(ranks)) for ranks in self.pipelines}  # all ranks must create all groups
-        return groups.get(self.pipeline)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from deepspeed import comm as dist
+
+from ds_al.parallel.pairs import pair
+
+_HOST = torch.device("cpu")  # the clocks are those of hosts, so messages stay there
 
 
 @dataclass(frozen=True)
@@ -27,35 +32,44 @@ class ClockOffset:
         return self.offset if abs(self.offset) > self.error else 0.0
 
 
-def align(ranks: list[int], *, device: torch.device, exchanges: int = 10) -> ClockOffset:
-    """Measures this rank's clock offset from ``ranks[0]``. All of ``ranks`` must call it, with no messages in flight.
+def align(ranks: list[int], *, exchanges: int = 10) -> ClockOffset:
+    """Measures this rank's clock offset from ``ranks[0]``. All of ``ranks`` must call it.
 
     The first rank requests the time of each other rank several times. The exchange with the shortest round trip
     counts; its time is assigned to the middle of the round trip, as in the network time protocol.
 
     Args:
         ranks: global ranks; the first one is the reference.
-        device: device of the backend's messages.
         exchanges: number of requests per rank.
     """
-    me, message = dist.get_rank(), torch.zeros(2, dtype=torch.float64, device=device)
+    me = dist.get_rank()
+    if me != ranks[0]:
+        return _answer(pair("clock", ranks[0], device=_HOST), exchanges)
     for rank in ranks[1:]:
-        best = (float("inf"), 0.0)
-        for _ in range(exchanges):
-            if me == ranks[0]:
-                asked = time.perf_counter()
-                dist.send(message, rank)
-                dist.recv(message, rank)
-                answered = time.perf_counter()
-                best = min(best, (answered - asked, message[0].item() - (asked + answered) / 2))
-            elif me == rank:
-                dist.recv(message, ranks[0])
-                message[0] = time.perf_counter()
-                dist.send(message, ranks[0])
-        if me == ranks[0]:
-            dist.send(torch.tensor([best[1], best[0] / 2], dtype=torch.float64, device=device), rank)
-        elif me == rank:
-            dist.recv(message, ranks[0])
-            offset, error = message.tolist()
-            return ClockOffset(offset, error)
+        _ask(pair("clock", rank, device=_HOST), exchanges)
     return ClockOffset(0.0, 0.0)
+
+
+def _ask(group: Any, exchanges: int) -> None:
+    """Measures the offset of the other rank, and sends it there."""
+    message, best = torch.zeros(2, dtype=torch.float64), (float("inf"), 0.0)
+    peer = 1 - group.rank()
+    for _ in range(exchanges):
+        asked = time.perf_counter()
+        group.send([message], peer, 0).wait()
+        group.recv([message], peer, 0).wait()
+        answered = time.perf_counter()
+        best = min(best, (answered - asked, message[0].item() - (asked + answered) / 2))
+    group.send([torch.tensor([best[1], best[0] / 2], dtype=torch.float64)], peer, 0).wait()
+
+
+def _answer(group: Any, exchanges: int) -> ClockOffset:
+    """Sends this rank's time whenever it is asked for, and returns what the other rank made of it."""
+    message, peer = torch.zeros(2, dtype=torch.float64), 1 - group.rank()
+    for _ in range(exchanges):
+        group.recv([message], peer, 0).wait()
+        message[0] = time.perf_counter()
+        group.send([message], peer, 0).wait()
+    group.recv([message], peer, 0).wait()
+    offset, error = message.tolist()
+    return ClockOffset(offset, error)

@@ -47,7 +47,7 @@ class Tracing:
         self.events: list[Event] | None = None
         """Events of all ranks on one clock, on every rank, after recording."""
         self._topology, self._device, self._recording, self._parameters = topology, device, recording, parameters
-        self.clock: ClockOffset = align(list(range(dist.get_world_size())), device=device)
+        self.clock: ClockOffset = align(list(range(dist.get_world_size())))
         """Offset of this rank's clock from the first rank's."""
         self._batch = self._micro_batches = 0
         self._meter: ActivationMeter | None = None

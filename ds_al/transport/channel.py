@@ -9,8 +9,8 @@ A message is a tuple of tensors in one flat buffer. A slot is reused once its la
 tensors are not copied. The sender waits only while all its slots are in flight.
 
 Both ends agree on the shapes once, through a header before the first message; with ``dynamic`` every
-message has its own header. Transfers use DeepSpeed's process groups (gloo on CPU; NCCL on GPU, where
-waiting and reuse are ordered on the device's stream and never block the host).
+message has its own header. Transfers use a process group of the two ranks alone (gloo on CPU; NCCL on GPU, where
+they run on a stream of the group's own, and waiting and reuse are ordered on the device and never block the host).
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import weakref
 from typing import Any
 
 import torch
-from deepspeed import comm as dist
 from torch import Tensor
 
 from ds_al.errors import ALTransportError
@@ -48,15 +47,11 @@ class _Slot:
 
 
 class _Channel:
-    """Common part of both ends: peer, process group, and counters."""
+    """Common part of both ends: process group and counters."""
 
-    def __init__(
-        self, peer: int, *, device: torch.device, dynamic: bool, stages: tuple[int, int], group: Any = None
-    ) -> None:
+    def __init__(self, group: Any, *, device: torch.device, dynamic: bool, stages: tuple[int, int]) -> None:
         self.device, self.dynamic = device, dynamic
-        # Transfers call the group itself: the wrappers in torch.distributed repeat per call what is checked here once.
-        self._group = dist.get_world_group() if group is None else group
-        self._peer = torch.distributed.get_group_rank(self._group, peer)
+        self._group, self._peer = group, 1 - group.rank()
         self.here, self.there = stages
         self.layout: Layout | None = None
         self.waited = 0.0
@@ -107,25 +102,23 @@ class Sender(_Channel):
     """Sending end of a channel. Messages in flight are still delivered when the process ends.
 
     Args:
-        peer: global rank of the next stage.
+        group: process group of this rank and the next stage's (:func:`ds_al.parallel.pairs.pair`).
         queue_depth: maximum number of messages in flight.
         device: device of the buffers.
         dynamic: whether every message has its own header with shapes.
         stages: index of this stage and of the peer's, for errors.
-        group: process group; by default that of all ranks.
     """
 
     def __init__(
         self,
-        peer: int,
+        group: Any,
         *,
         queue_depth: int,
         device: torch.device,
         dynamic: bool,
         stages: tuple[int, int],
-        group: Any = None,
     ) -> None:
-        super().__init__(peer, device=device, dynamic=dynamic, stages=stages, group=group)
+        super().__init__(group, device=device, dynamic=dynamic, stages=stages)
         self.queue_depth = queue_depth
         self._slots: list[_Slot | None] = [None] * queue_depth
         self._headers: list[Any] = [None] * queue_depth
@@ -190,6 +183,8 @@ class Sender(_Channel):
             if header is not None:
                 self._wait(header[1], "for its last messages to leave")
                 self._headers[index] = None
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # so far only the stream waits, not the host
 
     def reset(self) -> None:
         """Waits until all messages are sent, and discards the agreed shapes."""
@@ -202,22 +197,21 @@ class Receiver(_Channel):
     """Receiving end of a channel.
 
     Args:
-        peer: global rank of the previous stage.
+        group: process group of this rank and the previous stage's.
         slots: number of buffers: one for the message in use, the others for messages received ahead.
-        device, dynamic, stages, group: as for :class:`Sender`.
+        device, dynamic, stages: as for :class:`Sender`.
     """
 
     def __init__(
         self,
-        peer: int,
+        group: Any,
         *,
         device: torch.device,
         dynamic: bool,
         stages: tuple[int, int],
-        group: Any = None,
         slots: int = 2,
     ) -> None:
-        super().__init__(peer, device=device, dynamic=dynamic, stages=stages, group=group)
+        super().__init__(group, device=device, dynamic=dynamic, stages=stages)
         self.slots = slots
         self._ring: list[_Slot] = []
         self._posted = 0

@@ -1,4 +1,15 @@
-"""Channels of a stage to its neighbours: one sender and one receiver for each kind of message."""
+"""Links of a stage to its neighbours: for each kind of message a sender, a receiver, and process groups of their own.
+
+::
+
+    stage 0      stage 1      stage 2      stage 3
+       ---- 1 ---->  ---- 2 ---->  ---- 1 ---->         a group of two ranks per border and kind of message
+
+    kinds: "training" (s, t, report) · "decoders" (copies of decoders) · "evaluation"
+
+All ranks connect the kinds in the same order, and of each kind first the borders 1, which do not touch, then the
+borders 2: no rank waits for one that waits for it, and no chain of ranks waits for each other.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ds_al.config.associated_learning import ALConfig, LinkConfig
+from ds_al.parallel.pairs import pair
 from ds_al.parallel.topology import StageTopology
 from ds_al.transport.channel import Receiver, Sender
 from ds_al.transport.slow_link import SlowReceiver, SlowSender
@@ -30,31 +42,39 @@ class Links:
         config: queue depths, and the artificial slow link of training.
         device: device of the buffers.
         dynamic: whether every training message has its own header with shapes.
-        decoders: whether to open channels for copies of decoders, on a process group of their own.
+        decoders: whether to open channels for copies of decoders.
     """
 
     def __init__(
         self, topology: StageTopology, *, config: ALConfig, device: torch.device, dynamic: bool, decoders: bool
     ) -> None:
         self._topology, self._config, self._device = topology, config, device
-        self.training = self._open(dynamic=dynamic, link=config.link)
-        self.decoders = (
-            self._open(dynamic=False, group=topology.new_pipeline_group()) if decoders else Channels(None, None)
-        )
-        self.evaluation = self._open(dynamic=True)
+        self.training = self._open("training", dynamic=dynamic, link=config.link)
+        self.decoders = self._open("decoders", dynamic=False) if decoders else Channels(None, None)
+        self.evaluation = self._open("evaluation", dynamic=True)
 
-    def _open(self, *, dynamic: bool, group: Any = None, link: LinkConfig | None = None) -> Channels:
+    def _open(self, kind: str, *, dynamic: bool, link: LinkConfig | None = None) -> Channels:
         make_sender = Sender if link is None else partial(SlowSender, link=link)
         make_receiver = Receiver if link is None else SlowReceiver
-        common: dict[str, Any] = {"device": self._device, "dynamic": dynamic, "group": group}
-        depth, slots = self._config.queue_depth, self._config.receive_slots
-        here, ranks = self._topology.stage, self._topology.pipeline
+        here = self._topology.stage
+        groups = self._connect(kind)
+        common: dict[str, Any] = {"device": self._device, "dynamic": dynamic}
         sender = receiver = None
-        if not self._topology.is_last:
-            sender = make_sender(ranks[here + 1], queue_depth=depth, stages=(here, here + 1), **common)
-        if not self._topology.is_first:
-            receiver = make_receiver(ranks[here - 1], slots=slots, stages=(here, here - 1), **common)
+        if (after := groups.get(here + 1)) is not None:
+            sender = make_sender(after, queue_depth=self._config.queue_depth, stages=(here, here + 1), **common)
+        if (before := groups.get(here - 1)) is not None:
+            receiver = make_receiver(before, slots=self._config.receive_slots, stages=(here, here - 1), **common)
         return Channels(sender, receiver)
+
+    def _connect(self, kind: str) -> dict[int, Any]:
+        """Returns the process group of one kind of message with each neighbour, by its stage."""
+        here, ranks = self._topology.stage, self._topology.pipeline
+        first, second = (here + 1, here - 1) if here % 2 == 0 else (here - 1, here + 1)
+        return {
+            stage: pair(kind, ranks[stage], device=self._device)
+            for stage in (first, second)
+            if 0 <= stage < self._topology.stages
+        }
 
     @property
     def senders(self) -> list[Sender]:

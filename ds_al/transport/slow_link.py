@@ -50,8 +50,8 @@ def wait_until(arrival: Tensor) -> None:
 class SlowSender(Sender):
     """A :class:`~ds_al.transport.channel.Sender` that appends its arrival time to each message."""
 
-    def __init__(self, peer: int, *, link: LinkConfig, **options: Any) -> None:
-        super().__init__(peer, **options)
+    def __init__(self, group: Any, *, link: LinkConfig, **options: Any) -> None:
+        super().__init__(group, **options)
         self._link = SlowLink(link)
 
     def send(self, message: tuple[Tensor, ...]) -> None:

@@ -22,6 +22,7 @@ from ds_al.config.associated_learning import LinkConfig
 from ds_al.launch.ranks import run_ranks
 from ds_al.layer import predict
 from ds_al.models import build_al, build_twin
+from ds_al.parallel.pairs import pair
 from ds_al.schedule import AL_SCHEDULES
 from ds_al.studies.bench.traffic import measure_traffic
 from ds_al.transport import slow_link as link
@@ -113,14 +114,14 @@ def channel(config: LinkConfig) -> list[tuple[float, int, int]]:
     torch.distributed.barrier()
     seen = []
     if rank == 0:
-        sender = SlowSender(1, link=config, queue_depth=4, stages=(0, 1), **options)
+        sender = SlowSender(pair("test", 1, device=device), link=config, queue_depth=4, stages=(0, 1), **options)
         for number in range(3):
             seen.append((time.monotonic(), number, 0))
             sender.send((torch.tensor([number]), torch.zeros(50)))
         seen.append((time.monotonic(), 3, sender.found_full))
         sender.flush()
     elif rank == 1:
-        receiver = SlowReceiver(0, stages=(1, 0), **options)
+        receiver = SlowReceiver(pair("test", 0, device=device), stages=(1, 0), **options)
         receiver.expect(3)
         for _ in range(3):
             number, _ = receiver.receive()

@@ -216,12 +216,8 @@ def _probe(rate: float | None) -> float:
     payload, answer = torch.zeros(nbytes, dtype=torch.uint8), torch.zeros(1)
     dist.barrier()
     start = time.perf_counter()
-    if dist.get_rank() == 0:
-        dist.send(payload, 1)
-        dist.recv(answer, 1)
-    else:
-        dist.recv(payload, 0)
-        dist.send(answer, 0)
+    dist.broadcast(payload, 0)  # between two ranks a broadcast is a transfer
+    dist.broadcast(answer, 1)
     seconds: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(seconds, time.perf_counter() - start)
     return nbytes * 8 / 1e6 / seconds[0]
