@@ -22,9 +22,9 @@ from rich.console import Console
 
 from ds_al.config.base import read_file
 from ds_al.errors import ALError
-from ds_al.planner import COMPARED, METHODS, Link, Machines, Prediction, Work, advice, break_even, grid
+from ds_al.planner import COMPARED, METHODS, Link, Machines, Prediction, Work, advice, break_even, grid, summary
 from ds_al.planner.network import Device, PlannedNetwork
-from ds_al.planner.show import bytes_per_second, cases, draw, markdown, table
+from ds_al.planner.show import bytes_per_second, cases, draw, markdown, overview, table
 from ds_al.studies.bench.arguments import numbers, positive
 from ds_al.studies.bench.predictions import against, work_of_profile
 from ds_al.studies.results import header, write
@@ -53,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
     add("--latency-ms", type=float, default=0.0, help="message latency (default: 0)")
     add("--queue-depth", type=positive, help="messages in flight per AL stage (default: the config's, or 2)")
     add("--methods", type=_methods, default=COMPARED, help=f"comma-separated (default: {','.join(COMPARED)})")
+    add(
+        "--all", action="store_true", help="print a row per prediction, with memory and bytes, and advice for each P, M"
+    )
     add("--against", metavar="JSON", type=Path, nargs="+", help="predict the measured runs of these files")
     add("--overheads", metavar="JSON", type=Path, default=Path("docs/results/profile_sleeping.json"),
         help="with --against: profile of sleeping layers, for overheads (default: %(default)s)")  # fmt: skip
@@ -89,9 +92,9 @@ def main() -> None:
             )
         )
         sentences = _advice(found, work, machines)
-    console.print(table(found))
     notes = [origin, *_caveats(work, args.stages)]
-    for line in (*notes, *sentences):
+    console.print(table(found) if args.all else overview(found))
+    for line in (*notes, *(sentences if args.all else summary(found))):
         console.print(line, highlight=False, soft_wrap=True)
     origin_of = header(work=asdict(work), origin=origin, link=args.link, latency_ms=args.latency_ms)
     if args.json:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from ds_al.config.methods import BACKPROP_METHODS
 from ds_al.experiment.live import Averages, advice, slowest, stage_table
 from ds_al.experiment.observer import Observer, RunInfo, Snapshot, stage_means
 from ds_al.trace import Event
@@ -90,7 +91,10 @@ class Display(Observer):
         parts = [f"epoch {row['epoch']:>3}/{info.epochs}", f"{row['samples_per_second']:>7,.0f} samples/s"]
         if "associated_loss" in row:
             local = (stage_means(row[key], info.partition) for key in ("associated_loss", "autoencoder_loss"))
-            parts += [f"stage {i} A {a:.4f} E {e:.4f}" for i, (a, e) in enumerate(zip(*local, strict=True))]
+            parts += [  # an objective without a target side has no autoencoder loss: a constant 0
+                f"stage {i} A {a:.4f}" + (f" E {e:.4f}" if e else "")
+                for i, (a, e) in enumerate(zip(*local, strict=True))
+            ]
         else:
             parts.append(f"loss {row['loss']:.4f}")
         parts.append(f"lr {row['learning_rate']:.1e}")
@@ -111,7 +115,9 @@ class Display(Observer):
     def finished(self, summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
         """Prints the final tables, and at last the line with the test accuracy."""
         title, bounds = f"{summary['name']}: {summary['method']}", summary["partition"]
-        stages = _table(title, "stage", "AL layers", "parameters", "idle", "peak activations", "sent")
+        backprop = summary["method"] in BACKPROP_METHODS
+        layers = "layers" if backprop else "AL layers"
+        stages = _table(title, "stage", layers, "parameters", "idle", "peak activations", "sent")
         for stage, sent in enumerate(summary["bytes_sent"]):
             stages.add_row(
                 str(stage), f"{bounds[stage] + 1}..{bounds[stage + 1]}", f"{summary['parameters'][stage]:,}",
@@ -125,7 +131,7 @@ class Display(Observer):
         costs = [f"{row['cost']:.1%}" for row in summary["exits"] or ()] or [""] * len(found)
         for number, (accuracy, cost) in enumerate(zip(found, costs, strict=True), start=1):
             exits.add_row(str(number), f"{accuracy:.4f}", cost)
-        self.console.print(stages, exits)
+        self.console.print(stages, *([] if backprop else [exits]))
         if summary["early_exit"]:
             title = "test samples that leave at the first confident exit"
             early = _table(title, "confidence", "accuracy", "cost", "left at each exit")

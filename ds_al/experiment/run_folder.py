@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ds_al.experiment.exits import draw_exits
@@ -97,7 +98,7 @@ def new_folder(parent: Path) -> Path:
 def draw_curves(history: Sequence[Mapping[str, Any]], path: Path, *, bounds: Sequence[int]) -> None:
     """Draws the local losses of each stage, and the validation accuracy of each exit, over the epochs."""
     epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(10, 4), facecolor="white")
+    figure = Figure(figsize=(10, 4.6), facecolor="white", layout="constrained")
     left, right = figure.subplots(1, 2)
     if "loss" in history[0]:
         left.plot(epochs, [row["loss"] for row in history], color=palette.BLUE, label="loss")
@@ -107,15 +108,17 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path, *, bounds: Seq
             for key, style in (("associated_loss", "-"), ("autoencoder_loss", "--")):
                 values = [stage_means(row[key], bounds)[stage] for row in history]
                 left.plot(epochs, values, style, color=colour, label=f"stage {stage} {key.replace('_', ' ')}")
-    left.set(xlabel="epoch", ylabel="mean local loss", yscale="log", title="loss of each stage")
-    left.legend(fontsize=8)
+    backprop = "loss" in history[0]
+    left.set(xlabel="epoch", ylabel="loss" if backprop else "mean local loss", yscale="log")
+    left.set_title("loss" if backprop else "loss of each stage")
     evaluated = {row["epoch"]: row["validation_accuracy"] for row in history if "validation_accuracy" in row}
     for number, accuracies in enumerate(zip(*evaluated.values(), strict=True)):
         colour = palette.STAGES[number % len(palette.STAGES)]
-        right.plot(list(evaluated), accuracies, color=colour, label=f"exit {number + 1}")
-    right.set(xlabel="epoch", ylabel="validation accuracy", title="accuracy at each exit")
-    right.legend(fontsize=8)
+        right.plot(list(evaluated), accuracies, color=colour, label="" if backprop else f"exit {number + 1}")
+    right.set(xlabel="epoch", ylabel="validation accuracy", title="accuracy" if backprop else "accuracy at each exit")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.tight_layout()
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
     figure.savefig(path, dpi=120)

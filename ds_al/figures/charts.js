@@ -151,7 +151,7 @@ const Charts = (function () {
       drawing = Boolean(point);
     }
     const dash = thin ? null : dashed ? "6 5" : DASHES[style];
-    const stroke = { stroke: colour, "stroke-width": thin ? 1.2 : 2.2, "stroke-dasharray": dash, opacity: thin ? 0.6 : 1 };
+    const stroke = { stroke: colour, "stroke-width": thin ? 1.4 : 2.2, "stroke-dasharray": dash, opacity: thin ? 0.8 : 1 };
     if (look !== "mark") add(svg, "path", { d, fill: "none", ...stroke });
     if (thin || steps) return;
     for (const index of marked) {

@@ -1,6 +1,6 @@
 """Prediction of time, bubble, memory and traffic of every method by simulation or formula, and advice which to use."""
 
-from ds_al.planner.advice import advice, break_even
+from ds_al.planner.advice import advice, break_even, summary
 from ds_al.planner.formulas import bubble_formula, ideal_seconds
 from ds_al.planner.predict import COMPARED, METHODS, Prediction, grid, predict
 from ds_al.planner.simulator import StageCost, simulate, stage_ends
@@ -26,4 +26,5 @@ __all__ = [
     "simulate",
     "spread_speeds",
     "stage_ends",
+    "summary",
 ]

@@ -37,7 +37,7 @@ def advice(predictions: Sequence[Prediction], work: Work, *, even: int | None, m
         f"Streaming is {bp.seconds / streaming.seconds:.2f} times as fast as 1F1B here, and faster {turn}"
         f"{f' (the break-even is M = {even})' if even is not None else ''}."
     )
-    if streaming.seconds <= best.seconds * (1 + _LEVEL) or best.method in AL:
+    if _to_use(predictions) == "streaming":
         rest = min((each for each in predictions if each.method not in AL), key=attrgetter("seconds"))
         slower = rest.seconds / streaming.seconds
         return f"{setting}: use streaming; the next best, {rest.method}, takes {slower:.2f} times as long. {against}"
@@ -46,6 +46,30 @@ def advice(predictions: Sequence[Prediction], work: Work, *, even: int | None, m
         f"{setting}: do not use streaming here, use {_NAMES[best.method]}; streaming takes {slower:.2f} times as long. "
         f"{against}"
     )
+
+
+def summary(predictions: Sequence[Prediction]) -> list[str]:
+    """Returns which method to use at each P, in a line that names the range of M for each."""
+    lines = []
+    for stages in dict.fromkeys(each.stages for each in predictions):
+        own = [each for each in predictions if each.stages == stages]
+        ranges: list[tuple[str, int, int]] = []
+        for m in sorted({each.micro_batches for each in own}):
+            name = _to_use([each for each in own if each.micro_batches == m])
+            first = ranges.pop()[1] if ranges and ranges[-1][0] == name else m
+            ranges.append((name, first, m))
+        uses = (f"{name} at M = {a}" + (f" to {b}" if b > a else "") for name, a, b in ranges)
+        lines.append(f"P = {stages}: {'; '.join(uses)}")
+    return lines
+
+
+def _to_use(predictions: Sequence[Prediction]) -> str:
+    """Returns the method to use for one P and M."""
+    best = min(predictions, key=attrgetter("seconds"))
+    streaming = next(each for each in predictions if each.method == "streaming")
+    if streaming.seconds <= best.seconds * (1 + _LEVEL) or best.method in AL:
+        return "streaming"
+    return _NAMES[best.method]
 
 
 def break_even(work: Work, *, stages: int, machines: Machines | None = None, most: int = 10_000) -> int | None:

@@ -53,6 +53,25 @@ def table(predictions: Sequence[Prediction]) -> RichTable:
     return terminal.table(content, title="per batch", sections=ends)
 
 
+def overview(predictions: Sequence[Prediction]) -> RichTable:
+    """Builds a table for the terminal with a row per P and M: the best time, and the multiple of it by method."""
+    methods = list(dict.fromkeys(each.method for each in predictions))
+    rows, ends = [], []
+    groups = cases(predictions)
+    for number, own in enumerate(groups):
+        best = min(each.seconds for each in own)
+        multiples = {each.method: f"{each.seconds / best:.2f}" for each in own}
+        cells = (multiples.get(method, "-") for method in methods)
+        rows.append([str(own[0].stages), str(own[0].micro_batches), f"{best:.4g}", *cells])
+        if number + 1 == len(groups) or groups[number + 1][0].stages != own[0].stages:
+            ends.append(number)
+    # A heading has a line per word, so that the table fits 80 columns.
+    heads = [name.replace("_", "\n") + ("\n(f)" if name in BY_FORMULA else "") for name in methods]
+    columns = ("P", "M", "seconds", *heads)
+    content = Table("(f) by formula, at the least", columns, rows, frozenset(range(len(columns))))
+    return terminal.table(content, title="per batch, and times the best", sections=ends)
+
+
 def markdown(predictions: Sequence[Prediction]) -> str:
     """Builds the same table in Markdown; the fastest for each P and M is bold."""
     columns = (

@@ -296,12 +296,20 @@ def test_the_command_advises_tabulates_and_draws(tmp_path: Path, plan: Callable[
     done = plan(
         *("--profile", "docs/results/profile_transformer.json", "--stages", "2,4", "--micro-batches", "2,8"),
         *("--link", "1gbit", "--parameters", "1e6", "--json", str(path), "--figure", str(tmp_path / "plan.png")),
+        "--all",
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Streaming is ") == 4 and "P = 4, M = 8, rho = " in done.stdout
     rows = json.loads(path.read_text())["rows"]
     assert len(rows) == 4 * len(COMPARED)
     assert (tmp_path / "plan.png").exists() and (tmp_path / "plan.csv").exists()
+
+
+def test_by_default_there_is_a_row_per_setting_and_a_sentence_per_number_of_stages(plan: Callable[..., Done]) -> None:
+    done = plan("--forward-ms", "400", "--rho", "1.05", "--step-ms", "5", "--stages", "2,8", "--micro-batches", "4..64")
+    assert done.returncode == 0, done.stderr
+    assert [line[:5] for line in done.stdout.splitlines() if line.startswith("P =")] == ["P = 2", "P = 8"]
+    assert "streaming at M = 4" in done.stdout and len(done.stdout.splitlines()) < 24
 
 
 @pytest.mark.parametrize(
