@@ -29,7 +29,7 @@ CASES: list[dict[str, Any]] = [
 
 
 def beside_the_plain_loop(
-    device: str, cases: list[Any], train: Callable[[Any], State], loop: Callable[[Any], State]
+    where: str, cases: list[Any], train: Callable[[Any], State], loop: Callable[[Any], State]
 ) -> None:
     """Trains each case by the engine and twice by the plain loop, and compares all bits."""
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -37,38 +37,38 @@ def beside_the_plain_loop(
         got = {name: value.cpu() for name, value in train(case).items()}
         want, again = ({name: value.cpu() for name, value in loop(case).items()} for _ in range(2))
         moving = different(want, again)
-        assert not moving, f"torch itself leaves other bits each time on {device}, of {len(moving)}: {moving[:5]}"
+        assert not moving, f"torch itself leaves other bits each time on {where}, of {len(moving)}: {moving[:5]}"
         names = different(got, want)
         assert not names, f"{case}: {len(names)} of {len(want)} differ from the plain loop: {names[:5]}"
 
 
-def in_float32(network: str, device: str) -> None:
+def in_float32(network: str, where: str) -> None:
     """Worker."""
     beside_the_plain_loop(
-        device,
+        where,
         CASES,
         lambda case: exactness.trained(network, [case])[0],
-        lambda case: exactness.expected(network, case, device=device),
+        lambda case: exactness.expected(network, case, device=where),
     )
 
 
-def in_low_precision(network: str, device: str) -> None:
+def in_low_precision(network: str, where: str) -> None:
     """Worker."""
     beside_the_plain_loop(
-        device,
+        where,
         precision.CASES,
         lambda case: precision.trained(network, [case])[0],
-        lambda case: precision.in_sequence(network, case, device=device),
+        lambda case: precision.in_sequence(network, case, device=where),
     )
 
 
-def recomputed(networks: list[str], device: str) -> None:
+def recomputed(networks: list[str], where: str) -> None:
     """Worker."""
     beside_the_plain_loop(
-        device,
+        where,
         networks,
         lambda network: compute.trained([{"network": network, "interval": 1}])[0],
-        lambda network: compute.expected(network, device=device),
+        lambda network: compute.expected(network, device=where),
     )
 
 
@@ -82,23 +82,28 @@ def compiled() -> None:
         assert torch.allclose(value.float(), one[name].float(), atol=2e-2), name
 
 
-def start(worker: Callable[..., None], *, on: str, **arguments: Any) -> None:
-    run_ranks(f"{__name__}:{worker.__name__}", 1, env={"DS_ACCELERATOR": on}, **arguments)
+def on(device: str) -> dict[str, str]:
+    """Variables of ranks that compute the same bits each time on a device."""
+    return {"DS_ACCELERATOR": device, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+
+
+def start(worker: Callable[..., None], device: str, **arguments: Any) -> None:
+    run_ranks(f"{__name__}:{worker.__name__}", 1, env=on(device), **arguments)
 
 
 @pytest.mark.parametrize("network", list(NETWORKS))
 def test_one_stage_leaves_the_bits_of_the_plain_loop(network: str, device: str) -> None:
-    start(in_float32, on=device, network=network, device=device)
+    start(in_float32, device, network=network, where=device)
 
 
 @pytest.mark.parametrize("network", ["mlp", "vgg", "transformer"])
 def test_low_precision_leaves_the_bits_of_the_plain_loop_with_masters(network: str, device: str) -> None:
-    start(in_low_precision, on=device, network=network, device=device)
+    start(in_low_precision, device, network=network, where=device)
 
 
 def test_recomputed_layers_leave_the_bits_of_the_plain_loop(device: str) -> None:
-    start(recomputed, on=device, networks=["mlp", "vgg", "transformer"], device=device)
+    start(recomputed, device, networks=["mlp", "vgg", "transformer"], where=device)
 
 
 def test_compiled_layers_leave_the_same_bits_each_time(device: str) -> None:
-    start(compiled, on=device)
+    start(compiled, device)

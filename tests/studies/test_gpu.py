@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,24 @@ def test_a_machine_without_a_gpu_says_so_and_writes_nothing(tmp_path: Path, monk
     assert "Accuracy on CIFAR-10: at most" in dry.stdout
     assert list(tmp_path.iterdir()) == []
     assert gpu() is None
+
+
+def test_the_command_runs_what_is_missing_and_writes_file_and_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = [part("works", value=1), part("fails")]
+    monkeypatch.setattr("ds_al.studies.gpu.machine.gpu", lambda: MACHINE)
+    monkeypatch.setattr("ds_al.studies.gpu.study.study", lambda **settings: chosen)
+    files = ("--json", str(tmp_path / "gpu.json"), "--page", str(tmp_path / "gpu.md"))
+    result = call("run/gpu.py", *files)
+    assert result.returncode == 1, "a part has failed"
+    assert result.stdout.endswith("gpu.md was written\nPart fails: ds_al.studies.results.StudyError: no memory\n")
+    assert (tmp_path / "gpu.md").read_text().startswith("# One GPU: 1 of 2 parts are not finished\n")
+    chosen[1] = replace(chosen[0], name="fails", title="Part fails")  # mended
+    result = call("run/gpu.py", *files)
+    assert result.returncode == 0 and "Part works: done on" in result.stdout
+    assert call("run/gpu.py", *files, "--page-only").returncode == 0
+    assert (tmp_path / "gpu.md").read_text() == page(read(tmp_path / "gpu.json"))
 
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "soon"])

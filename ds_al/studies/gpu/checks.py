@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ def run(*, seconds: float, arguments: Sequence[str], workers: int) -> None:
 
     Args:
         seconds: time limit; each test has it, too.
-        arguments: of pytest.
+        arguments: of pytest; paths are relative to the root.
         workers: number of processes that run tests side by side.
 
     Raises:
@@ -30,6 +31,7 @@ def run(*, seconds: float, arguments: Sequence[str], workers: int) -> None:
     """
     import pytest  # a tool, which the package itself does not need
 
+    os.chdir(ROOT)  # this process is the part's own
     options = ["-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider", f"--timeout={seconds:.0f}"]
     options += ["-n", str(workers)] if workers > 1 else []
     code = pytest.main([*options, *arguments], plugins=[_Rows()])

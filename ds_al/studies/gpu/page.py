@@ -93,14 +93,17 @@ CIFAR-10 is a folder with train and test parquet files, given by `--data-path`, 
 
 Each part runs in a process of its own, under a time limit: its share of what is left of `--minutes`. One that fails,
 hangs or is late ends alone, and stays in the table with its reason and with the rows that it had. The file is written
-after each part; the same command, on the same machine and code, continues with the parts that are not done.""",
+after each part; the same command, on the same machine and code, continues with the parts that are not done.
+
+`pytest -m cuda` runs the tests alone; `pytest tests/cuda -m cuda --device cpu` tries those of that folder on a
+CPU.""",
     """\
 | part | limit of 9 minutes | guess |
 |---|---:|---:|
-| tests marked `cuda`; one stage beside the plain loop: float32, bfloat16, float16, recomputed, compiled | 97 s | 80 s |
-| P = 2 and 4 ranks on the GPU over NCCL, queue depths 1, 2, 4, beside one rank | 83 s | 80 s |
-| engine and networks: CPU time, kernels, GPU busy, rho, memory | 83 s | 70 s |
-| VGG and ResNet-18 on CIFAR-10: twin, K = 2, K = 4 (`--accuracy-minutes 5`) | 277 s | 270 s |
+| tests marked `cuda`; one stage beside the plain loop: float32, bf16, fp16, recomputed, compiled | 116 s | 90 s |
+| P = 2 and 4 ranks on the GPU over NCCL, queue depths 1, 2, 4, beside one rank | 90 s | 80 s |
+| engine and networks: CPU time, kernels, GPU busy, rho, memory | 77 s | 60 s |
+| VGG and ResNet-18 on CIFAR-10: twin, K = 2, K = 4 (`--accuracy-minutes 5`) | 257 s | 270 s |
 
 The guesses are for one H100 and 16 cores, from runs on CPUs. Time that a part leaves goes to those after it.""",
     """\
