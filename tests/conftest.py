@@ -28,7 +28,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the tests marked ``cuda``."""
+    add = parser.addoption
+    add(
+        "--ranks-share-gpu",
+        action="store_true",
+        help="also start several ranks on one GPU, which NCCL does not support",
+    )
+    add("--device", default="cuda", help="where the tests of tests/cuda compute: cpu tries the tests themselves")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips tests marked ``cuda`` on machines without a GPU, and orders files for workers side by side.
 
     Long ones come first, so that short ones fill the end; those that run alone come last.
@@ -39,16 +50,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
     for item in items:
-        if item.get_closest_marker("cuda"):
+        elsewhere = config.option.device != "cuda" and "device" in getattr(item, "fixturenames", ())
+        if item.get_closest_marker("cuda") and not elsewhere:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Compiles the op that DeepSpeed loads at every start, once and before any test's time runs.
+    """Compiles the op that DeepSpeed loads at every start on a CPU, once and before any test's time runs.
 
     A rank that was ended while it compiled would leave a lock, and all later ranks would wait for it.
     """
-    if any(item.get_closest_marker("distributed") for item in session.items) and not session.config.option.collectonly:
+    on_cpu = session.config.option.device == "cpu"
+    ranks = [item for item in session.items if item.get_closest_marker("distributed")]
+    if any(on_cpu or not item.get_closest_marker("cuda") for item in ranks) and not session.config.option.collectonly:
         start_quickly()
         run_ranks(f"{__name__}:compile_op", 1, timeout=900)
 

@@ -13,8 +13,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("ds_al", "run", "examples", "docs/generate", ".ci")
 SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
-BY_NAME = re.compile(r"on_|_exec_|_[A-Z]|__")
-"""Names that are called by a rule: of instructions, of transformers' events, of Python's protocols."""
+BY_NAME = re.compile(r"on_|_exec_|_[A-Z]|__|pytest_")
+"""Names that are called by a rule: of instructions, of transformers' events, of Python's protocols, of pytest."""
 
 
 def definitions(path: Path) -> Iterator[str]:

@@ -70,15 +70,15 @@ def trained(network: str, cases: list[dict[str, Any]], break_it: bool = False) -
     return results
 
 
-def expected(network: str, case: dict[str, Any]) -> State:
+def expected(network: str, case: dict[str, Any], *, device: str = "cpu") -> State:
     """The same by the plain loop."""
     net = NETWORKS[network]
-    layers = net.build(SEED)
+    layers = net.build(SEED, device=device)
     kind, params = OPTIMIZERS[case.get("optimizer", "adamw")]
     own = case.get("autoencoder_optimizer", {"type": kind, "params": params})
     optimizers = reference.train(
         layers,
-        net.batches(STEPS),
+        net.batches(STEPS, device=device),
         num_classes=net.classes,
         make_optimizer=_maker(layers, kind, params),
         make_autoencoder_optimizer=_maker(layers, own["type"], own["params"]),

@@ -144,7 +144,8 @@ def run_ranks(
 def _start(target: str, folder: Path, rank: int, *, env: dict[str, str], within: Sequence[str]) -> RankProcess:
     log = folder / f"log{rank}"
     log.touch()
-    if _forks and not within:
+    # DeepSpeed chooses its accelerator at its import: a fork would compute on the CPU, whatever its variables say.
+    if _forks and not within and env["DS_ACCELERATOR"] == _ON_CPU["DS_ACCELERATOR"]:
         return WarmProcess(main, target, str(folder), env=env, log=log)
     command = [*within, sys.executable, "-m", "ds_al.launch", target, str(folder)]
     with log.open("a") as file:

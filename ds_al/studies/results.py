@@ -41,6 +41,7 @@ _TOLD_BY: Mapping[str, str] = {
     "memory": "peak_bytes",
     "features": "feature",
     "sleeping": "efficiency",
+    "gpu": "part",
 }
 """A column by which to recognize each kind, tried in this order, for files of earlier versions that name no kind."""
 

@@ -69,13 +69,13 @@ def refused() -> None:
         engine.train_batch(iter(NETWORKS["lstm"].batches(MICRO_BATCHES)))
 
 
-def expected(network: str, layers_of_it: int | None = None, *, fused: bool = True) -> State:
+def expected(network: str, layers_of_it: int | None = None, *, fused: bool = True, device: str = "cpu") -> State:
     """The state that the plain loop leaves."""
     net = NETWORKS[network]
-    layers = net.build(SEED)[:layers_of_it]
+    layers = net.build(SEED, device=device)[:layers_of_it]
     optimizers = reference.train(
         layers,
-        net.batches(BATCHES * MICRO_BATCHES),
+        net.batches(BATCHES * MICRO_BATCHES, device=device),
         num_classes=net.classes,
         make_optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3, fused=fused),
         base_seed=SEED,

@@ -82,10 +82,12 @@ def allow_fp16() -> None:
     get_accelerator().is_fp16_supported = lambda: True
 
 
-def in_sequence(network: str, case: dict[str, Any], count: int = BATCHES * MICRO_BATCHES) -> State:
+def in_sequence(
+    network: str, case: dict[str, Any], count: int = BATCHES * MICRO_BATCHES, *, device: str = "cpu"
+) -> State:
     """The plain loop."""
     net = NETWORKS[network]
-    layers = net.build(SEED)
+    layers = net.build(SEED, device=device)
     make: Callable[..., torch.optim.Optimizer] = lambda p: torch.optim.AdamW(p, lr=3e-3, fused=True)  # noqa: E731
     if case.get("optimizer") == "MuonAdamW":
         for layer in layers:
@@ -93,7 +95,7 @@ def in_sequence(network: str, case: dict[str, Any], count: int = BATCHES * MICRO
         make = lambda p: MuonAdamW(p, **case["params"])  # noqa: E731
     optimizers = reference.train(
         layers,
-        net.batches(count),
+        net.batches(count, device=device),
         num_classes=net.classes,
         make_optimizer=make,
         base_seed=SEED,

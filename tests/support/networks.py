@@ -25,20 +25,21 @@ class Network:
     """``(generator, samples) -> x``"""
     classes: int = 4
 
-    def batches(self, count: int, *, size: int = 8, seed: int = 0) -> list[tuple[Any, Tensor]]:
+    def batches(self, count: int, *, size: int = 8, seed: int = 0, device: str = "cpu") -> list[tuple[Any, Tensor]]:
         """The same ``count`` micro-batches at every call."""
         generator = torch.Generator().manual_seed(seed)
-        return [
+        made = [
             (self.make_input(generator, size), torch.randint(self.classes, (size,), generator=generator))
             for _ in range(count)
         ]
+        return [(x.to(device), labels.to(device)) for x, labels in made]
 
-    def build(self, base_seed: int) -> list[ALLayer]:
+    def build(self, base_seed: int, *, device: str = "cpu") -> list[ALLayer]:
         """All layers in this process, seeded as ``ALPipelineModule`` seeds them."""
         layers = []
         for index, spec in enumerate(self.layers()):
             ds_utils.set_random_seed(base_seed + index)
-            layers.append(spec.build())
+            layers.append(spec.build().to(device))
         return layers
 
 

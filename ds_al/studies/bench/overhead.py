@@ -33,6 +33,9 @@ METHODS = ("streaming", f"streaming{DEEP}", "forward_first", STOCK)
 WIDTH = 16
 BATCH = 2
 
+Times = dict[str, list[tuple[float, float, float]]]
+"""Microseconds ``(cpu, wall, maths)`` per micro-batch of every run, by method."""
+
 
 class Passing(nn.Module):
     """Returns its input with an autograd graph of one node, so that backward has a graph to traverse."""
@@ -77,9 +80,15 @@ def measure_overhead(
         batches=batches,
         repeat=repeat,
     )
+    return overhead_rows(by_rank, micro_batches=micro_batches, batches=batches, repeat=repeat)
+
+
+def overhead_rows(by_rank: Sequence[Times], *, micro_batches: int, batches: int, repeat: int) -> list[dict[str, Any]]:
+    """Returns the rows of :func:`measure_overhead` from what :func:`time_engines` returned on each rank."""
+    stages = len(by_rank)
     common = {"stages": stages, "micro_batches": micro_batches, "batches": batches, "repeat": repeat}
     rows: list[dict[str, Any]] = []
-    for method in methods:
+    for method in by_rank[0]:
         own: list[dict[str, Any]] = [
             {"method": method, "stage": n, **common, **_medians(t[method])} for n, t in enumerate(by_rank)
         ]
@@ -104,20 +113,18 @@ def _medians(turns: Sequence[tuple[float, float, float]]) -> dict[str, float]:
 # ---- functions that run on each rank -----------------------------------------------------------------
 
 
-def time_engines(
-    methods: Sequence[str], micro_batches: int, batches: int, repeat: int
-) -> dict[str, list[tuple[float, float, float]]]:
-    """Returns microseconds ``(cpu, wall, maths)`` per micro-batch of every run, by method."""
+def time_engines(methods: Sequence[str], micro_batches: int, batches: int, repeat: int) -> Times:
+    """Times all methods on this rank, on the device of its accelerator."""
     join_world()
     engines = {method: _engine(method, micro_batches) for method in methods}
-    times: dict[str, list[tuple[float, float, float]]] = {method: [] for method in methods}
+    times: Times = {method: [] for method in methods}
     for method in methods:
         _turn(engines[method], batches=3)  # the first batch sends shapes and starts threads
     for _ in range(repeat):
         for method in methods:
             cpu, wall = _turn(engines[method], batches=batches)
             unit = 1e6 / (batches * micro_batches)
-            maths = _maths(method, micro_batches=batches * micro_batches)
+            maths = _maths(method, micro_batches=batches * micro_batches, device=engines[method].device)
             times[method].append((cpu * unit, wall * unit, maths * unit))
             if dist.get_rank() == 0:
                 tell(method)
@@ -133,9 +140,9 @@ def _turn(engine: Any, *, batches: int) -> tuple[float, float]:
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
-def _maths(method: str, *, micro_batches: int) -> float:
+def _maths(method: str, *, micro_batches: int, device: torch.device) -> float:
     """Returns the processor seconds of this stage's layers and losses without an engine."""
-    x, labels = next(_batches())
+    x, labels = (tensor.to(device) for tensor in next(_batches()))
     dist.barrier()
     if method == STOCK:
         layer, loss_fn = Passing(), nn.CrossEntropyLoss() if dist.get_rank() == dist.get_world_size() - 1 else None

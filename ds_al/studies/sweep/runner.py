@@ -107,7 +107,7 @@ def _run(
         content = json.loads((folder / "summary.json").read_text())
         content["data"].pop("path", None)  # paths of this machine are not part of a result
         result = {key: value for key, value in content.items() if key not in ("folder", "command")}
-        return {**result, **_about(run), "history": _history(folder)}
+        return {**result, **_about(run), "history": history_of(folder)}
     except _Failure as failure:
         return {**_about(run), "failure": str(failure)}
 
@@ -171,6 +171,7 @@ def _about(run: Run) -> dict[str, Any]:
     return about if run.trial is None else {**about, "trial": run.trial}
 
 
-def _history(folder: Path) -> list[dict[str, Any]]:
+def history_of(folder: Path) -> list[dict[str, Any]]:
+    """Returns the metrics of each epoch, from the folder of a run."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["kind"] == "epoch"]
