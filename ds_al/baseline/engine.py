@@ -34,7 +34,7 @@ from ds_al.optim import names
 from ds_al.parallel.topology import StageTopology
 from ds_al.runner import Runner
 from ds_al.trace import Observation, Recording, StageMeter, StageMetrics, StageStats, Tracing, Watchdog
-from ds_al.transport.slow_link import SlowLink, wait_until
+from ds_al.transport.slow_link import SlowLink, check_one_host, wait_until
 
 
 class BackpropPipelineEngine(PipelineEngine):
@@ -62,6 +62,8 @@ class BackpropPipelineEngine(PipelineEngine):
         self._metrics: dict[int, StageMetrics] = {}
         super().__init__(model=model, **options)
         self.topology = StageTopology.of(self.module)
+        if self.al.link is not None:
+            check_one_host(self.topology)
         self.recording = Recording()
         handlers = {kind: MethodType(handler, self) for kind, handler in self._INSTRUCTION_MAP.items()}
         self.runner = Runner(handlers, observe=self._observe, recording=self.recording)

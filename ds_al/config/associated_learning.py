@@ -139,10 +139,17 @@ class ALConfig(StrictModel):
         "`bf16` and `int8` the weights depend on the partition, and are still bit-identical for every schedule and "
         "queue depth.",
     )
+    message_checksum: bool = Field(
+        default=False,
+        description="Every message between stages contains a checksum of each tensor, so that the receiver raises an "
+        "error that names stage, message and tensor if a bit changed on the way, before it uses the message. On a GPU "
+        "the host waits for every message. Not for the `bp_*` methods.",
+    )
     link: LinkConfig | None = Field(
         default=None,
         description="Artificial slow link between stages of one machine, for tests and experiments; also for the "
-        "`bp_*` methods, in both directions. It delays training messages only. `null` is off.",
+        "`bp_*` methods, in both directions. It delays training messages only. Refused if the stages are on several "
+        "hosts, whose clocks differ. `null` is off.",
     )
     steps_per_batch: int | None = Field(
         default=None,
@@ -209,6 +216,13 @@ class ALConfig(StrictModel):
         if message_dtype != "fp32" and info.data.get("method") in BACKPROP_METHODS:
             raise ValueError("back-propagation's messages are DeepSpeed's own: expected 'fp32'")
         return message_dtype
+
+    @field_validator("message_checksum")
+    @classmethod
+    def _of_our_messages(cls, message_checksum: bool, info: ValidationInfo) -> bool:
+        if message_checksum and info.data.get("method") in BACKPROP_METHODS:
+            raise ValueError("back-propagation's messages are DeepSpeed's own: expected false")
+        return message_checksum
 
     @field_validator("link")
     @classmethod

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ds_al.errors import ALTransportError
+from ds_al.transport.checksum import changed, checksums
 from ds_al.transport.layout import HEADER, Layout
 
 _FULL = 1e-4  # seconds: after a shorter wait the slot counts as free; gloo cannot query whether a transfer is done
@@ -49,8 +50,10 @@ class _Slot:
 class _Channel:
     """Common part of both ends: process group and counters."""
 
-    def __init__(self, group: Any, *, device: torch.device, dynamic: bool, stages: tuple[int, int]) -> None:
-        self.device, self.dynamic = device, dynamic
+    def __init__(
+        self, group: Any, *, device: torch.device, dynamic: bool, stages: tuple[int, int], checksum: bool = False
+    ) -> None:
+        self.device, self.dynamic, self.checksum = device, dynamic, checksum
         self._group, self._peer = group, 1 - group.rank()
         self.here, self.there = stages
         self.layout: Layout | None = None
@@ -107,6 +110,8 @@ class Sender(_Channel):
         device: device of the buffers.
         dynamic: whether every message has its own header with shapes.
         stages: index of this stage and of the peer's, for errors.
+        checksum: whether every message contains its checksums (:mod:`ds_al.transport.checksum`), which the receiver
+            compares; both ends agree on it.
     """
 
     def __init__(
@@ -117,8 +122,9 @@ class Sender(_Channel):
         device: torch.device,
         dynamic: bool,
         stages: tuple[int, int],
+        checksum: bool = False,
     ) -> None:
-        super().__init__(group, device=device, dynamic=dynamic, stages=stages)
+        super().__init__(group, device=device, dynamic=dynamic, stages=stages, checksum=checksum)
         self.queue_depth = queue_depth
         self._slots: list[_Slot | None] = [None] * queue_depth
         self._headers: list[Any] = [None] * queue_depth
@@ -132,6 +138,8 @@ class Sender(_Channel):
                 next stage has ended.
         """
         before = self.waited
+        if self.checksum:
+            message = (*message, checksums(message))
         index = self.messages % self.queue_depth
         slot = self._slots[index]
         if slot is not None and slot.work is not None:
@@ -199,7 +207,7 @@ class Receiver(_Channel):
     Args:
         group: process group of this rank and the previous stage's.
         slots: number of buffers: one for the message in use, the others for messages received ahead.
-        device, dynamic, stages: as for :class:`Sender`.
+        device, dynamic, stages, checksum: as for :class:`Sender`.
     """
 
     def __init__(
@@ -209,9 +217,10 @@ class Receiver(_Channel):
         device: torch.device,
         dynamic: bool,
         stages: tuple[int, int],
+        checksum: bool = False,
         slots: int = 2,
     ) -> None:
-        super().__init__(group, device=device, dynamic=dynamic, stages=stages)
+        super().__init__(group, device=device, dynamic=dynamic, stages=stages, checksum=checksum)
         self.slots = slots
         self._ring: list[_Slot] = []
         self._posted = 0
@@ -227,7 +236,7 @@ class Receiver(_Channel):
         """Waits for the next message and returns views of its buffer, valid until :meth:`release`.
 
         Raises:
-            ALTransportError: the previous stage has ended.
+            ALTransportError: the previous stage has ended, or a checksum differs.
         """
         before = self.waited
         if self.layout is None or self.dynamic:
@@ -238,7 +247,20 @@ class Receiver(_Channel):
         self.messages += 1
         self.nbytes += slot.layout.nbytes
         self.latest = self.waited - before, slot.layout.nbytes
-        return slot.tensors
+        return self._verified(slot.tensors) if self.checksum else slot.tensors
+
+    def _verified(self, message: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Returns a message without its checksums, after comparing them."""
+        *tensors, sent = message
+        index = changed(tuple(tensors), sent)
+        if index is not None:
+            shape, dtype = list(tensors[index].shape), str(tensors[index].dtype).removeprefix("torch.")
+            raise ALTransportError(
+                f"stage {self.here}: message {self.messages - 1} from stage {self.there}, tensor {index} of "
+                f"{len(tensors)}, {shape} {dtype}: got other bits than its checksum says were sent. A memory or a "
+                "network between the two is faulty: check or replace both hosts, and resume from the last checkpoint"
+            )
+        return tuple(tensors)
 
     def release(self) -> None:
         """Releases the buffer of the oldest received message, and posts the next receive into it."""
@@ -262,7 +284,12 @@ class Receiver(_Channel):
         except RuntimeError as error:
             raise self._lost(error) from None
         self.nbytes += header.nbytes
-        return Layout.decode(header.tolist())
+        try:
+            return Layout.decode(header.tolist())
+        except ALTransportError as error:
+            raise ALTransportError(
+                f"stage {self.here}, message {self.messages} from stage {self.there}: {error}"
+            ) from None
 
     def _open(self, layout: Layout) -> None:
         """Adopts the shapes of a header, and posts the receive of its message."""

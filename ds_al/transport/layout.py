@@ -59,7 +59,9 @@ class Layout:
         return tuple(views)
 
     def encode(self) -> list[int]:
-        """Encodes the layout as ``HEADER`` integers: count, then dtype, rank (negative: channels last), sizes of each.
+        """Encodes the layout as ``HEADER`` integers: count; dtype, rank (negative: channels last), sizes of each; 0.
+
+        The last one makes the sum 0, so that a changed bit is noticed.
 
         Raises:
             ALTransportError: the message has too many tensors or dimensions, or a dtype that cannot be sent.
@@ -69,16 +71,25 @@ class Layout:
             if dtype not in _DTYPES:
                 raise ALTransportError(f"a tensor of dtype {dtype} cannot be sent between stages: use one of {_DTYPES}")
             numbers += [_DTYPES.index(dtype), -len(shape) if last else len(shape), *shape]
-        if len(numbers) > HEADER:
+        if len(numbers) >= HEADER:
             raise ALTransportError(
                 f"a message of {len(self.tensors)} tensors needs a header of {len(numbers)} numbers, at most "
-                f"{HEADER} fit: pass fewer tensors from layer to layer"
+                f"{HEADER - 1} fit: pass fewer tensors from layer to layer"
             )
-        return numbers + [0] * (HEADER - len(numbers))
+        return [*numbers, *[0] * (HEADER - 1 - len(numbers)), -sum(numbers)]
 
     @classmethod
     def decode(cls, numbers: list[int]) -> Layout:
-        """Inverts :meth:`encode`."""
+        """Inverts :meth:`encode`.
+
+        Raises:
+            ALTransportError: the numbers are not those of a header.
+        """
+        if sum(numbers):
+            raise ALTransportError(
+                "got a header with other bits than were sent. A memory or a network between the two is faulty: check "
+                "or replace both hosts, and resume from the last checkpoint"
+            )
         tensors, channels_last, at = [], [], 1
         for _ in range(numbers[0]):
             dtype, rank = _DTYPES[numbers[at]], abs(numbers[at + 1])

@@ -22,7 +22,7 @@ from ds_al.config.associated_learning import ALConfig, LinkConfig
 from ds_al.parallel.pairs import pair
 from ds_al.parallel.topology import StageTopology
 from ds_al.transport.channel import Receiver, Sender
-from ds_al.transport.slow_link import SlowReceiver, SlowSender
+from ds_al.transport.slow_link import SlowReceiver, SlowSender, check_one_host
 
 
 class Channels(NamedTuple):
@@ -43,12 +43,17 @@ class Links:
         device: device of the buffers.
         dynamic: whether every training message has its own header with shapes.
         decoders: whether to open channels for copies of decoders.
+
+    Raises:
+        ALConfigError: on every rank: the artificial slow link is to be between several hosts.
     """
 
     def __init__(
         self, topology: StageTopology, *, config: ALConfig, device: torch.device, dynamic: bool, decoders: bool
     ) -> None:
         self._topology, self._config, self._device = topology, config, device
+        if config.link is not None:
+            check_one_host(topology)
         self.training = self._open("training", dynamic=dynamic, link=config.link)
         self.decoders = self._open("decoders", dynamic=False) if decoders else Channels(None, None)
         self.evaluation = self._open("evaluation", dynamic=True)
@@ -58,7 +63,9 @@ class Links:
         make_receiver = Receiver if link is None else SlowReceiver
         here = self._topology.stage
         groups = self._connect(kind)
-        common: dict[str, Any] = {"device": self._device, "dynamic": dynamic}
+        common: dict[str, Any] = {
+            "device": self._device, "dynamic": dynamic, "checksum": self._config.message_checksum,
+        }  # fmt: skip
         sender = receiver = None
         if (after := groups.get(here + 1)) is not None:
             sender = make_sender(after, queue_depth=self._config.queue_depth, stages=(here, here + 1), **common)

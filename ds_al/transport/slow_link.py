@@ -12,6 +12,7 @@ A full link is not modelled: the queues of both ends alone limit the number of m
 
 from __future__ import annotations
 
+import socket
 import time
 from typing import Any
 
@@ -19,7 +20,24 @@ import torch
 from torch import Tensor
 
 from ds_al.config.associated_learning import LinkConfig
+from ds_al.config.base import BLOCK
+from ds_al.errors import ALConfigError
+from ds_al.parallel.topology import StageTopology
 from ds_al.transport.channel import Receiver, Sender
+
+
+def check_one_host(topology: StageTopology) -> None:
+    """Refuses stages whose clocks differ. Every rank must call it.
+
+    Raises:
+        ALConfigError: the stages are on several hosts; raised on every rank.
+    """
+    hosts = list(dict.fromkeys(topology.gather(socket.gethostname())))
+    if len(hosts) > 1:
+        raise ALConfigError(
+            f'"{BLOCK}.link" emulates a link between processes that share a clock: got stages on the hosts '
+            f"{', '.join(hosts)}, expected one host. Remove it: the messages between these hosts take a real link"
+        )
 
 
 class SlowLink:
