@@ -94,7 +94,7 @@ def from_pretrained(
         bridge_blocks=bridge_blocks,
     )
     module = ALPipelineModule(specs, num_classes=classes(source, task), base_seed=base_seed, **options)
-    module.source = origin
+    module.source, module.config = origin, origin.config
     if not isinstance(model, nn.Module):
         _release(module)
     return module
