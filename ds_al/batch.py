@@ -92,8 +92,8 @@ class BatchPreparation:
         if isinstance(batch, Mapping):
             raise ALDataError(
                 f"got a micro-batch that is a {type(batch).__name__} of {', '.join(map(str, batch))}: expected (x, "
-                "labels); engine.set_batch_fn(ds_al.convert.batch_fn) makes it of a batch of transformers, a function of your own "
-                "of any other"
+                "labels); engine.set_batch_fn(ds_al.convert.batch_fn) makes it of a batch of transformers, a function "
+                "of your own of any other"
             )
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise ALDataError(f"got a micro-batch that is {_describe(batch)}: expected (x, labels)")

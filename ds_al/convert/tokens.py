@@ -49,6 +49,8 @@ def check_values(ids: Tensor, mask: Tensor | None, types: Tensor | None, *, voca
     _check_range("token ids", ids, vocabulary, "the tokenizer has more tokens: model.resize_token_embeddings")
     if mask is not None and mask.dtype != torch.bool:
         check_mask(mask)
+    if types is not None and not kinds:
+        raise ALDataError("got (ids, mask, token types): this model has no token types; give (ids, mask)")
     if types is not None:
         _check_range("token types", types, kinds, "give (ids, mask)" if kinds < 2 else "look at the tokenizer")
 
