@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -88,6 +88,12 @@ class BatchPreparation:
         if batch is None:
             raise ALDataError(
                 "the first stage has no data: pass an iterator to train_batch(), or training_data to initialize()"
+            )
+        if isinstance(batch, Mapping):
+            raise ALDataError(
+                f"got a micro-batch that is a {type(batch).__name__} of {', '.join(map(str, batch))}: expected (x, "
+                "labels); engine.set_batch_fn(ds_al.convert.batch_fn) makes it of a batch of transformers, a function "
+                "of your own of any other"
             )
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise ALDataError(f"got a micro-batch that is {_describe(batch)}: expected (x, labels)")

@@ -85,6 +85,8 @@ class ALPipelineModule(PipelineModule):
             raise ALConfigError('memory_limit is for partition_method "measured", which needs example=x, too')
         self.source: Any = None
         """What the network was made from, where :func:`ds_al.from_pretrained` made it."""
+        self.config: Any = None
+        """The config of that model of ``transformers``, which loggers read."""
         self.partition_table: str | None = None
         """What ``"measured"`` found, to be read."""
         _check_layers(layers)

@@ -2,6 +2,7 @@
 
     layers         a layer list of DeepSpeed's ``PipelineModule``: ``ds_al.from_layers``
     hugging_face   a model of ``transformers``: ``ds_al.from_pretrained``
+    batches        batches of a collator of ``transformers``
     export         weights that ``transformers`` loads, or a program: ``ds_al.export``
 
 Both importers end in :func:`ds_al.convert.assemble.al_layers`: the blocks become f, the head and the bridges chosen by
@@ -21,14 +22,17 @@ def batch_fn(batch: Mapping[str, Tensor]) -> tuple[Any, Tensor]:
     """Converts a batch of a ``transformers`` collator to ``(x, labels)``, for ``engine.set_batch_fn``.
 
     x is ``pixel_values``, or those of ``input_ids``, ``attention_mask`` and ``token_type_ids`` that the batch contains.
+    Keys whose value is ``None`` are left out.
 
     Example:
-        >>> batch = {"input_ids": torch.ones(4, 7), "attention_mask": torch.ones(4, 7), "labels": torch.zeros(4)}
+        >>> batch = {"input_ids": torch.ones(4, 7).long(), "attention_mask": torch.ones(4, 7), "labels": torch.zeros(4)}
         >>> (ids, mask), labels = ds_al.convert.batch_fn(batch)
         >>> ids.shape, labels.shape
         (torch.Size([4, 7]), torch.Size([4]))
+
+    Raises:
+        ALDataError: the batch has another key, no labels or no input, or a mask that is not one of 0 and 1 ``(B, T)``.
     """
-    if "pixel_values" in batch:
-        return batch["pixel_values"], batch["labels"]
-    keys = [key for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch]
-    return tuple(batch[key] for key in keys), batch["labels"]
+    from ds_al.convert.batches import converted  # lazy: imports torch
+
+    return converted(batch)

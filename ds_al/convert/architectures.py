@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ds_al.convert.bodies import ClassTokenBody, DenseBody, EveryTokenBody, LastTokenBody, PooledBody
 from ds_al.convert.private_blocks import PrivateBlocks
-from ds_al.convert.text import GPT2Embeddings, PlainEmbeddings, TextBlocks, TextInput, TypedEmbeddings
+from ds_al.convert.text import Embeddings, GPT2Embeddings, PlainEmbeddings, TextBlocks, TextInput, TypedEmbeddings
 from ds_al.tensors import Activation
 
 CLASSIFY, GENERATE, LOOK = "sequence-classification", "causal-lm", "image-classification"
@@ -47,7 +47,7 @@ class Anatomy:
 def _text(
     model: Any,
     blocks: Sequence[nn.Module],
-    embed: nn.Module,
+    embed: Embeddings,
     body: nn.Module,
     scores: str,
     *,
@@ -64,7 +64,7 @@ def _text(
         )
         if which.start:
             return chain
-        return nn.Sequential(TextInput(embed, pad=config.pad_token_id, last=last), chain)
+        return nn.Sequential(TextInput(embed, config=config, last=last), chain)
 
     hidden = torch.empty(2, 4, config.hidden_size, device="meta")
     mask = torch.empty(2, 4, dtype=torch.bool, device="meta")
@@ -97,7 +97,7 @@ def distilbert(model: Any, task: str) -> Anatomy:
     return _encoder(model, trunk.transformer.layer, PlainEmbeddings(trunk.embeddings), body, "classifier")
 
 
-def _encoder(model: Any, blocks: Sequence[nn.Module], embed: nn.Module, body: nn.Module, scores: str) -> Anatomy:
+def _encoder(model: Any, blocks: Sequence[nn.Module], embed: Embeddings, body: nn.Module, scores: str) -> Anatomy:
     return _text(model, blocks, embed, body, scores, masks=["bidirectional"] * len(blocks))
 
 
@@ -125,7 +125,7 @@ def _decoder(
     model: Any,
     task: str,
     blocks: Sequence[nn.Module],
-    embed: nn.Module,
+    embed: Embeddings,
     norm: nn.Module,
     *,
     masks: Sequence[str],

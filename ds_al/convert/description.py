@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ds_al.convert import adapters
 from ds_al.errors import ALCheckpointError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def describe(
     code: str,
     bridge_blocks: int,
     own_bridges: Sequence[int],
+    adapter: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Returns the description of a network.
 
@@ -36,6 +38,7 @@ def describe(
         model_class, config, generation: class, config and generation config of the model.
         groups: number of blocks of each AL layer.
         own_bridges: AL layers whose b is user-defined.
+        adapter: result of :func:`ds_al.convert.adapters.described`.
         task, objective, code_width, code, bridge_blocks: arguments of :func:`ds_al.from_pretrained`.
     """
     return {
@@ -49,6 +52,7 @@ def describe(
         "code": code,
         "bridge_blocks": bridge_blocks,
         "own_bridges": list(own_bridges),
+        "adapter": adapter,
     }
 
 
@@ -77,6 +81,8 @@ def made_again(description: Mapping[str, Any]) -> tuple[list[ALLayerSpec], Sourc
     model = model_class(config)
     if description["generation"] is not None:
         model.generation_config = transformers.GenerationConfig.from_dict(dict(description["generation"]))
+    if description.get("adapter"):
+        adapters.added(model, description["adapter"])
     options = {key: description[key] for key in ("task", "groups", "objective", "code_width", "code", "bridge_blocks")}
     return layer_specs(model, **options)
 

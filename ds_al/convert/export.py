@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ds_al import host
 from ds_al.checkpoint.folder import Record, layer_weights, opened
+from ds_al.convert import adapters
 from ds_al.convert.description import made_again
 from ds_al.convert.fold import Folded, Same, fold
 from ds_al.convert.program import Format, InferencePath, check_format, write
@@ -46,6 +47,7 @@ def export(
     same: Same = "scores",
     program: Format | None = None,
     example: Activation | None = None,
+    adapter: bool = False,
 ) -> str:
     """Writes the trained network as a plain model. If ranks were started, every rank calls it; the first one writes.
 
@@ -62,6 +64,8 @@ def export(
         program: also writes the inference path, as ``"torch.export"``, ``"torchscript"`` or ``"onnx"``.
         example: a micro-batch ``x`` for tracing programs; required if the network was not built by
             :func:`ds_al.from_pretrained`, in which case only a program can be written.
+        adapter: also writes the adapter of ``peft`` by itself, with the classifier, to the subfolder ``adapter``. The
+            plain model has it merged into its weights.
 
     Returns:
         ``"classifier"`` for a plain model with the same scores, ``"program"`` if only the program computes the scores.
@@ -98,7 +102,7 @@ def export(
             else of_checkpoint(Path(module), tag=tag)
         )
         if found is not None:
-            written[0] = _write(found, Path(path), same, program, example)
+            written[0] = _write(found, Path(path), same, program, example, adapter)
     except ALError as error:  # an error on the first rank is raised on all ranks
         written[0] = error
     except Exception as error:
@@ -110,11 +114,22 @@ def export(
     return cast(str, written[0])
 
 
-def _write(network: LoadedNetwork, folder: Path, same: Same, program: Format | None, example: Activation | None) -> str:
+def _write(
+    network: LoadedNetwork, folder: Path, same: Same, program: Format | None, example: Activation | None, adapter: bool
+) -> str:
     folded: Folded | str = "there is no plain model"
     source, layers, num_classes = network.source, network.layers, network.num_classes
+    described = source.description.get("adapter") if source is not None else None
+    if adapter and not (described and described["alone"]):
+        raise ALConfigError(
+            "got adapter=True for a network whose model "
+            + ("trains weights beside its adapter" if described else "has no adapter of peft")
+            + ": expected LoRA beside frozen weights; the plain model has all weights"
+        )
+    for layer in layers:
+        adapters.merge(layer)
     if source is not None:
-        folded = plain(layers, source, folder, num_classes=num_classes, same=same)
+        folded = plain(layers, source, folder, num_classes=num_classes, same=same, adapter=adapter)
         example = _example(source) if example is None else example
         if program is None and isinstance(folded, str):
             program = "torch.export"
@@ -125,12 +140,21 @@ def _write(network: LoadedNetwork, folder: Path, same: Same, program: Format | N
 
 
 def plain(
-    layers: list[ALLayer], source: Source, folder: Path, *, num_classes: int, same: Same = "scores"
+    layers: list[ALLayer],
+    source: Source,
+    folder: Path,
+    *,
+    num_classes: int,
+    same: Same = "scores",
+    adapter: bool = False,
 ) -> Folded | str:
     """Writes a folder for ``from_pretrained`` of ``transformers``: the model, or its trunk alone.
 
     Returns:
         The folded classifier, now part of the model; or the reason why only the trunk could be written.
+
+    Raises:
+        ALConfigError: the adapter is to be written, and there is no classifier for it.
     """
     folded = fold(layers, num_classes=num_classes, same=same)
     weights: dict[str, Tensor] = {}
@@ -142,7 +166,11 @@ def plain(
         weights[f"{source.classifier}.weight"] = folded.weight.cpu()
         if folded.bias is not None:
             weights[f"{source.classifier}.bias"] = folded.bias.cpu()
-    result = model.load_state_dict(weights, strict=False)
+    if adapter:
+        if isinstance(folded, str):
+            raise ALConfigError(f"got adapter=True for a network without a plain classifier: {folded}")
+        adapters.write(folder / "adapter", weights, source.description["adapter"], head=source.classifier)
+    result = model.load_state_dict(adapters.own(weights), strict=False)
     missing = [name for name in result.missing_keys if not name.startswith(f"{source.classifier}.")]
     assert not result.unexpected_keys and not missing, (result, "names of a source cover its model")
     model.to(next(iter(weights.values())).dtype)

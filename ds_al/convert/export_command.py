@@ -22,6 +22,7 @@ def add_command(commands: Any) -> None:
         help="labels: content with a classifier that names the same labels, for the objective contrast",
     )
     command.add_argument("--program", choices=_PROGRAMS, help="also write the inference path as a program")
+    command.add_argument("--adapter", action="store_true", help="also write the adapter of peft by itself")
     command.set_defaults(run=_run)
 
 
@@ -30,7 +31,9 @@ def _run(args: argparse.Namespace) -> int:
     from ds_al.errors import ALError
 
     try:
-        kind = export(args.checkpoint, args.out, tag=args.tag, same=args.same, program=args.program)
+        kind = export(
+            args.checkpoint, args.out, tag=args.tag, same=args.same, program=args.program, adapter=args.adapter
+        )
     except (ALError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

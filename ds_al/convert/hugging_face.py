@@ -14,29 +14,23 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 from deepspeed.pipe import LayerSpec
-from deepspeed.runtime import utils as ds_utils
 from torch import Tensor, nn
 
 from ds_al import host
-from ds_al.convert.architectures import CLASSIFY, FAMILIES, GENERATE, LOOK, Anatomy
+from ds_al.convert import adapters
+from ds_al.convert.architectures import FAMILIES, GENERATE, Anatomy
 from ds_al.convert.assemble import al_layers
 from ds_al.convert.description import describe
 from ds_al.convert.head import Head
 from ds_al.convert.language import language_layers, language_objective
+from ds_al.convert.loading import AUTO_CLASSES, load
+from ds_al.convert.plain_model import check_plain
 from ds_al.convert.source import Source, modules_of, names_of
 from ds_al.errors import ALConfigError
 from ds_al.models.grouping import block_groups
 from ds_al.module import ALPipelineModule
 from ds_al.spec import ALLayerSpec, Part
-
-AUTO_CLASSES = {
-    CLASSIFY: "AutoModelForSequenceClassification",
-    GENERATE: "AutoModelForCausalLM",
-    LOOK: "AutoModelForImageClassification",
-}
-"""The auto class that loads a model for a task."""
 
 
 def from_pretrained(
@@ -100,28 +94,10 @@ def from_pretrained(
         bridge_blocks=bridge_blocks,
     )
     module = ALPipelineModule(specs, num_classes=classes(source, task), base_seed=base_seed, **options)
-    module.source = origin
-    if source is not model:
+    module.source, module.config = origin, origin.config
+    if not isinstance(model, nn.Module):
         _release(module)
     return module
-
-
-def load(
-    model: str | Path | nn.Module, *, task: str, base_seed: int = 1234, model_options: Mapping[str, Any] | None = None
-) -> Any:
-    """Loads the model or returns the given one; a new head has the same initial weights on every rank."""
-    if task not in AUTO_CLASSES:
-        raise ALConfigError(f"got task={task!r}: expected one of {', '.join(AUTO_CLASSES)}")
-    if isinstance(model, nn.Module):
-        if model_options:
-            raise ALConfigError("got model_options with a model: they are for a name or folder; set its config instead")
-        return model
-    import transformers  # lazy: its model classes take seconds to import
-
-    with torch.random.fork_rng():
-        ds_utils.set_random_seed(base_seed)
-        auto = getattr(transformers, AUTO_CLASSES[task])
-        return auto.from_pretrained(str(model), **{"dtype": torch.float32, **(model_options or {})})
 
 
 def layer_specs(
@@ -182,6 +158,7 @@ def layer_specs(
         code=code,
         bridge_blocks=bridge_blocks,
         own_bridges=[index for index, own in enumerate(bridges or ()) if own is not None],
+        adapter=adapters.described(model),
     )
     return specs, Source(type(model), config, generation, names, anatomy.scores, task, again)
 
@@ -213,12 +190,14 @@ def dissect(model: Any, task: str) -> Anatomy:
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         raise ALConfigError("got a model with is_decoder or add_cross_attention: its blocks read more than one stream")
     try:
-        model.get_submodule(family(model, task).scores)
+        anatomy = family(model, task)
+        model.get_submodule(anatomy.scores)
     except AttributeError as error:
         raise ALConfigError(
             f"got a {type(model).__name__} for {task!r}: expected what {AUTO_CLASSES[task]} loads ({error})"
         ) from None
-    return family(model, task)
+    check_plain(model, scores=anatomy.scores, classifies=task != GENERATE)
+    return anatomy
 
 
 def classes(model: Any, task: str) -> int:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ds_al.errors import ALConfigError, ALLayerError
+from ds_al.convert.tokens import check_form, check_values
+from ds_al.errors import ALConfigError, ALDataError
 from ds_al.tensors import Activation
 
 
@@ -24,62 +25,128 @@ class TextInput(nn.Module):
     """Embeds token ids as the model does.
 
     Args:
-        embed: ``(ids, token types or None) -> hidden (B, T, D)``.
-        pad: id of the padding token, if the model has one.
+        embed: an :class:`Embeddings`.
+        config: config of the model, whose padding token marks padding where there is no mask.
         last: whether to return the index of the last token ``(B,)``, computed as in ``transformers``.
     """
 
-    def __init__(self, embed: nn.Module, *, pad: int | None, last: bool) -> None:
+    def __init__(self, embed: Embeddings, *, config: Any, last: bool) -> None:
         super().__init__()
         self.embed = embed
-        self.pad = pad
+        self.pad, self.ends = config.pad_token_id, _ends(config)
         self.last = last
 
     def forward(self, x: Activation) -> tuple[Tensor, ...]:
-        """Returns ``(hidden, mask)`` or ``(hidden, last, mask)``."""
-        ids, *more = x if isinstance(x, tuple) else (x,)
-        valid = torch.ones_like(ids, dtype=torch.bool) if self.pad is None else ids.ne(self.pad)
-        hidden = self.embed(ids, more[1] if len(more) > 1 else None)
-        mask = more[0].bool() if more else valid
-        if not self.last:
-            return hidden, mask
-        places = torch.arange(ids.shape[1], device=ids.device)
-        last = (places * valid).argmax(dim=1) if self.pad is not None else torch.full_like(ids[:, 0], ids.shape[1] - 1)
-        return hidden, last, mask
+        """Returns ``(hidden, mask)`` or ``(hidden, last, mask)``.
+
+        Raises:
+            ALDataError: x is no ``ids``, ``(ids, mask)`` or ``(ids, mask, token types)`` that the model can embed.
+        """
+        ids, mask, types = _split(x)
+        check_form(ids, mask, types, longest=self.embed.longest)
+        if ids.device.type == "cpu" and not _traced():
+            check_values(ids, mask, types, vocabulary=self.embed.vocabulary, kinds=self.embed.kinds)
+        hidden = self.embed(ids, types)
+        valid = self._valid(ids) if mask is None else mask.bool()
+        return (hidden, self._last(ids, mask), valid) if self.last else (hidden, valid)
+
+    def _valid(self, ids: Tensor) -> Tensor:
+        """Returns the mask of ids alone. A padding token that also ends texts does not tell padding from text."""
+        if self.pad is None or self.pad in self.ends:
+            return torch.ones_like(ids, dtype=torch.bool)
+        return ids.ne(self.pad)
+
+    def _last(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Returns the index of the last token: by the padding token, and by the mask in models that have none."""
+        if self.pad is not None:
+            tokens = ids.ne(self.pad)
+        elif mask is not None:
+            tokens = mask.bool()
+        elif len(ids) == 1:
+            tokens = torch.ones_like(ids, dtype=torch.bool)
+        else:
+            raise ALDataError(
+                f"got {len(ids)} texts of ids alone for a model without a padding token, so where they end is not "
+                "known: give (ids, mask), or set model.config.pad_token_id before from_pretrained"
+            )
+        return (torch.arange(ids.shape[1], device=ids.device) * tokens).argmax(dim=1)
 
 
-class TypedEmbeddings(nn.Module):
-    """Embeddings of BERT and RoBERTa."""
+def _split(x: Activation) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    parts = x if isinstance(x, tuple) else (x,)
+    if not 1 <= len(parts) <= 3:
+        raise ALDataError(f"got x of {len(parts)} tensors: expected ids, (ids, mask) or (ids, mask, token types)")
+    ids, mask, types = (*parts, None, None, None)[:3]
+    assert ids is not None
+    return ids, mask, types
 
-    def __init__(self, embeddings: nn.Module) -> None:
+
+def _ends(config: Any) -> list[int]:
+    """Returns the ids of the tokens that end a text."""
+    ends = getattr(config, "eos_token_id", None)
+    return list(ends) if isinstance(ends, (list, tuple)) else [] if ends is None else [ends]
+
+
+def _traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+class Embeddings(nn.Module):
+    """Embeddings of a model: ``(ids (B, T), token types (B, T) or None) -> hidden (B, T, D)``.
+
+    Attributes:
+        vocabulary: number of token ids.
+        kinds: number of token types; 0 if there are none.
+        longest: number of positions, or ``None`` if any length can be embedded.
+    """
+
+    vocabulary: int
+    kinds: int = 0
+    longest: int | None = None
+
+
+class TypedEmbeddings(Embeddings):
+    """Embeddings of BERT and RoBERTa; those of RoBERTa start at the position after the padding token's id."""
+
+    def __init__(self, embeddings: Any) -> None:
         super().__init__()
         self.embeddings = embeddings
+        self.vocabulary = len(embeddings.word_embeddings.weight)
+        self.kinds = len(embeddings.token_type_embeddings.weight)
+        positions = embeddings.position_embeddings
+        first = 0 if positions.padding_idx is None else positions.padding_idx + 1
+        self.longest = len(positions.weight) - first
 
     def forward(self, ids: Tensor, types: Tensor | None) -> Tensor:
         """Embeds words, token types and positions."""
         return self.embeddings(input_ids=ids, token_type_ids=types)
 
 
-class PlainEmbeddings(nn.Module):
+class PlainEmbeddings(Embeddings):
     """Embeddings of DistilBERT and of decoders with rotary positions: ids alone."""
 
-    def __init__(self, embeddings: nn.Module) -> None:
+    def __init__(self, embeddings: Any) -> None:
         super().__init__()
         self.embeddings = embeddings
+        self.vocabulary = len(getattr(embeddings, "word_embeddings", embeddings).weight)
+        if hasattr(embeddings, "position_embeddings"):
+            self.longest = len(embeddings.position_embeddings.weight)
 
     def forward(self, ids: Tensor, types: Tensor | None) -> Tensor:
         """Embeds ids; raises on token types, which these models do not have."""
         if types is not None:
-            raise ALLayerError("got (ids, mask, token types): this model has no token types; give (ids, mask)")
+            raise ALDataError("got (ids, mask, token types): this model has no token types; give (ids, mask)")
         return self.embeddings(ids)
 
 
-class GPT2Embeddings(nn.Module):
+class GPT2Embeddings(Embeddings):
     """Embeddings of GPT-2: words, positions, and token types, which share the word embedding."""
 
-    def __init__(self, words: nn.Module, positions: nn.Module, dropout: nn.Module) -> None:
+    def __init__(self, words: nn.Embedding, positions: nn.Embedding, dropout: nn.Module) -> None:
         super().__init__()
         self.words, self.positions, self.dropout = words, positions, dropout
+        self.vocabulary = self.kinds = len(words.weight)
+        self.longest = len(positions.weight)
 
     def forward(self, ids: Tensor, types: Tensor | None) -> Tensor:
         """Returns the sum of the embeddings."""

@@ -1,6 +1,9 @@
 """``ALTrainer``: an interface like transformers' ``Trainer`` for an :class:`~ds_al.engine.ALPipelineEngine`.
 
     arguments    the supported subset of ``TrainingArguments``
+    elsewhere    what to use instead of the others
+    reported     arguments as callbacks and loggers read them
+    steps        numbers of batches
     batches      collation of data set rows to micro-batches
     callbacks    supported callbacks, and broadcast of their decisions to all ranks
     trainer      the training loop

@@ -12,20 +12,9 @@ from pydantic import Field, model_validator
 
 from ds_al.config.base import StrictModel, validate
 from ds_al.errors import ALConfigError
+from ds_al.trainer import elsewhere
 
 Strategy = Literal["no", "steps", "epoch"]
-
-IN_THE_CONFIG = {
-    "per_device_train_batch_size": "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
-    "learning_rate": "optimizer.params.lr",
-    "weight_decay": "optimizer.params.weight_decay",
-    "optim": "optimizer.type",
-    "lr_scheduler_type": "scheduler.type",
-    "warmup_steps": "scheduler.params.warmup_num_steps",
-    "max_grad_norm": "associated_learning.layer_gradient_clipping",
-}
-"""Maps names of ``TrainingArguments`` to the corresponding DeepSpeed config keys."""
 
 
 class ALTrainingArguments(StrictModel):
@@ -75,6 +64,13 @@ class ALTrainingArguments(StrictModel):
     remove_unused_columns: bool = Field(
         default=True, description="Leaves out columns of a `datasets.Dataset` that no model here takes."
     )
+    report_to: str | list[str] = Field(
+        default="none",
+        description='Loggers of transformers: "wandb", "tensorboard", "mlflow", ..., a list of them, or "all" that are '
+        "installed.",
+    )
+    run_name: str | None = Field(default=None, description="Name of the run in loggers.")
+    project: str = Field(default="huggingface", description="Name of the project in Trackio.")
     disable_tqdm: bool = Field(default=False, description="Prints logs, and shows no bar.")
 
     @classmethod
@@ -91,14 +87,13 @@ class ALTrainingArguments(StrictModel):
                 f"got args of {type(args).__name__}: expected an ALTrainingArguments or a mapping. It has the names of "
                 "TrainingArguments that have a meaning here; docs/trainer.md says where the others are"
             )
-        for name in args:
-            if name in IN_THE_CONFIG:
-                raise ALConfigError(f'"args.{name}": give it in the DeepSpeed config, as "{IN_THE_CONFIG[name]}"')
+        _refuse(args)
         return validate(cls, args, where="args")
 
     @model_validator(mode="before")
     @classmethod
     def _with_defaults(cls, values: Any) -> Any:
+        _refuse(values)
         values = dict(values)
         if values.get("load_best_model_at_end") and values.get("metric_for_best_model") is None:
             values["metric_for_best_model"] = "loss"
@@ -123,3 +118,10 @@ class ALTrainingArguments(StrictModel):
         if self.save_total_limit is not None and self.save_strategy != "best":
             raise ValueError('save_total_limit could remove the best checkpoint: use save_strategy "best" with it')
         return self
+
+
+def _refuse(args: Mapping[str, Any]) -> None:
+    """Raises :class:`ALConfigError` if a name is one of ``TrainingArguments`` that belongs elsewhere."""
+    for name in args:
+        if name not in ALTrainingArguments.model_fields and (place := elsewhere.argument(name)):
+            raise ALConfigError(f'"args.{name}": {place}')

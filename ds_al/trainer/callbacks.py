@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,20 +40,49 @@ def check_callback(callback: TrainerCallback | type[TrainerCallback]) -> None:
     kind = callback if isinstance(callback, type) else type(callback)
     if not issubclass(kind, TrainerCallback):
         raise ALConfigError(f"got a callback of {kind.__name__}: expected a transformers.TrainerCallback")
+    saves = getattr(callback, "_log_model", None) in (True, "end", "checkpoint")
+    if saves and kind.__module__.startswith("transformers."):
+        raise ALConfigError(
+            f"got {kind.__name__} that is to log the model, by WANDB_LOG_MODEL or HF_DVCLIVE_LOG_MODEL: it saves it "
+            "by a Trainer of transformers. Unset the variable, and log the folder of save_model()"
+        )
     for event, why in ABSENT.items():
         own = getattr(kind, event)
         if own is not getattr(TrainerCallback, event) and not own.__module__.startswith("transformers."):
             raise ALConfigError(f"callback {kind.__name__} listens to {event}, which ALTrainer has not: {why}")
 
 
-def one_folder(path: str) -> None:
-    """Checks that all ranks write to the same folder: otherwise each would wait for the others' part of a checkpoint.
+def of_loggers(report_to: str | Sequence[str]) -> list[TrainerCallback]:
+    """Returns the callbacks of transformers' loggers.
 
     Raises:
-        ALConfigError: two ranks have different folders; raised on every rank.
+        ALConfigError: a logger is unknown, or not installed.
     """
-    paths: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(paths, path)
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    try:
+        return [kind() for kind in get_reporting_integration_callbacks(report_to)]
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ALConfigError(f'"args.report_to": got {report_to!r}: {error}') from None
+
+
+def one_folder(path: str) -> None:
+    """Makes the folder that all ranks write to. Each would wait for the others' part of a checkpoint in another one.
+
+    Raises:
+        ALConfigError: two ranks have different folders, or the first rank cannot make it; raised on every rank.
+    """
+    failure = ""
+    if dist.get_rank() == 0:
+        try:
+            Path(path).mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            failure = f"{type(error).__name__}: {error}"
+    found: list[tuple[str, str]] = [("", "")] * dist.get_world_size()
+    dist.all_gather_object(found, (path, failure))
+    if found[0][1]:
+        raise ALConfigError(f'"args.output_dir": got {path!r}, which rank 0 cannot make: {found[0][1]}')
+    paths = [each for each, _ in found]
     if len(set(paths)) > 1:
         raise ALConfigError(
             f'"args.output_dir": got {", ".join(map(repr, paths))} on ranks 0, 1, ...: expected the same on all. A '

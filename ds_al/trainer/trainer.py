@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import DataCollatorWithPadding, default_data_collator
+from transformers import DataCollatorWithPadding
 from transformers.trainer_callback import (
     CallbackHandler,
     DefaultFlowCallback,
@@ -36,15 +36,17 @@ from transformers.trainer_utils import (
 )
 
 from ds_al.checkpoint.folder import INDEX
-from ds_al.config.base import BLOCK, with_scheduler_steps
 from ds_al.convert.export import export
 from ds_al.engine import ALPipelineEngine
 from ds_al.entry import initialize, read_config
 from ds_al.errors import ALCheckpointError, ALConfigError
 from ds_al.module import ALPipelineModule
+from ds_al.trainer import elsewhere
 from ds_al.trainer.arguments import ALTrainingArguments
-from ds_al.trainer.batches import Batches, Inputs, joined
-from ds_al.trainer.callbacks import Agreement, check_callback, one_folder, restore_states, saved_states
+from ds_al.trainer.batches import Batches, Inputs, check_datasets, joined
+from ds_al.trainer.callbacks import Agreement, check_callback, of_loggers, one_folder, restore_states, saved_states
+from ds_al.trainer.reported import reported
+from ds_al.trainer.steps import steps_per_epoch, with_counts
 
 CLIENT_STATE = "trainer_state"
 """Key of the :class:`transformers.TrainerState` in a checkpoint's ``client_state``."""
@@ -71,6 +73,7 @@ class ALTrainer:
         batch_fn: maps such a batch to ``(x, labels)``, for networks with an input other than that of
             :func:`ds_al.convert.batch_fn`.
         compute_metrics: maps an ``EvalPrediction`` with the scores of the last exit to a dict.
+        preprocess_logits_for_metrics: maps scores and labels of a batch to the predictions of that ``EvalPrediction``.
         callbacks: callbacks of transformers or your own; see :mod:`ds_al.trainer.callbacks`.
 
     Attributes:
@@ -93,8 +96,12 @@ class ALTrainer:
         data_collator: Callable[[list[Any]], Any] | None = None,
         batch_fn: Callable[[Any], Any] | None = None,
         compute_metrics: Callable[[EvalPrediction], Mapping[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], Any] | None = None,
         callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
+        **others: Any,
     ) -> None:
+        if others:
+            raise ALConfigError(elsewhere.parameters(others))
         if not isinstance(model, ALPipelineModule):
             raise ALConfigError(
                 f"got a model of {type(model).__name__}: expected an ALPipelineModule. ds_al.from_pretrained(model, "
@@ -103,12 +110,14 @@ class ALTrainer:
         self.args = ALTrainingArguments.of(args)
         if self.args.eval_strategy != "no" and eval_dataset is None:
             raise ALConfigError(f'"args.eval_strategy": got {self.args.eval_strategy!r} without eval_dataset: give one')
-        if data_collator is None:
-            pads = hasattr(processing_class, "pad")
-            data_collator = DataCollatorWithPadding(processing_class) if pads else default_data_collator
+        check_datasets(train_dataset, eval_dataset)
+        if data_collator is None and hasattr(processing_class, "pad"):
+            data_collator = DataCollatorWithPadding(processing_class)
         self.batches = Batches(data_collator, batch_fn=batch_fn, used_alone=self.args.remove_unused_columns)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.processing_class, self.compute_metrics = processing_class, compute_metrics
+        self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
+        callbacks = [*of_loggers(self.args.report_to), *callbacks]
         for callback in callbacks:
             check_callback(callback)
         one_folder(self.args.output_dir)
@@ -260,12 +269,18 @@ class ALTrainer:
         found = self.engine.inference.evaluate(self._in_order(dataset), keep_scores=keep)
         exits = {f"accuracy_exit_{m}": value for m, value in enumerate(found["accuracy"], start=1)}
         metrics: dict[str, Any] = {"loss": found["loss"][-1], "accuracy": found["accuracy"][-1], **exits}
-        arrays = (joined(found["scores"]), joined(found["labels"])) if keep else None
+        arrays = self._arrays(found["scores"], found["labels"]) if keep else None
         if arrays is not None and self.compute_metrics is not None:
             metrics |= self.compute_metrics(EvalPrediction(predictions=arrays[0], label_ids=arrays[1]))
         metrics = denumpify_detensorize(metrics)
         named = {name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": v for name, v in metrics.items()}
         return {**named, **speed_metrics(prefix, start, num_samples=len(dataset))}, arrays
+
+    def _arrays(self, scores: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]) -> tuple[Any, Any]:
+        """Returns the predictions and labels of all batches."""
+        if (preprocess := self.preprocess_logits_for_metrics) is not None:
+            scores = [preprocess(*batch) for batch in zip(scores, labels, strict=True)]
+        return joined(scores), joined(labels)
 
     def _in_order(self, dataset: Any) -> Any:
         return self.batches.in_order(dataset, batch_size=self.args.per_device_eval_batch_size)
@@ -355,36 +370,19 @@ class ALTrainer:
     # ---- parts -------------------------------------------------------------------------------------
 
     def _event(self, event: str, **more: Any) -> TrainerControl:
-        self.control = getattr(self.callback_handler, event)(self.args, self.state, self.control, **more)
+        self.control = getattr(self.callback_handler, event)(self._reported, self.state, self.control, **more)
         return self.control
 
     def _engine(self, module: ALPipelineModule, config: str | Path | Mapping[str, Any]) -> ALPipelineEngine:
-        content = read_config(None, config)
-        replicas = dist.get_world_size() // module.num_stages
-        self._steps_per_epoch = 0
-        data = None
+        content, replicas = read_config(None, config), dist.get_world_size() // module.num_stages
+        self._steps_per_epoch, data = 0, None
         if self.train_dataset is not None:
-            sizes: list[Any] = [
-                content.get(key) for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-            ]
-            if not all(isinstance(size, int) and size > 0 for size in sizes):
-                raise ALConfigError(
-                    f'got "train_micro_batch_size_per_gpu" and "gradient_accumulation_steps" {sizes}: expected whole '
-                    "numbers of 1 or more in the config"
-                )
-            batch = math.prod(sizes) * replicas
-            self._steps_per_epoch = len(self.train_dataset) // batch
-            if not self._steps_per_epoch:
-                raise ALConfigError(f"{len(self.train_dataset)} training samples make no batch of {batch}")
+            self._steps_per_epoch = steps_per_epoch(content, samples=len(self.train_dataset), replicas=replicas)
             data = self.batches.used(self.train_dataset)
         by_epochs = math.ceil(self.args.num_train_epochs * self._steps_per_epoch)
-        self._max_steps = steps = self.args.max_steps if self.args.max_steps > 0 else by_epochs
-        al = dict(content.get(BLOCK, {}))
-        if self.args.save_total_limit is not None:
-            al["checkpoint"] = {**al.get("checkpoint", {}), "keep_last": self.args.save_total_limit}
-        per_batch = al.get("steps_per_batch") or content.get("gradient_accumulation_steps", 1)
-        counted = steps * per_batch if al.get("count") == "step" else steps
-        content = with_scheduler_steps({**content, BLOCK: al}, counted)
+        self._max_steps = self.args.max_steps if self.args.max_steps > 0 else by_epochs
+        content = with_counts(content, steps=self._max_steps, keep_last=self.args.save_total_limit)
+        self._reported = reported(self.args, content, seed=module.base_seed)
         engine, *_ = initialize(model=module, config=content, training_data=data, collate_fn=self.batches.collate)
         return engine
 

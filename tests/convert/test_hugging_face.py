@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ds_al.convert import batch_fn
-from ds_al.convert.hugging_face import layer_specs, load, twin_layers
+from ds_al.convert.hugging_face import layer_specs, twin_layers
+from ds_al.convert.loading import load
 from ds_al.convert.text import attention_masks
 from ds_al.errors import ALConfigError
 from ds_al.layer import ALLayer, predict

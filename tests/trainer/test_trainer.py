@@ -203,7 +203,7 @@ def test_it_trains_to_the_bits_of_the_plain_loop(tmp_path: Path, world: int) -> 
         torch.testing.assert_close(plain(x[0], attention_mask=x[1]).logits, want, rtol=1e-4, atol=1e-5)
 
 
-def refused() -> list[str]:
+def refused(folder: str) -> list[str]:
     """Worker: what cannot be honoured is named, before training."""
 
     class Late(TrainerCallback):
@@ -222,15 +222,15 @@ def refused() -> list[str]:
         ([], {"load_best_model_at_end": True}),
     ):
         with pytest.raises(ALConfigError) as error:
-            trainer("out", *callbacks, **args)
+            trainer(folder, *callbacks, **args)
         messages.append(str(error.value))
     with pytest.raises(ALConfigError) as error:
-        trainer("out", Cuts()).train()
+        trainer(folder, Cuts()).train()
     return [*messages, str(error.value)]
 
 
-def test_what_cannot_be_honoured_is_refused_by_name() -> None:
-    ((late, foreign, rate, name, best, epoch),) = run_ranks(f"{__name__}:refused", 1)
+def test_what_cannot_be_honoured_is_refused_by_name(tmp_path: Path) -> None:
+    ((late, foreign, rate, name, best, epoch),) = run_ranks(f"{__name__}:refused", 1, folder=str(tmp_path))
     assert "Late listens to on_optimizer_step" in late and "use on_step_end" in late
     assert "got a callback of object" in foreign
     assert '"args.learning_rate": give it in the DeepSpeed config, as "optimizer.params.lr"' in rate
