@@ -224,6 +224,34 @@ def test_the_accuracy_runs_differ_in_method_and_layers_alone() -> None:
     assert twin == al and twin["experiment"]["recipe"] == "ours" and twin["experiment"]["epochs"] == 3
 
 
+TESTS = """
+import pytest
+
+@pytest.fixture
+def broken():
+    raise OSError("no GPU answers")
+
+def test_passes(): pass
+def test_fails(): assert "one" == "two", "the bits differ"
+def test_waits(): pytest.skip("not here")
+def test_errs(broken): pass
+"""
+
+
+def test_a_test_is_a_row_with_the_reason_of_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "test_own.py").write_text(TESTS)
+    check = parts.Part("tests", "Tests", "ds_al.studies.gpu.checks:run", 1)
+    (row,), _ = run([replace(check, options={"arguments": [str(tmp_path)], "workers": 1})], tmp_path / "gpu.json")
+    found = {each["test"].rpartition("::")[2]: (each["outcome"], each["reason"]) for each in row["rows"]}
+    assert found["test_passes"] == ("passed", "") and found["test_waits"] == ("skipped", "not here")
+    assert found["test_fails"][0] == "failed" and "the bits differ" in found["test_fails"][1]
+    assert found["test_errs"][0] == "failed" and "no GPU answers" in found["test_errs"][1]
+    assert row["done"] and outcome(row) == "done, 2 failed"
+    nothing = replace(check, options={"arguments": [str(tmp_path / "test_own.py"), "-k", "none"], "workers": 1})
+    (row,), _ = run([nothing], tmp_path / "nothing.json")
+    assert not row["done"] and "ended with <ExitCode.NO_TESTS_COLLECTED" in outcome(row)
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results file of every part of the study, at a tiny size on the CPU."""
@@ -240,7 +268,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     networks = (cost.Network("vgg", TINY, shape=(1, 8, 8), samples=4), broken)
     chosen: dict[str, dict[str, Any]] = {
         "tests": {"arguments": ["tests/cuda/test_bits.py", "--device", "cpu", "-k", "mlp and one_stage"], "workers": 1},
-        "ranks": {"arguments": ["tests/cuda/test_ranks_on_one_gpu.py"], "workers": 1},
+        "ranks": {"arguments": ["tests/cuda/test_ranks_on_one_gpu.py"], "workers": 2},
         "cost": {"networks": networks, "runs": cost.Runs(batches=1, repeat=1, idle_batches=1)},
         "accuracy": {"data": str(data), "minutes": 3, "runs": trained},
     }
