@@ -41,6 +41,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "token_codes": TokenCodes,
 }
 """Maps objective names to classes."""
+DEFAULT = "greedy"
+"""Objective of converted networks: it learns at the rates that back-propagation learns at, and exports as a plain model."""
 
 
 def resolve(objective: str | Mapping[str, Any] | Objective) -> Objective:
