@@ -66,8 +66,8 @@ def from_pretrained(
         num_al_layers: K; blocks are distributed evenly.
         groups: number of blocks of each AL layer, instead of ``num_al_layers``.
         objective: objective that trains f and b, see :mod:`ds_al.objectives`. The default is ``"greedy"``,
-            which starts from the model's own scores, and for a language model ``"next_token"`` (alias ``"greedy"``), with
-            ``"readout"`` and ``"token_codes"`` as alternatives. The published one is ``"mse"``.
+            which starts from the model's own scores; the published one is ``"mse"``. For a language model it is
+            ``"next_token"`` (alias ``"greedy"``), with ``"readout"`` and ``"token_codes"`` as alternatives.
         code_width, code: see :mod:`ds_al.models.targets`. With ``"linear"`` the path from the last code to the scores
             folds into the model's classifier, so :func:`ds_al.export` writes a plain model. Codes of tokens are always
             ``"linear"``.

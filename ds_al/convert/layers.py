@@ -53,8 +53,8 @@ def from_layers(
         groups: number of layers of each group, instead of ``num_al_layers``.
         head: number of layers at the end that are the classifier; by default detected by its last ``nn.Linear(..., V)``
             and the pooling, flattening and normalization before it. 0 if the list has no classifier.
-        objective: objective that trains f and b, see :mod:`ds_al.objectives`; by default ``"greedy"``. The published one
-            is ``"mse"``.
+        objective: objective that trains f and b, see :mod:`ds_al.objectives`; by default ``"greedy"``.
+            The published one is ``"mse"``.
         code_width, code: see :mod:`ds_al.models.targets`; by default K is about V, at least 64.
         bridges: b of each AL layer, ``None`` to choose it automatically, see :mod:`ds_al.convert.bridges`.
         base_seed: see above.

@@ -42,7 +42,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 """Maps objective names to classes."""
 DEFAULT = "greedy"
-"""Objective of converted networks: it learns at the rates that back-propagation learns at, and exports as a plain model."""
+"""Objective of converted networks: it learns at usual rates, starts from a model's own scores, and exports plainly."""
 
 
 def resolve(objective: str | Mapping[str, Any] | Objective) -> Objective:
