@@ -13,6 +13,9 @@ from ds_al.config.optimizers import check_options
 from ds_al.errors import ALConfigError
 from ds_al.optim.groups import NO_OPTIONS, ParamGroups
 
+_OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
+"""Options that torch's schedules add to groups."""
+
 
 def accepted(optimizer: Any, *, asked: ParamGroups | None = None) -> torch.optim.Optimizer:
     """Returns an optimizer that a user's callable or a config has made, or the user's own instance, after checks.
@@ -66,6 +69,6 @@ def _check_group(group: Mapping[str, Any], defaults: Mapping[str, Any], *, where
         raise ALConfigError(f"{where.format('differentiable')}: got True, which steps out of place: remove it")
     if options.get("capturable") and any(parameter.device.type == "cpu" for parameter in group["params"]):
         raise ALConfigError(f"{where.format('capturable')}: got True for weights on the CPU: it is for CUDA graphs")
-    for key in sorted(options.keys() - defaults.keys()):  # torch takes any key, such as those that a schedule reads
+    for key in sorted(options.keys() - defaults.keys() - _OF_SCHEDULES):  # torch takes any key
         if near := difflib.get_close_matches(key, defaults, n=1, cutoff=0.8):
             raise ALConfigError(f"{where.format(key)} is no option of this optimizer: did you mean {near[0]!r}?")

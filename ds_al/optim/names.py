@@ -139,7 +139,8 @@ def _check_block(block: Any, *, where: str, strict: bool) -> None:
     if not isinstance(params, Mapping):
         raise ALConfigError(f'"{where}.params": got {params!r}, expected an object {{...}}')
     check_options(params, where=f'"{where}.params.{{}}"')
-    if strict and (unknown := sorted(key for key in block.keys() - {"type", "params"} if block[key])):
+    off = {"legacy_fusion"} if not block.get("legacy_fusion") else set()
+    if strict and (unknown := sorted(block.keys() - {"type", "params"} - off)):
         raise ALConfigError(f'"{where}.{unknown[0]}" is not a key of this block: its keys are "type" and "params"')
 
 

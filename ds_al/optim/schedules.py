@@ -24,7 +24,7 @@ from ds_al.errors import ALConfigError
 OF_TORCH: dict[str, type] = {
     name: kind
     for name, kind in vars(lr_scheduler).items()
-    if isinstance(kind, type) and issubclass(kind, lr_scheduler.LRScheduler) and kind is not lr_scheduler.LRScheduler
+    if isinstance(kind, type) and issubclass(kind, lr_scheduler.LRScheduler) and not name.endswith("LRScheduler")
 }
 """torch's LR schedules by name."""
 
@@ -98,10 +98,13 @@ def _expected(key: str, value: Any, parameter: inspect.Parameter) -> str | None:
     if isinstance(value, str):
         if value == "auto":
             return AUTO
+        if "Callable" in kind:
+            return "expected a function, which no config holds: give initialize(lr_scheduler=lambda optimizer: ...)"
         return None if isinstance(default, str) or "Literal" in kind or "str" in kind else "expected a number"
     if isinstance(value, (list, tuple)):
         if key == "milestones":
-            return None
+            right = all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in value)
+            return None if right else "expected numbers of steps"
         return "expected one number: a list has one per parameter group, and a stage's groups are those of its layers"
     if value is None:
         return None
