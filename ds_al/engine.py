@@ -53,8 +53,9 @@ from ds_al.decoders import DecoderCopies
 from ds_al.errors import ALCheckpointError, ALConfigError, ALDataError
 from ds_al.inference import Inference
 from ds_al.module import ALPipelineModule
-from ds_al.optim import build, names
-from ds_al.optim.local import Factory, LocalOptimizer, ParamGroups
+from ds_al.optim import build, names, schedules
+from ds_al.optim.groups import ParamGroups, Selection, given_elsewhere
+from ds_al.optim.local import Factory, LocalOptimizer
 from ds_al.parallel.replicas import Replicas
 from ds_al.parallel.topology import StageTopology
 from ds_al.runner import Runner
@@ -93,19 +94,35 @@ class ALPipelineEngine(PipelineEngine):
     ``save_checkpoint`` and ``load_checkpoint`` keep their signatures.
 
     Private names of DeepSpeed that it overrides or uses (runtime/engine.py and runtime/pipe/engine.py, 0.19.0 and
-    0.19.8): ``_config``, ``_configure_optimizer``, ``_configure_basic_optimizer``, ``_is_supported_optimizer``,
-    ``_is_compiled``, ``_exec_schedule``, ``_INSTRUCTION_MAP``, ``_reserve_pipe_buffers``, ``_next_batch``.
+    0.19.8): ``_config``, ``_configure_optimizer``, ``_configure_basic_optimizer``, ``_configure_lr_scheduler``,
+    ``_is_supported_optimizer``, ``_is_compiled``, ``_exec_schedule``, ``_INSTRUCTION_MAP``, ``_reserve_pipe_buffers``,
+    ``_next_batch``.
     """
 
     module: ALPipelineModule
+    client_optimizer: Any
     _is_compiled: bool
 
     def __init__(
-        self, *, model: ALPipelineModule, settings: Settings, training_data: Any = None, **options: Any
+        self,
+        *,
+        model: ALPipelineModule,
+        settings: Settings,
+        training_data: Any = None,
+        model_parameters: Any = None,
+        **options: Any,
     ) -> None:
         self.settings, self.al = settings, settings.al
         self.topology = StageTopology.of(model)
         self.replicas = Replicas(self.topology.replica, self.topology.replicas, group=self.topology.replica_group)
+        self._selection = None
+        if model_parameters is not None:
+            self._selection = Selection.of(
+                model_parameters,
+                model.local_layers,
+                elsewhere=given_elsewhere(host.layer_specs(model), model.local_layers),
+                where="model_parameters",
+            )
         super().__init__(model=model, training_data=None, **options)
         host.set_precision(self._config, dtype=settings.precision.dtype, zero_stage=settings.zero_stage)
         self.layers = self.module.local_layers
@@ -198,18 +215,21 @@ class ALPipelineEngine(PipelineEngine):
     # ---- optimizers, which DeepSpeed's constructor makes --------------------------------------------
 
     def _configure_optimizer(self, client_optimizer: Any, model_parameters: Any) -> None:
-        """Called by DeepSpeed's constructor, when only settings, topology and module are there."""
-        if isinstance(client_optimizer, torch.optim.Optimizer):
-            build.check_instance(client_optimizer, self.settings)
-            super()._configure_optimizer(client_optimizer, model_parameters)
-            return
+        """Called by DeepSpeed's constructor, when only settings, topology, module and selection are there."""
         self.basic_optimizer = self.optimizer = build.local_optimizer(
             self.module.local_layers,
             settings=self.settings,
             replicas=self.replicas,
             given=client_optimizer,
             by_config=self._factory,
+            selection=self._selection,
         )
+
+    def _configure_lr_scheduler(self) -> None:
+        """Makes the LR schedule as DeepSpeed does; what it or torch raises becomes an error that names the schedule."""
+        with schedules.made(self._config, given=self.client_lr_scheduler, instance=self.client_optimizer):
+            super()._configure_lr_scheduler()
+        schedules.check_made(self.lr_scheduler)
 
     def _factory(self, block: OptimizerConfig | None) -> Factory:
         """Makes optimizers by a block of the config, as DeepSpeed makes that of ``"optimizer"``."""
@@ -217,8 +237,12 @@ class ALPipelineEngine(PipelineEngine):
             return self._configure_basic_optimizer
 
         def make(groups: ParamGroups) -> torch.optim.Optimizer:
-            with host.optimizer_block(self._config, type=block.type, params=block.params):
-                return self._configure_basic_optimizer(groups)
+            given, self.client_optimizer = self.client_optimizer, None  # it would name the optimizer
+            try:
+                with host.optimizer_block(self._config, type=block.type, params=block.params):
+                    return self._configure_basic_optimizer(groups)
+            finally:
+                self.client_optimizer = given
 
         return make
 
@@ -251,6 +275,7 @@ class ALPipelineEngine(PipelineEngine):
             on the device, not waited for. :attr:`report` and :meth:`gather_losses` have the losses of other stages.
 
         Raises:
+            ALConfigError: there is no optimizer, or a weight requires a gradient since ``initialize``.
             ALDataError: a batch that cannot be trained on (first stage).
             ALLayerError: a layer raised or returned something that cannot be sent, or a loss is NaN or infinite; on a
                 GPU, whose host does not wait, such a loss is found one or a few batches later.
@@ -258,6 +283,12 @@ class ALPipelineEngine(PipelineEngine):
         """
         if not torch.is_grad_enabled():
             raise RuntimeError("train_batch() requires gradients enabled. Use eval_batch() instead.")
+        if self.optimizer is None:
+            raise ALConfigError(
+                'there is no optimizer: give "optimizer" in the config, or initialize(optimizer=...); without one an '
+                "engine only evaluates and predicts"
+            )
+        self.optimizer.check_weights()
         if data_iter is not None:
             self.set_dataiterator(data_iter)
         if not self.module.training:
@@ -309,7 +340,7 @@ class ALPipelineEngine(PipelineEngine):
     def _count_step(self) -> None:
         self.global_steps += 1
         if self.lr_scheduler is not None:
-            self.lr_scheduler.step()
+            schedules.step(self.lr_scheduler)
 
     def _log(self) -> None:
         every = self.steps_per_print()

@@ -21,7 +21,7 @@ from ds_al.config.settings import Settings
 from ds_al.engine import ALPipelineEngine
 from ds_al.errors import ALConfigError
 from ds_al.module import ALPipelineModule
-from ds_al.optim import names
+from ds_al.optim import names, schedules
 from ds_al.parallel.world import join_world
 from ds_al.system.versions import check_deepspeed
 
@@ -86,6 +86,8 @@ def initialize(
     if settings.al.method == data_parallel.METHOD:
         data_parallel.check_module(model)
     names.check(config, settings.al)
+    schedules.check(config)
+    _check_given(optimizer, lr_scheduler)
     settings.precision.check_device()
     ds_config = DeepSpeedConfig(settings.deepspeed, model.mpu())
     deepspeed.set_optimizer_flags(ds_config, model)
@@ -108,6 +110,23 @@ def initialize(
     zero.partition_parameters.restore_init_context()
     host.configure_python_gc(engine)
     return engine, engine.optimizer, engine.training_dataloader, engine.lr_scheduler
+
+
+def _check_given(optimizer: Any, lr_scheduler: Any) -> None:
+    """Checks the types of an optimizer and an LR schedule of the user's own.
+
+    Raises:
+        ALConfigError: an object is neither an optimizer or schedule nor callable, or the schedule is an instance
+            without an optimizer instance.
+    """
+    instance = isinstance(optimizer, torch.optim.Optimizer)
+    if not (optimizer is None or instance or callable(optimizer)):
+        raise ALConfigError(
+            f"got optimizer={optimizer!r}: expected a callable of parameter groups, a torch.optim.Optimizer, or None "
+            "for that of the config"
+        )
+    if lr_scheduler is not None and not callable(lr_scheduler):
+        schedules.check_made(lr_scheduler)
 
 
 def read_config(args: Any, config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:

@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 from deepspeed.pipe import PipelineModule
+from deepspeed.runtime import lr_schedules
 from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
 
 OPTIMIZER_NAMES: frozenset[str] = frozenset(DEEPSPEED_OPTIMIZERS)
 """Names, in lower case, of the optimizers that DeepSpeed has itself (runtime/config.py, 0.19.8)."""
+SCHEDULES: dict[str, type] = {name: getattr(lr_schedules, name) for name in lr_schedules.VALID_LR_SCHEDULES}
+"""DeepSpeed's LR schedules by name (runtime/lr_schedules.py, 0.19.0 and 0.19.8)."""
 
 
 # ---- modules (runtime/pipe/module.py, 0.19.0 and 0.19.8) ---------------------------------------------

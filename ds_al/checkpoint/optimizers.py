@@ -86,7 +86,7 @@ def collect(
                 fresh: tuple[Record, Tensors] = ({"class": type(part).__name__, "groups": [], "state": {}}, {})
                 record, tensors = collected[index].setdefault(role, fresh)
                 number = len(record["groups"])
-                options = {key: value for key, value in group.items() if key not in ("params", "name")}
+                options = {key: value for key, value in group.items() if key not in ("params", "name", "param_names")}
                 record["groups"].append(
                     {
                         "options": pack(options, tensors, at=f"group {number}"),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from numbers import Real
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 
 from ds_al.config.base import StrictModel
+from ds_al.errors import ALConfigError
 
 
 class OptimizerConfig(StrictModel):
@@ -56,3 +61,58 @@ class MuonAdamWConfig(StrictModel):
     adamw_weight_decay: float = Field(
         default=0.01, ge=0, description="Weight decay of the parameters that AdamW steps; as `weight_decay`."
     )
+
+
+# ---- options of any optimizer --------------------------------------------------------------------------
+
+_NUMBERS = {
+    *("lr", "weight_decay", "eps", "momentum", "dampening", "alpha", "lr_decay", "initial_accumulator_value", "rho"),
+    *("lambd", "t0", "momentum_decay", "max_coeff", "min_coeff"),
+}
+"""Options that are numbers of at least 0, of torch's and DeepSpeed's optimizers."""
+_FLAGS = {
+    *("amsgrad", "nesterov", "centered", "maximize", "foreach", "fused", "capturable", "differentiable"),
+    *("torch_adam", "adam_w_mode", "bias_correction", "decoupled_weight_decay"),
+}
+"""Options that are true or false."""
+AUTO = "which transformers' Trainer alone fills in: give a value, or leave the key out for the default"
+"""What is said of ``"auto"``."""
+
+
+def check_options(options: Mapping[str, Any], *, where: str) -> None:
+    """Checks the options of an optimizer or of a parameter group that are known by name; others are the optimizer's.
+
+    torch checks the defaults of its optimizers alone, not the options of a group, and takes ``True`` for 1.
+
+    Args:
+        where: name of an option in errors, with ``{}`` for its key.
+
+    Raises:
+        ALConfigError: an option is not of its type, or out of range.
+    """
+    for name, value in options.items():
+        expected = None
+        if isinstance(value, str) and value == "auto" and name in {*_NUMBERS, *_FLAGS, "betas"}:
+            expected = AUTO
+        elif name == "eps" and isinstance(value, (tuple, list)):  # Adafactor has two
+            continue
+        elif name in _NUMBERS and not (_is_number(value) and value >= 0):
+            expected = "expected a finite number of at least 0"
+        elif name in _FLAGS and not (value is None or isinstance(value, bool)):
+            expected = "expected true or false"
+        elif name == "betas" and not _are_decays(value):
+            expected = "expected two or more numbers of at least 0 and below 1"
+        if expected:
+            raise ALConfigError(f"{where.format(name)}: got {value!r}, {expected}")
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):  # torch takes a learning rate that is a tensor
+        return value.numel() == 1 and bool(torch.isfinite(value))
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+
+
+def _are_decays(value: Any) -> bool:
+    if not isinstance(value, (tuple, list)) or len(value) < 2:
+        return False
+    return all(_is_number(each) and 0 <= each < 1 for each in value)

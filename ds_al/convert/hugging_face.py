@@ -30,6 +30,7 @@ from ds_al.convert.source import Source, modules_of, names_of
 from ds_al.errors import ALConfigError
 from ds_al.models.grouping import block_groups
 from ds_al.module import ALPipelineModule
+from ds_al.objectives import DEFAULT
 from ds_al.spec import ALLayerSpec, Part
 
 
@@ -58,8 +59,9 @@ def from_pretrained(
         task: ``"sequence-classification"``, ``"causal-lm"`` or ``"image-classification"``.
         num_al_layers: K; blocks are distributed evenly.
         groups: number of blocks of each AL layer, instead of ``num_al_layers``.
-        objective: objective that trains f and b, see :mod:`ds_al.objectives`. The default is ``"mse"``; for a language
-            model it is ``"next_token"`` (alias ``"greedy"``), with ``"readout"`` and ``"token_codes"`` as alternatives.
+        objective: objective that trains f and b, see :mod:`ds_al.objectives`. The default is ``"greedy"``,
+            which starts from the model's own scores; the published one is ``"mse"``. For a language model it is
+            ``"next_token"`` (alias ``"greedy"``), with ``"readout"`` and ``"token_codes"`` as alternatives.
         code_width, code: see :mod:`ds_al.models.targets`. With ``"linear"`` the path from the last code to the scores
             folds into the model's classifier, so :func:`ds_al.export` writes a plain model. Codes of tokens are always
             ``"linear"``.
@@ -117,7 +119,7 @@ def layer_specs(
     ranges = _ranges(anatomy.blocks, num_al_layers, groups)
     head, embedding = _head(model, anatomy)
     f = [anatomy.group(which) for which in ranges]
-    trained: Any = language_objective(objective) if task == GENERATE else objective or "mse"
+    trained: Any = language_objective(objective) if task == GENERATE else objective or DEFAULT
     if task == GENERATE:
         specs = language_layers(
             f,

@@ -16,6 +16,7 @@ from ds_al.convert.head import Head, last_linear, without
 from ds_al.convert.probe import Found, probe
 from ds_al.errors import ALConfigError
 from ds_al.module import ALPipelineModule
+from ds_al.objectives import DEFAULT
 from ds_al.partition.plan import balance
 from ds_al.spec import ALLayerSpec, Part
 from ds_al.tensors import Activation, first
@@ -29,7 +30,7 @@ def from_layers(
     num_al_layers: int = 4,
     groups: Sequence[int] | None = None,
     head: int | None = None,
-    objective: str | Mapping[str, Any] = "mse",
+    objective: str | Mapping[str, Any] = DEFAULT,
     code_width: int | None = None,
     code: str = "tanh",
     bridges: Sequence[Part | None] | None = None,
@@ -52,7 +53,8 @@ def from_layers(
         groups: number of layers of each group, instead of ``num_al_layers``.
         head: number of layers at the end that are the classifier; by default detected by its last ``nn.Linear(..., V)``
             and the pooling, flattening and normalization before it. 0 if the list has no classifier.
-        objective: objective that trains f and b, see :mod:`ds_al.objectives`.
+        objective: objective that trains f and b, see :mod:`ds_al.objectives`; by default ``"greedy"``.
+            The published one is ``"mse"``.
         code_width, code: see :mod:`ds_al.models.targets`; by default K is about V, at least 64.
         bridges: b of each AL layer, ``None`` to choose it automatically, see :mod:`ds_al.convert.bridges`.
         base_seed: see above.
@@ -93,7 +95,7 @@ def layer_specs(
     num_al_layers: int = 4,
     groups: Sequence[int] | None = None,
     head: int | None = None,
-    objective: str | Mapping[str, Any] = "mse",
+    objective: str | Mapping[str, Any] = DEFAULT,
     code_width: int | None = None,
     code: str = "tanh",
     bridges: Sequence[Part | None] | None = None,

@@ -41,6 +41,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "token_codes": TokenCodes,
 }
 """Maps objective names to classes."""
+DEFAULT = "greedy"
+"""Objective of converted networks: it learns at usual rates, starts from a model's own scores, and exports plainly."""
 
 
 def resolve(objective: str | Mapping[str, Any] | Objective) -> Objective:

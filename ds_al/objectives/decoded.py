@@ -23,9 +23,10 @@ class Decoded(Objective):
     the partition nor on the schedule. t is ``(labels (B,), code (B, K))``; ``E_i`` is that of ``mse``.
 
     Args:
-        own_decoder: ``"live"``: ``A_i`` trains h_i, too; ``"frozen"``: ``E_i`` alone trains h_i.
+        own_decoder: ``"frozen"``: ``E_i`` alone trains h_i; ``"live"``: ``A_i`` trains h_i, too.
         refresh_every: R, in micro-batches.
         label_smoothing: share of a label that ``A_i`` spreads over all classes.
+
     Raises:
         ALConfigError: an option is out of range.
     """
@@ -36,7 +37,7 @@ class Decoded(Objective):
     def __init__(
         self,
         *,
-        own_decoder: Literal["live", "frozen"] = "live",
+        own_decoder: Literal["live", "frozen"] = "frozen",
         refresh_every: int = 10,
         label_smoothing: float = 0.0,
     ) -> None:

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
-from torch import nn
 
 from ds_al.config.optimizers import OptimizerConfig
 from ds_al.config.precision import BF16Config
 from ds_al.config.settings import Settings
 from ds_al.errors import ALConfigError
-from ds_al.layer import ALLayer
-from ds_al.optim import muon
-from ds_al.optim.local import Factory, LocalOptimizer, trained_parameters
+from ds_al.optim import masters, muon
+from ds_al.optim.accepted import accepted
+from ds_al.optim.groups import Layers, ParamGroups, Selection, trained_parameters
+from ds_al.optim.local import Factory, LocalOptimizer
 from ds_al.optim.loss_scale import LayerScale
-from ds_al.optim.masters import lower
 from ds_al.optim.zero import Shards
 from ds_al.parallel.replicas import Replicas
 
 
 def local_optimizer(
-    layers: Sequence[tuple[int, ALLayer]],
+    layers: Layers,
     *,
     settings: Settings,
     replicas: Replicas,
-    given: Factory | None,
+    given: Factory | torch.optim.Optimizer | None,
     by_config: Callable[[OptimizerConfig | None], Factory],
+    selection: Selection | None = None,
 ) -> LocalOptimizer:
     """Builds the optimizer of a stage's layers, and casts the layers to the precision of the settings.
 
@@ -35,26 +35,44 @@ def local_optimizer(
         settings: precision, ZeRO stage, clipping and optimizers.
         replicas: data parallel replicas of the stage.
         given: the user's callable of parameter groups, for f and b, and for g and h unless the config has
-            ``autoencoder_optimizer``.
+            ``autoencoder_optimizer``; or the user's instance over weights of the stage.
         by_config: returns a factory for an optimizer block of the config; for ``"optimizer"`` if it gets ``None``.
+        selection: the user's ``model_parameters``.
+
+    Raises:
+        ALConfigError: an optimizer cannot step these layers, or weights are of a type that is not trained.
     """
     precision, al = settings.precision, settings.al
-    shards = None
-    if settings.zero_stage and replicas.count > 1:
-        shards = Shards((p for _, layer in layers for p in trained_parameters(layer)), replicas)
+    if isinstance(given, torch.optim.Optimizer):
+        selection = _of_instance(given, layers, selection, own_autoencoder=al.autoencoder_optimizer is not None)
+    masters.check_dtypes(layers, low=precision.is_low)
+    trained = [parameter for _, layer in layers for parameter in trained_parameters(layer, selection)]
+    shards = Shards(trained, replicas) if settings.zero_stage and replicas.count > 1 else None
     scales: dict[int, LayerScale] = {}
     if precision.is_low:
         for _, layer in layers:
             muon.tag_embeddings(layer)  # masters inherit the tags
-        lower((layer for _, layer in layers), precision.dtype, owned=shards.owns if shards else _all)
+        masters.lower(
+            (layer for _, layer in layers),
+            precision.dtype,
+            owned=shards.owns if shards else lambda parameter: True,
+            trained=set(trained).__contains__,
+        )
         block = precision.block
         if not isinstance(block, BF16Config) or block.check_grad_overflow:
             scales = {index: LayerScale(index, precision) for index, _ in layers}
-    associated = given or by_config(None)
+    associated = (
+        by_config(None) if given is None else given if isinstance(given, torch.optim.Optimizer) else _named(given)
+    )
+    if al.autoencoder_optimizer is not None:
+        autoencoder: Factory | None = by_config(al.autoencoder_optimizer)
+    else:
+        autoencoder = None if isinstance(associated, torch.optim.Optimizer) else associated
     optimizer = LocalOptimizer(
         layers,
         associated=associated,
-        autoencoder=by_config(al.autoencoder_optimizer) if al.autoencoder_optimizer else associated,
+        autoencoder=autoencoder,
+        selection=selection,
         clip=al.layer_gradient_clipping,
         scales=scales,
         shards=shards,
@@ -63,19 +81,46 @@ def local_optimizer(
     return optimizer
 
 
-def check_instance(optimizer: torch.optim.Optimizer, settings: Settings) -> None:
-    """Refuses an optimizer instance with mixed precision or ZeRO, which step masters or a part of the weights.
+def _of_instance(
+    instance: torch.optim.Optimizer, layers: Layers, given: Selection | None, *, own_autoencoder: bool
+) -> Selection:
+    """Returns the weights that a user's instance steps; with an optimizer of g and h in the config, theirs, too.
 
     Raises:
-        ALConfigError: mixed precision or ZeRO is enabled.
+        ALConfigError: the instance cannot step these layers, or another argument contradicts it.
     """
-    if settings.precision.is_low or settings.zero_stage:
+    where = f"optimizer ({type(accepted(instance)).__name__})"
+    own = Selection.of(instance.param_groups, layers, where=where)
+    if given is not None and (given.has_options or set(given.group) != set(own.group)):
         raise ALConfigError(
-            f"got an optimizer instance ({type(optimizer).__name__}) with "
-            + ("mixed precision" if settings.precision.is_low else "ZeRO")
-            + ", which steps masters or a part of the weights: give a callable of parameter groups"
+            "got model_parameters that differ from the groups of the optimizer instance: leave them out, or give a "
+            "callable, which gets them: optimizer=lambda groups: torch.optim.AdamW(groups)"
         )
+    if not own_autoencoder:
+        return own
+    for index, layer in layers:
+        for parameter in layer.autoencoder_parameters():
+            if parameter in own.group:
+                name = next(name for name, each in layer.named_parameters() if each is parameter)
+                raise ALConfigError(
+                    f'got an {where} that holds AL layer {index}, {name}, and "associated_learning.'
+                    'autoencoder_optimizer" for g and h: give an instance over the weights of f and b alone, or a '
+                    "callable of parameter groups, or remove the key"
+                )
+    decoders = (p for _, layer in layers for p in layer.autoencoder_parameters())
+    return Selection([*own.options, {}], {**dict.fromkeys(decoders, len(own.options)), **own.group}, own.where)
 
 
-def _all(parameter: nn.Parameter) -> bool:
-    return True
+def _named(given: Factory) -> Factory:
+    """Lets the errors of a user's callable say what it is called with."""
+
+    def make(groups: ParamGroups) -> torch.optim.Optimizer:
+        try:
+            return given(groups)
+        except Exception as error:
+            raise ALConfigError(
+                f"the optimizer callable raised {type(error).__name__}: {error}. It is called with a list of parameter "
+                "groups, once for f and b and once for g and h: lambda groups: torch.optim.SGD(groups, lr=0.1)"
+            ) from error
+
+    return make

@@ -1,4 +1,6 @@
-"""Optimizer of one stage: one instance for f and b, one for g and h, with a parameter group per AL layer.
+"""Optimizer of one stage: one instance for f and b, one for g and h, with parameter groups per AL layer.
+
+A user's own instance takes the place of both, or with an optimizer of g and h in the config that of f and b.
 
 Steps of :meth:`LocalOptimizer.step`; none of them combines several layers:
 
@@ -13,19 +15,20 @@ Steps of :meth:`LocalOptimizer.step`; none of them combines several layers:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ds_al.layer import ALLayer
+from ds_al.errors import ALConfigError
+from ds_al.optim.accepted import accepted
+from ds_al.optim.groups import SIDES, Layers, ParamGroups, Selection, split, trained_masters, trained_parameters
 from ds_al.optim.loss_scale import LayerScale
 from ds_al.optim.masters import master_here, stepped
 from ds_al.optim.zero import Shards
 
-ParamGroups = list[dict[str, Any]]
 Factory = Callable[[ParamGroups], torch.optim.Optimizer]
 
 
@@ -37,44 +40,54 @@ class LocalOptimizer(torch.optim.Optimizer):
 
     Args:
         layers: ``(index in the network, layer)`` of the stage.
-        associated: builds the optimizer of f and b from parameter groups.
-        autoencoder: builds the optimizer of g and h from parameter groups.
+        associated: builds the optimizer of f and b from parameter groups; or an instance that steps the selection.
+        autoencoder: builds the optimizer of g and h from parameter groups; ``None`` where an instance steps them, too.
+        selection: the weights to train; by default all that require gradients.
         clip: maximum 2-norm of the gradients of f and b, and of those of g and h, of one layer; 0 is off.
         scales: loss scales by layer index, if layers check for overflow.
         shards: assignment of weights to the replicas of the stage, with ZeRO-1.
+
+    Raises:
+        ALConfigError: an optimizer cannot step these layers.
     """
 
     def __init__(
         self,
-        layers: Sequence[tuple[int, ALLayer]],
+        layers: Layers,
         *,
-        associated: Factory,
-        autoencoder: Factory,
+        associated: Factory | torch.optim.Optimizer,
+        autoencoder: Factory | None,
+        selection: Selection | None = None,
         clip: float = 0.0,
         scales: Mapping[int, LayerScale] | None = None,
         shards: Shards | None = None,
     ) -> None:
         # torch.optim.Optimizer.__init__ is not called: it would require parameters, which a stage may lack,
         # and copy the groups, which must remain those of the two instances.
-        self.defaults: dict[str, Any] = {}
         self.clip = clip
         self.scales = scales or {}
         self.shards = shards
-        sides = {
-            "associated": _groups(layers, "associated", ALLayer.associated_parameters),
-            "autoencoder": _groups(layers, "autoencoder", ALLayer.autoencoder_parameters),
-        }
-        # An instance may split a group (MuonAdamW does); clipping depends on the layers alone.
-        self._clipped = [list(group["params"]) for groups in sides.values() for group in groups]
-        self._of_layer = {index: trained_parameters(layer) for index, layer in layers}
+        sides = {side: split(layers, side, selection) for side in SIDES}
+        # Groups and instances split the weights of a side (as MuonAdamW does); clipping depends on the layers alone.
+        clipped = (trained_masters(layer, side, selection) for side in SIDES for _, layer in layers)
+        self._clipped = [parameters for parameters in clipped if parameters]
+        self._of_layer = {index: trained_parameters(layer, selection) for index, layer in layers}
         self._weights = [parameter for parameters in self._of_layer.values() for parameter in parameters]
         self._rounded = [parameter for parameter in self._weights if stepped(parameter) is not parameter]
-        self.associated = associated(sides["associated"]) if sides["associated"] else None
-        self.autoencoder = autoencoder(sides["autoencoder"]) if sides["autoencoder"] else None
-        self.parts = {"associated": self.associated, "autoencoder": self.autoencoder}
+        self._watch = _Watch(layers, self._weights)
+        self.parts: dict[str, torch.optim.Optimizer | None]
+        """The instances by role: ``associated`` and ``autoencoder``, or ``optimizer`` for one that steps both."""
+        if isinstance(associated, torch.optim.Optimizer):
+            self.parts = {"optimizer" if autoencoder is None else "associated": _on_masters(associated)}
+        else:
+            self.parts = {"associated": _made(associated, sides["associated"])}
+        if autoencoder is not None:
+            self.parts["autoencoder"] = _made(autoencoder, sides["autoencoder"])
+        instances = [part for part in self.parts.values() if part is not None]
+        self.defaults = _shared_defaults(instances or [_of_nothing(associated)])
         self.elsewhere = frozenset(stepped(p) for p in self._weights if shards is not None and not shards.owns(p))
         """Optimized tensors that another replica of the stage steps."""
-        for part in filter(None, self.parts.values()):
+        for part in instances:
             for parameter in self.elsewhere:  # some optimizers create the state of all parameters at once
                 part.state.pop(parameter, None)
         self._link()
@@ -143,8 +156,30 @@ class LocalOptimizer(torch.optim.Optimizer):
         """Returns the tensors that hold the gradients: the trained weights, or their masters."""
         return [stepped(parameter) for parameter in self._weights]
 
+    def check_weights(self) -> None:
+        """Checks that no weight of the layers was unfrozen or added since the start, which nothing would step.
+
+        A weight that is frozen now, or was in between, is no error: it is left as it is while it is frozen.
+
+        Raises:
+            ALConfigError: a weight requires a gradient, and no optimizer has it.
+        """
+        self._watch.check()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Is refused: groups are those of the layers at the start.
+
+        Raises:
+            ALConfigError: always.
+        """
+        raise ALConfigError(
+            "add_param_group: the groups of a stage are fixed by ds_al.initialize. Pass model_parameters to it, or "
+            "start with the weight trained and freeze it by requires_grad_(False) until it is to learn"
+        )
+
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Resets the gradients of all parameters."""
+        """Resets the gradients of all parameters, those that no optimizer steps included."""
+        _drop_gradients(self._watch.left_out)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if set_to_none:
@@ -172,25 +207,72 @@ class LocalOptimizer(torch.optim.Optimizer):
         return f"{type(self).__name__}({names}, layers={len(self.param_groups)} groups, clip={self.clip})"
 
 
-def trained_parameters(layer: ALLayer) -> list[nn.Parameter]:
-    """Returns all trained weights of a layer, each once."""
-    both = chain(layer.associated_parameters(), layer.autoencoder_parameters())
-    return list(dict.fromkeys(parameter for parameter in both if parameter.requires_grad))
+class _Watch:
+    """Weights of the layers that no optimizer steps: frozen ones, and those outside of the user's selection."""
+
+    def __init__(self, layers: Layers, trained: Iterable[nn.Parameter]) -> None:
+        self._layers = layers
+        stepped_here = set(trained)
+        asking = dict.fromkeys(p for _, layer in layers for p in layer.parameters() if p.requires_grad)
+        self.left_out = [parameter for parameter in asking if parameter not in stepped_here]
+        """Weights outside of the selection, which get gradients all the same."""
+        self._known = stepped_here.union(asking)
+        self._look()
+
+    def _look(self) -> None:
+        self._frozen = [p for _, layer in self._layers for p in layer.parameters() if p not in self._known]
+        parts = [part for _, layer in self._layers for part in layer.modules()]
+        self._dicts = [d for part in parts for d in (part._parameters, part._modules)]
+        self._held = self._ids()
+
+    def _ids(self) -> list[int]:
+        return [id(each) for d in self._dicts for each in d.values()]  # a tenth of the time of parameters()
+
+    def check(self) -> None:
+        """Raises :class:`~ds_al.errors.ALConfigError` for a weight that requires a gradient since the start."""
+        if not any(parameter.requires_grad for parameter in self._frozen) and self._ids() == self._held:
+            return
+        for index, layer in self._layers:
+            for name, parameter in layer.named_parameters():
+                if parameter.requires_grad and parameter not in self._known:
+                    raise ALConfigError(
+                        f"AL layer {index}, {name}: it requires a gradient since ds_al.initialize, and no optimizer "
+                        "steps it. Let it require one before initialize, and freeze it by requires_grad_(False) "
+                        "afterwards until it is to learn"
+                    )
+        self._look()
+
+
+def _made(factory: Factory, groups: ParamGroups) -> torch.optim.Optimizer | None:
+    return accepted(factory(groups), asked=groups) if groups else None
+
+
+def _on_masters(instance: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Lets an instance step the masters of its weights, where they have any."""
+    instance.param_groups[:] = [group for group in instance.param_groups if group["params"]]
+    for group in instance.param_groups:
+        group["params"] = [stepped(parameter) for parameter in group["params"]]
+    moved: dict[Tensor, Any] = {stepped(parameter): values for parameter, values in instance.state.items()}  # type: ignore[arg-type]
+    instance.state = defaultdict(dict, moved)
+    return instance
+
+
+def _of_nothing(associated: Factory | torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Returns what a stage without trained weights would step by, for its options."""
+    if isinstance(associated, torch.optim.Optimizer):
+        return associated
+    return associated([{"params": [nn.Parameter(torch.zeros(1))]}])
+
+
+def _shared_defaults(instances: list[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Returns the options that all instances have: schedules look there for what they may cycle."""
+    defaults = instances[0].defaults
+    return {key: value for key, value in defaults.items() if all(key in each.defaults for each in instances)}
 
 
 def _drop_gradients(parameters: Iterable[Tensor]) -> None:
     for parameter in parameters:
         parameter.grad = None
-
-
-def _groups(
-    layers: Sequence[tuple[int, ALLayer]], role: str, parameters: Callable[[ALLayer], Iterable[nn.Parameter]]
-) -> ParamGroups:
-    return [
-        {"params": [stepped(parameter) for parameter in trained], "name": f"layer_{index:02d}/{role}"}
-        for index, layer in layers
-        if (trained := [p for p in dict.fromkeys(parameters(layer)) if p.requires_grad])  # tied ones once
-    ]
 
 
 def _own_state(part: torch.optim.Optimizer) -> dict[str, Any]:

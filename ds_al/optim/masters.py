@@ -9,16 +9,27 @@ not used: it flattens the weights of a group into one vector over data parallel 
 nor a checkpoint's layers can be recovered, and it computes a norm over all stages. Here masters are local to a layer.
 
 Masters are initialized from the weights before these are rounded, so training starts from the same weights as in
-float32. Buffers are cast, too, as DeepSpeed does; labels, losses, norms and reports keep their dtype.
+float32. Labels, losses, norms and reports keep their dtype, and so do
+
+    rotary frequencies      buffers named ``inv_freq``, ``full_attention_inv_freq``, ...: rounded, they would turn token
+                            4,000 by radians
+    constant tables         buffers that are not saved (``persistent=False``), as in ``transformers``; complex buffers
+    batch norm              weights and running statistics, which torch computes in float32 for inputs of bfloat16 and
+                            float16; its output has their dtype
+
+All other buffers are cast like the weights, since layers add them to or multiply them with activations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ds_al.errors import ALConfigError
 
 _MASTER = "ds_al_master"
 
@@ -28,17 +39,25 @@ def stepped(parameter: nn.Parameter) -> nn.Parameter:
     return getattr(parameter, _MASTER, parameter)
 
 
-def lower(modules: Iterable[nn.Module], dtype: torch.dtype, *, owned: Callable[[nn.Parameter], bool]) -> None:
+def lower(
+    modules: Iterable[nn.Module],
+    dtype: torch.dtype,
+    *,
+    owned: Callable[[nn.Parameter], bool],
+    trained: Callable[[nn.Parameter], bool],
+) -> None:
     """Casts modules in place, and creates a master for each trained weight, which accumulates its gradients in float32.
 
     Args:
         owned: whether this rank steps a weight. A weight stepped by another rank gets a placeholder of the same shape,
             which accumulates gradients but has no values and no memory.
+        trained: whether a weight is trained.
     """
     for module in modules:
+        keep = kept(module)
         masters = {}
         for parameter in module.parameters():
-            if parameter.requires_grad:
+            if trained(parameter) and parameter not in keep:
                 own = owned(parameter)
                 masters[parameter] = nn.Parameter(
                     parameter.detach().to(torch.float32, copy=True)
@@ -46,12 +65,59 @@ def lower(modules: Iterable[nn.Module], dtype: torch.dtype, *, owned: Callable[[
                     else torch.zeros((), device=parameter.device).expand(parameter.shape)
                 )
                 masters[parameter].ds_al_is_elsewhere = not own  # type: ignore[attr-defined]
-        module.to(dtype)
+        cast(module, dtype, keep)
         for parameter, master in masters.items():
             if hasattr(parameter, "use_muon"):
                 master.use_muon = parameter.use_muon  # type: ignore[attr-defined]
             setattr(parameter, _MASTER, master)
             parameter.register_post_accumulate_grad_hook(_hand_over)
+
+
+def kept(module: nn.Module) -> set[Tensor]:
+    """Returns the weights and buffers of a module that keep their dtype in low precision."""
+    keep: set[Tensor] = set()
+    for part in module.modules():
+        saved = part._non_persistent_buffers_set
+        keep |= {b for name, b in part.named_buffers(recurse=False) if name in saved or name.endswith("inv_freq")}
+        if isinstance(part, _BatchNorm):
+            keep |= {*part.parameters(recurse=False), *part.buffers(recurse=False)}
+    return keep | {buffer for buffer in module.buffers() if buffer.is_complex()}
+
+
+def cast(module: nn.Module, dtype: torch.dtype, keep: Container[Tensor]) -> None:
+    """Casts a module as ``module.to(dtype)`` does, but for some of its weights and buffers."""
+    module._apply(lambda each: each.to(dtype) if each.is_floating_point() and each not in keep else each)
+
+
+def check_dtypes(modules: Iterable[tuple[int, nn.Module]], *, low: bool) -> None:
+    """Checks that the trained weights are of a type that the layers are trained in.
+
+    Args:
+        modules: ``(index, layer)``.
+        low: whether layers compute below float32, with float32 masters.
+
+    Raises:
+        ALConfigError: a weight is complex in low precision, or without it of another type than float32; float64 needs
+            ``torch.set_default_dtype(torch.float64)``, which labels and new weights follow.
+    """
+    full = {torch.float32, torch.get_default_dtype()} - {torch.bfloat16, torch.float16}
+    for index, module in modules:
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad or parameter.dtype in full:
+                continue
+            found = f"AL layer {index}, {name}: got a weight of {parameter.dtype}"
+            if low and parameter.is_complex():
+                raise ALConfigError(f'{found}, of which "bf16" and "fp16" would keep the real part: train in fp32')
+            if not low and parameter.is_floating_point():
+                raise ALConfigError(
+                    f"{found}, which would be stepped without a master in float32: "
+                    + (
+                        "make the model float32, by model.float()"
+                        if parameter.dtype is torch.float64
+                        else f'enable "{"bf16" if parameter.dtype is torch.bfloat16 else "fp16"}" in the config, or '
+                        "make the model float32, by model.float()"
+                    )
+                )
 
 
 def _hand_over(parameter: Tensor) -> None:

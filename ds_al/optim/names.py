@@ -13,7 +13,7 @@ from ds_al import host
 from ds_al.config.associated_learning import ALConfig
 from ds_al.config.base import BLOCK, validate
 from ds_al.config.methods import AL_METHODS
-from ds_al.config.optimizers import MuonAdamWConfig, OptimizerConfig
+from ds_al.config.optimizers import MuonAdamWConfig, OptimizerConfig, check_options
 from ds_al.errors import ALConfigError
 from ds_al.optim import muon
 from ds_al.optim.local import Factory
@@ -118,16 +118,30 @@ def check(config: Mapping[str, Any], al: ALConfig) -> None:
         ALConfigError: a name (with an AL engine) or an option is unknown (the nearest is named) or out of range, or the
             optimizer cannot train AL layers.
     """
-    blocks: dict[str, Any] = {"optimizer": config.get("optimizer")}
+    blocks: dict[str, Any] = {"optimizer": config["optimizer"]} if "optimizer" in config else {}
     if al.autoencoder_optimizer is not None:
         blocks[f"{BLOCK}.autoencoder_optimizer"] = al.autoencoder_optimizer.model_dump()
     for where, block in blocks.items():
-        if not isinstance(block, Mapping):
-            continue
+        _check_block(block, where=where, strict=al.method in AL_METHODS)
         if is_ours(block.get("type")):
             validate(MuonAdamWConfig, block.get("params", {}), where=f"{where}.params")
         elif al.method in AL_METHODS:
             _check_name(block.get("type"), where=where)
+
+
+def _check_block(block: Any, *, where: str, strict: bool) -> None:
+    """Raises :class:`~ds_al.errors.ALConfigError` unless a block is an object with a name and valid options."""
+    if not isinstance(block, Mapping):
+        raise ALConfigError(
+            f'"{where}": got {block!r}, expected an object such as {{"type": "AdamW", "params": {{"lr": 1e-3}}}}'
+        )
+    params = block.get("params", {})
+    if not isinstance(params, Mapping):
+        raise ALConfigError(f'"{where}.params": got {params!r}, expected an object {{...}}')
+    check_options(params, where=f'"{where}.params.{{}}"')
+    off = {"legacy_fusion"} if not block.get("legacy_fusion") else set()
+    if strict and (unknown := sorted(block.keys() - {"type", "params"} - off)):
+        raise ALConfigError(f'"{where}.{unknown[0]}" is not a key of this block: its keys are "type" and "params"')
 
 
 def _check_name(name: Any, *, where: str) -> None:

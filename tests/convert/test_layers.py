@@ -16,6 +16,7 @@ from ds_al.errors import ALConfigError
 from ds_al.layer import ALLayer, predict
 from ds_al.models import build_twin
 from ds_al.tensors import stop_gradient
+from tests.support.learning import accuracies, learn
 
 V, SEED = 5, 7
 
@@ -125,7 +126,7 @@ def test_modules_are_taken_over_and_stay_whole() -> None:
     layers = built(specs)
     assert layers[0].f[0] is net[0] and layers[1].h is net[4][0]
     assert torch.equal(predict(layers, x), before) and torch.equal(net(x), before)
-    mse = built(layer_specs(list(net), num_classes=V, example=x, num_al_layers=2))
+    mse = built(layer_specs(list(net), num_classes=V, example=x, num_al_layers=2, objective="mse"))
     assert predict(mse, x).shape == (2, V) and torch.equal(net(x), before)
 
 
@@ -224,3 +225,16 @@ def test_the_former_name_of_the_function_builds_the_same_network() -> None:
     layers = [nn.Linear(8, 6), nn.Linear(6, V)]
     network = ds_al.ALPipelineModule.from_layers(layers, num_classes=V, num_al_layers=1, example=torch.randn(2, 8))
     assert isinstance(network, ds_al.ALPipelineModule)
+
+
+@pytest.mark.parametrize("rate", [1e-3, 1e-2])
+def test_the_default_objective_learns_at_usual_rates(rate: float) -> None:
+    """Two clusters per class, of which 25 % is chance. By ``mse`` the last exit reaches half at the smaller rate."""
+    torch.manual_seed(0)
+    cluster = torch.randint(8, (600,))
+    x, labels = (3 * torch.randn(8, 6))[cluster] + torch.randn(600, 6), cluster % 4
+    net = [nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)]
+    layers = built(layer_specs(net, num_classes=4, example=x[:2], num_al_layers=3))
+    batches = list(zip(x[:400].split(20), labels[:400].split(20), strict=True))
+    learn(layers, 4 * batches, classes=4, rate=rate)
+    assert min(accuracies(layers, x[400:], labels[400:], classes=4)) > 0.9

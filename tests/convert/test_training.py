@@ -108,7 +108,7 @@ def trained(folder: str) -> dict[str, Any]:
     config = engine_config(**CONFIG)
 
     module = ds_al.from_pretrained(
-        f"{folder}/bert", task="sequence-classification", num_al_layers=3, code_width=6, base_seed=SEED
+        f"{folder}/bert", task="sequence-classification", num_al_layers=3, objective="mse", code_width=6, base_seed=SEED
     )
     assert any(p.is_meta for p in module._layer_specs[2 if module.stage_id == 0 else 0].parts["f"].parameters())
     engine, *_ = ds_al.initialize(model=module, config=config)
@@ -163,7 +163,7 @@ def state(layers: list[ALLayer]) -> State:
 
 def bert_alone() -> State:
     task = "sequence-classification"
-    layers = built(layer_specs(CASES["bert"].build(), task=task, num_al_layers=3, code_width=6)[0])
+    layers = built(layer_specs(CASES["bert"].build(), task=task, num_al_layers=3, objective="mse", code_width=6)[0])
     reference.train(
         layers,
         texts(),

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.distributed
 STEPS, MICRO_BATCHES, LR = 20, 4, 3e-3
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "contrast": {"name": "contrast", "temperature": 0.2, "learned_temperature": True, "label_smoothing": 0.1},
-    "decoded": {"name": "decoded", "refresh_every": 3},
-    "decoded, frozen": {"name": "decoded", "refresh_every": 7, "own_decoder": "frozen", "label_smoothing": 0.2},
+    "decoded": {"name": "decoded", "refresh_every": 3, "own_decoder": "live"},
+    "decoded, frozen": {"name": "decoded", "refresh_every": 7, "label_smoothing": 0.2},
     "greedy": {"name": "greedy", "label_smoothing": 0.1},
 }
 

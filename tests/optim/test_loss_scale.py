@@ -82,7 +82,7 @@ def test_only_the_layer_that_overflows_leaves_its_step_out() -> None:
     torch.manual_seed(0)
     layers = [ALLayer(*(nn.Linear(2, 2) for _ in "fbgh")) for _ in range(2)]
     precision = Precision(torch.bfloat16, BF16Config(enabled=True))
-    lower(layers, torch.bfloat16, owned=lambda _: True)
+    lower(layers, torch.bfloat16, owned=lambda _: True, trained=lambda _: True)
     scales = {index: LayerScale(index, precision) for index in range(2)}
     optimizer = LocalOptimizer(
         list(enumerate(layers)), associated=torch.optim.Adam, autoencoder=torch.optim.Adam, clip=1.0, scales=scales

@@ -51,7 +51,7 @@ def train(
     trained: list[tuple[list[nn.Parameter], list[nn.Parameter]]] = []
     for layer in layers:
         layer.train()
-        low.append(copy.deepcopy(layer).to(dtype) if dtype else layer)
+        low.append(lowered(copy.deepcopy(layer), dtype) if dtype else layer)
         sides = (list(layer.associated_parameters()), list(layer.autoencoder_parameters()))
         trained.append(sides)
         optimizers.append(tuple(make(side) if side else None for make, side in zip(makers, sides, strict=True)))
@@ -89,6 +89,16 @@ def train(
         for buffer, value in zip(layer.buffers(), computing.buffers(), strict=True):
             buffer.copy_(value)
     return optimizers
+
+
+def lowered(layer: ALLayer, dtype: torch.dtype) -> ALLayer:
+    """Casts a layer but for batch norm, which computes in float32 whatever it gets."""
+    for part in layer.modules():
+        if not isinstance(part, nn.modules.batchnorm._BatchNorm):
+            for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+                if tensor.is_floating_point():
+                    tensor.data = tensor.data.to(dtype)
+    return layer
 
 
 def state(layers: list[ALLayer], optimizers: Optimizers) -> dict[str, Tensor]:

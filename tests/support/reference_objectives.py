@@ -27,7 +27,7 @@ def train(
     lr: float,
     temperature: float = 0.1,
     refresh_every: int = 10,
-    own_decoder: str = "live",
+    own_decoder: str = "frozen",
     label_smoothing: float = 0.0,
 ) -> Optimizers:
     """Trains ``layers`` in place by AdamW, a step per micro-batch, and returns each layer's optimizers."""

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.distributed
 
 TASK, SAMPLES, TOKENS, V = "sequence-classification", 48, 6, 5
 MICRO_BATCH, MICRO_BATCHES, LR = 8, 2, 3e-3
+AL: dict[str, Any] = {"num_al_layers": 2, "code_width": 6, "objective": "mse"}
 STEPS_PER_EPOCH = SAMPLES // (MICRO_BATCH * MICRO_BATCHES)
 CONFIG = engine_config(micro_batches=MICRO_BATCHES, params={"lr": LR, "torch_adam": True})
 
@@ -90,7 +91,7 @@ def accuracy(prediction: Any) -> dict[str, Any]:
 
 
 def trainer(folder: str, *callbacks: Any, **args: Any) -> ds_al.ALTrainer:
-    module = ds_al.from_pretrained(CASES["bert"].build(), task=TASK, num_al_layers=2, code_width=6, base_seed=SEED)
+    module = ds_al.from_pretrained(CASES["bert"].build(), task=TASK, base_seed=SEED, **AL)
     return ds_al.ALTrainer(
         module,
         {"output_dir": folder, "disable_tqdm": True, "num_train_epochs": 2, "save_strategy": "no", **args},
@@ -150,7 +151,7 @@ def work(folder: str) -> dict[str, Any]:
 
 def alone() -> Any:
     """The same two epochs in a plain loop."""
-    layers = built(layer_specs(CASES["bert"].build(), task=TASK, num_al_layers=2, code_width=6)[0])
+    layers = built(layer_specs(CASES["bert"].build(), task=TASK, **AL)[0])
     data = rows().remove_columns("text")
     loader = ShuffledLoader(
         data, batch_size=MICRO_BATCH, seed=SEED, collate_fn=lambda samples: batch_fn(default_data_collator(samples))
