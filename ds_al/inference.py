@@ -217,7 +217,7 @@ class Inference:
         for k, (index, layer) in enumerate(self.layers):
             if not len(numbers):
                 break
-            s = layer.f(s)
+            s = layer.activation(s)
             scores = self._score(k, s)
             stay = (confidence_of(scores) < confidence) & (index < last)
             found.append((numbers[~stay].cpu(), scores[~stay].cpu(), index + 1))
@@ -250,7 +250,7 @@ class Inference:
                 s, labels = self._take(batches)
                 outputs = []
                 for _, layer in self.layers:
-                    s = layer.f(s)
+                    s = layer.activation(s)
                     outputs.append(s)
                 if self._sender is not None:
                     self._sender.send((*(s if isinstance(s, tuple) else (s,)), labels))
@@ -284,7 +284,7 @@ class Inference:
         assert self._earlier is not None
         earlier = [*self._earlier, *(layer.h for _, layer in self.layers[:k])]
         layer, table = self.layers[k][1], self._tables[k] if self._tables else None
-        return to_float32(layer.objective.scores(layer, s, earlier=earlier, table=table))
+        return to_float32(layer.scores(s, earlier=earlier, table=table))
 
     def _exchange_decoders(self) -> None:
         """Brings the weights of all earlier ``h`` here, and sends them on with this stage's own.
@@ -310,7 +310,7 @@ class Inference:
         else:
             table = self._receive_one()
         for _, layer in self.layers:
-            table = layer.g(table)
+            table = layer.codes(table)
             self._tables.append(table)
         if self._sender is not None:
             self._sender.send((table,))

@@ -17,6 +17,7 @@ Shapes: ``B`` batch, ``K`` width of a target code, ``V`` classes. This module im
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from ds_al import objectives
 from ds_al.errors import ALLayerError
+from ds_al.lending import Lender
 from ds_al.objectives import Objective, losses
 from ds_al.tensors import Activation, Target, first, to_float32
 
@@ -61,6 +63,8 @@ class ALLayer(nn.Module):
 
     recomputed: Callable[[Activation], Activation] | None = None
     """Runs f in training, if set: activation checkpointing (:mod:`ds_al.compute.recompute`)."""
+    copies_inputs = False
+    """Whether its functions get copies of their inputs in every call, see :mod:`ds_al.lending`."""
 
     def __init__(
         self,
@@ -84,21 +88,39 @@ class ALLayer(nn.Module):
         self.reduce = reduce
         self.target_gradient = target_gradient
         self.name = name
+        self._lenders: dict[tuple[str, bool], Lender] = {}
 
     def forward(self, s: Activation, t: Target) -> tuple[Activation, Target]:
         """Computes ``(s_i, t_i)``, with a graph, from inputs without one: the input of the next layer."""
-        f = self.recomputed if self.recomputed is not None and self.training else self.f
-        s_out, t_out = f(s), self.objective.encode(self, t)
-        self._check("f", s_out)
+        s_out, t_out = self.activation(s), self._lend("g", partial(self.objective.encode, self), t)
         self._check("g", t_out)
         return s_out, t_out
 
     def local_losses(self, s_out: Activation, t_out: Target, t_in: Target) -> LocalLosses:
         """Computes ``A_i`` and ``E_i`` of one micro-batch from the output of :meth:`forward` and ``t_{i-1}``."""
-        associated = self.objective.associated_loss(self, s_out, t_out)
-        autoencoder = self.objective.autoencoder_loss(self, t_out, t_in)
+        associated = self._lend("the associated loss", partial(self.objective.associated_loss, self), s_out, t_out)
+        autoencoder = self._lend("the autoencoder loss", partial(self.objective.autoencoder_loss, self), t_out, t_in)
         associated = to_float32(associated)  # a user's loss may return the precision of the layer
         return LocalLosses(associated, torch.zeros_like(associated) if autoencoder is None else to_float32(autoencoder))
+
+    def activation(self, s: Activation) -> Activation:
+        """Computes ``s_i`` from ``s_{i-1}``, which stays as it is even if f works in place.
+
+        Raises:
+            ALLayerError: f returned something other than tensors that can be sent.
+        """
+        recomputes = self.recomputed is not None and self.training
+        s_out = self.recomputed(s) if recomputes else self._lend("f", self.f, s)  # type: ignore[misc]
+        self._check("f", s_out)
+        return s_out
+
+    def codes(self, table: Tensor) -> Tensor:
+        """Computes ``g(table)``: the codes of all classes ``(V, K)`` after this layer."""
+        return self._lend("g", self.g, table)
+
+    def scores(self, s: Activation, *, earlier: Sequence[nn.Module], table: Tensor | None) -> Tensor:
+        """Computes the label scores ``(B, V)`` of the exit after this layer, see :meth:`Objective.scores`."""
+        return self._lend("the exit", partial(self.objective.scores, self, earlier=earlier, table=table), s)
 
     def bridge(self, s: Activation) -> Tensor:
         """Returns ``b_i(reduce(s_i))``, the predicted target code ``(B, K)``."""
@@ -123,19 +145,39 @@ class ALLayer(nn.Module):
         """Name of this layer in errors."""
         return f"AL layer {self.name or type(self.f).__name__}"
 
+    def _lend(self, what: str, function: Callable[..., Any], *given: Activation) -> Any:
+        """Returns ``function(*given)``, and keeps ``given`` as it is (:mod:`ds_al.lending`)."""
+        lender = self._lenders.get((what, self.training))
+        if lender is None:
+            module = self.f if what == "f" else None
+            lender = self._lenders[what, self.training] = Lender(what, module=module, always_copies=self.copies_inputs)
+        return lender(function, *given)
+
     def _check(self, function: str, value: Any) -> None:
-        parts = value if isinstance(value, tuple) else (value,)
-        if not parts or not all(isinstance(part, Tensor) for part in parts):
+        parts = value if type(value) is tuple else (value,)
+        if not parts or not all(isinstance(part, Tensor) and part.layout is torch.strided for part in parts):
             raise ALLayerError(
-                f"{self.label}: {function} returned {_kind(value)}; expected a tensor or a tuple of tensors, "
-                "since only those can be sent to the next layer"
+                f"{self.label}: {function} returned {_kind(value)}; expected a tensor or a plain tuple of tensors, "
+                "neither sparse nor nested, since only those can be sent to the next layer"
+            )
+        if any(part.is_meta or part.is_quantized for part in parts):
+            raise ALLayerError(
+                f"{self.label}: {function} returned {_kind(value)}, on the meta device or quantized; expected tensors "
+                "with values of their own"
+            )
+        if function == "f" and not parts[0].dim():
+            raise ALLayerError(
+                f"{self.label}: f returned a tensor without dimensions; expected (B, ...), the activations of the "
+                "samples, or a tuple whose first tensor holds them"
             )
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"a tuple of ({', '.join(type(part).__name__ for part in value)})"
-    return f"a {type(value).__name__}"
+    if isinstance(value, Tensor):
+        return f"a tensor of layout {value.layout}" if value.layout is not torch.strided else "a tensor"
+    if type(value) is tuple:
+        return f"a tuple of ({', '.join(_kind(part) for part in value)})"
+    return f"a {'NamedTuple ' if isinstance(value, tuple) else ''}{type(value).__name__}"
 
 
 @torch.no_grad()
@@ -160,14 +202,14 @@ def predict(
         raise ValueError(f"exit={exit}: expected 1..{len(layers)}, the number of layers that x passes")
     s, last, table = x, layers[depth - 1], None
     for layer in layers[:depth]:
-        s = layer.f(s)
+        s = layer.activation(s)
     if last.objective.has_code_table:
         if num_classes is None:
             raise ValueError("this objective scores with the codes of all classes: give predict(num_classes=V)")
         table = last.objective.all_classes(num_classes, device=first(s).device)
         for layer in layers[:depth]:
-            table = layer.g(table)
-    return last.objective.scores(last, s, earlier=[layer.h for layer in layers[: depth - 1]], table=table)
+            table = layer.codes(table)
+    return last.scores(s, earlier=[layer.h for layer in layers[: depth - 1]], table=table)
 
 
 def seed_layer(base_seed: int, *, layer: int, step: int, part: int) -> None:

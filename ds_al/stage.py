@@ -159,9 +159,7 @@ class LocalStage:
 
     def _blame(self, error: Exception, layer: ALLayer, what: str) -> NoReturn:
         """Raises the error of a layer with stage, layer and micro-batch in its message."""
+        where = f"stage {self.stage_id}, {layer.label}, {what} of micro-batch {self.trained_micro_batches}"
         if isinstance(error, ALError):
-            raise type(error)(f"stage {self.stage_id}, micro-batch {self.trained_micro_batches}: {error}") from None
-        raise ALLayerError(
-            f"stage {self.stage_id}, {layer.label}, {what} of micro-batch {self.trained_micro_batches}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+            raise type(error)(f"{where}: {str(error).removeprefix(f'{layer.label}: ')}") from None
+        raise ALLayerError(f"{where}: {type(error).__name__}: {error}") from error

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ds_al.lending import Lender
 from ds_al.tensors import Activation
 
 
@@ -28,9 +29,10 @@ class Recomputed:
     Args:
         f: an ``nn.Sequential``, whose children are its blocks, or any other module, which is one block.
         interval: number of blocks per segment, at least 1.
+        copies_inputs: whether segments get copies of their inputs in every call, see :mod:`ds_al.lending`.
     """
 
-    def __init__(self, f: nn.Module, *, interval: int) -> None:
+    def __init__(self, f: nn.Module, *, interval: int, copies_inputs: bool = False) -> None:
         # A subclass may override forward, and then is one block.
         blocks = list(f) if isinstance(f, nn.Sequential) and type(f).forward is nn.Sequential.forward else [f]
         self.segments: Sequence[nn.Module] = [
@@ -38,26 +40,29 @@ class Recomputed:
             for i in range(0, len(blocks), interval)
         ]
         """Segments, called in sequence; each runs twice."""
+        self._lenders = [Lender("f", module=segment, always_copies=copies_inputs) for segment in self.segments]
         self._always = torch.empty(0, requires_grad=True)
 
     def __call__(self, s: Activation) -> Activation:
         """Returns ``f(s)``."""
-        for segment in self.segments:
-            s = self._run(segment, s)
+        for segment, lend in zip(self.segments, self._lenders, strict=True):
+            s = self._run(segment, lend, s)
         return s
 
-    def _run(self, segment: nn.Module, s: Activation) -> Activation:
+    def _run(self, segment: nn.Module, lend: Lender, s: Activation) -> Activation:
         parts = s if isinstance(s, tuple) else (s,)
         learns = any(p.requires_grad for p in segment.parameters()) or any(part.requires_grad for part in parts)
         if not torch.is_grad_enabled() or not learns:
-            return segment(s)
+            return lend(segment, s)
         before = {name: buffer.clone() for name, buffer in segment.named_buffers()}
 
         def run(_: Tensor, *parts: Tensor) -> Activation:
             given = parts if isinstance(s, tuple) else parts[0]
-            if not torch.is_grad_enabled() or not before:  # the first run, or no buffers that it could change
-                return segment(given)
-            return torch.func.functional_call(segment, before, (given,))
+            if not torch.is_grad_enabled():  # the first run
+                return lend(segment, given)
+            if not before:  # no buffers that the second run could change
+                return lend(segment, given, again=True)
+            return lend(lambda s: torch.func.functional_call(segment, before, (s,)), given, again=True)
 
         # The reentrant form requires an input with a gradient, which x and inputs from another layer lack: hence an
         # additional one without elements. In its second run autograd saves the tensors, so the meter can count them.
