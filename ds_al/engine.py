@@ -56,6 +56,7 @@ from ds_al.module import ALPipelineModule
 from ds_al.optim import build, names, schedules
 from ds_al.optim.groups import ParamGroups, Selection, given_elsewhere
 from ds_al.optim.local import Factory, LocalOptimizer
+from ds_al.optim.unused import UnusedWeights
 from ds_al.parallel.replicas import Replicas
 from ds_al.parallel.topology import StageTopology
 from ds_al.runner import Runner
@@ -126,9 +127,11 @@ class ALPipelineEngine(PipelineEngine):
         super().__init__(model=model, training_data=None, **options)
         host.set_precision(self._config, dtype=settings.precision.dtype, zero_stage=settings.zero_stage)
         self.layers = self.module.local_layers
+        for _, layer in self.layers:
+            layer.copies_inputs = self.al.copy_inputs
         if interval := self.module.activation_checkpoint_interval:
             for _, layer in self.layers:
-                layer.recomputed = Recomputed(layer.f, interval=interval)
+                layer.recomputed = Recomputed(layer.f, interval=interval, copies_inputs=self.al.copy_inputs)
         if self.al.compile is not None:
             self._compile(self.al.compile)
 
@@ -143,6 +146,9 @@ class ALPipelineEngine(PipelineEngine):
             number=self.replicas.number,
             loss_scales=self.optimizer.scales if isinstance(self.optimizer, LocalOptimizer) else {},
             recording=self.recording,
+        )
+        self.unused = UnusedWeights(
+            self.layers, optimizer=self.optimizer, stage_id=self.stage_id, allowed=self.al.unused_parameters
         )
         self.preparation = BatchPreparation(
             objective=self.module.objective,
@@ -334,6 +340,7 @@ class ALPipelineEngine(PipelineEngine):
             self._count_step()
         self.agg_train_loss = losses.sum()
         self.stage.check_finite(losses)
+        self.unused.after_batch()
         self._log()
         return self.agg_train_loss
 
@@ -415,6 +422,7 @@ class ALPipelineEngine(PipelineEngine):
 
     def _exec_optimizer_step(self, lr_kwargs: Any = None) -> None:
         """[5] Steps the local layers."""
+        self.unused.before_step()
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad()

@@ -187,6 +187,18 @@ class ALConfig(StrictModel):
         "labels within range, constant shapes. The check runs on the device that holds the batch, so batches in host "
         "memory cause no device synchronization.",
     )
+    copy_inputs: bool = Field(
+        default=False,
+        description="Functions of a layer get copies of their inputs in every call. By default only those that work "
+        "in place do, as their first calls show; a function that works in place at times only, and in none of its "
+        "first calls, raises an error which names this key.",
+    )
+    unused_parameters: Literal["raise", "allow"] | list[str] = Field(
+        default="raise",
+        description="Trained weights that get no gradient in the first batch, in any micro-batch on any replica: "
+        "`raise` an error that names them, since they would never change; `allow` them, for experts and layers that "
+        'are left out at random; or a list of patterns of names that are allowed, such as `["3.f.experts.*"]`.',
+    )
     trace: TraceConfig = Field(
         default_factory=TraceConfig,
         description="Tracing of the instructions that stages execute; also for the `bp_*` methods.",

@@ -38,18 +38,31 @@ class Replicas:
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Averages the gradients over the replicas in place, with one all-reduce per dtype.
 
-        A parameter without a gradient is skipped: all replicas run the same layers, so it has none on any of them.
+        Replicas may use different weights (experts, layers left out at random). The message therefore has room for the
+        gradient of every trained weight, zeros where this replica has none, and counts at its end which replicas have
+        one. A weight that no replica has used keeps the gradient ``None``, as in one process. The host reads the counts
+        only where a gradient is missing.
         """
-        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
         for parameter in parameters:
-            if parameter.grad is not None:
-                by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-        for gradients in by_dtype.values():
-            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            if parameter.requires_grad:
+                by_dtype.setdefault(parameter.dtype, []).append(parameter)
+        for weights in by_dtype.values():
+            sizes = [weight.numel() for weight in weights]
+            own = [weight.grad is not None for weight in weights]
+            # A list of flags would be copied to the device, which waits: where all are set, the device makes them.
+            flags = weights[0].new_ones(len(own)) if all(own) else weights[0].new_tensor(own)
+            flat = torch.cat([*map(_flat_gradient, weights), flags])
             dist.all_reduce(flat, group=self.group)
-            parts = flat.div_(self.count).split([gradient.numel() for gradient in gradients])
-            for gradient, mean in zip(gradients, parts, strict=True):
-                gradient.copy_(mean.view_as(gradient))
+            *sums, used = flat.split([*sizes, len(weights)])
+            anywhere = own if all(own) else used.ne(0).tolist()
+            for weight, total, has_one in zip(weights, sums, anywhere, strict=True):
+                if has_one:
+                    mean = total.div_(self.count).view(weight.shape)
+                    if weight.grad is None or weight.grad.is_sparse:
+                        weight.grad = mean.clone()
+                    else:
+                        weight.grad.copy_(mean)
 
     def broadcast(self, value: Tensor, *, source: int) -> None:
         """Broadcasts a tensor in place from one replica. Every rank of the stage must call it."""
@@ -62,3 +75,10 @@ class Replicas:
         total = value.clone()
         dist.all_reduce(total, group=self.group)
         return total / self.count
+
+
+def _flat_gradient(weight: nn.Parameter) -> Tensor:
+    """The gradient of a weight in one dimension, zeros if it has none."""
+    if weight.grad is None:
+        return weight.new_zeros(weight.numel())
+    return (weight.grad.to_dense() if weight.grad.is_sparse else weight.grad).reshape(-1)
