@@ -62,6 +62,7 @@ from ds_al.parallel.topology import StageTopology
 from ds_al.runner import Runner
 from ds_al.schedule import AL_SCHEDULES, Barrier, RefreshDecoders, Repeated, SendDecoders
 from ds_al.stage import LocalStage
+from ds_al.system.generators import Generators
 from ds_al.tensors import Activation, Target, first
 from ds_al.trace import (
     Observation,
@@ -138,6 +139,7 @@ class ALPipelineEngine(PipelineEngine):
         self.recording = Recording()
         handlers = {kind: MethodType(handler, self) for kind, handler in self._INSTRUCTION_MAP.items()}
         self.runner = Runner(handlers, observe=self._observe, recording=self.recording)
+        self.generators = Generators()
         self.stage = LocalStage(
             self.layers,
             stage_id=self.stage_id,
@@ -145,6 +147,7 @@ class ALPipelineEngine(PipelineEngine):
             device=self.device,
             number=self.replicas.number,
             loss_scales=self.optimizer.scales if isinstance(self.optimizer, LocalOptimizer) else {},
+            generators=self.generators,
             recording=self.recording,
         )
         self.unused = UnusedWeights(
@@ -181,6 +184,7 @@ class ALPipelineEngine(PipelineEngine):
             topology=self.topology,
             preparation=self.preparation,
             channels=self.links.evaluation,
+            generators=self.generators,
             timed=self.runner.timed,
         )
         self.counters = StageCounters(self.stage_id, senders=self.links.senders, receivers=self.links.receivers)
@@ -305,7 +309,8 @@ class ALPipelineEngine(PipelineEngine):
         self._meter.start(self._totals())
         if self.receiver is not None:
             self.receiver.expect(self.micro_batches)
-        self._exec_schedule(self._train_schedule())
+        with self.generators.aside():
+            self._exec_schedule(self._train_schedule())
         loss = self._end_batch()
         self.counters.wall += time.perf_counter() - start
         self._report.set_metrics(self._meter.stop(self._totals(), micro_batches=self.stage.trained_micro_batches))
@@ -368,7 +373,8 @@ class ALPipelineEngine(PipelineEngine):
         """[1] Loads a micro-batch from the data iterator, on the first stage."""
         start = time.perf_counter()
         try:
-            batch = self._next_batch()
+            with self.generators.restored():
+                batch = self._next_batch()
         except StopIteration:
             raise ALDataError(
                 f"the data ran out after {self.stage.trained_micro_batches} micro-batches: a batch takes "

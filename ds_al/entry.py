@@ -23,6 +23,7 @@ from ds_al.errors import ALConfigError
 from ds_al.module import ALPipelineModule
 from ds_al.optim import names, schedules
 from ds_al.parallel.world import join_world
+from ds_al.system.generators import Generators
 from ds_al.system.versions import check_deepspeed
 
 
@@ -92,20 +93,21 @@ def initialize(
     ds_config = DeepSpeedConfig(settings.deepspeed, model.mpu())
     deepspeed.set_optimizer_flags(ds_config, model)
     engine_class = ALPipelineEngine if is_al else BackpropPipelineEngine
-    engine = engine_class(
-        settings=settings,
-        args=args,
-        model=model,
-        optimizer=optimizer,
-        model_parameters=model_parameters,
-        training_data=training_data,
-        lr_scheduler=lr_scheduler,
-        mpu=model.mpu(),
-        dist_init_required=dist_init_required,
-        collate_fn=collate_fn,
-        config=settings.deepspeed,
-        config_class=ds_config,
-    )
+    with Generators().aside():
+        engine = engine_class(
+            settings=settings,
+            args=args,
+            model=model,
+            optimizer=optimizer,
+            model_parameters=model_parameters,
+            training_data=training_data,
+            lr_scheduler=lr_scheduler,
+            mpu=model.mpu(),
+            dist_init_required=dist_init_required,
+            collate_fn=collate_fn,
+            config=settings.deepspeed,
+            config_class=ds_config,
+        )
     model.parts = [int(bound) for bound in model.parts]  # numpy's where DeepSpeed balanced them: no JSON takes those
     zero.partition_parameters.restore_init_context()
     host.configure_python_gc(engine)

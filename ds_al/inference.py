@@ -9,9 +9,10 @@ summed.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,26 @@ from torch import Tensor, nn
 from ds_al.batch import BatchPreparation
 from ds_al.errors import ALDataError
 from ds_al.exits import averaged_accuracy, check_average, check_threshold, confidence_of, early_exits
+from ds_al.layer import seed_layer
 from ds_al.module import ALPipelineModule
 from ds_al.parallel.topology import StageTopology
+from ds_al.system.generators import Generators
 from ds_al.tensors import Activation, to_float32
 from ds_al.transport.neighbours import Channels
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _apart(method: Method) -> Method:
+    """Runs a method without graphs, apart from the user's generators and from his ``torch.inference_mode``, whose
+    tensors could not be used in training."""
+
+    @functools.wraps(method)
+    def run(self: Inference, *args: Any, **options: Any) -> Any:
+        with torch.inference_mode(False), torch.no_grad(), self._generators.aside():
+            return method(self, *args, **options)
+
+    return cast(Method, run)
 
 
 class Inference:
@@ -33,6 +50,7 @@ class Inference:
         topology: place of this rank.
         preparation: checks batches, and moves them to the device.
         channels: channels of evaluation alone; every message announces its own shapes.
+        generators: the user's generators, which his batches draw from.
         timed: returns a context that times the computation inside, by name.
     """
 
@@ -43,6 +61,7 @@ class Inference:
         topology: StageTopology,
         preparation: BatchPreparation,
         channels: Channels,
+        generators: Generators,
         timed: Callable[[str], AbstractContextManager[None]],
     ) -> None:
         self.module, self.topology, self.preparation = module, topology, preparation
@@ -52,8 +71,9 @@ class Inference:
         (self._sender, self._receiver), self._timed = channels, timed
         self._earlier: list[nn.Module] | None = None
         self._tables: list[Tensor] = []
+        self._generators, self._passes = generators, 0
 
-    @torch.no_grad()
+    @_apart
     def evaluate(
         self,
         batches: Iterable[Any] | None,
@@ -84,7 +104,7 @@ class Inference:
         all_labels: list[Tensor] = []
         count = self._announce(_length(batches) if self.topology.is_first else 0)
         sums = torch.zeros(self.module.num_layers, 3, dtype=torch.float64, device=self.device)
-        for s, labels in self._forward(self._mapped(iter(batches or ())), count):
+        for s, labels in self._forward(self._mapped(self._iterator(batches)), count):
             target = self.preparation.compared(labels)
             if averaged:
                 all_labels.append(labels.to("cpu", copy=True))
@@ -119,7 +139,7 @@ class Inference:
             found["early_exit"] = early_exits(confidence, right, exit_confidence)
         return found
 
-    @torch.no_grad()
+    @_apart
     def eval_batch(
         self,
         data_iter: Iterator[Any] | None,
@@ -148,7 +168,7 @@ class Inference:
         """See ``engine.predict``."""
         return self.scores([x], exit=exit, average=average)[0].to(self.device)
 
-    @torch.no_grad()
+    @_apart
     def scores(
         self, xs: Iterable[Activation | None] | None, *, exit: int | None = None, average: int = 1
     ) -> list[Tensor]:
@@ -172,7 +192,7 @@ class Inference:
         check_average(average, exit=depth)
         count = self._announce(_length(xs) if self.topology.is_first else 0)
         kept: list[list[Tensor]] = [[] for _ in range(average)]  # by exit, the first of those averaged first
-        for s, _ in self._forward(map(self._without_labels, xs or ()), count):
+        for s, _ in self._forward(map(self._without_labels, self._iterator(xs)), count):
             for index, scores in self._exits(s):
                 if depth - average <= index < depth:
                     kept[index - depth + average].append(scores.to("cpu", copy=True))
@@ -188,7 +208,7 @@ class Inference:
         head = x[0] if isinstance(x, tuple) else x
         return x, self.preparation.no_labels(0 if head is None else len(head))
 
-    @torch.no_grad()
+    @_apart
     def predict_early(self, x: Activation | None, *, confidence: float) -> tuple[Tensor, Tensor]:
         """Returns label scores of the first exit that is confident enough; later layers process only the remaining
         samples.
@@ -217,6 +237,7 @@ class Inference:
         for k, (index, layer) in enumerate(self.layers):
             if not len(numbers):
                 break
+            self._seed(index, part=0)
             s = layer.activation(s)
             scores = self._score(k, s)
             stay = (confidence_of(scores) < confidence) & (index < last)
@@ -229,6 +250,7 @@ class Inference:
             self._sender.send((torch.zeros(1, dtype=torch.int64, device=self.device),))
         if self._receiver is not None:
             self._receiver.release()
+        self._passes += 1
         left = [part for stage in self.topology.gather(found) for part in stage]
         order = torch.cat([numbers for numbers, _, _ in left]).argsort()
         exits = torch.cat([torch.full((len(numbers),), exit) for numbers, _, exit in left])
@@ -249,7 +271,8 @@ class Inference:
             with self._timed("Evaluation"):
                 s, labels = self._take(batches)
                 outputs = []
-                for _, layer in self.layers:
+                for index, layer in self.layers:
+                    self._seed(index, part=0)
                     s = layer.activation(s)
                     outputs.append(s)
                 if self._sender is not None:
@@ -257,6 +280,12 @@ class Inference:
             yield outputs, labels
             if self._receiver is not None:
                 self._receiver.release()
+            self._passes += 1
+
+    def _iterator(self, batches: Iterable[Any] | None) -> Iterator[Any]:
+        """The user's iterator: a ``DataLoader`` draws its seed here."""
+        with self._generators.restored():
+            return iter(batches or ())
 
     def _mapped(self, batches: Iterator[Any] | None) -> Iterator[Any] | None:
         """Batches as the user's ``batch_fn`` makes them."""
@@ -267,7 +296,8 @@ class Inference:
             *s, labels = self._receiver.receive()
             return (s[0] if len(s) == 1 else tuple(s)), labels
         try:
-            batch = next(batches) if batches is not None else None
+            with self._generators.restored():
+                batch = next(batches) if batches is not None else None
         except StopIteration:
             raise ALDataError("the data to evaluate ran out: pass as many micro-batches as are asked for") from None
         x, labels = self.preparation.split(batch)
@@ -283,8 +313,14 @@ class Inference:
         """Scores ``(B, V)`` of the exit after this stage's k-th layer, from what leaves the layer."""
         assert self._earlier is not None
         earlier = [*self._earlier, *(layer.h for _, layer in self.layers[:k])]
-        layer, table = self.layers[k][1], self._tables[k] if self._tables else None
+        (index, layer), table = self.layers[k], self._tables[k] if self._tables else None
+        self._seed(index, part=1)
         return to_float32(layer.scores(s, earlier=earlier, table=table))
+
+    def _seed(self, layer: int, *, part: int) -> None:
+        """Seeds a layer that draws in evaluation, too: by its index and the number of the batch."""
+        seed_layer(self.module.base_seed, layer=layer, step=self._passes, part=part)
+        self._generators.seed_host()
 
     def _exchange_decoders(self) -> None:
         """Brings the weights of all earlier ``h`` here, and sends them on with this stage's own.

@@ -7,7 +7,6 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from deepspeed import comm as dist
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from ds_al.parallel.world import join_world
 from ds_al.partition.measure import Measuring, measure_stages
 from ds_al.partition.plan import describe, explicit
 from ds_al.spec import ALLayerSpec
+from ds_al.system.generators import Generators
 from ds_al.tensors import Activation
 
 
@@ -94,16 +94,17 @@ class ALPipelineModule(PipelineModule):
         if topology is None:
             num_stages = dist.get_world_size() if num_stages is None else num_stages
             _check_stages(num_stages, layers=len(layers), processes=dist.get_world_size())
-        super().__init__(
-            layers,
-            num_stages=num_stages,
-            topology=topology,
-            seed_layers=True,
-            base_seed=base_seed,
-            partition_method=partition_method,
-            activation_checkpoint_interval=activation_checkpoint_interval,
-            dynamic_shape=dynamic_shape,
-        )
+        with Generators().aside():  # DeepSpeed seeds all of them for every layer
+            super().__init__(
+                layers,
+                num_stages=num_stages,
+                topology=topology,
+                seed_layers=True,
+                base_seed=base_seed,
+                partition_method=partition_method,
+                activation_checkpoint_interval=activation_checkpoint_interval,
+                dynamic_shape=dynamic_shape,
+            )
         self._measuring = None
         self.train()  # parts that were taken over may be in evaluation mode, though the whole is in training mode
         self.num_classes = num_classes
@@ -178,7 +179,7 @@ class ALPipelineModule(PipelineModule):
 
     def build_decoders(self, stop: int) -> list[nn.Module]:
         """Builds ``[h_1, ..., h_stop]``, frozen, for weights that other stages send."""
-        with torch.random.fork_rng():
+        with Generators().aside():
             decoders = [copy.deepcopy(_decoder_of(spec)) for spec in self._layer_specs[:stop]]
         for decoder in decoders:
             if any(parameter.is_meta for parameter in decoder.parameters()):  # of a model whose weights were freed

@@ -13,6 +13,7 @@ from torch import Tensor
 from ds_al.errors import ALError, ALLayerError
 from ds_al.layer import ALLayer, seed_layer
 from ds_al.optim.loss_scale import LayerScale
+from ds_al.system.generators import Generators
 from ds_al.tensors import Activation, HostCopy, Target, stop_gradient
 from ds_al.trace.recorder import Recording
 
@@ -38,6 +39,7 @@ class LocalStage:
         device: where the losses are summed.
         number: maps this stage's count of micro-batches to the number that seeds the draws of one.
         loss_scales: scale of the losses before backward, by index of the layer.
+        generators: the user's generators, which layers draw from with seeds of their own.
         recording: receives each layer's part of forward and backward while a recorder is set.
     """
 
@@ -50,6 +52,7 @@ class LocalStage:
         device: torch.device,
         number: Callable[[int], int] = int,
         loss_scales: Mapping[int, LayerScale] | None = None,
+        generators: Generators | None = None,
         recording: Recording | None = None,
     ) -> None:
         self.layers = layers
@@ -57,6 +60,7 @@ class LocalStage:
         self.base_seed = base_seed
         self.trained_micro_batches = 0
         """Micro-batches whose backward is done; numbers the random draws of the layers."""
+        self._generators = generators or Generators()
         self._recording = recording or Recording()
         self._passes: list[_Pass] = []
         self._device = device
@@ -87,6 +91,7 @@ class LocalStage:
                 recorder.add_layer("ForwardPass", index, start, recorder.mark())
             self._passes.append(_Pass(index, layer, s_out, t_out, t_in))
             s, t = stop_gradient(s_out), stop_gradient(t_out)
+        self._generators.after_pass()
         return s, t
 
     def backward(self, *, scale: float) -> None:
@@ -112,6 +117,7 @@ class LocalStage:
             passes[row] = None  # type: ignore[call-overload]  # frees this layer's graph and activations
             if recorder is not None:
                 recorder.add_layer("BackwardPass", kept.index, start, recorder.mark())
+        self._generators.after_pass()
         self.trained_micro_batches += 1
 
     def _gradients(self, scale: float, count: int) -> list[Tensor] | None:
@@ -156,6 +162,7 @@ class LocalStage:
 
     def _seed(self, layer: int, *, part: int) -> None:
         seed_layer(self.base_seed, layer=layer, step=self._number(self.trained_micro_batches), part=part)
+        self._generators.seed_host()
 
     def _blame(self, error: Exception, layer: ALLayer, what: str) -> NoReturn:
         """Raises the error of a layer with stage, layer and micro-batch in its message."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from deepspeed.pipe import LayerSpec, TiedLayerSpec
 from deepspeed.runtime import utils as ds_utils
 from torch import nn
 
 from ds_al.convert.head import last_linear, without
+from ds_al.system.generators import Generators
 from ds_al.tensors import Activation
 
 
@@ -95,7 +95,7 @@ def build(layer: Any, tied: dict[Any, nn.Module], *, seed: int | None) -> nn.Mod
         return Function(layer)
     if isinstance(layer, TiedLayerSpec) and layer.key in tied:
         return TiedUse(tied[layer.key], layer.forward_fn)
-    with torch.random.fork_rng():
+    with Generators().aside():
         if seed is not None:
             ds_utils.set_random_seed(seed)
         module = layer.build()
