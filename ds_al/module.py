@@ -17,6 +17,7 @@ from ds_al.objectives import Objective
 from ds_al.parallel.world import join_world
 from ds_al.partition.measure import Measuring, measure_stages
 from ds_al.partition.plan import describe, explicit
+from ds_al.shared import refuse_shared
 from ds_al.spec import ALLayerSpec
 from ds_al.system.generators import Generators
 from ds_al.tensors import Activation
@@ -90,6 +91,7 @@ class ALPipelineModule(PipelineModule):
         self.partition_table: str | None = None
         """What ``"measured"`` found, to be read."""
         _check_layers(layers)
+        refuse_shared(enumerate(layers))
         join_world()
         if topology is None:
             num_stages = dist.get_world_size() if num_stages is None else num_stages
@@ -109,6 +111,7 @@ class ALPipelineModule(PipelineModule):
         self.train()  # parts that were taken over may be in evaluation mode, though the whole is in training mode
         self.num_classes = num_classes
         self._check_objectives()
+        refuse_shared(self.local_layers)  # what could not be seen in the specifications
         for index, layer in self.local_layers:
             layer.name = layer.name or f"{index} ({type(layer.f).__name__})"
 

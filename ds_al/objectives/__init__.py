@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -46,13 +47,14 @@ DEFAULT = "greedy"
 
 
 def resolve(objective: str | Mapping[str, Any] | Objective) -> Objective:
-    """Builds an objective from its name or from ``{"name": ..., option: value}``; returns an instance unchanged.
+    """Builds an objective from its name or from ``{"name": ..., option: value}``; returns a copy of an instance, since
+    each layer has its own, of which the layers share what the instance trains.
 
     Raises:
         ALConfigError: the name or an option is unknown, or an option is out of range.
     """
     if isinstance(objective, Objective):
-        return objective
+        return copy.copy(objective)
     options = {"name": objective} if isinstance(objective, str) else dict(objective)
     name = options.pop("name", None)
     if name not in OBJECTIVES:
