@@ -96,12 +96,24 @@ class BatchPreparation:
                 "of your own of any other"
             )
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise ALDataError(f"got a micro-batch that is {_describe(batch)}: expected (x, labels)")
+            remedy = "; engine.set_batch_fn(ds_al.convert.batch_fn) makes it of a batch of transformers"
+            raise ALDataError(
+                f"got a micro-batch that is {_describe(batch)}: expected (x, labels)"
+                + (remedy if isinstance(batch, Mapping) else "")
+            )
         x, labels = batch
         x = tuple(x) if isinstance(x, list) else x
         parts = x if isinstance(x, tuple) else (x,)
         if not all(isinstance(part, Tensor) for part in (*parts, labels)):
             raise ALDataError(f"got x {_describe(x)} and labels {_describe(labels)}: expected tensors")
+        if type(x) is not tuple and isinstance(x, tuple):
+            raise ALDataError(
+                f"got x as a NamedTuple {type(x).__name__}: layers receive plain tuples, on whichever stage they are; "
+                "pass tuple(x)"
+            )
+        if unusable := [part for part in (*parts, labels) if part.layout is not torch.strided or part.is_meta]:
+            kind = "on the meta device" if unusable[0].is_meta else f"of layout {unusable[0].layout}"
+            raise ALDataError(f"got a tensor {kind} in a micro-batch: expected dense tensors with values: x.to_dense()")
         per_token = self.objective.per_token
         if labels.ndim != 1 + per_token or any(part.shape[:1] != labels.shape[:1] for part in parts):
             shapes, wanted = [tuple(part.shape) for part in parts], "(B, T)" if per_token else "(B,)"
@@ -112,7 +124,7 @@ class BatchPreparation:
             )
         if self.check:
             self._check_values(parts, labels)
-        return x, labels
+        return (tuple(map(_plain, x)) if isinstance(x, tuple) else _plain(x)), _plain(labels)
 
     def compared(self, labels: Tensor) -> Tensor:
         """Returns the targets of scores: labels ``(B,)`` as one-hot floats ``(B, V)`` on the device. Labels of tokens
@@ -159,6 +171,12 @@ class BatchPreparation:
                 raise ALDataError(
                     f"{count} values of an input are NaN or infinite: clean the data, or look at the transform"
                 )
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor without a graph of the user's, and as one that can be trained on if ``torch.inference_mode`` made
+    it."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach() if tensor.requires_grad else tensor
 
 
 def _describe(value: Any) -> str:

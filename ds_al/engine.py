@@ -96,8 +96,9 @@ class ALPipelineEngine(PipelineEngine):
     ``save_checkpoint`` and ``load_checkpoint`` keep their signatures.
 
     Private names of DeepSpeed that it overrides or uses (runtime/engine.py and runtime/pipe/engine.py, 0.19.0 and
-    0.19.8): ``_config``, ``_configure_optimizer``, ``_configure_basic_optimizer``, ``_configure_lr_scheduler``,
-    ``_is_supported_optimizer``, ``_is_compiled``, ``_exec_schedule``, ``_INSTRUCTION_MAP``, ``_reserve_pipe_buffers``,
+    0.19.8): ``_config``, ``_broadcast_model``, ``_configure_optimizer``, ``_configure_basic_optimizer``,
+    ``_configure_lr_scheduler``, ``_is_supported_optimizer``, ``_is_compiled``, ``_exec_schedule``,
+    ``_INSTRUCTION_MAP``, ``_reserve_pipe_buffers``,
     ``_next_batch``.
     """
 
@@ -147,6 +148,7 @@ class ALPipelineEngine(PipelineEngine):
             device=self.device,
             number=self.replicas.number,
             loss_scales=self.optimizer.scales if isinstance(self.optimizer, LocalOptimizer) else {},
+            fixed_shapes=self.num_stages > 1 and not self.dynamic_shape,
             generators=self.generators,
             recording=self.recording,
         )
@@ -221,6 +223,16 @@ class ALPipelineEngine(PipelineEngine):
         self.watchdog = Watchdog.start(
             self.runner.progress, topology=self.topology, seconds=self.al.stall_seconds, on_stall=self.al.on_stall
         )
+
+    @torch.no_grad()
+    def _broadcast_model(self) -> None:
+        """Gives all replicas of the stage the weights of the first one; called by DeepSpeed's constructor. Its own
+        method fails on weights whose channels lie last, and on those without dimensions."""
+        if self.replicas.count > 1:
+            for parameter in self.module.parameters():
+                value = parameter.detach().contiguous()
+                self.replicas.broadcast(value, source=0)
+                parameter.copy_(value)
 
     # ---- optimizers, which DeepSpeed's constructor makes --------------------------------------------
 
@@ -300,6 +312,7 @@ class ALPipelineEngine(PipelineEngine):
             )
         self.optimizer.check_weights()
         if data_iter is not None:
+            _check_iterator(data_iter)
             self.set_dataiterator(data_iter)
         if not self.module.training:
             self.module.train()
@@ -338,7 +351,7 @@ class ALPipelineEngine(PipelineEngine):
         self.micro_steps += self.micro_batches
         self.global_samples += self.train_batch_size()
         losses = self.stage.take_losses(self.micro_batches)
-        self._report.history.append(losses)
+        self._report.remember(losses)
         index = self.layers[0][0]
         self.report[index : index + len(self.layers)] = losses
         if self.al.count == "batch":
@@ -472,7 +485,7 @@ class ALPipelineEngine(PipelineEngine):
 
     def gather_losses(self) -> Tensor:
         """Returns the local losses of all layers since the last call, ``(batches, N, 2)``, means over data parallel
-        replicas; drains the pipeline.
+        replicas; drains the pipeline. Of more than 65,536 batches the latest are kept.
 
         ``[..., 0]`` is the associated, ``[..., 1]`` the autoencoder loss, each the mean over a batch. Every
         rank must call it.
@@ -526,12 +539,18 @@ class ALPipelineEngine(PipelineEngine):
         """Sets the number of micro-batches per batch; must be called on every rank between batches.
 
         Raises:
-            ValueError: the size is no multiple of the micro-batch size, or ``steps_per_batch`` does not
-                divide the new number of micro-batches.
+            ALConfigError: the size is no positive multiple of the micro-batch size times the number of replicas, or
+                ``steps_per_batch`` does not divide the new number of micro-batches.
         """
-        micro_batches = train_batch_size // self.micro_batch_size
+        unit = self.micro_batch_size * self.replicas.count
+        if type(train_batch_size) is not int or train_batch_size < 1 or train_batch_size % unit:
+            raise ALConfigError(
+                f"set_train_batch_size: got {train_batch_size!r}: expected a positive multiple of {unit}, "
+                f"{self.micro_batch_size} samples of a micro-batch on {self.replicas.count} replicas"
+            )
+        micro_batches = train_batch_size // unit
         if self.al.steps_per_batch and micro_batches % self.al.steps_per_batch:
-            raise ValueError(
+            raise ALConfigError(
                 f"train_batch_size={train_batch_size} makes {micro_batches} micro-batches, which steps_per_batch="
                 f"{self.al.steps_per_batch} does not divide"
             )
@@ -691,6 +710,7 @@ class ALPipelineEngine(PipelineEngine):
     def reset_activation_shape(self) -> None:
         """Accepts new shapes of micro-batches; must be called on every rank, between batches."""
         self.links.reset()
+        self.stage.reset_shapes()
         self.preparation.reset_shape()
 
     def eval_batch(
@@ -715,6 +735,8 @@ class ALPipelineEngine(PipelineEngine):
             The loss of the last exit's scores against the labels (``D_E`` of the first layer), or ``None`` without
             ``compute_loss``; with ``return_logits`` ``(loss, scores)``.
         """
+        if data_iter is not None:
+            _check_iterator(data_iter)
         return self.inference.eval_batch(
             data_iter,
             micro_batches=self.micro_batches if num_micro_batches is None else num_micro_batches,
@@ -748,3 +770,12 @@ class ALPipelineEngine(PipelineEngine):
             The scores, on every rank.
         """
         return self.inference.predict(x, exit=exit, average=average)
+
+
+def _check_iterator(data: Any) -> None:
+    """Refuses what is no iterator, on every rank that got it: only the first stage would read it."""
+    if not hasattr(data, "__next__"):
+        raise ALDataError(
+            f"got a {type(data).__name__}: expected an iterator over micro-batches, which the next call continues. "
+            "Make one before the loop: iter(loader), or iter(deepspeed.utils.RepeatingLoader(loader)) for many epochs"
+        )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ds_al.batch import BatchPreparation
 from ds_al.errors import ALDataError
 from ds_al.exits import averaged_accuracy, check_average, check_threshold, confidence_of, early_exits
-from ds_al.layer import seed_layer
+from ds_al.layer import ALLayer, located, seed_layer
 from ds_al.module import ALPipelineModule
 from ds_al.parallel.topology import StageTopology
 from ds_al.system.generators import Generators
@@ -156,7 +156,7 @@ class Inference:
         for s, labels in self._forward(self._mapped(data_iter), micro_batches):
             for scores in (scores for index, scores in self._exits(s) if index == self.module.num_layers - 1):
                 losses.append(self.module.label_loss(scores, self.preparation.compared(labels)))
-                all_scores.append(scores)
+                all_scores.append(scores.clone())  # a layer may reuse what it returns
         losses, all_scores = self.topology.gather(
             (torch.stack(losses).cpu() if losses else None, torch.cat(all_scores).cpu() if all_scores else None)
         )[-1]
@@ -237,8 +237,7 @@ class Inference:
         for k, (index, layer) in enumerate(self.layers):
             if not len(numbers):
                 break
-            self._seed(index, part=0)
-            s = layer.activation(s)
+            s = self._activation(index, layer, s)
             scores = self._score(k, s)
             stay = (confidence_of(scores) < confidence) & (index < last)
             found.append((numbers[~stay].cpu(), scores[~stay].cpu(), index + 1))
@@ -272,8 +271,7 @@ class Inference:
                 s, labels = self._take(batches)
                 outputs = []
                 for index, layer in self.layers:
-                    self._seed(index, part=0)
-                    s = layer.activation(s)
+                    s = self._activation(index, layer, s)
                     outputs.append(s)
                 if self._sender is not None:
                     self._sender.send((*(s if isinstance(s, tuple) else (s,)), labels))
@@ -315,7 +313,18 @@ class Inference:
         earlier = [*self._earlier, *(layer.h for _, layer in self.layers[:k])]
         (index, layer), table = self.layers[k], self._tables[k] if self._tables else None
         self._seed(index, part=1)
-        return to_float32(layer.scores(s, earlier=earlier, table=table))
+        try:
+            return to_float32(layer.scores(s, earlier=earlier, table=table))
+        except Exception as error:
+            raise located(error, layer, f"stage {self.topology.stage}, scores of an exit") from error
+
+    def _activation(self, index: int, layer: ALLayer, s: Activation) -> Activation:
+        """What leaves a layer."""
+        self._seed(index, part=0)
+        try:
+            return layer.activation(s)
+        except Exception as error:
+            raise located(error, layer, f"stage {self.topology.stage}, forward in evaluation") from error
 
     def _seed(self, layer: int, *, part: int) -> None:
         """Seeds a layer that draws in evaluation, too: by its index and the number of the batch."""

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_al import objectives
-from ds_al.errors import ALLayerError
+from ds_al.errors import ALError, ALLayerError
 from ds_al.lending import Lender
 from ds_al.objectives import Objective, losses
 from ds_al.tensors import Activation, Target, first, to_float32
@@ -170,6 +170,13 @@ class ALLayer(nn.Module):
                 f"{self.label}: f returned a tensor without dimensions; expected (B, ...), the activations of the "
                 "samples, or a tuple whose first tensor holds them"
             )
+
+
+def located(error: Exception, layer: ALLayer, where: str) -> ALError:
+    """Returns the error of a layer with its place in the message: an error of ds_al with its own type."""
+    if isinstance(error, ALError):
+        return type(error)(f"{where}, {layer.label}: {str(error).removeprefix(f'{layer.label}: ')}")
+    return ALLayerError(f"{where}, {layer.label}: {type(error).__name__}: {error}")
 
 
 def _kind(value: Any) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import importlib
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from deepspeed import comm as dist
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+from deepspeed.runtime import utils as ds_utils
 from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError, ALLayerError
@@ -35,9 +38,10 @@ class ALPipelineModule(PipelineModule):
         topology: DeepSpeed's ``ProcessTopology``, instead of ``num_stages``.
         num_classes: ``V``, the width of the one-hot labels that enter the first ``g``.
         base_seed: seed of the weights, of every layer's random numbers, and of the order of the data.
-        partition_method: DeepSpeed's ``"uniform"``, ``"parameters"`` or ``"type:<regex>"``; ``"measured"``, which times
-            every layer on every rank at start and selects the partition whose slowest stage is fastest; or
-            ``"cuts:2,5"``, the first layers of the stages after the first.
+        partition_method: DeepSpeed's ``"uniform"`` and ``"parameters"``; ``"type:<regex>"``, which balances the layers
+            whose f, or a block of it, is of a class whose name matches; ``"measured"``, which times every
+            layer on every rank at start and selects the partition whose slowest stage is fastest; or ``"cuts:2,5"``,
+            the first layers of the stages after the first.
         example: a micro-batch ``x`` of the training size, for ``"measured"``; on every rank.
         config: the DeepSpeed config of the run, for ``"measured"``: layers are timed with its optimizers, steps per
             batch, activation checkpointing and compilation. Without it, layers are timed with a step of AdamW per
@@ -54,6 +58,8 @@ class ALPipelineModule(PipelineModule):
     Raises:
         ALConfigError: an element is not an AL layer, layers are tied, or the number of stages does not fit.
     """
+
+    parts: list[int]
 
     def __init__(
         self,
@@ -72,6 +78,7 @@ class ALPipelineModule(PipelineModule):
         partition_cache: Literal["use", "refresh", "off"] = "use",
     ) -> None:
         layers = list(layers)
+        _check_seed(base_seed, layers=len(layers))
         self._measuring = None
         if example is not None:
             self._measuring = Measuring(
@@ -121,16 +128,33 @@ class ALPipelineModule(PipelineModule):
         return importlib.import_module("ds_al").from_layers(layers, **options)
 
     def _partition_layers(self, method: str = "uniform") -> None:
-        """Adds the methods ``measured`` and ``cuts:`` to DeepSpeed's."""
-        if method != "measured" and not method.startswith("cuts:"):
+        """Adds the methods ``measured`` and ``cuts:`` to DeepSpeed's, and looks at the classes of f for ``type:``."""
+        _check_method(method)
+        if method.lower() in ("uniform", "parameters"):
             super()._partition_layers(method)
+            _check_parts(method, self.parts)
             return
         if method == "measured":
             self.parts = self._measured_parts()
+        elif method.startswith("type:"):
+            self.parts = self._parts_by_type(method.removeprefix("type:"))
         else:
             self.parts = explicit(method, layers=len(self._layer_specs), stages=self.num_stages)
+        _check_parts(method, self.parts)
         stage = self._topo.get_coord(self.global_rank).pipe
         self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
+
+    def _parts_by_type(self, pattern: str) -> list[int]:
+        """Balances the layers whose f has a block of a class that matches; all are of the class ``ALLayer`` itself."""
+        classes = [_classes(spec) for spec in self._layer_specs]
+        known = f"a regular expression over the classes of f: {', '.join(dict.fromkeys(itertools.chain(*classes)))}"
+        try:
+            found = [any(re.search(pattern, name, re.IGNORECASE) for name in names) for names in classes]
+        except re.error as error:
+            raise ALConfigError(f"got partition_method='type:{pattern}' ({error}): expected {known}") from None
+        if not any(found):
+            raise ALConfigError(f"got partition_method='type:{pattern}', which matches no layer: expected {known}")
+        return ds_utils.partition_balanced(weights=[int(each) for each in found], num_parts=self.num_stages)
 
     def _measured_parts(self) -> list[int]:
         """The best cut by what each rank measures; the same on all ranks, since all know what all measured."""
@@ -246,6 +270,30 @@ def _check_layers(layers: Sequence[Any]) -> None:
         raise ALConfigError("an ALPipelineModule needs at least one AL layer, got none")
 
 
+def _check_seed(base_seed: Any, *, layers: int) -> None:
+    limit = 2**32 - layers  # numpy's seeds have 32 bits, and a layer's is base_seed plus its index
+    if type(base_seed) is not int or not 0 <= base_seed < limit:
+        raise ALConfigError(f"got base_seed={base_seed!r}: expected an integer from 0 to {limit - 1}")
+
+
+def _check_method(method: Any) -> None:
+    known = ("uniform", "parameters", "measured")
+    if not isinstance(method, str) or not (method.lower() in known or method.startswith(("type:", "cuts:"))):
+        raise ALConfigError(
+            f"got partition_method={method!r}: expected uniform, parameters, type:<regular expression>, measured or "
+            "cuts:2,5"
+        )
+
+
+def _check_parts(method: str, parts: Sequence[int]) -> None:
+    sizes = [int(stop) - int(start) for start, stop in itertools.pairwise(parts)]
+    if 0 in sizes:
+        raise ALConfigError(
+            f"partition_method {method!r} gives the stages {sizes} layers: expected at least one each; use fewer "
+            "stages, or another method, such as uniform"
+        )
+
+
 def _check_stages(num_stages: int, *, layers: int, processes: int) -> None:
     if num_stages < 1 or processes % num_stages:
         raise ALConfigError(
@@ -262,6 +310,13 @@ def _check_stages(num_stages: int, *, layers: int, processes: int) -> None:
 def _name(spec: Any) -> str:
     f = spec.parts["f"] if isinstance(spec, ALLayerSpec) else getattr(spec, "f", spec)
     return f.typename.__name__ if isinstance(f, LayerSpec) else type(f).__name__
+
+
+def _classes(spec: Any) -> list[str]:
+    """Names of the classes of a layer, its f and the blocks of f."""
+    f = spec.parts["f"] if isinstance(spec, ALLayerSpec) else getattr(spec, "f", None)
+    blocks = [type(block).__name__ for block in f] if isinstance(f, nn.Sequential) else []
+    return [_name(spec), *blocks, ALLayer.__name__]
 
 
 def _decoder_of(spec: Any) -> nn.Module:

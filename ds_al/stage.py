@@ -10,8 +10,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from ds_al.errors import ALError, ALLayerError
-from ds_al.layer import ALLayer, seed_layer
+from ds_al.errors import ALLayerError
+from ds_al.layer import ALLayer, located, seed_layer
 from ds_al.optim.loss_scale import LayerScale
 from ds_al.system.generators import Generators
 from ds_al.tensors import Activation, HostCopy, Target, stop_gradient
@@ -39,6 +39,7 @@ class LocalStage:
         device: where the losses are summed.
         number: maps this stage's count of micro-batches to the number that seeds the draws of one.
         loss_scales: scale of the losses before backward, by index of the layer.
+        fixed_shapes: whether what a layer returns must keep its shapes and types, since a next stage receives it.
         generators: the user's generators, which layers draw from with seeds of their own.
         recording: receives each layer's part of forward and backward while a recorder is set.
     """
@@ -52,6 +53,7 @@ class LocalStage:
         device: torch.device,
         number: Callable[[int], int] = int,
         loss_scales: Mapping[int, LayerScale] | None = None,
+        fixed_shapes: bool = False,
         generators: Generators | None = None,
         recording: Recording | None = None,
     ) -> None:
@@ -60,6 +62,8 @@ class LocalStage:
         self.base_seed = base_seed
         self.trained_micro_batches = 0
         """Micro-batches whose backward is done; numbers the random draws of the layers."""
+        self._fixed_shapes = fixed_shapes
+        self._shapes: dict[int, list[tuple[tuple[int, ...], torch.dtype]]] = {}
         self._generators = generators or Generators()
         self._recording = recording or Recording()
         self._passes: list[_Pass] = []
@@ -85,6 +89,8 @@ class LocalStage:
             try:
                 self._seed(index, part=0)
                 s_out, t_out = layer(s, t)
+                if self._fixed_shapes:
+                    self._check_shape(index, layer, s_out)
             except Exception as error:
                 self._blame(error, layer, "forward")
             if recorder is not None:
@@ -166,7 +172,25 @@ class LocalStage:
 
     def _blame(self, error: Exception, layer: ALLayer, what: str) -> NoReturn:
         """Raises the error of a layer with stage, layer and micro-batch in its message."""
-        where = f"stage {self.stage_id}, {layer.label}, {what} of micro-batch {self.trained_micro_batches}"
-        if isinstance(error, ALError):
-            raise type(error)(f"{where}: {str(error).removeprefix(f'{layer.label}: ')}") from None
-        raise ALLayerError(f"{where}: {type(error).__name__}: {error}") from error
+        raise located(
+            error, layer, f"stage {self.stage_id}, {what} of micro-batch {self.trained_micro_batches}"
+        ) from error
+
+    def _check_shape(self, index: int, layer: ALLayer, s_out: Activation) -> None:
+        """Checks that a layer returns the same shapes and types as before."""
+        shapes = [(tuple(part.shape), part.dtype) for part in (s_out if isinstance(s_out, tuple) else (s_out,))]
+        former = self._shapes.setdefault(index, shapes)
+        if shapes != former:
+            raise ALLayerError(
+                f"{layer.label}: f returned {_describe(shapes)} after {_describe(former)}; expected the same in every "
+                "micro-batch, since messages to the next stage have one form. Call engine.reset_activation_shape() on "
+                "every rank when it changes, or build the module with dynamic_shape=True"
+            )
+
+    def reset_shapes(self) -> None:
+        """Accepts new shapes from the next micro-batch on."""
+        self._shapes.clear()
+
+
+def _describe(shapes: list[tuple[tuple[int, ...], torch.dtype]]) -> str:
+    return " and ".join(f"{shape} {str(dtype).removeprefix('torch.')}" for shape, dtype in shapes)

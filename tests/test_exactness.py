@@ -130,7 +130,7 @@ def differences(network: str, stages: int, cases: list[dict[str, Any]], **option
 
 
 @pytest.mark.parametrize(
-    ("network", "stages"), [("mlp", 1), ("vgg", 3), ("transformer", 4), ("lstm", 2), ("resnet", 2)]
+    ("network", "stages"), [("mlp", 1), ("vgg", 3), ("transformer", 4), ("lstm", 2), ("resnet", 2), ("users", 2)]
 )
 def test_every_schedule_leaves_the_bits_of_the_plain_loop(network: str, stages: int) -> None:
     for case, names in zip(COVERING, differences(network, stages, COVERING), strict=True):

@@ -65,6 +65,10 @@ class StageMeter:
         )
 
 
+LOSSES_KEPT = 65_536
+"""Number of batches whose losses a stage keeps until they are gathered."""
+
+
 class Report:
     """Losses and metrics of all stages up to this one: one flat float32 tensor, part of every message.
 
@@ -87,10 +91,16 @@ class Report:
         self.losses = self.flat[width * stages :].view(layers, 2)
         """``(N, 2)``, a view: ``(A_i, E_i)`` of every layer."""
         self.history: list[Tensor] = []
-        """Losses ``(layers of this stage, 2)`` of every batch since they were last gathered."""
+        """Losses ``(layers of this stage, 2)`` of the latest batches since they were gathered, at most
+        :data:`LOSSES_KEPT`."""
         self._metrics = self.flat[: width * stages].view(stages, width)
         self._own = stages - 1 - stage
         self._earlier = slice(width * (stages - stage), width * stages + 2 * first_layer)
+
+    def remember(self, losses: Tensor) -> None:
+        """Adds the losses of a batch to the history."""
+        self.history.append(losses)
+        del self.history[:-LOSSES_KEPT]
 
     def take_over(self, flat: Tensor) -> None:
         """Copies losses and metrics of all earlier stages from the previous stage's report."""

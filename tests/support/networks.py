@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ds_al.layer import ALLayer
 from ds_al.models import build_al
 from ds_al.spec import ALLayerSpec
+from tests.support.blocks import users_input, users_layers
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Network:
     make_input: Callable[[torch.Generator, int], Any]
     """``(generator, samples) -> x``"""
     classes: int = 4
+    plain: Callable[[], list[ALLayerSpec]] | None = None
+    """The same layers in the form that the plain loop can run, where users' blocks need an engine."""
 
     def batches(self, count: int, *, size: int = 8, seed: int = 0, device: str = "cpu") -> list[tuple[Any, Tensor]]:
         """The same ``count`` micro-batches at every call."""
@@ -37,7 +41,7 @@ class Network:
     def build(self, base_seed: int, *, device: str = "cpu") -> list[ALLayer]:
         """All layers in this process, seeded as ``ALPipelineModule`` seeds them."""
         layers = []
-        for index, spec in enumerate(self.layers()):
+        for index, spec in enumerate((self.plain or self.layers)()):
             ds_utils.set_random_seed(base_seed + index)
             layers.append(spec.build().to(device))
         return layers
@@ -110,4 +114,5 @@ NETWORKS: dict[str, Network] = {
     "resnet": Network(resnet_layers, lambda generator, size: torch.randn(size, 1, 8, 8, generator=generator)),
     "transformer": Network(transformer_layers, tokens),
     "lstm": Network(lstm_layers, tokens),
+    "users": Network(users_layers, users_input, plain=partial(users_layers, plain=True)),
 }
