@@ -122,9 +122,10 @@ class BatchPreparation:
             raise ALDataError(
                 f"got labels of {labels.dtype}: expected integer class numbers; use labels.long() if they are whole"
             )
+        plain, labels = tuple(map(_plain, parts)), _plain(labels)
         if self.check:
-            self._check_values(parts, labels)
-        return (tuple(map(_plain, x)) if isinstance(x, tuple) else _plain(x)), _plain(labels)
+            self._check_values(plain, labels)
+        return (plain if isinstance(x, tuple) else plain[0]), labels
 
     def compared(self, labels: Tensor) -> Tensor:
         """Returns the targets of scores: labels ``(B,)`` as one-hot floats ``(B, V)`` on the device. Labels of tokens

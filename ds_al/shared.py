@@ -43,6 +43,7 @@ def refuse_shared(layers: Iterable[tuple[int, ALLayerSpec | ALLayer]]) -> None:
         ALConfigError: two layers share a weight or a buffer; the error names both places.
     """
     owners: dict[int, _Use] = {}
+    built = []  # kept, or the next one could get the memory of one that is gone
     referred: dict[int, set[int]] = {}
     parts = [(index, key, part) for index, layer in layers for key, part in _parts(layer)]
     for index, _, part in parts:
@@ -56,7 +57,7 @@ def refuse_shared(layers: Iterable[tuple[int, ALLayerSpec | ALLayer]]) -> None:
             if not touched & suspicious:
                 continue
             with Generators().aside():
-                module = _build(part)
+                built.append(module := _build(part))
         for path, tensor, changes in _tensors(module):
             use = _Use(index, f"{name}.{path}", changes)
             former = owners.setdefault(_address(tensor), use)

@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import ds_al
 from ds_al.data import ShuffledLoader
 from ds_al.data.loader import loader_of
 from ds_al.errors import ALConfigError
+from ds_al.layer import ALLayer
 from tests.support import reference
+from tests.support.blocks import Experts
 from tests.support.engines import MICRO_BATCHES, SEED, State, different, engine_config, engine_state, merge
-from tests.support.networks import NETWORKS
+from tests.support.networks import NETWORKS, Network
 from tests.support.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -41,6 +44,11 @@ def trained() -> dict[str, Any]:
     for _ in range(BATCHES):
         engine.train_batch()
     found["data set"] = engine_state(engine)
+    engine = make_engine(layers=expert_layers(), unused_parameters=["0.f.experts.2.*"])
+    mine = iter(expert_batches()[engine.replicas.index :: COPIES])
+    for _ in range(BATCHES):
+        engine.train_batch(mine)
+    found["experts"] = engine_state(engine)
     if engine.is_first_stage():
         loader = ShuffledLoader(samples(), batch_size=8, seed=0, share=(1 - engine.replicas.index, COPIES))
         with pytest.raises(ALConfigError, match="every replica of the pipeline would train on the same"):
@@ -48,17 +56,39 @@ def trained() -> dict[str, Any]:
     return found
 
 
-def make_engine(training_data: Any = None, **al: Any) -> ds_al.ALPipelineEngine:
-    module = ds_al.ALPipelineModule(NETWORKS["mlp"].layers(), num_classes=4, base_seed=SEED, num_stages=2)
+def make_engine(training_data: Any = None, layers: Any = None, **al: Any) -> ds_al.ALPipelineEngine:
+    module = ds_al.ALPipelineModule(layers or NETWORKS["mlp"].layers(), num_classes=4, base_seed=SEED, num_stages=2)
     return ds_al.initialize(model=module, config=engine_config(**al), training_data=training_data)[0]
+
+
+class ThreeExperts(Experts):
+    """Experts of unequal size, of which the third is never used."""
+
+    def __init__(self) -> None:
+        super().__init__(12, 16)
+        self.experts.append(nn.Linear(12, 16))
+
+
+def expert_layers() -> list[ds_al.ALLayerSpec]:
+    layers = NETWORKS["mlp"].layers()
+    layers[0].parts["f"] = ThreeExperts
+    return layers
+
+
+def expert_batches() -> list[Any]:
+    """Micro-batches of which every second one, which the second replica gets, goes to the second expert."""
+    batches = NETWORKS["mlp"].batches(BATCHES * MICRO_BATCHES * COPIES)
+    for number, (x, _) in enumerate(batches):
+        x[0, 0] = 1.0 if number % 2 else -1.0
+    return batches
 
 
 def samples() -> torch.utils.data.TensorDataset:
     return torch.utils.data.TensorDataset(*NETWORKS["mlp"].batches(1, size=20 * 8)[0])
 
 
-def in_sequence(batches: list[Any]) -> State:
-    layers = NETWORKS["mlp"].build(SEED)
+def in_sequence(batches: list[Any], layers: list[ALLayer] | None = None) -> State:
+    layers = layers or NETWORKS["mlp"].build(SEED)
     optimizers = reference.train(
         layers,
         batches,
@@ -70,9 +100,13 @@ def in_sequence(batches: list[Any]) -> State:
     return reference.state(layers, optimizers)
 
 
-def test_two_copies_of_two_stages_train_as_one_process_does_on_all_micro_batches() -> None:
+@pytest.fixture(scope="module")
+def ranks() -> list[dict[str, Any]]:
+    return run_ranks(f"{__name__}:trained", 2 * COPIES)
+
+
+def test_two_copies_of_two_stages_train_as_one_process_does_on_all_micro_batches(ranks: list[dict[str, Any]]) -> None:
     """Halves of gradients are exact, so with two copies even the bits agree."""
-    ranks = run_ranks(f"{__name__}:trained", 2 * COPIES)
     assert sorted(rank["place"] for rank in ranks) == [(0, 0), (0, 1), (1, 0), (1, 1)]
     count = BATCHES * MICRO_BATCHES * COPIES
     loader = ShuffledLoader(samples(), batch_size=8, seed=SEED)
@@ -86,3 +120,15 @@ def test_two_copies_of_two_stages_train_as_one_process_does_on_all_micro_batches
         assert rank["samples"] == count * 8
         assert torch.equal(rank["losses"], ranks[0]["losses"]) and rank["losses"].shape == (BATCHES, 4, 2)
         assert rank["accuracy"] == ranks[0]["accuracy"]
+
+
+def test_replicas_that_use_different_experts_train_as_one_process_does(ranks: list[dict[str, Any]]) -> None:
+    """A gradient of one replica alone is halved; an expert that none uses has no optimizer state, and does not decay."""
+    network = Network(expert_layers, NETWORKS["mlp"].make_input)
+    layers = network.build(SEED)
+    before = {name: value.clone() for name, value in layers[0].f.experts[2].state_dict().items()}
+    expected = in_sequence(expert_batches(), layers)
+    for copy in range(COPIES):
+        own = merge([rank["experts"] for rank in ranks if rank["place"][0] == copy])
+        assert different(own, expected) == [], copy
+        assert all(torch.equal(own[f"0.f.experts.2.{name}"], value) for name, value in before.items())
