@@ -123,7 +123,7 @@ def test_two_copies_of_two_stages_train_as_one_process_does_on_all_micro_batches
 
 
 def test_replicas_that_use_different_experts_train_as_one_process_does(ranks: list[dict[str, Any]]) -> None:
-    """A gradient of one replica alone is halved; an expert that none uses has no optimizer state, and does not decay."""
+    """A gradient of one replica alone is halved; an expert that none uses does not decay."""
     network = Network(expert_layers, NETWORKS["mlp"].make_input)
     layers = network.build(SEED)
     before = {name: value.clone() for name, value in layers[0].f.experts[2].state_dict().items()}
