@@ -59,7 +59,7 @@ class Generators:
         """Seeds Python's and numpy's generators with the seed of torch's, if layers may draw from them."""
         self._compare()
         if self._layers_may_draw:
-            seed = torch.default_generator.initial_seed()
+            seed = torch.default_generator.initial_seed() & 0xFFFFFFFF  # what numpy takes
             random.seed(seed)
             np.random.seed(seed)
             self._mark = _host_states() if self._passes < _WATCHED else None

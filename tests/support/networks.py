@@ -36,7 +36,7 @@ class Network:
             (self.make_input(generator, size), torch.randint(self.classes, (size,), generator=generator))
             for _ in range(count)
         ]
-        return [(x.to(device), labels.to(device)) for x, labels in made]
+        return [(_to(device, x), labels.to(device)) for x, labels in made]
 
     def build(self, base_seed: int, *, device: str = "cpu") -> list[ALLayer]:
         """All layers in this process, seeded as ``ALPipelineModule`` seeds them."""
@@ -45,6 +45,10 @@ class Network:
             ds_utils.set_random_seed(base_seed + index)
             layers.append(spec.build().to(device))
         return layers
+
+
+def _to(device: torch.device | str, x: Any) -> Any:
+    return tuple(part.to(device) for part in x) if isinstance(x, tuple) else x.to(device)
 
 
 class Block(nn.Sequential):
