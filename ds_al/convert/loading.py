@@ -13,6 +13,7 @@ from torch import nn
 from ds_al.convert import adapters
 from ds_al.convert.architectures import CLASSIFY, GENERATE, LOOK
 from ds_al.errors import ALConfigError
+from ds_al.system.generators import Generators
 
 AUTO_CLASSES = {
     CLASSIFY: "AutoModelForSequenceClassification",
@@ -55,7 +56,7 @@ def load(
     for name in options.keys() & _REFUSED.keys():
         if options.pop(name) not in (None, False):
             raise ALConfigError(f"got model_options with {name}: leave it out; {_REFUSED[name]}")
-    with torch.random.fork_rng():
+    with Generators().aside():
         ds_utils.set_random_seed(base_seed)
         loaded, found = _read(model, task, {"dtype": torch.float32, **options})
     trunk = f"{loaded.base_model_prefix}."
