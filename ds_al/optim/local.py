@@ -113,7 +113,7 @@ class LocalOptimizer(torch.optim.Optimizer):
         _drop_gradients(self.elsewhere)  # [3]
         for part in self.parts.values():  # [4]
             if part is not None:
-                part.step()
+                _step(part)
         self.round_masters()  # [5]
         if self.shards is not None:  # [6]
             self.shards.share()
@@ -268,6 +268,27 @@ def _shared_defaults(instances: list[torch.optim.Optimizer]) -> dict[str, Any]:
     """Returns the options that all instances have: schedules look there for what they may cycle."""
     defaults = instances[0].defaults
     return {key: value for key, value in defaults.items() if all(key in each.defaults for each in instances)}
+
+
+def _step(part: torch.optim.Optimizer) -> None:
+    """Steps one instance. The fused SGD of torch takes momentum buffers of all weights or of none: weights that get their
+    first gradient later than others (experts) are stepped apart, which changes no number."""
+    late = {
+        weight
+        for group in part.param_groups
+        if group.get("fused") and group.get("momentum")
+        for weight in group["params"]
+        if weight.grad is not None and part.state[weight].get("momentum_buffer") is None
+    }
+    weights = [weight for group in part.param_groups for weight in group["params"]] if late else []
+    others = {weight: weight.grad for weight in weights if weight not in late and weight.grad is not None}
+    if others:
+        _drop_gradients(others)
+        part.step()
+        _drop_gradients(late)
+        for weight, gradient in others.items():
+            weight.grad = gradient
+    part.step()
 
 
 def _drop_gradients(parameters: Iterable[Tensor]) -> None:
