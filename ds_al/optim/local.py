@@ -271,8 +271,11 @@ def _shared_defaults(instances: list[torch.optim.Optimizer]) -> dict[str, Any]:
 
 
 def _step(part: torch.optim.Optimizer) -> None:
-    """Steps one instance. The fused SGD of torch takes momentum buffers of all weights or of none: weights that get their
-    first gradient later than others (experts) are stepped apart, which changes no number."""
+    """Steps one instance.
+
+    The fused SGD of torch takes momentum buffers of all weights or of none: weights that get their first gradient later
+    than others (experts) are stepped apart, which changes no number.
+    """
     late = {
         weight
         for group in part.param_groups
