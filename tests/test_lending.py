@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ds_al.compute.compile import compile_layer
+from ds_al.compute.recompute import Recomputed
+from ds_al.config.associated_learning import CompileConfig
 from ds_al.errors import ALLayerError
 from ds_al.layer import ALLayer, predict
 from ds_al.lending import FIRST_CALLS, Lender
@@ -113,6 +117,36 @@ def test_a_block_that_checkpoints_itself_gets_the_gradients_of_one_that_does_not
         pairs = zip(own.f.parameters(), plain.f.parameters(), strict=True)
         assert all(torch.equal(a.grad, b.grad) for a, b in pairs)
         assert x.grad is None and not x.requires_grad
+
+
+def recomputed(layer: ALLayer) -> None:
+    layer.recomputed = Recomputed(layer.f, interval=1)
+
+
+def compiled(layer: ALLayer) -> None:
+    compile_layer(layer, CompileConfig(functions=["f", "b"], backend="aot_eager"), index=0)
+
+
+@pytest.mark.parametrize("how", [recomputed, compiled])
+def test_blocks_in_place_are_recomputed_and_compiled_as_those_out_of_place(how: Callable[[ALLayer], None]) -> None:
+    def sequence(*, plain: bool) -> ALLayer:
+        return layer_of(
+            nn.Sequential(Scaled(4, 4, plain=plain), nn.Linear(4, 4), Scaled(4, 4, plain=plain)), plain=plain
+        )
+
+    plain, writing = sequence(plain=True), sequence(plain=False)
+    writing.load_state_dict(plain.state_dict())
+    how(plain)
+    how(writing)
+    for _ in range(FIRST_CALLS + 2):
+        x, t = torch.randn(2, 4), torch.randn(2, 4)
+        before = x.clone()
+        for layer in (plain, writing):
+            layer.zero_grad()
+            sum(layer.local_losses(*layer(x, t), t)).backward()
+        assert torch.equal(x, before)
+        pairs = zip(plain.parameters(), writing.parameters(), strict=True)
+        assert all(torch.equal(a.grad, b.grad) for a, b in pairs)
 
 
 def test_each_layer_has_an_objective_of_its_own() -> None:

@@ -46,6 +46,8 @@ class Objective(nn.Module):
     """Number of tensors in a target message."""
     trains_decoder = False
     """Whether the associated loss, and no other loss, trains h."""
+    untrained: tuple[str, ...] = ()
+    """Functions of a layer, of f, b, g and h, that no loss trains."""
     needs_earlier_decoders = False
     """Whether :attr:`earlier` holds copies of ``h_1 .. h_{i-1}``, which are refreshed at fixed micro-batch numbers."""
     refresh_every = 0

@@ -25,6 +25,7 @@ class Greedy(Objective):
     """
 
     trains_decoder = True
+    untrained = ("g",)
 
     def __init__(self, *, label_smoothing: float = 0.0) -> None:
         super().__init__()

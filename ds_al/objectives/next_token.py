@@ -19,6 +19,7 @@ class NextToken(PerToken):
     """
 
     trains_decoder = True
+    untrained = ("g",)
 
     def encode(self, layer: Layer, t: Target) -> Target:
         """Returns the labels unchanged."""

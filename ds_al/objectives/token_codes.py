@@ -54,6 +54,7 @@ class TokenCodes(PerToken):
         if not isinstance(negatives, int) or negatives < 0:
             raise ALConfigError(f"objective token_codes: got negatives={negatives!r}: expected 0 or more")
         self.codes = codes
+        self.untrained = ("h",) if codes == "associated" else ()
         self.negatives = negatives
 
     def encode(self, layer: Layer, t: Target) -> tuple[Tensor, ...]:

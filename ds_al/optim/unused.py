@@ -40,7 +40,12 @@ class UnusedWeights:
         self._layers, self._stage_id = dict(layers), stage_id
         trained = {tensor for group in optimizer.param_groups for tensor in group["params"]} if optimizer else set()
         patterns = {"raise": [], "allow": ["*"]}[allowed] if isinstance(allowed, str) else allowed
-        named = {f"{index}.{name}": weight for index, layer in layers for name, weight in layer.named_parameters()}
+        named = {
+            f"{index}.{name}": weight
+            for index, layer in layers
+            for name, weight in layer.named_parameters()
+            if name.split(".")[0] not in layer.objective.untrained
+        }
         self._missing = {
             name: stepped(weight)
             for name, weight in named.items()

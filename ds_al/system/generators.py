@@ -42,6 +42,7 @@ class Generators:
         try:
             yield
         finally:
+            self._compare()
             _restore(self._users)
             self._users = outer
 
@@ -49,6 +50,7 @@ class Generators:
     def restored(self) -> Iterator[None]:
         """Lets the user's code draw from his generators inside :meth:`aside`."""
         assert self._users is not None
+        self._compare()
         _restore(self._users)
         try:
             yield
