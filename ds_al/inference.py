@@ -316,7 +316,7 @@ class Inference:
         try:
             return to_float32(layer.scores(s, earlier=earlier, table=table))
         except Exception as error:
-            raise located(error, layer, f"stage {self.topology.stage}, scores of an exit") from error
+            raise located(error, layer, stage=self.topology.stage, what="scores of an exit") from error
 
     def _activation(self, index: int, layer: ALLayer, s: Activation) -> Activation:
         """What leaves a layer."""
@@ -324,7 +324,7 @@ class Inference:
         try:
             return layer.activation(s)
         except Exception as error:
-            raise located(error, layer, f"stage {self.topology.stage}, forward in evaluation") from error
+            raise located(error, layer, stage=self.topology.stage, what="forward in evaluation") from error
 
     def _seed(self, layer: int, *, part: int) -> None:
         """Seeds a layer that draws in evaluation, too: by its index and the number of the batch."""

@@ -172,11 +172,12 @@ class ALLayer(nn.Module):
             )
 
 
-def located(error: Exception, layer: ALLayer, where: str) -> ALError:
+def located(error: Exception, layer: ALLayer, *, stage: int, what: str) -> ALError:
     """Returns the error of a layer with its place in the message: an error of ds_al with its own type."""
+    where = f"stage {stage}, {layer.label}, {what}"
     if isinstance(error, ALError):
-        return type(error)(f"{where}, {layer.label}: {str(error).removeprefix(f'{layer.label}: ')}")
-    return ALLayerError(f"{where}, {layer.label}: {type(error).__name__}: {error}")
+        return type(error)(f"{where}: {str(error).removeprefix(f'{layer.label}: ')}")
+    return ALLayerError(f"{where}: {type(error).__name__}: {error}")
 
 
 def _kind(value: Any) -> str:

@@ -172,9 +172,8 @@ class LocalStage:
 
     def _blame(self, error: Exception, layer: ALLayer, what: str) -> NoReturn:
         """Raises the error of a layer with stage, layer and micro-batch in its message."""
-        raise located(
-            error, layer, f"stage {self.stage_id}, {what} of micro-batch {self.trained_micro_batches}"
-        ) from error
+        what = f"{what} of micro-batch {self.trained_micro_batches}"
+        raise located(error, layer, stage=self.stage_id, what=what) from error
 
     def _check_shape(self, index: int, layer: ALLayer, s_out: Activation) -> None:
         """Checks that a layer returns the same shapes and types as before."""

@@ -456,7 +456,7 @@ CALLS: list[Case] = [
     given(
         "predict another width",
         called("predict", torch.zeros(2, 5)),
-        r"stage 0, forward in evaluation, AL layer 0 \(Block\): RuntimeError: mat1",
+        r"stage 0, AL layer 0 \(Block\), forward in evaluation: RuntimeError: mat1",
     ),
     given("predict a list", called("predict", [1, 2]), r"expected tensors"),
     given("unused_parameters text", called("flush", unused_parameters="maybe"), r"unused_parameters"),
