@@ -277,8 +277,9 @@ class ALPipelineEngine(PipelineEngine):
         Raises:
             ALConfigError: there is no optimizer, or a weight requires a gradient since ``initialize``.
             ALDataError: a batch that cannot be trained on (first stage).
-            ALLayerError: a layer raised or returned something that cannot be sent, or a loss is NaN or infinite; on a
-                GPU, whose host does not wait, such a loss is found one or a few batches later.
+            ALLayerError: a layer raised or returned something that cannot be sent, or a loss, an output of f or g, a
+                gradient or a weight is NaN or infinite: on a CPU before the step, on a GPU, whose host does not wait,
+                up to 8 micro-batches later.
             ALTransportError: a neighbouring stage is gone, or shapes changed.
         """
         if not torch.is_grad_enabled():
@@ -333,7 +334,6 @@ class ALPipelineEngine(PipelineEngine):
         if self.al.count == "batch":
             self._count_step()
         self.agg_train_loss = losses.sum()
-        self.stage.check_finite(losses)
         self._log()
         return self.agg_train_loss
 
@@ -535,12 +535,12 @@ class ALPipelineEngine(PipelineEngine):
 
         Raises:
             ALCheckpointError: an asynchronous save failed.
-            ALLayerError: a loss of the latest batches was NaN or infinite.
+            ALLayerError: a number of the latest micro-batches was NaN or infinite.
         """
         if self.sender is not None:
             self.sender.flush()
         self.checkpoints.flush()
-        self.stage.check_finite(wait=True)
+        self.stage.finite.settle()
 
     def destroy(self) -> None:
         """Waits for the last messages, ends the watchdog, and frees the resources of DeepSpeed."""
@@ -607,6 +607,7 @@ class ALPipelineEngine(PipelineEngine):
             client_state=client_state or {},
             leave_out_frozen=exclude_frozen_parameters,
             asynchronous=options.asynchronous if asynchronous is None else asynchronous,
+            settle=self.stage.finite.settle,
         )
         return True
 

@@ -55,6 +55,7 @@ class Checkpoints:
         client_state: Mapping[str, Any],
         leave_out_frozen: bool = False,
         asynchronous: bool = False,
+        settle: Callable[[], None],
     ) -> None:
         """Saves a stage's state, see ``engine.save_checkpoint``.
 
@@ -62,12 +63,14 @@ class Checkpoints:
             destination: folder and tag.
             leave_out_frozen: whether to omit the weights that are not trained.
             asynchronous: whether to return once the state is copied to the host; a thread writes it.
+            settle: waits until the numbers of all trained micro-batches are checked; raises if one is not finite.
 
         Raises:
             ALCheckpointError: on every rank, see there.
         """
 
         def take() -> snapshot.Snapshot:
+            settle()
             return snapshot.take(state, client_state, leave_out_frozen=leave_out_frozen)
 
         if asynchronous:

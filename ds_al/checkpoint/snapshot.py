@@ -17,7 +17,9 @@ from ds_al.checkpoint import optimizers
 from ds_al.checkpoint.folder import FORMAT, Record, layer_file
 from ds_al.checkpoint.plain import Tensors, pack, unpack
 from ds_al.checkpoint.state import StageState
+from ds_al.errors import ALCheckpointError
 from ds_al.layer import ALLayer
+from ds_al.optim.finite import not_finite
 from ds_al.optim.masters import full_state
 
 
@@ -57,7 +59,7 @@ def take(state: StageState, client_state: Mapping[str, Any], *, leave_out_frozen
         leave_out_frozen: whether to omit the weights that are not trained.
 
     Raises:
-        ALCheckpointError: a value cannot be saved.
+        ALCheckpointError: a value cannot be saved, or a weight is NaN or infinite.
     """
     shot = Snapshot(_common(state), _stage(state), [], client_state=client_state)
     shot.files.append((shot.stage, "random_states", f"stage_{state.stage:02d}-random_states.safetensors", {}))
@@ -73,6 +75,7 @@ def take(state: StageState, client_state: Mapping[str, Any], *, leave_out_frozen
         weights: Tensors = {}
         frozen = {name for name, p in layer.named_parameters() if not p.requires_grad} if leave_out_frozen else set()
         values = {name: value for name, value in full_state(layer, masters).items() if name not in frozen}
+        _check_finite(index, layer, values)
         record["left_out"] = sorted(frozen)
         record["extra"] = {n: pack(v, weights, at=n) for n, v in values.items() if not isinstance(v, Tensor)}
         weights |= {name: value for name, value in values.items() if isinstance(value, Tensor)}
@@ -88,6 +91,16 @@ def take(state: StageState, client_state: Mapping[str, Any], *, leave_out_frozen
         record["schedule"] = optimizers.collect_schedule(state, training)
         shot.files.append((record, "training_states", layer_file(index, "training_states"), training))
     return shot
+
+
+def _check_finite(index: int, layer: ALLayer, values: Mapping[str, Any]) -> None:
+    """Refuses weights that are NaN or infinite; a frozen one may be infinite, as a mask is."""
+    for name, parameter in layer.named_parameters():
+        if name in values and (bad := not_finite(values[name], masks=not parameter.requires_grad)) is not None:
+            raise ALCheckpointError(
+                f"AL layer {index}, weight {name} holds {bad}, so no checkpoint is saved: go on from an earlier one, "
+                "with a lower learning rate"
+            )
 
 
 def _common(state: StageState) -> Record:
