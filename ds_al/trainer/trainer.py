@@ -35,7 +35,7 @@ from transformers.trainer_utils import (
     speed_metrics,
 )
 
-from ds_al.checkpoint.folder import INDEX
+from ds_al.checkpoint.own import INDEX
 from ds_al.convert.export import export
 from ds_al.engine import ALPipelineEngine
 from ds_al.entry import initialize, read_config
