@@ -60,7 +60,7 @@ def read_latest(root: Path) -> str:
     path = root / LATEST
     if not path.is_file():
         raise ALCheckpointError(f"no checkpoint in {str(root)!r}: expected a file {LATEST!r}, or give a tag")
-    return check_tag(path.read_bytes().decode(errors="backslashreplace").strip(), where=str(path))
+    return check_tag(path.read_bytes().decode(errors="surrogateescape").strip(), where=str(path))
 
 
 def check_free(folder: Path) -> None:
