@@ -31,18 +31,26 @@ class ModelConfig(StrictModel):
 
 
 class WandbConfig(StrictModel):
-    """Weights & Biases. `WANDB_MODE` overrides; without an account a run is kept offline, and never asks."""
+    """Weights & Biases. A key that is set here wins over W&B's variables (`WANDB_PROJECT`, `WANDB_NAME`, ...) and
+    settings files, and these over the defaults. `WANDB_MODE` always wins; without an account a run is kept offline, and
+    never asks."""
 
     enabled: bool = Field(default=True, description="Whether to log to W&B.")
-    project: str = Field(default="ds_al", description="W&B project.")
-    entity: str | None = Field(default=None, description="W&B entity.")
+    project: str = Field(default="ds_al", description="W&B project (`WANDB_PROJECT`).")
+    entity: str | None = Field(default=None, description="W&B entity (`WANDB_ENTITY`).")
+    name: str | None = Field(
+        default=None, description="Name of the W&B run (`WANDB_NAME`); by default experiment, method and time."
+    )
+    notes: str | None = Field(default=None, description="Notes on the W&B run (`WANDB_NOTES`).")
     group: str | None = Field(
         default=None,
-        description="W&B group; by default the experiment's name, so that all methods are in one group. Runs of a "
-        "suite have the suite's name and that of their group.",
+        description="W&B group (`WANDB_RUN_GROUP`); by default the experiment's name, so that all methods are in one "
+        "group. Runs of a suite have the suite's name and that of their group.",
     )
-    tags: list[str] = Field(default_factory=list, description="W&B tags.")
+    tags: list[str] = Field(default_factory=list, description="W&B tags (`WANDB_TAGS`).")
     checkpoints: bool = Field(default=False, description="Log the last epoch's checkpoint as an artifact.")
+    system_metrics: bool = Field(default=True, description="Log use of processors, GPUs and memory.")
+    console: bool = Field(default=True, description="Log what the process of the last stage prints (`WANDB_CONSOLE`).")
 
 
 class ExperimentConfig(StrictModel):
@@ -120,6 +128,12 @@ class ExperimentConfig(StrictModel):
     )
     checkpoint_every: int = Field(
         default=0, ge=0, description="Epochs between checkpoints; 0 keeps only that of the last epoch."
+    )
+    log_every: int = Field(
+        default=10,
+        ge=1,
+        description="Batches between rows of losses, learning rate and samples per second that are logged as they "
+        "happen, to `metrics.jsonl` and W&B. The losses of earlier stages are the latest that the last one knows of.",
     )
     output: str = Field(default="runs", description="Folder of all runs.")
     wandb: WandbConfig = Field(default_factory=WandbConfig, description="Weights & Biases.")

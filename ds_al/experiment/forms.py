@@ -32,7 +32,8 @@ class Form(ABC):
     """Builds, trains, evaluates, saves and resumes a network by one family of methods.
 
     Methods with a body are the same for a pipeline of either kind. A form keeps no state of the run: methods that need
-    the engine get the one that :meth:`build` returned. Every rank must call them, except for :meth:`latest_losses`.
+    the engine get the one that :meth:`build` returned. Every rank must call them, except for :meth:`latest_losses` and
+    :meth:`batch_losses`.
 
     Attributes:
         config: the ``"associated_learning"`` block.
@@ -120,6 +121,10 @@ class Form(ABC):
     def latest_losses(self, engine: Any, stages: Iterable[int]) -> list[list[float]]:
         """Returns the losses that this process knows of the last batch, per stage; waits for the device alone."""
 
+    @abstractmethod
+    def batch_losses(self, engine: Any) -> dict[str, Any]:
+        """Returns the losses that this process knows of the last batch, as ``losses`` by layer or ``loss``."""
+
     def partition_table(self, engine: Any) -> str | None:
         """Returns the table of times that a partition was chosen by, where they were measured."""
         return None
@@ -187,6 +192,10 @@ class AssociatedLearning(Form):
         own = (report[bounds[stage] : bounds[stage + 1]] for stage in stages)
         return [[fmean(losses) for losses in zip(*layers, strict=True)] for layers in own]
 
+    def batch_losses(self, engine: Any) -> dict[str, Any]:
+        """Returns ``[A, E]`` of every layer."""
+        return {"losses": engine.report.tolist()}
+
     def partition_table(self, engine: Any) -> str | None:
         """Returns the table of a ``"measured"`` partition."""
         return engine.module.partition_table
@@ -245,6 +254,10 @@ class BackpropPipeline(Form):
     def latest_losses(self, engine: Any, stages: Iterable[int]) -> list[list[float]]:
         """Returns the loss of the last batch for every stage."""
         return [[float(engine.agg_train_loss)] for _ in stages]
+
+    def batch_losses(self, engine: Any) -> dict[str, Any]:
+        """Returns the loss of the last batch."""
+        return {"loss": float(engine.agg_train_loss)}
 
 
 @dataclass(frozen=True)

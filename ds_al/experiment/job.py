@@ -18,6 +18,7 @@ from ds_al.experiment.budget import BatchSizes, Budget
 from ds_al.experiment.config import BLOCK, check_partition, experiment_config
 from ds_al.experiment.display import Display
 from ds_al.experiment.forms import form_of
+from ds_al.experiment.hyperparameters import hyperparameters
 from ds_al.experiment.inputs import RunData
 from ds_al.experiment.observer import Observers, RunInfo, Snapshot
 from ds_al.experiment.process import quiet
@@ -27,6 +28,7 @@ from ds_al.experiment.summary import best_epoch, run_facts, summarize
 from ds_al.experiment.wandb_run import WandbRun
 from ds_al.parallel.world import join_world
 from ds_al.system.allocator import keep_freed_memory
+from ds_al.system.secrets import without_secrets
 from ds_al.trace import ActivationMeter
 
 History = list[dict[str, Any]]
@@ -155,8 +157,9 @@ class Job:
     def _observers(self) -> Observers:
         if not self.writes:
             return Observers()
-        facts = run_facts(self.info, self.network, device=self.engine.device)
-        wandb = WandbRun(self.experiment.wandb, facts, resumed_from=self.resume)
+        facts = without_secrets(run_facts(self.info, self.network, device=self.engine.device))
+        settings = {**hyperparameters(self.config, self.info), **facts}
+        wandb = WandbRun(self.experiment.wandb, settings, resumed_from=self.resume)
         return Observers(RunFolder(self.config, facts), wandb, Display())
 
     def _train(self, observers: Observers) -> History:
@@ -182,9 +185,14 @@ class Job:
         engine = self.engine
         engine.reset_stats()
         batches = self.budget.batches(epoch)
-        for _ in range(batches):
+        since = time.perf_counter()
+        first = epoch * self.budget.batches_per_epoch + 1
+        for batch in range(first, first + batches):
             self._train_batch()
             observers.batch(epoch, self._snapshot)
+            if self.writes and batch % self.experiment.log_every == 0:
+                observers.logged(self._row(epoch, batch, seconds=time.perf_counter() - since))
+                since = time.perf_counter()
         stats = engine.gather(engine.stats())
         seconds = max(each.wall for each in stats)
         means, losses = self.form.epoch_losses(engine)
@@ -209,6 +217,18 @@ class Job:
         with ActivationMeter(exclude=self.engine.module.parameters()) as meter:
             self.engine.train_batch()
         self._peak_activation_bytes = meter.peak_bytes
+
+    def _row(self, epoch: int, batch: int, *, seconds: float) -> dict[str, Any]:
+        """What is logged of the latest batches, which took so many seconds."""
+        every = self.experiment.log_every
+        batches = min(every, batch - epoch * self.budget.batches_per_epoch)
+        return {
+            "epoch": epoch + 1,
+            "batch": batch,
+            "learning_rate": self.engine.get_lr()[0],
+            "samples_per_second": batches * self.sizes.samples / seconds,
+            **self.form.batch_losses(self.engine),
+        }
 
     def _snapshot(self) -> Snapshot:
         metrics = self.engine.stage_metrics()

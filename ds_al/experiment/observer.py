@@ -86,6 +86,14 @@ class Observer:
             snapshot: returns how the stages are doing; it waits for the device, so call it rarely.
         """
 
+    def logged(self, row: Mapping[str, Any]) -> None:
+        """Called every ``experiment.log_every`` batches.
+
+        Args:
+            row: ``epoch``, ``batch``, both from 1, ``learning_rate``, ``samples_per_second``, and ``losses`` by AL
+                layer, ``(N, 2)`` with NaN where not known yet, or the ``loss`` of a twin.
+        """
+
     def losses(self, epoch: int, losses: Tensor) -> None:
         """Called after the batches of an epoch of associated learning, with their local losses ``(batches, N, 2)``."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from ds_al.experiment.exits import draw_exits
 from ds_al.experiment.observer import Observer, RunInfo, stage_means
 from ds_al.figures import palette
 from ds_al.figures.timeline import draw
+from ds_al.system.secrets import without_secrets
 from ds_al.trace import Event
 from ds_al.trace.analysis import computing
 from ds_al.trace.timelines import timeline
@@ -24,9 +26,12 @@ from ds_al.trace.timelines import timeline
 class RunFolder(Observer):
     """Writes the files of a run into its folder.
 
-    Files: ``config.json`` (resolved), ``metrics.jsonl`` (one line per batch and per epoch), ``summary.json``,
-    ``curves.png``, ``early_exit.png``; for a traced run ``timeline.png``. The engine adds ``checkpoints/`` and
-    ``trace/``, W&B ``wandb/`` and ``wandb_id``. A resumed run continues the count of batches.
+    Files: ``config.json`` (resolved, without secrets), ``metrics.jsonl``, ``summary.json``, ``curves.png``,
+    ``early_exit.png``; for a traced run ``timeline.png``. The engine adds ``checkpoints/`` and ``trace/``, W&B
+    ``wandb/`` and ``wandb_id``. A resumed run continues the count of batches.
+
+    Lines of ``metrics.jsonl``, by ``kind``: ``log``, as they happen (``experiment.log_every``); at the end of an epoch
+    ``batch``, one per batch with its losses, means over the replicas, and ``epoch``.
 
     Args:
         config: the whole config.
@@ -39,8 +44,12 @@ class RunFolder(Observer):
     def started(self, info: RunInfo) -> None:
         """Writes ``config.json``, and opens ``metrics.jsonl``."""
         self._info = info
-        write_json(info.folder / "config.json", {**self._config, "resolved": self._facts})
+        write_json(info.folder / "config.json", {**without_secrets(self._config), "resolved": self._facts})
         self._metrics: TextIO = (info.folder / "metrics.jsonl").open("w")
+
+    def logged(self, row: Mapping[str, Any]) -> None:
+        """Writes one line."""
+        self._write({"kind": "log", **row})
 
     def losses(self, epoch: int, losses: Tensor) -> None:
         """Writes one line per batch."""
@@ -72,8 +81,17 @@ class RunFolder(Observer):
         self._metrics.close()
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.write(json.dumps(_known(row)) + "\n")
         self._metrics.flush()
+
+
+def _known(value: Any) -> Any:
+    """Replaces NaN, which stands for what is not known yet, by ``None``: JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _known(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_known(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -10,11 +10,12 @@ from importlib import metadata
 from pathlib import Path
 
 from ds_al.system import VERSION
+from ds_al.system.secrets import hide
 
 
 def command() -> str:
-    """Returns the command line of this process, ready for a shell, without arguments added by the launcher."""
-    return shlex.join(["python", *(word for word in sys.argv if not word.startswith("--local_rank="))])
+    """Returns the command line of this process, ready for a shell, without secrets and arguments of the launcher."""
+    return hide(shlex.join(["python", *(word for word in sys.argv if not word.startswith("--local_rank="))]))
 
 
 def version(package: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,9 +39,11 @@ class FakeRun:
 
 @pytest.fixture(autouse=True)
 def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -58,9 +61,9 @@ def modes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return modes
 
 
-def run(folder: Path, **options: Any) -> WandbRun:
+def run(folder: Path, *, info: dict[str, Any] | None = None, **options: Any) -> WandbRun:
     observer = WandbRun(WandbConfig(**options), FACTS)
-    observer.started(run_info(folder))
+    observer.started(run_info(folder, **(info or {})))
     return observer
 
 
@@ -132,10 +135,110 @@ def test_pictures_of_the_folder_are_logged_where_they_are_there(
     assert "curves/_type" in file.history and ("timeline/_type" in file.history) == timeline
 
 
+@pytest.mark.parametrize(
+    ("settings", "mode", "expected"),
+    [
+        ("[default]\nmode = offline\n", None, ["offline"]),
+        ("[default]\nmode = disabled\n", None, []),
+        ("[default]\nmode = online\n", None, ["online", "offline"]),
+        ("[default]\nmode = disabled\n", "offline", ["offline"]),  # the variable wins
+        ("[default]\nmode = offline\n", "disabled", []),
+        ("[default]\nentity = us\n", None, ["online", "offline"]),
+        ("no settings at all", None, ["online", "offline"]),
+    ],
+)
+@pytest.mark.parametrize("place", ["wandb", ".wandb", "of the user"])
+@pytest.mark.filterwarnings("ignore:W&B is out of reach")
+def test_wandb_offline_and_disabled_hold(
+    modes: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    settings: str,
+    mode: str | None,
+    expected: list[str],
+) -> None:
+    """With an account a run once went online all the same."""
+    monkeypatch.setenv("WANDB_API_KEY", "a key")
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "of the user"))
+    if mode:
+        monkeypatch.setenv("WANDB_MODE", mode)
+    (tmp_path / place).mkdir()
+    (tmp_path / place / "settings").write_text(settings)
+    run(tmp_path)
+    assert modes == expected
+
+
+VARIABLES = {
+    "WANDB_PROJECT": "theirs",
+    "WANDB_NAME": "my run",
+    "WANDB_TAGS": "a,b",
+    "WANDB_RUN_GROUP": "our group",
+    "WANDB_ENTITY": "we",
+    "WANDB_NOTES": "a note",
+    "WANDB_JOB_TYPE": "trial",
+}
+
+
+def test_variables_win_over_defaults_and_the_config_over_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**VARIABLES, "WANDB_MODE": "offline"}.items():
+        monkeypatch.setenv(name, value)
+    wandb.teardown()  # it reads the variables once
+    own = {"project": "mine", "name": "n", "tags": ["c"], "group": "g", "entity": "e", "notes": "config"}
+    files = []
+    for number, options in enumerate(({}, own)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        run(folder, system_metrics=False, **options).finished(SUMMARY, [])
+        wandb.teardown()
+        files.append(WandbFile.of(folder))
+    seen = [(f.project, f.name, f.tags, f.group, f.entity, f.notes, f.job_type) for f in files]
+    assert seen[0] == ("theirs", "my run", ["a", "b"], "our group", "we", "a note", "trial")
+    assert seen[1] == ("mine", "n", ["c"], "g", "e", "config", "trial")
+
+
+def test_the_folder_of_wandb_dir_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.teardown()
+    run(tmp_path / "run").finished(SUMMARY, [])
+    wandb.teardown()
+    assert WandbFile.of(tmp_path / "elsewhere").project == "ds_al" and not (tmp_path / "run/wandb").exists()
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_rows_are_logged_as_they_happen_at_their_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twin: bool
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.teardown()
+    logged = run(tmp_path, info={"total_batches": 24})
+    losses = {"loss": 1.5} if twin else {"losses": [[1.0, 2.0], [float("nan"), float("nan")]]}
+    for batch in (10, 20):
+        row = {"epoch": 1, "batch": batch, "learning_rate": 0.1, "samples_per_second": 5.0}
+        logged.logged({**row, **losses})
+    logged.epoch({"epoch": 3, "samples_per_second": 5.0, "learning_rate": 0.1, "idle": [0.1, 0.2]})
+    logged.finished(SUMMARY, [])
+    wandb.teardown()
+    file = WandbFile.of(tmp_path)
+    assert file.steps[:3] == [10, 20, 24], "an epoch that max_batches cuts ends at its last batch"
+    assert file.history["batch"] == [10, 20] and file.history["learning_rate"] == [0.1] * 3
+    if twin:
+        assert file.history["loss"] == [1.5, 1.5]
+    else:
+        assert file.history["layer_0/autoencoder_loss"] == [2.0, 2.0] and file.history["stage_0/loss"] == [3.0, 3.0]
+        assert "layer_1/associated_loss" not in file.history, "what is not known yet is left out"
+
+
 def test_losses_of_a_stage_are_means_over_its_layers() -> None:
     named = named_losses([[1.0, 10.0], [3.0, 30.0], [5.0, 50.0]], bounds=[0, 2, 3])
     assert named["stage_0/associated_loss"] == 2.0 and named["stage_0/autoencoder_loss"] == 20.0
     assert named["stage_0/loss"] == 22.0 and named["stage_1/loss"] == 55.0
+    assert [named[f"layer_{layer}/associated_loss"] for layer in range(3)] == [1.0, 3.0, 5.0]
 
 
 def git(folder: Path, *args: str) -> None:
