@@ -33,6 +33,7 @@ from ds_al.config.settings import Settings
 from ds_al.optim import names
 from ds_al.parallel.topology import StageTopology
 from ds_al.runner import Runner
+from ds_al.system.secrets import without_secrets
 from ds_al.trace import Observation, Recording, StageMeter, StageMetrics, StageStats, Tracing, Watchdog
 from ds_al.transport.slow_link import SlowLink, check_one_host, wait_until
 
@@ -61,6 +62,7 @@ class BackpropPipelineEngine(PipelineEngine):
         self._meter = StageMeter()
         self._metrics: dict[int, StageMetrics] = {}
         super().__init__(model=model, **options)
+        self.config = without_secrets(self.config)  # DeepSpeed writes it into checkpoints
         self.topology = StageTopology.of(self.module)
         if self.al.link is not None:
             check_one_host(self.topology)

@@ -15,6 +15,8 @@ from typing import Any
 
 from ds_al.experiment.config import WandbConfig
 from ds_al.experiment.observer import Observer, RunInfo, stage_means
+from ds_al.system import provenance
+from ds_al.system.secrets import HIDDEN, hide
 
 ID_FILE = "wandb_id"
 """File in the folder of a run with the id of its W&B run, which a resumed run continues."""
@@ -59,6 +61,8 @@ class WandbRun(Observer):
             limits["console"] = "off"
         if "WANDB_SILENT" not in os.environ:
             limits["silent"] = True
+        if HIDDEN in provenance.command():  # the metadata of W&B hold the arguments as they are
+            limits["x_disable_meta"] = True
 
         def start(mode: Any) -> Any:
             return wandb.init(
@@ -92,7 +96,7 @@ class WandbRun(Observer):
     def _chosen(self, key: str, variable: str, default: Any) -> Any:
         """Returns the config's value where it is set, ``None`` where W&B finds one itself, else the default."""
         if (value := getattr(self._config, key)) is not None and key in self._config.model_fields_set:
-            return value
+            return hide(value) if isinstance(value, str) else value
         return None if os.environ.get(variable) or key in settings_files() else default
 
     def logged(self, row: Mapping[str, Any]) -> None:

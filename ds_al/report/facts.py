@@ -10,12 +10,12 @@ from ds_al.report import texts
 from ds_al.report.cells import Cell, flat
 from ds_al.report.compare import settings_that_differ
 from ds_al.report.read import Profile, RunRecord
-from ds_al.system.secrets import hide, is_secret, without_secrets
+from ds_al.system.secrets import hide
 
 
 def section(runs: Sequence[RunRecord], cells: Sequence[Cell]) -> Section:
     """Builds the section on model, data and settings: common ones, and those that differ between methods."""
-    differing = [key for key in settings_that_differ(runs) if not is_secret(key)]
+    differing = settings_that_differ(runs)
     rows = [
         ["model", _each(runs, lambda run: texts.plain(run.model.get("name")))],
         ["model options", _each(runs, lambda run: _options(run.model))],
@@ -25,7 +25,7 @@ def section(runs: Sequence[RunRecord], cells: Sequence[Cell]) -> Section:
         ["epochs", _each(runs, lambda run: texts.plain(run.planned_epochs))],
         ["micro-batch size", _each(runs, lambda run: texts.plain(run.value("micro_batch_size")))],
     ]
-    settings = flat(without_secrets(runs[0].config))
+    settings = flat(runs[0].config)
     rows += [
         [key, texts.setting(value)]
         for key, value in settings.items()
@@ -115,5 +115,5 @@ def _options(block: Mapping[str, Any]) -> str:
 
 
 def _setting(run: RunRecord, key: str) -> str:
-    values = flat(without_secrets(run.config))
+    values = flat(run.config)
     return texts.setting(values[key]) if key in values else "default"

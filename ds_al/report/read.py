@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_al.errors import ALReportError
+from ds_al.system.secrets import without_secrets
 
 _TRACE_COLUMNS = ("stage", "instruction", "start", "end")
 
@@ -205,7 +206,7 @@ def read_run(folder: str | Path) -> RunRecord:
     if not is_run(folder):
         raise ALReportError(f"{folder} is not a run: expected config.json and metrics.jsonl in it")
     notes: list[str] = []
-    config = _json(folder / "config.json")
+    config = without_secrets(_json(folder / "config.json"))
     resolved = config.pop("resolved", None) or {}
     finished = (folder / "summary.json").is_file()
     summary = _json(folder / "summary.json") if finished else {}
@@ -214,7 +215,7 @@ def read_run(folder: str | Path) -> RunRecord:
     return RunRecord(
         folder=folder,
         config=config,
-        facts={**resolved, **summary},
+        facts={**resolved, **without_secrets(summary)},
         epochs=sorted(epochs, key=lambda row: row["epoch"]),
         batches=[row for row in rows if row.get("kind") == "batch"],
         trace=_trace(folder / "trace" / "trace.csv", notes),

@@ -10,7 +10,7 @@ from typing import Any
 HIDDEN = "***"
 
 _NAME = re.compile(
-    r"(?i:(?:^|[_.-])(?:(?:api|access|secret|private)_?key|secret|password|passwd|credentials?))$"
+    r"(?i:(?:^|[_.-])(?:(?:api|access|secret|private)[_-]?key|secret|password|passwd|credentials?))$"
     r"|(?i:(?:^|[_.-])(?:auth|access|api|hf|hub|github|identity|bearer|wandb)_token)$"
     r"|(?i:(?:^|\.)token)$|^[A-Z0-9_]+_(?:KEY|TOKEN)$"
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import wandb
 from ds_al.experiment.config import WandbConfig
 from ds_al.experiment.wandb_run import WandbRun, named_losses
 from ds_al.system import provenance
+from tests.experiment.test_train import train
 from tests.support.runs import run_info
 from tests.support.wandb_files import WandbFile
 
@@ -271,3 +273,33 @@ def test_no_git_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_command_leaves_out_the_launchers_own_argument(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["run/train.py", "--local_rank=1", "--set", "a b=1"])
     assert provenance.command() == "python run/train.py --set 'a b=1'"
+
+
+@pytest.mark.distributed
+def test_no_secret_reaches_the_folder_of_a_run(tmp_path: Path) -> None:
+    secrets = {name: f"{name.lower()}-0123456789" for name in ("WANDB_API_KEY", "HF_TOKEN", "COMET")}
+    config = {
+        "train_micro_batch_size_per_gpu": 50,
+        "gradient_accumulation_steps": 2,
+        "steps_per_print": None,
+        "optimizer": {"type": "SGD", "params": {"lr": 0.01}},
+        "comet": {"enabled": False, "api_key": secrets["COMET"]},
+        "associated_learning": {"method": "bp_1f1b"},
+        "experiment": {
+            "name": "twin", "model": {"name": "mlp"}, "data": {"name": "fashion-mnist-small"}, "epochs": 1,
+            "max_batches": 4, "test": False, "log_every": 2, "wandb": {"notes": f"by {secrets['HF_TOKEN']}"},
+        },
+    }  # fmt: skip
+    variables = {name: secrets[name] for name in ("WANDB_API_KEY", "HF_TOKEN")}
+    argument = ["--set", f"comet.api_key={secrets['COMET']}"]
+    result = train(tmp_path, *argument, processes=1, config=config, WANDB_MODE="offline", **variables)
+    assert result.returncode == 0, result.stderr
+    (folder,) = tmp_path.glob("runs/twin/*")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    found = {path.name for path in files for secret in secrets.values() if secret.encode() in path.read_bytes()}
+    assert len(files) > 10 and not found
+    file = WandbFile.of(folder)
+    assert file.history["batch"] == [2, 4] and max(file.steps) == 4 and len(file.history["loss"]) == 2
+    assert file.config["deepspeed"]["comet"] == {"enabled": False} and file.config["lr"] == 0.01
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["kind"], row.get("batch")) for row in rows] == [("log", 2), ("log", 4), ("epoch", None)]

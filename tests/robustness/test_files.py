@@ -24,6 +24,7 @@ from ds_al.launch.ranks import run_ranks
 from ds_al.layer import ALLayer
 from ds_al.optim.local import LocalOptimizer
 from ds_al.stage import LocalStage
+from ds_al.system import secrets
 from tests.checkpoint.test_checkpoint import refused
 from tests.support.engines import different, engine_state, make_engine
 from tests.support.networks import NETWORKS
@@ -84,6 +85,40 @@ KINDS = [
         tests=(
             "tests/robustness/test_files.py::test_numbers_that_are_not_finite",
             "tests/test_stage.py::test_the_host_waits_for_the_numbers_of_eight_micro_batches_before",
+        ),
+    ),
+    Kind(
+        section="Weights & Biases",
+        name="`WANDB_*` variables, `wandb/settings`, `wandb offline`, `wandb disabled`",
+        outcome="honoured",
+        what="A key of the config wins over them, and they win over the defaults; a mode holds in any case.",
+        tests=(
+            "tests/experiment/test_wandb_run.py::test_wandb_offline_and_disabled_hold",
+            "tests/experiment/test_wandb_run.py::test_variables_win_over_defaults_and_the_config_over_variables",
+            "tests/experiment/test_wandb_run.py::test_the_folder_of_wandb_dir_is_honoured",
+        ),
+    ),
+    Kind(
+        section="Weights & Biases",
+        name="hyperparameters, rows while an epoch lasts, steps of an epoch that is cut",
+        outcome="honoured",
+        what="The W&B config holds all settings; every `experiment.log_every` batches a row is logged, by layer and by "
+        "stage, for the twin, too; steps are numbers of batches.",
+        tests=(
+            "tests/experiment/test_train.py::test_wandb_run_is_kept_offline_with_its_config_names_and_summary",
+            "tests/experiment/test_wandb_run.py::test_rows_are_logged_as_they_happen_at_their_batch",
+        ),
+    ),
+    Kind(
+        section="Weights & Biases",
+        name="keys and tokens in a config, on the command line, or in the environment",
+        outcome="honoured",
+        what="They are used, and left out of config.json, metrics, summary, W&B files and reports.",
+        tests=(
+            "tests/robustness/test_files.py::test_secrets_stay_out_of_texts",
+            "tests/robustness/test_files.py::test_names_of_settings_are_kept",
+            "tests/experiment/test_wandb_run.py::test_no_secret_reaches_the_folder_of_a_run",
+            "tests/report/test_page.py::test_no_secret_of_an_older_run_is_shown",
         ),
     ),
     Kind(
@@ -754,3 +789,47 @@ def test_files_of_weights(case: Case, weights: Any) -> None:
     told, changed = weights[case.name]
     assert re.search(case.message, told) if case.message else told == "loaded", told
     assert changed == []
+
+
+# ---- secrets ---------------------------------------------------------------------------------------
+
+SECRET = "s3cret-0123456789"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"--set comet.api_key={SECRET}",
+        f"--set 'wandb.api-key={SECRET}'",
+        f"hub.token={SECRET}",
+        f"hf_token={SECRET}",
+        f"WANDB_API_KEY={SECRET} python run/train.py",
+        f"https://me:{SECRET}@example.org/data",
+        "the value of a variable: of-the-environment",
+    ],
+)
+def test_secrets_stay_out_of_texts(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OWN_TOKEN", "of-the-environment")
+    hidden = secrets.hide(text)
+    assert SECRET not in hidden and "of-the-environment" not in hidden and secrets.HIDDEN in hidden
+
+
+@pytest.mark.parametrize("name", ["api_key", "token", "hub_token", "HF_TOKEN", "password", "client_secret", "apikey"])
+def test_secret_keys_are_left_out_of_a_config(name: str) -> None:
+    config = {"comet": {name: SECRET, "project": "p"}, "list": [{name: SECRET}]}
+    assert secrets.without_secrets(config) == {"comet": {"project": "p"}, "list": [{}]}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tokenizer": "bert-base-uncased", "pad_token": "[PAD]", "mask_token": "[MASK]", "max_tokens": 3},
+        {"label_column": "key", "key": "label", "sort_key": "length"},
+        {"lr": 0.1, "betas": [0.9, 0.99], "name": "a=b", "password": None},
+    ],
+)
+def test_names_of_settings_are_kept(settings: dict[str, Any]) -> None:
+    assert secrets.without_secrets(settings) == settings
+    assert (
+        secrets.hide("--set experiment.data.tokenizer=bert --seed 3") == "--set experiment.data.tokenizer=bert --seed 3"
+    )
