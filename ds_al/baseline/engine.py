@@ -50,6 +50,8 @@ class BackpropPipelineEngine(PipelineEngine):
             ``"bp_naive"``, or ``"bp_dp"`` (:mod:`ds_al.baseline.data_parallel`).
     """
 
+    config: Any
+
     def __init__(self, *, model: PipelineModule, settings: Settings, **options: Any) -> None:
         self.settings, self.al = settings, settings.al
         self.method = self.al.method
