@@ -152,6 +152,7 @@ class ALPipelineEngine(PipelineEngine):
             dtype=settings.precision.dtype if settings.precision.is_low else None,
             check=self.al.check_inputs,
             dynamic_shape=self.dynamic_shape,
+            check_input=self.module.check_input,
         )
         self.checkpoints = Checkpoints(self.topology)
         self.links = Links(
