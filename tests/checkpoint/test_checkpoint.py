@@ -220,9 +220,9 @@ def damaged_loads(folder: str) -> dict[str, str]:
     other, *_ = ds_al.initialize(model=module, config=engine_config())
     messages["other class"] = refused(lambda: other.load_checkpoint(folder))
     module = ds_al.ALPipelineModule(mlp_layers(), num_classes=4, base_seed=7)
+    other, *_ = ds_al.initialize(model=module, config=engine_config())
     if dist.get_rank() == 1:
         module.forward_funcs[0].b.half()
-    other, *_ = ds_al.initialize(model=module, config=engine_config())
     messages["other dtype"] = refused(lambda: other.load_checkpoint(folder))
     scheduled = make_engine("mlp", scheduler=SCHEDULER)
     messages["schedule"] = refused(lambda: scheduled.load_checkpoint(folder))
