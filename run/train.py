@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--resume",
         metavar="DIR",
-        help="continues from the latest checkpoint in this folder (runs/<name>/<time>/checkpoints)",
+        help="continues from the latest checkpoint of the run in this folder (runs/<name>/<time>)",
     )
     add(
         "--trace",
@@ -89,7 +89,7 @@ def assignments(args: argparse.Namespace) -> list[str]:
         "experiment.num_stages": args.stages,
         "experiment.epochs": args.epochs,
         "experiment.seed": args.seed,
-        "experiment.output": args.output,
+        "experiment.output": _string(args.output),
         "experiment.data.path": _string(args.data_path),
         "experiment.data.text_column": _string(args.text_column),
         "experiment.data.label_column": _string(args.label_column),
