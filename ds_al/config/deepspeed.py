@@ -208,7 +208,7 @@ def _check_pipeline(value: Any) -> None:
     if unknown := sorted(set(value) - {"activation_checkpoint_interval"}):
         raise ALConfigError(
             f'"pipeline.{unknown[0]}" is not a key that the AL engine honours: there are as many stages as processes, '
-            "and the model has the partition_method. Only 'activation_checkpoint_interval' can be set here"
+            "and the model has the partition_method. Only activation_checkpoint_interval can be set here"
         )
     interval = value.get("activation_checkpoint_interval", 0)
     if not isinstance(interval, int) or isinstance(interval, bool) or interval < 0:
