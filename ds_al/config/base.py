@@ -83,10 +83,11 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def with_scheduler_steps(config: Mapping[str, Any], steps: int) -> dict[str, Any]:
     """Returns a config whose ``"total_num_steps": "auto"`` of the LR schedule is replaced by a number of steps."""
-    params = config.get("scheduler", {}).get("params", {})
-    if params.get("total_num_steps") != "auto":
+    scheduler = config.get("scheduler")
+    params = scheduler.get("params") if isinstance(scheduler, Mapping) else None
+    if not isinstance(scheduler, Mapping) or not isinstance(params, Mapping) or params.get("total_num_steps") != "auto":
         return dict(config)
-    return {**config, "scheduler": {**config["scheduler"], "params": {**params, "total_num_steps": steps}}}
+    return {**config, "scheduler": {**scheduler, "params": {**params, "total_num_steps": steps}}}
 
 
 def validate(model: type[BaseModel], block: Any, *, where: str = "") -> Any:

@@ -51,6 +51,8 @@ class Description:
         Raises:
             ALConfigError: a key is unknown, cannot be honoured, or does not fit the others or the number of processes.
         """
+        experiment_config(config)
+        al_config(config)
         config = with_recipe({key: value for key, value in config.items() if key != RESOLVED})
         experiment = experiment_config(config)
         form = form_of(al_config(config))

@@ -59,18 +59,19 @@ class Job:
         self.layout, self.sizes = layout, sizes = described.layout, described.sizes
         experiment = self.experiment
         make_folder(experiment)
+        self.resume = resume = None if resume is None else str(checkpoints_of(resume))
         if experiment.keep_freed_memory and get_accelerator().device_name() == "cpu":
             keep_freed_memory()
         self.writes = layout.rank == layout.writer
 
         self.data = RunData.load(experiment.data, seed=experiment.seed, read=self.form.reads_data(layout))
         self.network = Architecture(experiment, self.data.facts)
+        self.network.check(is_al=self.form.has_exits)
         per_epoch = sizes.batches_per_epoch(self.data.facts.sizes["train"])
         self.budget = Budget(per_epoch, experiment.epochs, experiment.max_batches, experiment.max_seconds)
         share = (layout.replica, layout.replicas)
         self.loader = self.data.training_loader(batch_size=sizes.micro_batch, share=share)
 
-        self.resume = resume = None if resume is None else str(checkpoints_of(resume))
         with quiet():
             config = self._engine_config()
             self.engine = self.form.build(self.network, config, num_stages=layout.stages, loader=self.loader)

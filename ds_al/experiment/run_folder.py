@@ -124,9 +124,15 @@ def make_folder(experiment: ExperimentConfig) -> Path:
 
 
 def checkpoints_of(folder: str | Path) -> Path:
-    """Returns the folder of checkpoints of a run, of which ``folder`` is either this one or the run's."""
-    folder = Path(folder)
+    """Returns the folder of checkpoints of a run, of which ``folder`` is either this one or the run's.
+
+    Raises:
+        ALConfigError: there is no such folder.
+    """
+    folder = Path(folder).expanduser()
     inside = folder / "checkpoints"
+    if not folder.is_dir():
+        raise ALConfigError(f"got --resume {str(folder)!r}, which is no folder: give runs/<name>/<time> of a run")
     return inside if inside.is_dir() and not (folder / "latest").exists() else folder
 
 
