@@ -131,7 +131,7 @@ def _keys(block: Any, item: Any) -> list[Any]:
         if isinstance(block, Mapping) and (part in block or item["type"] == "missing"):
             block = block.get(part)
         elif isinstance(block, Sequence) and isinstance(part, int):
-            block = block[part]
+            block = block[part] if part < len(block) else None
         else:
             continue
         keys.append(part)
