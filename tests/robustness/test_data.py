@@ -312,7 +312,7 @@ FOLDERS: list[Case] = [
     Case(name=name, given=given, message=message) for name, given, message in [
         ("train and test", parts(train=TEXTS, test=TEXTS), None),
         ("folders", parts(train__0000=TEXTS, train__0001=TEXTS, test__0=TEXTS), None),
-        ("shards", parts(**{"data__train-0-of-2": TEXTS, "data__train-1-of-2": TEXTS, "data__test-0-of-1": TEXTS}), None),
+        ("shards", parts(**{"data__train-0-of-2": TEXTS, "data__train-1-of-2": TEXTS, "data__test-0": TEXTS}), None),
         ("a folder of one data set", parts(plain__train=TEXTS, plain__test=TEXTS), None),
         ("numbers in front", parts(**{"00-train": TEXTS, "01-train": TEXTS, "00-test": TEXTS}), None),
         ("several data sets", parts(cola__train=TEXTS, cola__test=TEXTS, qqp__train=TEXTS, qqp__test=TEXTS),
