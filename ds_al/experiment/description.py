@@ -15,7 +15,7 @@ from ds_al.experiment.config import BLOCK, ExperimentConfig, check_partition, ex
 from ds_al.experiment.forms import Form, form_of
 from ds_al.experiment.layout import Layout
 from ds_al.experiment.recipes import with_recipe
-from ds_al.optim import names
+from ds_al.optim import names, schedules
 
 RESOLVED = "resolved"
 """Key that the run folder adds to its copy of the config; a config that has it runs as it did without."""
@@ -64,6 +64,7 @@ class Description:
         engine = found.engine_config(steps=1)
         settings = Settings.of(engine, is_al=form.has_exits, module="run", replicas=layout.replicas)
         names.check(engine, settings.al)
+        schedules.check(engine)
         return found
 
     def engine_config(self, *, steps: int) -> dict[str, Any]:
