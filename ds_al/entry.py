@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from ds_al import host
 from ds_al.baseline import data_parallel
 from ds_al.baseline.engine import BackpropPipelineEngine
-from ds_al.config.base import read_file
+from ds_al.config.base import checked, read_file
 from ds_al.config.settings import Settings
 from ds_al.engine import ALPipelineEngine
 from ds_al.errors import ALConfigError
@@ -82,14 +81,15 @@ def initialize(
     join_world(distributed_port=distributed_port, dist_init_required=dist_init_required)
     config = read_config(args, config)
     is_al = isinstance(model, ALPipelineModule)
-    settings = Settings.of(config, is_al=is_al, module=type(model).__name__)
+    replicas = model.mpu().get_data_parallel_world_size()
+    settings = Settings.of(config, is_al=is_al, module=type(model).__name__, replicas=replicas)
     if settings.al.method == data_parallel.METHOD:
         data_parallel.check_module(model)
     names.check(config, settings.al)
     schedules.check(config)
     _check_given(optimizer, lr_scheduler)
     settings.precision.check_device()
-    ds_config = DeepSpeedConfig(settings.deepspeed, model.mpu())
+    ds_config = _deepspeed_config(settings.deepspeed, model)
     deepspeed.set_optimizer_flags(ds_config, model)
     engine_class = ALPipelineEngine if is_al else BackpropPipelineEngine
     engine = engine_class(
@@ -129,6 +129,18 @@ def _check_given(optimizer: Any, lr_scheduler: Any) -> None:
         schedules.check_made(lr_scheduler)
 
 
+def _deepspeed_config(config: dict[str, Any], model: PipelineModule) -> DeepSpeedConfig:
+    """Builds DeepSpeed's view of the config.
+
+    Raises:
+        ALConfigError: DeepSpeed refuses a value that only it knows, such as one in a block for a ``bp_*`` method.
+    """
+    try:
+        return DeepSpeedConfig(config, model.mpu())
+    except Exception as error:  # assertions, and errors of pydantic and of the standard library
+        raise ALConfigError(f"DeepSpeed refuses this config: {type(error).__name__}: {error}") from error
+
+
 def read_config(args: Any, config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
     """The config that is given either way, as a dict of its own.
 
@@ -142,5 +154,5 @@ def read_config(args: Any, config: str | Path | Mapping[str, Any] | None) -> dic
     if config is None:
         raise ALConfigError("no config: give --deepspeed_config PATH, or initialize(config=...)")
     if isinstance(config, Mapping):
-        return json.loads(json.dumps(config))  # a deep copy, of exactly what a file could hold
+        return checked(config)
     return read_file(config)

@@ -19,6 +19,7 @@ from ds_al.experiment.config import override
 from ds_al.experiment.job import Job
 from ds_al.experiment.process import run_rank
 from ds_al.experiment.run_folder import write_json
+from ds_al.system.arguments import output_file
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--resume",
         metavar="DIR",
-        help="continues from the latest checkpoint in this folder (runs/<name>/<time>/checkpoints)",
+        help="continues from the latest checkpoint of the run in this folder (runs/<name>/<time>)",
     )
     add(
         "--trace",
@@ -72,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         help="at the end, lets each test sample leave at the first exit whose softmax gives a class this probability, "
         "and reports accuracy and cost; with --resume, of a network that is trained already",
     )
-    add("--json", metavar="PATH", help="also writes the final table to this file, for programs")
+    add("--json", metavar="PATH", type=output_file, help="also writes the final table to this file, for programs")
     add(
         "--local_rank",
         type=int,
@@ -89,7 +90,7 @@ def assignments(args: argparse.Namespace) -> list[str]:
         "experiment.num_stages": args.stages,
         "experiment.epochs": args.epochs,
         "experiment.seed": args.seed,
-        "experiment.output": args.output,
+        "experiment.output": _string(args.output),
         "experiment.data.path": _string(args.data_path),
         "experiment.data.text_column": _string(args.text_column),
         "experiment.data.label_column": _string(args.label_column),

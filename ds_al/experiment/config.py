@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from ds_al.config.base import StrictModel, validate
+from ds_al.config.base import StrictModel, checked, parse, validate
 from ds_al.data.config import DataConfig
 from ds_al.errors import ALConfigError
 
@@ -56,7 +56,10 @@ class WandbConfig(StrictModel):
 class ExperimentConfig(StrictModel):
     """The ``"experiment"`` block."""
 
-    name: str = Field(description="Name of the run; its files go to `<output>/<name>/<time>/`.")
+    name: str = Field(
+        description="Name of the run; its files go to `<output>/<name>/<time>/`. It is the name of one folder: no "
+        "separator, not `.` or `..`, 100 bytes at most."
+    )
     model: ModelConfig = Field(description="The network.")
     data: DataConfig = Field(description="The data.")
     recipe: str | None = Field(
@@ -79,11 +82,13 @@ class ExperimentConfig(StrictModel):
         "too.",
     )
     max_seconds: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="Ends training after the epoch in which the training "
+        default=None, gt=0, description="Ends training after the epoch in which the training "
                                                  "time, without evaluations, exceeds this. A resumed run counts from "
                                                  "0."
     )  # fmt: skip
-    seed: int = Field(default=0, ge=0, description="Seed of weights, dropout, data order and validation split.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**31, description="Seed of weights, dropout, data order and validation split."
+    )
     num_stages: int | None = Field(
         default=None,
         ge=1,
@@ -99,7 +104,7 @@ class ExperimentConfig(StrictModel):
         "of the stages after the first.",
     )
     partition_memory: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="With `measured`: upper bound of a stage's memory in "
+        default=None, gt=0, description="With `measured`: upper bound of a stage's memory in "
                                                  "GiB, for parameters, gradients, optimizer state and activations."
     )  # fmt: skip
     partition_cache: Literal["use", "refresh", "off"] = Field(
@@ -135,8 +140,17 @@ class ExperimentConfig(StrictModel):
         description="Batches between rows of losses, learning rate and samples per second that are logged as they "
         "happen, to `metrics.jsonl` and W&B. The losses of earlier stages are the latest that the last one knows of.",
     )
-    output: str = Field(default="runs", description="Folder of all runs.")
+    output: str = Field(
+        default="runs", min_length=1, description="Folder of all runs. A `~` in front is the home folder."
+    )
     wandb: WandbConfig = Field(default_factory=WandbConfig, description="Weights & Biases.")
+
+    @field_validator("name")
+    @classmethod
+    def _of_one_folder(cls, name: str) -> str:
+        if not name.strip() or name in (".", "..") or {"/", "\\"} & set(name) or len(name.encode()) > 100:
+            raise ValueError("expected a name for one folder: not empty, no / or \\, not . or .., 100 bytes at most")
+        return name
 
 
 def experiment_config(config: Mapping[str, Any]) -> ExperimentConfig:
@@ -170,12 +184,13 @@ def override(config: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     """Sets ``a.b.c=value`` in a config; values are JSON, or else strings.
 
     Raises:
-        ALConfigError: an assignment has no ``=``, or its path leads through something that is no object.
+        ALConfigError: an assignment has no ``=``, its path leads through something that is no object, or its value is
+            none that a file could hold (:func:`~ds_al.config.base.checked`).
     """
-    config = json.loads(json.dumps(config))
+    config = checked(config)
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
-        if not equals or not path:
+        if not equals or not all(path.split(".")):
             raise ALConfigError(f"got --set {assignment!r}: expected key.path=value")
         *parents, leaf = path.split(".")
         block = config
@@ -184,7 +199,9 @@ def override(config: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
             if not isinstance(block, dict):
                 raise ALConfigError(f"got --set {assignment!r}: {key!r} is no object in this config")
         try:
-            block[leaf] = json.loads(text)
+            block[leaf] = parse(text)
         except json.JSONDecodeError:
             block[leaf] = text
-    return config
+        except ValueError as error:
+            raise ALConfigError(f"got --set {assignment!r}: {error}") from error
+    return checked(config)

@@ -11,19 +11,15 @@ from typing import Any
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
 
-from ds_al.config.associated_learning import al_config
-from ds_al.config.base import with_scheduler_steps
 from ds_al.experiment.architecture import Architecture
-from ds_al.experiment.budget import BatchSizes, Budget
-from ds_al.experiment.config import BLOCK, check_partition, experiment_config
+from ds_al.experiment.budget import Budget
+from ds_al.experiment.description import Description
 from ds_al.experiment.display import Display
-from ds_al.experiment.forms import form_of
 from ds_al.experiment.hyperparameters import hyperparameters
 from ds_al.experiment.inputs import RunData
 from ds_al.experiment.observer import Observers, RunInfo, Snapshot
 from ds_al.experiment.process import quiet
-from ds_al.experiment.recipes import with_recipe
-from ds_al.experiment.run_folder import RunFolder, new_folder
+from ds_al.experiment.run_folder import RunFolder, checkpoints_of, make_folder, new_folder
 from ds_al.experiment.summary import best_epoch, run_facts, summarize
 from ds_al.experiment.wandb_run import WandbRun
 from ds_al.parallel.world import join_world
@@ -44,7 +40,7 @@ class Job:
 
     Args:
         config: the whole config, DeepSpeed's keys and both blocks.
-        resume: folder of checkpoints of an earlier run to continue from.
+        resume: folder of an earlier run, or of its checkpoints, to continue from.
 
     Attributes:
         form: the form of the run (:mod:`ds_al.experiment.forms`).
@@ -58,27 +54,24 @@ class Job:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         with quiet():
             join_world(timeout=timedelta(minutes=10))
-        self.config = with_recipe(config)
-        self.experiment = experiment = experiment_config(self.config)
+        self.description = described = Description.of(config, world=dist.get_world_size(), rank=dist.get_rank())
+        self.config, self.experiment, self.form = described.config, described.experiment, described.form
+        self.layout, self.sizes = layout, sizes = described.layout, described.sizes
+        experiment = self.experiment
+        make_folder(experiment)
+        self.resume = resume = None if resume is None else str(checkpoints_of(resume))
         if experiment.keep_freed_memory and get_accelerator().device_name() == "cpu":
             keep_freed_memory()
-        self.form = form_of(al_config(self.config))
-        self.layout = layout = self.form.layout(
-            num_stages=experiment.num_stages, world=dist.get_world_size(), rank=dist.get_rank()
-        )
         self.writes = layout.rank == layout.writer
-        self.form.check(experiment)
-        check_partition(experiment)
 
         self.data = RunData.load(experiment.data, seed=experiment.seed, read=self.form.reads_data(layout))
         self.network = Architecture(experiment, self.data.facts)
-        self.sizes = BatchSizes.of(self.config, self.form, replicas=layout.replicas)
-        per_epoch = self.sizes.batches_per_epoch(self.data.facts.sizes["train"])
+        self.network.check(is_al=self.form.has_exits)
+        per_epoch = sizes.batches_per_epoch(self.data.facts.sizes["train"])
         self.budget = Budget(per_epoch, experiment.epochs, experiment.max_batches, experiment.max_seconds)
         share = (layout.replica, layout.replicas)
-        self.loader = self.data.training_loader(batch_size=self.sizes.micro_batch, share=share)
+        self.loader = self.data.training_loader(batch_size=sizes.micro_batch, share=share)
 
-        self.resume = resume
         with quiet():
             config = self._engine_config()
             self.engine = self.form.build(self.network, config, num_stages=layout.stages, loader=self.loader)
@@ -118,11 +111,8 @@ class Job:
         dist.destroy_process_group()
 
     def _engine_config(self) -> dict[str, Any]:
-        """DeepSpeed's keys and the block of the method, with the sizes of this run."""
-        config = {key: value for key, value in self.config.items() if key != BLOCK}
-        config["gradient_accumulation_steps"] = self.sizes.per_replica
         steps = self.budget.total_batches * self.form.schedule_steps(self.sizes.per_replica)
-        return with_scheduler_steps(config, steps)
+        return self.description.engine_config(steps=steps)
 
     def _info(self) -> RunInfo:
         parameters = sum(parameter.numel() for parameter in self.engine.module.parameters())
@@ -149,8 +139,7 @@ class Job:
 
     def _new_folder(self) -> Path:
         """Makes the folder of the run; every rank gets its path."""
-        parent = Path(self.experiment.output) / self.experiment.name
-        folder: list[Any] = [new_folder(parent) if self.writes else None]
+        folder: list[Any] = [new_folder(make_folder(self.experiment)) if self.writes else None]
         dist.broadcast_object_list(folder, src=self.layout.writer)
         return folder[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from ds_al.errors import ALConfigError
+from ds_al.experiment.config import ExperimentConfig
+from ds_al.experiment.description import RESOLVED
 from ds_al.experiment.exits import draw_exits
 from ds_al.experiment.observer import Observer, RunInfo, stage_means
 from ds_al.figures import palette
@@ -44,7 +48,7 @@ class RunFolder(Observer):
     def started(self, info: RunInfo) -> None:
         """Writes ``config.json``, and opens ``metrics.jsonl``."""
         self._info = info
-        write_json(info.folder / "config.json", {**without_secrets(self._config), "resolved": self._facts})
+        write_json(info.folder / "config.json", {**without_secrets(self._config), RESOLVED: self._facts})
         self._metrics: TextIO = (info.folder / "metrics.jsonl").open("w")
 
     def logged(self, row: Mapping[str, Any]) -> None:
@@ -99,6 +103,37 @@ def write_json(path: str | Path, value: Any) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def make_folder(experiment: ExperimentConfig) -> Path:
+    """Makes the folder ``<output>/<name>`` of an experiment, unless it exists.
+
+    Raises:
+        ALConfigError: it cannot be made, or cannot be written to.
+    """
+    folder = Path(experiment.output).expanduser() / experiment.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ALConfigError(
+            f"got experiment.output={experiment.output!r}: {str(folder)!r} cannot be written to ({error.strerror}): "
+            "expected a folder for all runs, see --output"
+        ) from error
+    return folder
+
+
+def checkpoints_of(folder: str | Path) -> Path:
+    """Returns the folder of checkpoints of a run, of which ``folder`` is either this one or the run's.
+
+    Raises:
+        ALConfigError: there is no such folder.
+    """
+    folder = Path(folder).expanduser()
+    inside = folder / "checkpoints"
+    if not folder.is_dir():
+        raise ALConfigError(f"got --resume {str(folder)!r}, which is no folder: give runs/<name>/<time> of a run")
+    return inside if inside.is_dir() and not (folder / "latest").exists() else folder
 
 
 def new_folder(parent: Path) -> Path:
