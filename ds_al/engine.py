@@ -63,6 +63,7 @@ from ds_al.schedule import AL_SCHEDULES, Barrier, RefreshDecoders, Repeated, Sen
 from ds_al.stage import LocalStage
 from ds_al.tensors import Activation, Target, first
 from ds_al.trace import (
+    Calls,
     Observation,
     Recording,
     Report,
@@ -72,6 +73,8 @@ from ds_al.trace import (
     StageStats,
     Tracing,
     Watchdog,
+    batch_call,
+    joint_call,
 )
 from ds_al.transport.compression import COMPRESSIONS
 from ds_al.transport.message import pack, unpack
@@ -132,6 +135,7 @@ class ALPipelineEngine(PipelineEngine):
         if self.al.compile is not None:
             self._compile(self.al.compile)
 
+        self.calls = Calls()
         self.recording = Recording()
         handlers = {kind: MethodType(handler, self) for kind, handler in self._INSTRUCTION_MAP.items()}
         self.runner = Runner(handlers, observe=self._observe, recording=self.recording)
@@ -177,6 +181,7 @@ class ALPipelineEngine(PipelineEngine):
             preparation=self.preparation,
             channels=self.links.evaluation,
             timed=self.runner.timed,
+            calls=self.calls,
         )
         self.counters = StageCounters(self.stage_id, senders=self.links.senders, receivers=self.links.receivers)
         self.loader: ShuffledLoader | None = None
@@ -210,7 +215,11 @@ class ALPipelineEngine(PipelineEngine):
             parameters=self.module.parameters,
         )
         self.watchdog = Watchdog.start(
-            self.runner.progress, topology=self.topology, seconds=self.al.stall_seconds, on_stall=self.al.on_stall
+            self.runner.progress,
+            calls=self.calls,
+            topology=self.topology,
+            seconds=self.al.stall_seconds,
+            on_stall=self.al.on_stall,
         )
 
     # ---- optimizers, which DeepSpeed's constructor makes --------------------------------------------
@@ -261,6 +270,7 @@ class ALPipelineEngine(PipelineEngine):
 
     # ---- training ----------------------------------------------------------------------------------
 
+    @batch_call
     def train_batch(self, data_iter: Iterator[Any] | None = None) -> Tensor:
         """Trains this stage on the next ``gradient_accumulation_steps()`` micro-batches.
 
@@ -453,10 +463,12 @@ class ALPipelineEngine(PipelineEngine):
         """Returns the latest known metrics of this stage and those before it; waits for the device, not for a stage."""
         return dict(enumerate(self._report.stage_metrics()[: self.stage_id + 1]))
 
+    @joint_call
     def gather(self, value: Any) -> list[Any]:
         """Returns the values of all stages, in their order; drains the pipeline. Every rank must call it."""
         return self.topology.gather(value)
 
+    @joint_call
     def gather_losses(self) -> Tensor:
         """Returns the local losses of all layers since the last call, ``(batches, N, 2)``, means over data parallel
         replicas; drains the pipeline.
@@ -574,6 +586,7 @@ class ALPipelineEngine(PipelineEngine):
         compile_layers(self.layers, config, dynamic_shape=self.dynamic_shape)
         self._is_compiled = True
 
+    @joint_call
     def save_checkpoint(
         self,
         save_dir: str,
@@ -612,6 +625,7 @@ class ALPipelineEngine(PipelineEngine):
         )
         return True
 
+    @joint_call
     def load_checkpoint(
         self,
         load_dir: str,
@@ -681,6 +695,7 @@ class ALPipelineEngine(PipelineEngine):
         self.links.reset()
         self.preparation.reset_shape()
 
+    @joint_call
     def eval_batch(
         self,
         data_iter: Iterator[Any] | None,
@@ -711,6 +726,7 @@ class ALPipelineEngine(PipelineEngine):
             reduce_output=reduce_output,
         )
 
+    @joint_call
     def evaluate(self, batches: Iterable[Any] | None) -> dict[str, Any]:
         """Returns accuracy and loss at every exit over a data set; every rank must call it.
 
@@ -724,6 +740,7 @@ class ALPipelineEngine(PipelineEngine):
         """
         return self.inference.evaluate(batches)
 
+    @joint_call
     def predict(self, x: Activation | None, exit: int | None = None, average: int = 1) -> Tensor:
         """Returns label scores ``(B, V)`` after ``exit`` layers (1-based, by default all); every rank must call it.
 

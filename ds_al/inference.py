@@ -22,6 +22,7 @@ from ds_al.exits import averaged_accuracy, check_average, check_threshold, confi
 from ds_al.module import ALPipelineModule
 from ds_al.parallel.topology import StageTopology
 from ds_al.tensors import Activation, to_float32
+from ds_al.trace import Calls, joint_call
 from ds_al.transport.neighbours import Channels
 
 
@@ -34,6 +35,7 @@ class Inference:
         preparation: checks batches, and moves them to the device.
         channels: channels of evaluation alone; every message announces its own shapes.
         timed: returns a context that times the computation inside, by name.
+        calls: calls of the engine.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class Inference:
         preparation: BatchPreparation,
         channels: Channels,
         timed: Callable[[str], AbstractContextManager[None]],
+        calls: Calls,
     ) -> None:
+        self.calls = calls
         self.module, self.topology, self.preparation = module, topology, preparation
         self.layers, self.device = module.local_layers, preparation.device
         self.batch_fn: Callable[[Any], Any] | None = None
@@ -53,6 +57,7 @@ class Inference:
         self._earlier: list[nn.Module] | None = None
         self._tables: list[Tensor] = []
 
+    @joint_call
     @torch.no_grad()
     def evaluate(
         self,
@@ -119,6 +124,7 @@ class Inference:
             found["early_exit"] = early_exits(confidence, right, exit_confidence)
         return found
 
+    @joint_call
     @torch.no_grad()
     def eval_batch(
         self,
@@ -148,6 +154,7 @@ class Inference:
         """See ``engine.predict``."""
         return self.scores([x], exit=exit, average=average)[0].to(self.device)
 
+    @joint_call
     @torch.no_grad()
     def scores(
         self, xs: Iterable[Activation | None] | None, *, exit: int | None = None, average: int = 1
@@ -188,6 +195,7 @@ class Inference:
         head = x[0] if isinstance(x, tuple) else x
         return x, self.preparation.no_labels(0 if head is None else len(head))
 
+    @joint_call
     @torch.no_grad()
     def predict_early(self, x: Activation | None, *, confidence: float) -> tuple[Tensor, Tensor]:
         """Returns label scores of the first exit that is confident enough; later layers process only the remaining

@@ -16,9 +16,10 @@ import torch
 
 from ds_al.config.base import read_file
 from ds_al.experiment.config import override
-from ds_al.experiment.job import Job
+from ds_al.experiment.job import Job, join
 from ds_al.experiment.process import run_rank
 from ds_al.experiment.run_folder import write_json
+from ds_al.parallel.agreement import agreed, flat
 from ds_al.system.arguments import output_file
 
 
@@ -109,7 +110,9 @@ def main() -> None:
     """Runs one rank."""
     args = parser().parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    job = Job(override(read_file(args.deepspeed_config), assignments(args)), resume=args.resume)
+    join()
+    config = agreed("the config", lambda: override(read_file(args.deepspeed_config), assignments(args)), facts=flat)
+    job = Job(config, resume=args.resume)
     summary = job.run()
     if args.json and job.writes:
         write_json(args.json, summary)

@@ -197,17 +197,18 @@ class ALConfig(StrictModel):
         description="Options of `save_checkpoint()`. Not for the `bp_*` methods, which save as DeepSpeed does.",
     )
     stall_seconds: float | None = Field(
-        default=None,
+        default=1800.0,
         gt=0,
         description="Timeout of the watchdog: seconds without progress on any stage after which every rank prints its "
-        "instruction, micro-batch, the message and rank it waits for, and its Python stack. Time that all ranks "
-        "spend outside of `train_batch()` does not count. Must be longer than the slowest single instruction, such "
-        "as a first forward that compiles. `null` is off. Also for the `bp_*` methods.",
+        "instruction, micro-batch, the message and rank it waits for, and its Python stack. Evaluation counts as "
+        "progress; time that all ranks spend outside of calls of the engine does not count. Must be longer than the "
+        "slowest single instruction, such as a first forward that compiles. Ranks that call different methods, as "
+        "`evaluate()` on one rank alone, are found within seconds. `null` is off. Also for the `bp_*` methods.",
     )
     on_stall: Literal["continue", "end"] = Field(
-        default="continue",
-        description="Action after a stall is printed: `continue` keeps waiting, and prints again after 2, 4, 8 ... "
-        "times `stall_seconds`; `end` ends every rank with exit code 1.",
+        default="end",
+        description="Action after a stall is printed: `end` ends every rank with exit code 1; `continue` keeps "
+        "waiting, and prints again after 2, 4, 8 ... times `stall_seconds`.",
     )
 
     @field_validator("message_dtype")

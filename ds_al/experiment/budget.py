@@ -93,6 +93,11 @@ class Budget:
         """Returns the number of batches of an epoch, counted from 0."""
         return min(self.batches_per_epoch, self.total_batches - epoch * self.batches_per_epoch)
 
+    def position(self, batches: int) -> tuple[int, int]:
+        """Returns the epoch, counted from 0, that follows after so many batches, and how many of them are its own."""
+        epoch, own = divmod(batches, self.batches_per_epoch)
+        return (epoch + 1, 0) if batches == self.total_batches and own else (epoch, own)
+
     def ends(self, epoch: int, *, seconds: float) -> bool:
         """Whether this epoch is the last one, after so many seconds of training."""
         return epoch + 1 >= self.epochs or (self.max_seconds is not None and seconds >= self.max_seconds)

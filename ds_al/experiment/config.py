@@ -132,7 +132,10 @@ class ExperimentConfig(StrictModel):
         description="On CPUs with glibc: the process keeps freed memory for the next step, which avoids page faults.",
     )
     checkpoint_every: int = Field(
-        default=0, ge=0, description="Epochs between checkpoints; 0 keeps only that of the last epoch."
+        default=1,
+        ge=0,
+        description="Epochs between checkpoints; 0 saves only that of the last epoch. The last two are kept, unless "
+        "`associated_learning.checkpoint.keep_last` is set, `null` for all.",
     )
     log_every: int = Field(
         default=10,

@@ -76,4 +76,5 @@ class Description:
         config = {key: value for key, value in self.config.items() if key != BLOCK}
         sizes = self.sizes
         config |= {BATCH: sizes.samples, MICRO_BATCH: sizes.micro_batch, MICRO_BATCHES: sizes.per_replica}
+        config |= self.form.checkpoint_defaults(config)
         return with_scheduler_steps(config, steps)

@@ -19,9 +19,12 @@ from ds_al.experiment.hyperparameters import hyperparameters
 from ds_al.experiment.inputs import RunData
 from ds_al.experiment.observer import Observers, RunInfo, Snapshot
 from ds_al.experiment.process import quiet
-from ds_al.experiment.run_folder import RunFolder, checkpoints_of, make_folder, new_folder
+from ds_al.experiment.run_folder import RunFolder, check_probe, checkpoints_of, make_folder, probed_folder
+from ds_al.experiment.stopping import Stop
 from ds_al.experiment.summary import best_epoch, run_facts, summarize
 from ds_al.experiment.wandb_run import WandbRun
+from ds_al.parallel import presence
+from ds_al.parallel.agreement import agreed
 from ds_al.parallel.world import join_world
 from ds_al.system.allocator import keep_freed_memory
 from ds_al.system.secrets import without_secrets
@@ -29,6 +32,13 @@ from ds_al.trace import ActivationMeter
 
 History = list[dict[str, Any]]
 """Metrics of each epoch of this run."""
+
+
+def join() -> None:
+    """Joins the other ranks, before anything can fail on this one alone. Every rank must call it."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    with quiet():
+        join_world(timeout=timedelta(minutes=10))
 
 
 class Job:
@@ -51,15 +61,14 @@ class Job:
     """
 
     def __init__(self, config: dict[str, Any], *, resume: str | None = None) -> None:
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        with quiet():
-            join_world(timeout=timedelta(minutes=10))
+        join()
         self.description = described = Description.of(config, world=dist.get_world_size(), rank=dist.get_rank())
         self.config, self.experiment, self.form = described.config, described.experiment, described.form
         self.layout, self.sizes = layout, sizes = described.layout, described.sizes
         experiment = self.experiment
-        make_folder(experiment)
-        self.resume = resume = None if resume is None else str(checkpoints_of(resume))
+        agreed("the output folder", lambda: make_folder(experiment))
+        self.resume = resume = agreed("the checkpoint", lambda: resume and str(checkpoints_of(resume)))
+        self.stop = Stop()
         if experiment.keep_freed_memory and get_accelerator().device_name() == "cpu":
             keep_freed_memory()
         self.writes = layout.rank == layout.writer
@@ -92,7 +101,8 @@ class Job:
                 self.data.save_vocabulary(self.info.folder / "vocabulary.json")
             dist.barrier()  # the time that the observers take to start is no idle time of a stage
             start = time.perf_counter()
-            history = self._train(observers)
+            with self.stop.by_signals():
+                history = self._train(observers)
             if tracing is not None:
                 tracing.finish()
             observers.trained((tracing.events or ()) if tracing is not None else ())
@@ -107,6 +117,7 @@ class Job:
         """Ends prefetching and, once all ranks have called this, leaves the process group."""
         if self.loader is not None:
             self.loader.close()
+        presence.here().end()
         dist.barrier()
         dist.destroy_process_group()
 
@@ -115,6 +126,7 @@ class Job:
         return self.description.engine_config(steps=steps)
 
     def _info(self) -> RunInfo:
+        first_batch = self.engine.global_samples // self.sizes.samples
         parameters = sum(parameter.numel() for parameter in self.engine.module.parameters())
         return RunInfo(
             name=self.experiment.name,
@@ -134,14 +146,24 @@ class Job:
             batches_per_epoch=self.budget.batches_per_epoch,
             total_batches=self.budget.total_batches,
             epochs=self.budget.epochs,
-            first_epoch=self.engine.global_samples // (self.budget.batches_per_epoch * self.sizes.samples),
+            first_epoch=self.budget.position(first_batch)[0],
+            first_batch=first_batch,
+            optimizer_steps=self.form.optimizer_steps(self.sizes.per_replica),
+            loss=self.form.loss,
+            writer=self.layout.writer,
         )
 
     def _new_folder(self) -> Path:
-        """Makes the folder of the run; every rank gets its path."""
-        folder: list[Any] = [new_folder(make_folder(self.experiment)) if self.writes else None]
+        """Makes the folder of the run; every rank gets its path.
+
+        Raises:
+            ALConfigError: on all ranks: it cannot be made, or one of them does not see it.
+        """
+        made = agreed("the output folder", lambda: probed_folder(make_folder(self.experiment)) if self.writes else None)
+        folder: list[Any] = [made]
         dist.broadcast_object_list(folder, src=self.layout.writer)
-        return folder[0]
+        agreed("the output folder", lambda: check_probe(*folder[0]))
+        return folder[0][0]
 
     def _observers(self) -> Observers:
         if not self.writes:
@@ -152,7 +174,11 @@ class Job:
         return Observers(RunFolder(self.config, facts), wandb, Display())
 
     def _train(self, observers: Observers) -> History:
-        """Trains, evaluates and saves, epoch by epoch, until the budget is used up."""
+        """Trains, evaluates and saves, epoch by epoch, until the budget is used up.
+
+        Raises:
+            Stopped: a signal has stopped the run; its checkpoint is saved.
+        """
         history: History = []
         for epoch in range(self.info.first_epoch, self.budget.epochs):
             row = self._train_epoch(epoch, observers)
@@ -161,27 +187,36 @@ class Job:
             if last or (epoch + 1) % self.experiment.evaluate_every == 0:
                 row |= self._validate(history[:-1])
             observers.epoch(row)
-            every, folder = self.experiment.checkpoint_every, self.info.folder / "checkpoints"
+            every = self.experiment.checkpoint_every
             if last or (every and (epoch + 1) % every == 0):
-                with quiet():
-                    self.form.save(self.engine, folder, tag=f"epoch_{epoch + 1}", complete=last)
+                self._save(f"epoch_{epoch + 1}", complete=last)
             if last:
                 break
         return history
 
+    def _save(self, tag: str, *, complete: bool) -> None:
+        with quiet():
+            self.form.save(self.engine, self.info.folder / "checkpoints", tag=tag, complete=complete)
+
     def _train_epoch(self, epoch: int, observers: Observers) -> dict[str, Any]:
-        """Trains the batches of an epoch, and returns its metrics."""
-        engine = self.engine
+        """Trains the batches of an epoch that are left, and returns its metrics.
+
+        Raises:
+            Stopped: a signal has stopped the run; its checkpoint is saved.
+        """
+        engine, before = self.engine, max(self.info.first_batch, epoch * self.budget.batches_per_epoch)
         engine.reset_stats()
-        batches = self.budget.batches(epoch)
+        end = epoch * self.budget.batches_per_epoch + self.budget.batches(epoch)
         since = time.perf_counter()
-        first = epoch * self.budget.batches_per_epoch + 1
-        for batch in range(first, first + batches):
+        for batch in range(before + 1, end + 1):
             self._train_batch()
             observers.batch(epoch, self._snapshot)
             if self.writes and batch % self.experiment.log_every == 0:
                 observers.logged(self._row(epoch, batch, seconds=time.perf_counter() - since))
                 since = time.perf_counter()
+            if self.stop.after(batch):
+                self._save(f"batch_{batch}", complete=True)
+                raise self.stop.stopped(batch, folder=self.info.folder / "checkpoints")
         stats = engine.gather(engine.stats())
         seconds = max(each.wall for each in stats)
         means, losses = self.form.epoch_losses(engine)
@@ -190,7 +225,7 @@ class Job:
         return {
             "epoch": epoch + 1,
             "seconds": seconds,
-            "samples_per_second": batches * self.sizes.samples / seconds,
+            "samples_per_second": (end - before) * self.sizes.samples / seconds,
             "learning_rate": engine.get_lr()[0],
             "idle": [each.idle for each in stats],
             "wait_data": stats[0].wait_data,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import tempfile
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,6 +27,8 @@ from ds_al.system.secrets import without_secrets
 from ds_al.trace import Event
 from ds_al.trace.analysis import computing
 from ds_al.trace.timelines import timeline
+
+_PROBE = ".probe"  # removed when the run starts
 
 
 class RunFolder(Observer):
@@ -48,6 +52,7 @@ class RunFolder(Observer):
     def started(self, info: RunInfo) -> None:
         """Writes ``config.json``, and opens ``metrics.jsonl``."""
         self._info = info
+        (info.folder / _PROBE).unlink(missing_ok=True)
         write_json(info.folder / "config.json", {**without_secrets(self._config), RESOLVED: self._facts})
         self._metrics: TextIO = (info.folder / "metrics.jsonl").open("w")
 
@@ -57,7 +62,7 @@ class RunFolder(Observer):
 
     def losses(self, epoch: int, losses: Tensor) -> None:
         """Writes one line per batch."""
-        for batch, row in enumerate(losses.tolist(), start=epoch * self._info.batches_per_epoch + 1):
+        for batch, row in enumerate(losses.tolist(), start=self._info.batches_until(epoch) + 1 - len(losses)):
             self._write({"kind": "batch", "epoch": epoch + 1, "batch": batch, "losses": row})
 
     def epoch(self, row: Mapping[str, Any]) -> None:
@@ -146,6 +151,42 @@ def new_folder(parent: Path) -> Path:
             return folder
         except FileExistsError:
             count += 1
+
+
+def probed_folder(parent: Path) -> tuple[Path, str]:
+    """Makes a folder with a file by which other ranks recognize it; returns its absolute path, and the file's text.
+
+    Raises:
+        ALConfigError: the folder cannot be made, or nothing can be written to it.
+    """
+    text = uuid.uuid4().hex
+    try:
+        folder = new_folder(parent.resolve())
+        (folder / _PROBE).write_text(text)
+    except (OSError, ValueError) as error:
+        raise ALConfigError(
+            f"cannot write to {str(parent)!r} (experiment.output and experiment.name): {error}: choose another --output"
+        ) from None
+    return folder, text
+
+
+def check_probe(folder: Path, text: str, *, seconds: float = 10.0) -> None:
+    """Checks that this rank sees a folder that another one has made; waits a little for a network's file system.
+
+    Raises:
+        ALConfigError: it does not.
+    """
+    limit = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError):
+            if (folder / _PROBE).read_text() == text:
+                return
+        if time.monotonic() > limit:
+            raise ALConfigError(
+                f"this host does not see {str(folder)!r}, which the rank that writes has just made: --output has to be "
+                "a folder that all hosts share, since every stage writes its part of a checkpoint there"
+            )
+        time.sleep(0.1)
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: Path, *, bounds: Sequence[int]) -> None:

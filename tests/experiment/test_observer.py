@@ -55,4 +55,4 @@ def test_the_folder_of_a_run_that_failed_has_all_lines_up_to_then(tmp_path: Path
     assert json.loads((tmp_path / "config.json").read_text()) == {"key": 1, "resolved": {"method": "streaming"}}
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows.pop(0) == {"kind": "log", "batch": 10, "losses": [[None, 2.0]]}
-    assert [(row["batch"], row["losses"]) for row in rows] == [(11, [[1.0, 2.0]]), (12, [[3.0, 4.0]])]
+    assert [(row["batch"], row["losses"]) for row in rows] == [(19, [[1.0, 2.0]]), (20, [[3.0, 4.0]])]

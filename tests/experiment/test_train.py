@@ -298,6 +298,23 @@ def test_a_bad_config_ends_with_one_clear_message(
     assert "Traceback" not in result.stderr
 
 
+def test_what_one_rank_alone_finds_wrong_is_printed_by_all(tmp_path: Path) -> None:
+    """As on a host without the config, or with another one."""
+    (tmp_path / "of_rank_0.json").write_text(json.dumps(CONFIG))
+    script = tmp_path / "start.py"
+    script.write_text(
+        "import os, runpy, sys\n"
+        "sys.argv = ['train.py', '--deepspeed_config', f'of_rank_{os.environ[\"RANK\"]}.json', '--output', 'runs']\n"
+        f"runpy.run_path({str(ROOT / 'run/train.py')!r}, run_name='__main__')\n"
+    )
+    result = launch(str(script), [], ranks=2, folder=tmp_path, env={"WANDB_MODE": "disabled"})
+    assert result.returncode == 1
+    errors = [line for line in result.stderr.splitlines() if ": error: the config, rank 1 (" in line]
+    assert sorted(line.split(" (")[0] for line in errors)[:1] in (["rank 0"], ["rank 1"]), result.stderr
+    assert all("of_rank_1.json" in line for line in errors)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_number_of_processes_that_does_not_fit_names_those_that_do(tmp_path: Path) -> None:
     result = train(tmp_path, "--set", "experiment.model.options.widths=[16]", WANDB_MODE="disabled")
     assert result.returncode != 0
