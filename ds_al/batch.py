@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class BatchPreparation:
         check: also check values; otherwise only structure and shapes are checked.
         dynamic_shape: shapes may change from one micro-batch to the next.
         dtype: floating-point inputs are cast to it; ``None`` leaves them unchanged.
+        check_input: checks x of the network, with the values, before it is moved to the device.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class BatchPreparation:
         check: bool,
         dynamic_shape: bool,
         dtype: torch.dtype | None = None,
+        check_input: Callable[[Activation], None] | None = None,
     ) -> None:
         self.objective = objective
         self.num_classes = num_classes
@@ -46,6 +48,7 @@ class BatchPreparation:
         self.check = check
         self.dynamic_shape = dynamic_shape
         self.dtype = dtype
+        self.check_input = check_input
         self._shapes: list[torch.Size] | None = None
 
     def reset_shape(self) -> None:
@@ -123,9 +126,12 @@ class BatchPreparation:
                 f"got labels of {labels.dtype}: expected integer class numbers; use labels.long() if they are whole"
             )
         plain, labels = tuple(map(_plain, parts)), _plain(labels)
+        x = plain if isinstance(x, tuple) else plain[0]
         if self.check:
             self._check_values(plain, labels)
-        return (plain if isinstance(x, tuple) else plain[0]), labels
+            if self.check_input is not None:
+                self.check_input(x)
+        return x, labels
 
     def compared(self, labels: Tensor) -> Tensor:
         """Returns the targets of scores: labels ``(B,)`` as one-hot floats ``(B, V)`` on the device. Labels of tokens

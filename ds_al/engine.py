@@ -65,6 +65,7 @@ from ds_al.stage import LocalStage
 from ds_al.system.generators import Generators
 from ds_al.tensors import Activation, Target, first
 from ds_al.trace import (
+    Calls,
     Observation,
     Recording,
     Report,
@@ -74,6 +75,8 @@ from ds_al.trace import (
     StageStats,
     Tracing,
     Watchdog,
+    batch_call,
+    joint_call,
 )
 from ds_al.transport.compression import COMPRESSIONS
 from ds_al.transport.message import pack, unpack
@@ -137,6 +140,7 @@ class ALPipelineEngine(PipelineEngine):
         if self.al.compile is not None:
             self._compile(self.al.compile)
 
+        self.calls = Calls()
         self.recording = Recording()
         handlers = {kind: MethodType(handler, self) for kind, handler in self._INSTRUCTION_MAP.items()}
         self.runner = Runner(handlers, observe=self._observe, recording=self.recording)
@@ -163,6 +167,7 @@ class ALPipelineEngine(PipelineEngine):
             dtype=settings.precision.dtype if settings.precision.is_low else None,
             check=self.al.check_inputs,
             dynamic_shape=self.dynamic_shape,
+            check_input=self.module.check_input,
         )
         self.checkpoints = Checkpoints(self.topology)
         self.links = Links(
@@ -188,6 +193,7 @@ class ALPipelineEngine(PipelineEngine):
             channels=self.links.evaluation,
             generators=self.generators,
             timed=self.runner.timed,
+            calls=self.calls,
         )
         self.counters = StageCounters(self.stage_id, senders=self.links.senders, receivers=self.links.receivers)
         self.loader: ShuffledLoader | None = None
@@ -221,7 +227,11 @@ class ALPipelineEngine(PipelineEngine):
             parameters=self.module.parameters,
         )
         self.watchdog = Watchdog.start(
-            self.runner.progress, topology=self.topology, seconds=self.al.stall_seconds, on_stall=self.al.on_stall
+            self.runner.progress,
+            calls=self.calls,
+            topology=self.topology,
+            seconds=self.al.stall_seconds,
+            on_stall=self.al.on_stall,
         )
 
     @torch.no_grad()
@@ -282,6 +292,7 @@ class ALPipelineEngine(PipelineEngine):
 
     # ---- training ----------------------------------------------------------------------------------
 
+    @batch_call
     def train_batch(self, data_iter: Iterator[Any] | None = None) -> Tensor:
         """Trains this stage on the next ``gradient_accumulation_steps()`` micro-batches.
 
@@ -299,8 +310,9 @@ class ALPipelineEngine(PipelineEngine):
         Raises:
             ALConfigError: there is no optimizer, or a weight requires a gradient since ``initialize``.
             ALDataError: a batch that cannot be trained on (first stage).
-            ALLayerError: a layer raised or returned something that cannot be sent, or a loss is NaN or infinite; on a
-                GPU, whose host does not wait, such a loss is found one or a few batches later.
+            ALLayerError: a layer raised or returned something that cannot be sent, or a loss, an output of f or g, a
+                gradient or a weight is NaN or infinite: on a CPU before the step, on a GPU, whose host does not wait,
+                up to 8 micro-batches later.
             ALTransportError: a neighbouring stage is gone, or shapes changed.
         """
         if not torch.is_grad_enabled():
@@ -357,7 +369,6 @@ class ALPipelineEngine(PipelineEngine):
         if self.al.count == "batch":
             self._count_step()
         self.agg_train_loss = losses.sum()
-        self.stage.check_finite(losses)
         self.unused.after_batch()
         self._log()
         return self.agg_train_loss
@@ -479,10 +490,12 @@ class ALPipelineEngine(PipelineEngine):
         """Returns the latest known metrics of this stage and those before it; waits for the device, not for a stage."""
         return dict(enumerate(self._report.stage_metrics()[: self.stage_id + 1]))
 
+    @joint_call
     def gather(self, value: Any) -> list[Any]:
         """Returns the values of all stages, in their order; drains the pipeline. Every rank must call it."""
         return self.topology.gather(value)
 
+    @joint_call
     def gather_losses(self) -> Tensor:
         """Returns the local losses of all layers since the last call, ``(batches, N, 2)``, means over data parallel
         replicas; drains the pipeline. Of more than 65,536 batches the latest are kept.
@@ -568,12 +581,12 @@ class ALPipelineEngine(PipelineEngine):
 
         Raises:
             ALCheckpointError: an asynchronous save failed.
-            ALLayerError: a loss of the latest batches was NaN or infinite.
+            ALLayerError: a number of the latest micro-batches was NaN or infinite.
         """
         if self.sender is not None:
             self.sender.flush()
         self.checkpoints.flush()
-        self.stage.check_finite(wait=True)
+        self.stage.finite.settle()
 
     def destroy(self) -> None:
         """Waits for the last messages, ends the watchdog, and frees the resources of DeepSpeed."""
@@ -606,6 +619,7 @@ class ALPipelineEngine(PipelineEngine):
         compile_layers(self.layers, config, dynamic_shape=self.dynamic_shape)
         self._is_compiled = True
 
+    @joint_call
     def save_checkpoint(
         self,
         save_dir: str,
@@ -640,9 +654,11 @@ class ALPipelineEngine(PipelineEngine):
             client_state=client_state or {},
             leave_out_frozen=exclude_frozen_parameters,
             asynchronous=options.asynchronous if asynchronous is None else asynchronous,
+            settle=self.stage.finite.settle,
         )
         return True
 
+    @joint_call
     def load_checkpoint(
         self,
         load_dir: str,
@@ -713,6 +729,7 @@ class ALPipelineEngine(PipelineEngine):
         self.stage.reset_shapes()
         self.preparation.reset_shape()
 
+    @joint_call
     def eval_batch(
         self,
         data_iter: Iterator[Any] | None,
@@ -745,6 +762,7 @@ class ALPipelineEngine(PipelineEngine):
             reduce_output=reduce_output,
         )
 
+    @joint_call
     def evaluate(self, batches: Iterable[Any] | None) -> dict[str, Any]:
         """Returns accuracy and loss at every exit over a data set; every rank must call it.
 
@@ -758,6 +776,7 @@ class ALPipelineEngine(PipelineEngine):
         """
         return self.inference.evaluate(batches)
 
+    @joint_call
     def predict(self, x: Activation | None, exit: int | None = None, average: int = 1) -> Tensor:
         """Returns label scores ``(B, V)`` after ``exit`` layers (1-based, by default all); every rank must call it.
 

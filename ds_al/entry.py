@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,24 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from ds_al import host
 from ds_al.baseline import data_parallel
 from ds_al.baseline.engine import BackpropPipelineEngine
-from ds_al.config.base import read_file
+from ds_al.config.base import checked, read_file
 from ds_al.config.settings import Settings
 from ds_al.engine import ALPipelineEngine
 from ds_al.errors import ALConfigError
 from ds_al.module import ALPipelineModule
 from ds_al.optim import names, schedules
+from ds_al.parallel.agreement import agreed, environment, flat
 from ds_al.parallel.world import join_world
 from ds_al.system.generators import Generators
 from ds_al.system.versions import check_deepspeed
+
+_OWN = frozenset(
+    (
+        *("steps_per_print", "wall_clock_breakdown", "dump_state", "log_level"),
+        *("tensorboard", "csv_monitor", "wandb", "comet"),
+    )
+)
+"""Keys of a config that may differ between ranks."""
 
 
 def initialize(
@@ -69,7 +77,8 @@ def initialize(
 
     Raises:
         ALVersionError: DeepSpeed is too old.
-        ALConfigError: the config is missing or malformed, or requests something that is not supported.
+        ALConfigError: on all ranks, if on one of them the config is missing or malformed, or requests something that
+            is not supported, or if config, network, releases or code are not the same.
     """
     check_deepspeed()
     if not isinstance(model, PipelineModule):
@@ -81,16 +90,22 @@ def initialize(
         raise ALConfigError("mpu must be None: a pipeline brings its own")
     zero.partition_parameters.shutdown_init_context()
     join_world(distributed_port=distributed_port, dist_init_required=dist_init_required)
-    config = read_config(args, config)
     is_al = isinstance(model, ALPipelineModule)
-    settings = Settings.of(config, is_al=is_al, module=type(model).__name__)
-    if settings.al.method == data_parallel.METHOD:
-        data_parallel.check_module(model)
-    names.check(config, settings.al)
-    schedules.check(config)
-    _check_given(optimizer, lr_scheduler)
-    settings.precision.check_device()
-    ds_config = DeepSpeedConfig(settings.deepspeed, model.mpu())
+    replicas = model.mpu().get_data_parallel_world_size()
+
+    def checked() -> tuple[dict[str, Any], Settings]:
+        own = read_config(args, config)
+        settings = Settings.of(own, is_al=is_al, module=type(model).__name__, replicas=replicas)
+        if settings.al.method == data_parallel.METHOD:
+            data_parallel.check_module(model)
+        names.check(own, settings.al)
+        schedules.check(own)
+        _check_given(optimizer, lr_scheduler)
+        settings.precision.check_device()
+        return own, settings
+
+    _, settings = agreed("initialize", checked, facts=lambda found: {**environment(), **_facts(found[0], model)})
+    ds_config = _deepspeed_config(settings.deepspeed, model)
     deepspeed.set_optimizer_flags(ds_config, model)
     engine_class = ALPipelineEngine if is_al else BackpropPipelineEngine
     with Generators().aside():
@@ -111,6 +126,14 @@ def initialize(
     model.parts = [int(bound) for bound in model.parts]  # numpy's where DeepSpeed balanced them: no JSON takes those
     zero.partition_parameters.restore_init_context()
     host.configure_python_gc(engine)
+    if is_al and engine.global_rank == 0 and engine.steps_per_print():
+        steps = settings.al.steps_per_batch or engine.micro_batches
+        print(
+            f"ds_al: train_batch() makes {steps} optimizer steps on {engine.micro_batches} micro-batches of "
+            f'{engine.micro_batch_size} ("steps_per_batch"); the loss is the sum of the local losses of stage 0, '
+            f"layers 1 to {len(engine.layers)} of {host.num_layers(model)}",
+            flush=True,
+        )
     return engine, engine.optimizer, engine.training_dataloader, engine.lr_scheduler
 
 
@@ -131,6 +154,29 @@ def _check_given(optimizer: Any, lr_scheduler: Any) -> None:
         schedules.check_made(lr_scheduler)
 
 
+def _deepspeed_config(config: dict[str, Any], model: PipelineModule) -> DeepSpeedConfig:
+    """Builds DeepSpeed's view of the config.
+
+    Raises:
+        ALConfigError: DeepSpeed refuses a value that only it knows, such as one in a block for a ``bp_*`` method.
+    """
+    try:
+        return DeepSpeedConfig(config, model.mpu())
+    except Exception as error:  # assertions, and errors of pydantic and of the standard library
+        raise ALConfigError(f"DeepSpeed refuses this config: {type(error).__name__}: {error}") from error
+
+
+def _facts(config: Mapping[str, Any], model: PipelineModule) -> dict[str, Any]:
+    """What has to be equal on all ranks of a job: the config, apart from what only prints, and the network."""
+    shared = {key: value for key, value in config.items() if key not in _OWN}
+    network = {
+        "base_seed": model.base_seed,
+        "number of layers": host.num_layers(model),
+        "partition": [int(bound) for bound in model.parts],
+    }
+    return {**flat(shared), **network}
+
+
 def read_config(args: Any, config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
     """The config that is given either way, as a dict of its own.
 
@@ -144,5 +190,5 @@ def read_config(args: Any, config: str | Path | Mapping[str, Any] | None) -> dic
     if config is None:
         raise ALConfigError("no config: give --deepspeed_config PATH, or initialize(config=...)")
     if isinstance(config, Mapping):
-        return json.loads(json.dumps(config))  # a deep copy, of exactly what a file could hold
+        return checked(config)
     return read_file(config)

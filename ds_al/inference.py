@@ -25,6 +25,7 @@ from ds_al.module import ALPipelineModule
 from ds_al.parallel.topology import StageTopology
 from ds_al.system.generators import Generators
 from ds_al.tensors import Activation, to_float32
+from ds_al.trace import Calls, joint_call
 from ds_al.transport.neighbours import Channels
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -52,6 +53,7 @@ class Inference:
         channels: channels of evaluation alone; every message announces its own shapes.
         generators: the user's generators, which his batches draw from.
         timed: returns a context that times the computation inside, by name.
+        calls: calls of the engine.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class Inference:
         channels: Channels,
         generators: Generators,
         timed: Callable[[str], AbstractContextManager[None]],
+        calls: Calls,
     ) -> None:
+        self.calls = calls
         self.module, self.topology, self.preparation = module, topology, preparation
         self.layers, self.device = module.local_layers, preparation.device
         self.batch_fn: Callable[[Any], Any] | None = None
@@ -73,6 +77,7 @@ class Inference:
         self._tables: list[Tensor] = []
         self._generators, self._passes = generators, 0
 
+    @joint_call
     @_apart
     def evaluate(
         self,
@@ -139,6 +144,7 @@ class Inference:
             found["early_exit"] = early_exits(confidence, right, exit_confidence)
         return found
 
+    @joint_call
     @_apart
     def eval_batch(
         self,
@@ -168,6 +174,7 @@ class Inference:
         """See ``engine.predict``."""
         return self.scores([x], exit=exit, average=average)[0].to(self.device)
 
+    @joint_call
     @_apart
     def scores(
         self, xs: Iterable[Activation | None] | None, *, exit: int | None = None, average: int = 1
@@ -208,6 +215,7 @@ class Inference:
         head = x[0] if isinstance(x, tuple) else x
         return x, self.preparation.no_labels(0 if head is None else len(head))
 
+    @joint_call
     @_apart
     def predict_early(self, x: Activation | None, *, confidence: float) -> tuple[Tensor, Tensor]:
         """Returns label scores of the first exit that is confident enough; later layers process only the remaining

@@ -88,5 +88,6 @@ class Runner:
         yield
         seconds = time.perf_counter() - start
         self.progress.seconds[name] += seconds
+        self.progress.timed += 1
         if recorder is not None:
             recorder.add(name, begin, recorder.mark(), Observation(wait=seconds if waiting else 0.0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -12,9 +11,10 @@ from torch import Tensor
 
 from ds_al.errors import ALLayerError
 from ds_al.layer import ALLayer, located, seed_layer
+from ds_al.optim.finite import FiniteCheck
 from ds_al.optim.loss_scale import LayerScale
 from ds_al.system.generators import Generators
-from ds_al.tensors import Activation, HostCopy, Target, stop_gradient
+from ds_al.tensors import Activation, Target, stop_gradient
 from ds_al.trace.recorder import Recording
 
 
@@ -72,7 +72,7 @@ class LocalStage:
         self._scales = loss_scales or {}
         self._gradient: dict[float, Tensor] = {}
         self._losses: list[Tensor] = []
-        self._unchecked: deque[tuple[HostCopy, int]] = deque()
+        self.finite = FiniteCheck(layers, stage_id=stage_id, device=device, scaled=self._scales)
 
     def forward(self, s: Activation, t: Target) -> tuple[Activation, Target]:
         """Runs f and g of every layer, and keeps the graphs for the backward.
@@ -81,7 +81,7 @@ class LocalStage:
             ``(s, t)`` of the last layer, without a graph: the input of the next stage.
 
         Raises:
-            ALLayerError: a layer raised, or returned something other than tensors.
+            ALLayerError: a layer raised, or returned something other than finite tensors.
         """
         recorder = self._recording.recorder
         for index, layer in self.layers:
@@ -95,6 +95,7 @@ class LocalStage:
                 self._blame(error, layer, "forward")
             if recorder is not None:
                 recorder.add_layer("ForwardPass", index, start, recorder.mark())
+            self.finite.outputs(index, s_out, t_out, micro_batch=self.trained_micro_batches)
             self._passes.append(_Pass(index, layer, s_out, t_out, t_in))
             s, t = stop_gradient(s_out), stop_gradient(t_out)
         self._generators.after_pass()
@@ -104,7 +105,7 @@ class LocalStage:
         """Computes both losses of every layer, accumulates ``scale`` times their gradients, and frees the graphs.
 
         Raises:
-            ALLayerError: a layer raised.
+            ALLayerError: a layer raised, or a loss, gradient or weight is not finite.
         """
         passes, self._passes = self._passes, []
         recorder = self._recording.recorder
@@ -119,11 +120,13 @@ class LocalStage:
                     torch.autograd.backward(learning, self._gradients(own, len(learning)))
             except Exception as error:
                 self._blame(error, kept.layer, "local losses and backward")
+            self.finite.before_step(kept.index, losses, micro_batch=self.trained_micro_batches)
             self._losses += [loss.detach() for loss in losses]
             passes[row] = None  # type: ignore[call-overload]  # frees this layer's graph and activations
             if recorder is not None:
                 recorder.add_layer("BackwardPass", kept.index, start, recorder.mark())
         self._generators.after_pass()
+        self.finite.after_backward(micro_batch=self.trained_micro_batches)
         self.trained_micro_batches += 1
 
     def _gradients(self, scale: float, count: int) -> list[Tensor] | None:
@@ -138,33 +141,6 @@ class LocalStage:
         """Returns the means ``(layers, 2)`` of ``(A_i, E_i)`` over the micro-batches since the last call."""
         losses, self._losses = self._losses, []
         return torch.stack(losses).view(-1, len(self.layers), 2).sum(dim=0) / micro_batches
-
-    def check_finite(self, losses: Tensor | None = None, *, wait: bool = False) -> None:
-        """Checks the mean losses ``(layers, 2)`` of a batch, and those of earlier batches that are not checked yet.
-
-        On a GPU the losses are copied to the host, which does not wait for them: the first call that finds them on the
-        host checks them.
-
-        Args:
-            wait: wait for all losses.
-
-        Raises:
-            ALLayerError: one of them is NaN or infinite.
-        """
-        if losses is not None:
-            self._unchecked.append((HostCopy(losses), self.trained_micro_batches))
-        while self._unchecked and (wait or self._unchecked[0][0].is_there()):
-            copy, micro_batches = self._unchecked.popleft()
-            values = copy.wait()
-            if torch.isfinite(values).all():
-                continue
-            row, column = (int(i) for i in (~torch.isfinite(values)).nonzero()[0])
-            _, layer = self.layers[row]
-            raise ALLayerError(
-                f"stage {self.stage_id}, {layer.label}: the {('associated', 'autoencoder')[column]} loss is "
-                f"{values[row, column].item()} up to micro-batch {micro_batches}: lower the learning rate or "
-                'set "layer_gradient_clipping"'
-            )
 
     def _seed(self, layer: int, *, part: int) -> None:
         seed_layer(self.base_seed, layer=layer, step=self._number(self.trained_micro_batches), part=part)

@@ -9,7 +9,6 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import deepspeed
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -35,7 +34,6 @@ def batches(seed: int, size: int = 16, length: int = 64):
         yield (ids, torch.ones_like(ids)), ids
 
 
-deepspeed.init_distributed()
 torch.manual_seed(0)
 sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
 model = LlamaForCausalLM(LlamaConfig(vocab_size=len(characters), pad_token_id=None, **sizes))

@@ -9,7 +9,6 @@ import argparse
 import random
 import tempfile
 
-import deepspeed
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
@@ -40,7 +39,6 @@ arguments = argparse.ArgumentParser()
 arguments.add_argument("--batches", type=int, default=40)
 arguments.add_argument("--local_rank", type=int)
 options = arguments.parse_args()
-deepspeed.init_distributed()
 torch.manual_seed(0)  # a model with random weights has to be the same on every rank
 sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
 model = BertForSequenceClassification(BertConfig(vocab_size=len(VOCABULARY), num_labels=len(TOPICS), **sizes))

@@ -6,7 +6,6 @@ deepspeed --num_accelerators 2 examples/vision_from_layers.py
 import argparse
 import tempfile
 
-import deepspeed
 import torch
 from deepspeed.pipe import LayerSpec
 from torch import nn
@@ -37,7 +36,6 @@ arguments = argparse.ArgumentParser()
 arguments.add_argument("--batches", type=int, default=54)
 arguments.add_argument("--local_rank", type=int)
 options = arguments.parse_args()
-deepspeed.init_distributed()
 data = load_vision("fashion-mnist-small", validation_fraction=0.1, seed=0)
 batches = ShuffledLoader(data.train, batch_size=50, seed=0)
 x, labels = next(iter(ordered_batches(data.validation, batch_size=1000)))

@@ -41,6 +41,7 @@ from ds_al.studies.results import Row, StudyError, header, read, write
 from ds_al.studies.tables.documents import show
 from ds_al.studies.tables.schedules import memory_page
 from ds_al.studies.tables.write import terminal
+from ds_al.system.arguments import amount, output_file
 
 OVERHEAD_TURNS = 15
 MEMORY_METHODS = ("streaming", "bp_1f1b", "bp_gpipe")
@@ -76,12 +77,16 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--tolerance",
-        type=float,
+        type=amount,
         default=guard.TOLERANCE,
         help="with --check: decrease a ratio may have (default: 0.1)",
     )
-    p.add_argument("--json", metavar="PATH", type=Path, help="write header and rows to PATH, and a CSV file next to it")
-    p.add_argument("--markdown", metavar="PATH", type=Path, help="with --memory: write the tables as a page to PATH")
+    p.add_argument(
+        "--json", metavar="PATH", type=output_file, help="write header and rows to PATH, and a CSV file next to it"
+    )
+    p.add_argument(
+        "--markdown", metavar="PATH", type=output_file, help="with --memory: write the tables as a page to PATH"
+    )
     p.add_argument(
         "--methods", type=names, help=f"comma-separated, of {','.join(METHODS)} (default: all; --memory: "
         f"{','.join(MEMORY_METHODS)})",
@@ -96,8 +101,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--repeat", type=positive, default=3, help="repetitions per case; the median is reported (default: 3)"
     )
-    p.add_argument("--forward-ms", type=float, default=50.0, help="sleep of a layer's forward (default: 50)")
-    p.add_argument("--backward-ms", type=float, default=50.0, help="sleep of a layer's backward (default: 50)")
+    p.add_argument("--forward-ms", type=amount, default=50.0, help="sleep of a layer's forward (default: 50)")
+    p.add_argument("--backward-ms", type=amount, default=50.0, help="sleep of a layer's backward (default: 50)")
     p.add_argument("--model", default="vgg,transformer", help="with --layers: comma-separated (default: %(default)s)")
     p.add_argument("--preset", default="small", help="with --layers: preset of the models (default: small)")
     p.add_argument("--width", type=positive, default=64, help="with --memory: width of the layers (default: 64)")

@@ -20,9 +20,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ds_al.errors import ALError
 from ds_al.launch.ranks import start_quickly
+from ds_al.studies.bench.arguments import positive
 from ds_al.studies.sweep.output import Output
 from ds_al.studies.sweep.runner import execute, is_done
 from ds_al.studies.sweep.spec import Run
+from ds_al.system.arguments import more_than_zero, output_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SWEEPS = ROOT / "ds_configs" / "suites"
@@ -35,8 +37,10 @@ def parser() -> argparse.ArgumentParser:
         "--suite", "--sweep", dest="sweep", required=True,
         help="path of the sweep file, or its name in ds_configs/suites",
     )  # fmt: skip
-    p.add_argument("--seeds", type=int, default=3, help="number of seeds, starting at 0 (default: 3)")
-    p.add_argument("--json", metavar="PATH", type=Path, required=True, help="results file; runs are saved next to it")
+    p.add_argument("--seeds", type=positive, default=3, help="number of seeds, starting at 0 (default: 3)")
+    p.add_argument(
+        "--json", metavar="PATH", type=output_file, required=True, help="results file; runs are saved next to it"
+    )
     p.add_argument(
         "--runs", "--cells", metavar="FILE", type=Path,
         help="file of finished runs, NAME.runs.jsonl (default: next to PATH); sweeps that use the same file share "
@@ -52,9 +56,11 @@ def parser() -> argparse.ArgumentParser:
         "--data", metavar="DIR", type=Path, default=os.environ.get("DS_AL_DATA"),
         help="root folder of the sweep's data paths (default: $DS_AL_DATA, else the working directory)",
     )  # fmt: skip
-    p.add_argument("--jobs", type=int, help="number of concurrent runs (default: one process per core)")
-    p.add_argument("--timeout", type=float, default=3600.0, help="time limit of a run in seconds (default: 3600)")
-    p.add_argument("--page", metavar="PATH", type=Path, help="also write a page: tables, figures, missing runs")
+    p.add_argument("--jobs", type=positive, help="number of concurrent runs (default: one process per core)")
+    p.add_argument(
+        "--timeout", type=more_than_zero, default=3600.0, help="time limit of a run in seconds (default: 3600)"
+    )
+    p.add_argument("--page", metavar="PATH", type=output_file, help="also write a page: tables, figures, missing runs")
     p.add_argument("--table-only", action="store_true", help="run nothing; write the tables of the stored runs")
     return p
 

@@ -20,13 +20,18 @@ from ds_al.studies.bench.costs import cost_rows
 from ds_al.studies.bench.recipe_time import measure_recipe
 from ds_al.studies.results import header, write
 from ds_al.studies.tables.documents import fill
+from ds_al.system.arguments import output_file
 
 
 def main() -> None:
     """Counts or measures, and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--json", metavar="PATH", type=Path, required=True, help="write the rows to PATH, and a CSV file next to it"
+        "--json",
+        metavar="PATH",
+        type=output_file,
+        required=True,
+        help="write the rows to PATH, and a CSV file next to it",
     )
     parser.add_argument("--tables", metavar="DOC", type=Path, help="document whose tables are updated")
     parser.add_argument("--time", action="store_true", help="measure the recipe's time instead of counting")

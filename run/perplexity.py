@@ -22,6 +22,7 @@ from ds_al.launch.ranks import free_port, rank_environment
 from ds_al.studies.language.page import write_tables
 from ds_al.studies.language.plan import Plan, choose, measured_runs, run_all
 from ds_al.studies.runs import RunFile
+from ds_al.system.arguments import output_file
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,8 +31,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", type=int, default=3, help="number of seeds, starting at 0 (default: 3)")
     p.add_argument("--steps", type=int, default=Plan.steps, help=f"steps at equal tokens (default: {Plan.steps})")
     p.add_argument("--trial-steps", type=int, default=Plan.trial_steps, help=f"steps per trial ({Plan.trial_steps})")
-    p.add_argument("--json", metavar="PATH", type=Path, required=True, help="results file; runs are saved next to it")
-    p.add_argument("--page", metavar="PATH", type=Path, help="also write a page with tables and figure")
+    p.add_argument(
+        "--json", metavar="PATH", type=output_file, required=True, help="results file; runs are saved next to it"
+    )
+    p.add_argument("--page", metavar="PATH", type=output_file, help="also write a page with tables and figure")
     p.add_argument("--data", default="imdb-small", help="text data set: a folder in $DS_AL_DATA, if set")
     p.add_argument("--vocabulary", type=int, default=2048, help="maximum number of BPE tokens (default: 2048)")
     p.add_argument("--cache", metavar="DIR", help="cache folder of tokenizer and tokens")

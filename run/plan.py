@@ -29,6 +29,10 @@ from ds_al.studies.bench.arguments import numbers, positive
 from ds_al.studies.bench.predictions import against, work_of_profile
 from ds_al.studies.results import header, write
 from ds_al.studies.tables.documents import fill, show
+from ds_al.system.arguments import amount, more_than_zero, output_file
+
+_LARGEST = 1 << 22
+"""Stages x micro-batches up to which a schedule is simulated in reasonable time."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,20 +41,29 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument
     add("--config", metavar="JSON", type=Path, help="plan for the network of this config of run/train.py")
     add("--measure", action="store_true", help="with --config: time the layers on this machine")
-    add("--tflops", type=float, default=10.0, help="with --config: operations per second (default: 10e12)")
-    add("--memory-gbyte", type=float, default=500.0, help="with --config: GB/s of memory, for the step (default: 500)")
+    add("--tflops", type=more_than_zero, default=10.0, help="with --config: operations per second (default: 10e12)")
+    add(
+        "--memory-gbyte",
+        type=more_than_zero,
+        default=500.0,
+        help="with --config: GB/s of memory, for the step (default: 500)",
+    )
     add("--profile", metavar="JSON", type=Path, help="read times, rho and bytes from this file of run/profile.py")
-    add("--forward-ms", type=float, help="forward of one micro-batch through the whole twin")
-    add("--backward-ms", type=float, help="backward of one micro-batch (default: twice the forward)")
-    add("--step-ms", type=float, help="one optimizer step of the whole network (default: 0)")
-    add("--rho", type=float, help="compute of the AL form relative to the twin (default: 1; see docs/models.md)")
-    add("--activation-mb", type=float, help="megabytes sent from stage to stage per micro-batch (default: 0)")
-    add("--target-mb", type=float, help="additional megabytes of an AL message (default: 0)")
-    add("--parameters", type=float, help="parameters of the network (4 bytes each), for data parallel training")
+    add("--forward-ms", type=more_than_zero, help="forward of one micro-batch through the whole twin")
+    add("--backward-ms", type=amount, help="backward of one micro-batch (default: twice the forward)")
+    add("--step-ms", type=amount, help="one optimizer step of the whole network (default: 0)")
+    add(
+        "--rho",
+        type=more_than_zero,
+        help="compute of the AL form relative to the twin (default: 1; see docs/models.md)",
+    )
+    add("--activation-mb", type=amount, help="megabytes sent from stage to stage per micro-batch (default: 0)")
+    add("--target-mb", type=amount, help="additional megabytes of an AL message (default: 0)")
+    add("--parameters", type=amount, help="parameters of the network (4 bytes each), for data parallel training")
     add("--stages", type=numbers, default=(2, 4, 8), help="comma-separated (default: 2,4,8)")
     add("--micro-batches", type=numbers, default=(4, 8, 16, 32, 64), help="micro-batches per batch (default: 4..64)")
     add("--link", default=None, help="speed between neighbours, such as 100mbit or 400gbit (default: no limit)")
-    add("--latency-ms", type=float, default=0.0, help="message latency (default: 0)")
+    add("--latency-ms", type=amount, default=0.0, help="message latency (default: 0)")
     add("--queue-depth", type=positive, help="messages in flight per AL stage (default: the config's, or 2)")
     add("--methods", type=_methods, default=COMPARED, help=f"comma-separated (default: {','.join(COMPARED)})")
     add(
@@ -60,9 +73,9 @@ def parser() -> argparse.ArgumentParser:
     add("--overheads", metavar="JSON", type=Path, default=Path("docs/results/profile_sleeping.json"),
         help="with --against: profile of sleeping layers, for overheads (default: %(default)s)")  # fmt: skip
     add("--tables", metavar="DOC", type=Path, help="with --against and --json: document whose table is updated")
-    add("--json", metavar="PATH", type=Path, help="write header and rows to PATH, and a CSV file next to it")
-    add("--markdown", metavar="PATH", type=Path, help="write the table and the advice to PATH")
-    add("--figure", metavar="PATH", type=Path, help="draw times over M to PATH (PNG and SVG)")
+    add("--json", metavar="PATH", type=output_file, help="write header and rows to PATH, and a CSV file next to it")
+    add("--markdown", metavar="PATH", type=output_file, help="write the table and the advice to PATH")
+    add("--figure", metavar="PATH", type=output_file, help="draw times over M to PATH (PNG and SVG)")
     return p
 
 
@@ -80,6 +93,11 @@ def main() -> None:
         link = Link(bytes_per_second(args.link) if args.link else float("inf"), args.latency_ms / 1000)
     except (ValueError, ALError) as error:
         sys.exit(f"error: {error}")
+    if max(args.stages) * max(args.micro_batches) > _LARGEST:
+        sys.exit(
+            f"error: got --stages {max(args.stages)} and --micro-batches {max(args.micro_batches)}: expected a product "
+            f"of {_LARGEST:,} at most, since schedules are simulated"
+        )
     machines = replace(machines, links=link, queue_depth=args.queue_depth or machines.queue_depth)
     with console.status("simulating"):
         found = list(

@@ -38,6 +38,7 @@ else:
     from ds_al.studies.bench.workloads import METHODS
     from ds_al.studies.results import header, write
     from ds_al.studies.tables.documents import fill, show
+    from ds_al.system.arguments import amount, output_file
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,13 +57,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--micro-batch", type=positive, default=32, help="samples per micro-batch of a model (default: 32)")
     p.add_argument("--batches", type=positive, default=3, help="batches per recorded run (default: 3)")
     p.add_argument("--repeat", type=positive, default=3, help="recordings per case; medians are reported (default: 3)")
-    p.add_argument("--forward-ms", type=float, default=50.0, help="sleep of a layer's forward (default: 50)")
-    p.add_argument("--backward-ms", type=float, default=50.0, help="sleep of a layer's backward (default: 50)")
+    p.add_argument("--forward-ms", type=amount, default=50.0, help="sleep of a layer's forward (default: 50)")
+    p.add_argument("--backward-ms", type=amount, default=50.0, help="sleep of a layer's backward (default: 50)")
     p.add_argument(
-        "--json", metavar="PATH", type=Path, help="write header and rows to PATH, CSV and figures next to it"
+        "--json", metavar="PATH", type=output_file, help="write header and rows to PATH, CSV and figures next to it"
     )
     p.add_argument(
-        "--figure", metavar="PATH", type=Path, help="write only the timeline to PATH (PNG and SVG); "
+        "--figure", metavar="PATH", type=output_file, help="write only the timeline to PATH (PNG and SVG); "
         "needs a single number of micro-batches",
     )  # fmt: skip
     p.add_argument("--trace", metavar="DIR", type=Path, help="write trace.json and trace.csv of each case below DIR")

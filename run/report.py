@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ds_al.errors import ALError
 from ds_al.report.content import QUESTION
+from ds_al.system.arguments import output_file
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,10 +26,16 @@ def parser() -> argparse.ArgumentParser:
         help="run folder (runs/<name>/<time>), a folder with runs at any depth, or a profile's .json file",
     )
     p.add_argument(
-        "--out", metavar="PATH", type=Path, help="path of the HTML page (default: report.html without --markdown)"
+        "--out",
+        metavar="PATH",
+        type=output_file,
+        help="path of the HTML page (default: report.html without --markdown)",
     )
     p.add_argument(
-        "--markdown", metavar="PATH", type=Path, help="path of a Markdown file; pictures go to a folder next to it"
+        "--markdown",
+        metavar="PATH",
+        type=output_file,
+        help="path of a Markdown file; pictures go to a folder next to it",
     )
     p.add_argument("--title", help="heading (default: the names of the runs)")
     p.add_argument("--question", help=f"question that the report answers (default: {QUESTION!r})")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import asdict
-from pathlib import Path
 
 from rich.console import Console
 
@@ -20,6 +19,7 @@ from ds_al.studies.figures import draw_scale
 from ds_al.studies.results import header, read, write
 from ds_al.studies.scale import page as scale_page
 from ds_al.studies.scale.predictions import Study
+from ds_al.system.arguments import output_file
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,8 +27,16 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Study()
     add = p.add_argument
-    add("--json", metavar="PATH", type=Path, required=True, help="write the rows to PATH, and a CSV file next to it")
-    add("--markdown", metavar="PATH", type=Path, help="write the page to PATH, its figures to the folder figures")
+    add(
+        "--json",
+        metavar="PATH",
+        type=output_file,
+        required=True,
+        help="write the rows to PATH, and a CSV file next to it",
+    )
+    add(
+        "--markdown", metavar="PATH", type=output_file, help="write the page to PATH, its figures to the folder figures"
+    )
     add("--draw", action="store_true", help="read the rows from --json instead of predicting them")
     add("--stages", type=numbers, default=default.stages, help="numbers of stages (default: 64,256,1024)")
     add("--micro-batches", type=numbers, default=default.micro_batches, help="micro-batches (default: 64,256)")

@@ -38,6 +38,7 @@ from ds_al.studies.figures import draw_results
 from ds_al.studies.progress import Bar
 from ds_al.studies.results import Row, header, read, write
 from ds_al.studies.tables.documents import fill, show
+from ds_al.system.arguments import amount, output_file
 
 Rows = Sequence[Row]
 
@@ -67,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--draw", action="store_true", help="redraw the figures of the JSON files from their rows")
     add("--model", type=choices(*sorted(AL_MODELS)), help="alone: scaling with this model (transformer); with "
         "--ceiling or --against-1f1b: comma-separated (default: vgg,transformer)")  # fmt: skip
-    add("--json", metavar="PATH", type=Path, help="write header and rows to PATH, CSV and figure next to it")
+    add("--json", metavar="PATH", type=output_file, help="write header and rows to PATH, CSV and figure next to it")
     add("--micro-batches", type=numbers, help="micro-batches per batch (default: 16; 8 for networks); with "
         "--against-1f1b comma-separated (default: 2,4,8,16)")  # fmt: skip
     add("--micro-batch", type=positive, default=32, help="samples per micro-batch of a network (default: 32)")
@@ -84,8 +85,8 @@ def parser() -> argparse.ArgumentParser:
         "(default: 4; 2 for networks)")  # fmt: skip
     add("--drained-batches", type=positive, default=1, help="batches of all other methods, whose batches all take "
         "the same time (default: 1)")  # fmt: skip
-    add("--forward-ms", type=float, default=50.0, help="sleep of a layer's forward (default: 50)")
-    add("--backward-ms", type=float, default=50.0, help="sleep of a layer's backward (default: 50)")
+    add("--forward-ms", type=amount, default=50.0, help="sleep of a layer's forward (default: 50)")
+    add("--backward-ms", type=amount, default=50.0, help="sleep of a layer's backward (default: 50)")
     add("--data", metavar="DIR", help="folder of AG News's parquet files (default: $DS_AL_DATA/ag-news if that is "
         "set, else the cache or the hub; random tokens if it is unavailable)")  # fmt: skip
     pairs = p.add_argument_group("two cores")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +23,7 @@ from ds_al.studies.bench.slow_link import LinkCases, measure_slow_link
 from ds_al.studies.figures import draw_slow_link
 from ds_al.studies.results import header, write
 from ds_al.studies.tables.documents import show
+from ds_al.system.arguments import more_than_zero, output_file
 
 NOT_ALLOWED = 3
 
@@ -42,11 +42,15 @@ def parser() -> argparse.ArgumentParser:
     add("--cut", type=positive, default=2, help="first layer of the second stage, counted from 0 (default: 2)")
     add("--micro-batch", type=positive, default=64, help="samples per micro-batch (default: 64)")
     add("--micro-batches", type=positive, default=8, help="micro-batches per batch (default: 8)")
-    add("--seconds", type=float, default=6.0, help="time limit of a case, with at least one batch (default: 6)")
+    add(
+        "--seconds", type=more_than_zero, default=6.0, help="time limit of a case, with at least one batch (default: 6)"
+    )
     add("--repeat", type=positive, default=3, help="repetitions per case; cases alternate (default: 3)")
-    add("--timeout", type=float, default=480.0, help="seconds before the measurement is aborted (default: 480)")
-    add("--json", metavar="PATH", type=Path, help="write header and rows to PATH, and a CSV file next to it")
-    add("--figure", metavar="PATH", type=Path, help="draw to PATH (PNG and SVG)")
+    add(
+        "--timeout", type=more_than_zero, default=480.0, help="seconds before the measurement is aborted (default: 480)"
+    )
+    add("--json", metavar="PATH", type=output_file, help="write header and rows to PATH, and a CSV file next to it")
+    add("--figure", metavar="PATH", type=output_file, help="draw to PATH (PNG and SVG)")
     return p
 
 

@@ -16,9 +16,11 @@ import torch
 
 from ds_al.config.base import read_file
 from ds_al.experiment.config import override
-from ds_al.experiment.job import Job
+from ds_al.experiment.job import Job, join
 from ds_al.experiment.process import run_rank
 from ds_al.experiment.run_folder import write_json
+from ds_al.parallel.agreement import agreed, flat
+from ds_al.system.arguments import output_file
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--resume",
         metavar="DIR",
-        help="continues from the latest checkpoint in this folder (runs/<name>/<time>/checkpoints)",
+        help="continues from the latest checkpoint of the run in this folder (runs/<name>/<time>)",
     )
     add(
         "--trace",
@@ -72,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
         help="at the end, lets each test sample leave at the first exit whose softmax gives a class this probability, "
         "and reports accuracy and cost; with --resume, of a network that is trained already",
     )
-    add("--json", metavar="PATH", help="also writes the final table to this file, for programs")
+    add("--json", metavar="PATH", type=output_file, help="also writes the final table to this file, for programs")
     add(
         "--local_rank",
         type=int,
@@ -89,7 +91,7 @@ def assignments(args: argparse.Namespace) -> list[str]:
         "experiment.num_stages": args.stages,
         "experiment.epochs": args.epochs,
         "experiment.seed": args.seed,
-        "experiment.output": args.output,
+        "experiment.output": _string(args.output),
         "experiment.data.path": _string(args.data_path),
         "experiment.data.text_column": _string(args.text_column),
         "experiment.data.label_column": _string(args.label_column),
@@ -108,7 +110,9 @@ def main() -> None:
     """Runs one rank."""
     args = parser().parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    job = Job(override(read_file(args.deepspeed_config), assignments(args)), resume=args.resume)
+    join()
+    config = agreed("the config", lambda: override(read_file(args.deepspeed_config), assignments(args)), facts=flat)
+    job = Job(config, resume=args.resume)
     summary = job.run()
     if args.json and job.writes:
         write_json(args.json, summary)

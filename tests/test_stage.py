@@ -1,27 +1,16 @@
-"""One stage: losses that are not finite are found on every device, and name their layer."""
+"""One stage: numbers that are not finite are found on every device, and name layer, function and micro-batch."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from ds_al import stage as stage_module
 from ds_al.errors import ALLayerError
+from ds_al.optim import finite
 from ds_al.stage import LocalStage
 from tests.support.networks import NETWORKS
 
-NAN = torch.tensor([[0.5, 0.25], [float("nan"), 0.5]])
-FINE = torch.ones(2, 2)
-
-
-def make_stage() -> LocalStage:
-    layers = NETWORKS["mlp"].build(7)[:2]
-    return LocalStage(list(enumerate(layers)), stage_id=0, base_seed=7, device=torch.device("cpu"))
-
-
-def test_a_loss_that_is_not_finite_names_its_layer_at_once() -> None:
-    with pytest.raises(ALLayerError, match=r"stage 0, AL layer Block: the associated loss is nan up to micro-batch 0"):
-        make_stage().check_finite(NAN)
+NAN_IN_G = r"stage 0, AL layer Block, micro-batch 1, function g: the output of g holds nan"
 
 
 class Late:
@@ -39,38 +28,79 @@ class Late:
         return self.tensor
 
 
-def test_where_the_host_does_not_wait_it_is_found_once_the_numbers_arrive(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """On a GPU such losses once were found by nobody: the check was for the CPU alone."""
-    monkeypatch.setattr(stage_module, "HostCopy", Late)
+def make_stage(*, late: bool = False) -> LocalStage:
+    """Two layers; with ``late`` as on a GPU, whose host does not wait."""
+    layers = NETWORKS["mlp"].build(7)[:2]
+    stage = LocalStage(list(enumerate(layers)), stage_id=0, base_seed=7, device=torch.device("cpu"))
+    stage.finite._waits = not late
+    return stage
+
+
+def train(stage: LocalStage, micro_batches: int) -> None:
+    for x, labels in NETWORKS["mlp"].batches(micro_batches):
+        stage.forward(x, torch.nn.functional.one_hot(labels, 4).float())
+        stage.backward(scale=1.0)
+
+
+def spoil(stage: LocalStage) -> None:
+    with torch.no_grad():
+        stage.layers[1][1].g.weight[0, 0] = float("nan")
+
+
+def test_where_the_host_waits_it_is_found_before_the_output_leaves() -> None:
     stage = make_stage()
-    stage.check_finite(NAN)
-    stage.trained_micro_batches = 4
-    stage.check_finite(FINE)
+    train(stage, 1)
+    spoil(stage)
+    with pytest.raises(ALLayerError, match=r"micro-batch 1, function g: weight g\.weight holds nan"):
+        train(stage, 1)
+
+
+def test_where_the_host_does_not_wait_it_is_found_once_the_numbers_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU such numbers once were found by nobody: the check was for the CPU alone."""
+    monkeypatch.setattr(finite, "HostCopy", Late)
+    stage = make_stage(late=True)
+    train(stage, 1)
+    spoil(stage)
+    train(stage, 2)
     monkeypatch.setattr(Late, "arrived", True)
-    with pytest.raises(ALLayerError, match="the associated loss is nan up to micro-batch 0"):
-        stage.check_finite(FINE)
+    with pytest.raises(ALLayerError, match=NAN_IN_G):
+        train(stage, 1)
 
 
-def test_the_end_waits_for_all_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage_module, "HostCopy", Late)
-    stage = make_stage()
-    stage.check_finite(FINE)
-    stage.check_finite(NAN)
-    with pytest.raises(ALLayerError, match="is nan"):
-        stage.check_finite(wait=True)
+def test_the_host_waits_for_the_numbers_of_eight_micro_batches_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finite, "HostCopy", Late)
+    stage = make_stage(late=True)
+    train(stage, 1)
+    spoil(stage)
+    train(stage, finite.BEHIND)
+    with pytest.raises(ALLayerError, match=NAN_IN_G):
+        train(stage, 1)
+
+
+def test_a_save_and_the_end_wait_for_all_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finite, "HostCopy", Late)
+    stage = make_stage(late=True)
+    train(stage, 1)
+    spoil(stage)
+    train(stage, 1)
+    with pytest.raises(ALLayerError, match=NAN_IN_G):
+        stage.finite.settle()
 
 
 @pytest.mark.cuda
 def test_on_a_gpu_the_host_does_not_wait() -> None:
-    stage = make_stage()
-    with torch.cuda.device(0):
-        losses = NAN.to("cuda")
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            stage._unchecked.append((stage_module.HostCopy(losses), 0))
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    with pytest.raises(ALLayerError, match="is nan"):
-        stage.check_finite(wait=True)
+    layers = [layer.to("cuda") for layer in NETWORKS["mlp"].build(7)[:2]]
+    stage = LocalStage(list(enumerate(layers)), stage_id=0, base_seed=7, device=torch.device("cuda"))
+    ((x, labels),) = NETWORKS["mlp"].batches(1)
+    x, t = x.to("cuda"), torch.nn.functional.one_hot(labels, 4).float().to("cuda")
+    stage.forward(x, t)
+    stage.backward(scale=1.0)
+    spoil(stage)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        stage.forward(x, t)
+        stage.backward(scale=1.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    with pytest.raises(ALLayerError, match=NAN_IN_G):
+        stage.finite.settle()

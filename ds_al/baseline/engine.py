@@ -33,7 +33,19 @@ from ds_al.config.settings import Settings
 from ds_al.optim import names
 from ds_al.parallel.topology import StageTopology
 from ds_al.runner import Runner
-from ds_al.trace import Observation, Recording, StageMeter, StageMetrics, StageStats, Tracing, Watchdog
+from ds_al.system.secrets import without_secrets
+from ds_al.trace import (
+    Calls,
+    Observation,
+    Recording,
+    StageMeter,
+    StageMetrics,
+    StageStats,
+    Tracing,
+    Watchdog,
+    batch_call,
+    joint_call,
+)
 from ds_al.transport.slow_link import SlowLink, check_one_host, wait_until
 
 
@@ -49,9 +61,12 @@ class BackpropPipelineEngine(PipelineEngine):
             ``"bp_naive"``, or ``"bp_dp"`` (:mod:`ds_al.baseline.data_parallel`).
     """
 
+    config: Any
+
     def __init__(self, *, model: PipelineModule, settings: Settings, **options: Any) -> None:
         self.settings, self.al = settings, settings.al
         self.method = self.al.method
+        self.calls = Calls()
         self._wall = 0.0
         self._samples = self._messages_sent = self._latest_bytes = 0
         self.sent: Counter[str] = Counter()
@@ -61,6 +76,7 @@ class BackpropPipelineEngine(PipelineEngine):
         self._meter = StageMeter()
         self._metrics: dict[int, StageMetrics] = {}
         super().__init__(model=model, **options)
+        self.config = without_secrets(self.config)  # DeepSpeed writes it into checkpoints
         self.topology = StageTopology.of(self.module)
         if self.al.link is not None:
             check_one_host(self.topology)
@@ -76,6 +92,7 @@ class BackpropPipelineEngine(PipelineEngine):
         )
         self.watchdog = Watchdog.start(
             self.runner.progress,
+            calls=self.calls,
             topology=self.topology,
             seconds=self.al.stall_seconds,
             on_stall=self.al.on_stall,
@@ -94,6 +111,7 @@ class BackpropPipelineEngine(PipelineEngine):
             by_deepspeed=super()._configure_basic_optimizer,
         )
 
+    @batch_call
     def train_batch(self, data_iter: Any = None) -> torch.Tensor:
         """Calls DeepSpeed's ``train_batch``, timed for :meth:`stats`, and traced if the config enables it."""
         if self.tracing is not None:
@@ -127,6 +145,21 @@ class BackpropPipelineEngine(PipelineEngine):
             self.watchdog.stop()
         super().destroy()
 
+    @joint_call
+    def eval_batch(self, *args: Any, **options: Any) -> Any:
+        """Calls DeepSpeed's ``eval_batch``."""
+        return super().eval_batch(*args, **options)
+
+    @joint_call
+    def save_checkpoint(self, *args: Any, **options: Any) -> bool:
+        """Calls DeepSpeed's ``save_checkpoint``."""
+        return super().save_checkpoint(*args, **options)
+
+    @joint_call
+    def load_checkpoint(self, *args: Any, **options: Any) -> Any:
+        """Calls DeepSpeed's ``load_checkpoint``."""
+        return super().load_checkpoint(*args, **options)
+
     def _exec_schedule(self, pipe_schedule: PipeSchedule) -> None:
         """Runs a schedule; replaces the 1F1B schedule that DeepSpeed's ``train_batch`` builds by the method's own."""
         if type(pipe_schedule) is TrainSchedule and self.method != data_parallel.METHOD:
@@ -135,6 +168,7 @@ class BackpropPipelineEngine(PipelineEngine):
         self.fwd_outputs: list[Any] = []
         self.runner.run(pipe_schedule)
 
+    @joint_call
     def gather(self, value: Any) -> list[Any]:
         """Returns the values of all stages, in order; drains the pipeline. Every rank must call it."""
         return self.topology.gather(value)
@@ -211,6 +245,7 @@ class BackpropPipelineEngine(PipelineEngine):
         RecvGrad: _exec_recv_grads,
     }
 
+    @joint_call
     def evaluate(self, batches: Iterable[Any]) -> dict[str, Any]:
         """Computes accuracy and loss over a data set. Every rank must call it with the same batches, of any size.
 

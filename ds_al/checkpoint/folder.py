@@ -25,11 +25,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ds_al.checkpoint.form import REMEDY, check_form
+from ds_al.checkpoint.own import INDEX, check_tag, read_latest
 from ds_al.checkpoint.plain import Tensors
 from ds_al.errors import ALCheckpointError
 
-INDEX = "index.json"
-LATEST = "latest"
 FORMAT = 2
 """Version of the format; 1 was DeepSpeed's own files with an additional dict."""
 
@@ -39,23 +39,14 @@ Record = dict[str, Any]
 """An entry of the index: of a layer, a stage or a file."""
 
 
-def layer_file(index: int, what: str) -> str:
-    """Returns the name of a file of one AL layer."""
-    return f"layer_{index:02d}-{what}.safetensors"
-
-
 def find(load_dir: str | Path, tag: str | None = None) -> Path:
     """Returns the folder of a checkpoint, by default the latest.
 
     Raises:
-        ALCheckpointError: no checkpoint was found.
+        ALCheckpointError: no checkpoint was found, or the tag names no folder in ``load_dir``.
     """
     root = Path(load_dir)
-    if tag is None:
-        if not (root / LATEST).is_file():
-            raise ALCheckpointError(f"no checkpoint in {str(root)!r}: expected a file 'latest', or give a tag")
-        tag = (root / LATEST).read_text().strip()
-    folder = root / tag
+    folder = root / (read_latest(root) if tag is None else check_tag(str(tag), where="load_checkpoint"))
     if not folder.exists():  # the process ended while it replaced a checkpoint by another one of the same tag
         folder = max(folder.parent.glob(f".{folder.name}.*.old"), default=folder)
     if not (folder / INDEX).is_file():
@@ -88,7 +79,7 @@ def layer_weights(folder: Path, index: Record) -> dict[int, Tensors]:
     for layer in index["layers"]:
         record = layer["files"]["model_states"]
         verify(folder, [record], of=f"AL layer {layer['layer']}")
-        found[layer["layer"]] = load_file(folder / Path(record["file"]).name)
+        found[layer["layer"]] = load_file(folder / record["file"])
     return found
 
 
@@ -112,14 +103,15 @@ def read_index(folder: Path) -> Record:
     try:
         index = json.loads(path.read_text())
         digest = index.pop("blake2b")
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise ALCheckpointError(f"{str(path)!r} is cut or altered: it is no index. {_REMEDY}") from None
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise ALCheckpointError(f"{str(path)!r} is cut or altered: it is no index. {REMEDY}") from None
     if index.get("format") != FORMAT:
         raise ALCheckpointError(
             f"{str(path)!r} has format {index.get('format')!r}, this ds_al reads {FORMAT}: use the one that saved it"
         )
     if _digest_of(index) != digest:
-        raise ALCheckpointError(f"{str(path)!r} was altered: its hash is not the one that it was saved with. {_REMEDY}")
+        raise ALCheckpointError(f"{str(path)!r} was altered: its hash is not the one that it was saved with. {REMEDY}")
+    check_form(index, str(path))
     return index
 
 
@@ -130,9 +122,6 @@ def write_index(folder: Path, index: Record) -> None:
 
 def _digest_of(index: Record) -> str:
     return hashlib.blake2b(json.dumps(index, sort_keys=True).encode(), digest_size=32).hexdigest()
-
-
-_REMEDY = "Restore it from a copy, or load another checkpoint by its tag"
 
 
 # ---- files -----------------------------------------------------------------------------------------
@@ -165,19 +154,27 @@ def write_client_state(path: Path, state: Mapping[str, Any]) -> Record:
         ALCheckpointError: it holds objects whose unpickling could run code.
     """
     torch.save(dict(state), path)
-    try:
-        read_client_state(path)
-    except Exception as error:
-        raise ALCheckpointError(
-            "client_state holds what torch.load(weights_only=True) does not read: keep to numbers, strings, tensors, "
-            f"lists and dicts, or allow a class by torch.serialization.add_safe_globals. ({_first_line(error)})"
-        ) from None
+    read_client_state(path)
     return _record(path)
 
 
 def read_client_state(path: Path) -> dict[str, Any]:
-    """Reads the user's client state of a checkpoint."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """Reads the user's client state of a checkpoint.
+
+    Raises:
+        ALCheckpointError: it holds objects whose unpickling could run code, or is no dict.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file may raise anything
+        raise ALCheckpointError(
+            f"the client_state in {str(path)!r} is cut, or holds what torch.load(weights_only=True) does not read: "
+            "keep to numbers, strings, tensors, lists and dicts, or allow a class by "
+            f"torch.serialization.add_safe_globals. ({_first_line(error)})"
+        ) from None
+    if not isinstance(state, dict):
+        raise ALCheckpointError(f"the client_state in {str(path)!r} is a {type(state).__name__}, expected a dict")
+    return state
 
 
 def _first_line(error: Exception) -> str:
@@ -235,17 +232,26 @@ def verify(folder: Path, records: Iterable[Record], *, of: str) -> None:
         ALCheckpointError: a file is missing, truncated or altered.
     """
     for record in records:
-        path = folder / Path(record["file"]).name  # the name alone, so that no index can refer outside of its folder
+        path = folder / record["file"]  # a name alone, as the form of the index demands
         name = f"{record['file']!r} of {of} in {str(folder)!r}"
         if not path.is_file():
-            raise ALCheckpointError(f"file {name} is missing. {_REMEDY}")
+            raise ALCheckpointError(f"file {name} is missing. {REMEDY}")
         size = path.stat().st_size
         if size != record["bytes"]:
-            raise ALCheckpointError(f"file {name} has {size} bytes, expected {record['bytes']}: it was cut. {_REMEDY}")
+            raise ALCheckpointError(f"file {name} has {size} bytes, expected {record['bytes']}: it was cut. {REMEDY}")
         if hash_file(path) != record["blake2b"]:
-            raise ALCheckpointError(f"file {name} was altered: its hash is not the one that was saved. {_REMEDY}")
+            raise ALCheckpointError(f"file {name} was altered: its hash is not the one that was saved. {REMEDY}")
 
 
 def read_tensors(folder: Path, record: Record) -> Tensors:
-    """Reads the tensors of a verified file as copies: the originals are backed by a memory map of the file."""
-    return {name: value.clone() for name, value in load_file(folder / Path(record["file"]).name).items()}
+    """Reads the tensors of a verified file as copies: the originals are backed by a memory map of the file.
+
+    Raises:
+        ALCheckpointError: the file holds other tensors than the index says.
+    """
+    tensors = {name: value.clone() for name, value in load_file(folder / record["file"]).items()}
+    if kinds(tensors) != record["tensors"]:
+        raise ALCheckpointError(
+            f"file {record['file']!r} in {str(folder)!r} holds other tensors than its index says. {REMEDY}"
+        )
+    return tensors

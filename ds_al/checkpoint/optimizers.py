@@ -225,8 +225,10 @@ def _saved_group(
     return first, record
 
 
-def restore(state: StageState, layers: Mapping[int, Record], tensors: Mapping[Place, Tensors]) -> None:
-    """Restores this stage's optimizers from a checkpoint that :func:`check` has accepted.
+def states_of(
+    state: StageState, layers: Mapping[int, Record], tensors: Mapping[Place, Tensors]
+) -> dict[str, dict[str, Any]]:
+    """Returns the ``state_dict`` of each of this stage's optimizers from a checkpoint that :func:`check` has accepted.
 
     Args:
         layers: records of this stage's layers, from the index.
@@ -235,7 +237,12 @@ def restore(state: StageState, layers: Mapping[int, Record], tensors: Mapping[Pl
     called = names(state)
     local = state.local_optimizer
     elsewhere: frozenset[Tensor] = frozenset() if local is None else local.elsewhere
-    states = {role: _state_dict(part, role, called, layers, tensors, elsewhere) for role, part in parts(state).items()}
+    return {role: _state_dict(part, role, called, layers, tensors, elsewhere) for role, part in parts(state).items()}
+
+
+def restore(state: StageState, states: Mapping[str, dict[str, Any]]) -> None:
+    """Restores this stage's optimizers from :func:`states_of`."""
+    local = state.local_optimizer
     if local is not None:
         local.load_state_dict({role: states.get(role) for role in local.parts})
     elif states:
@@ -297,19 +304,21 @@ def check_schedule(state: StageState, layers: Mapping[int, Record]) -> None:
         list(_schedules(state, layers))
 
 
-def restore_schedule(state: StageState, layers: Mapping[int, Record], tensors: Mapping[Place, Tensors]) -> None:
-    """Restores the LR schedule from a checkpoint that :func:`check_schedule` has accepted.
+def schedule_of(
+    state: StageState, layers: Mapping[int, Record], tensors: Mapping[Place, Tensors]
+) -> dict[str, Any] | None:
+    """Returns the ``state_dict`` of the LR schedule from a checkpoint that :func:`check_schedule` has accepted.
 
     Args:
         layers: records of this stage's layers, from the index.
         tensors: tensors of each layer's optimizer states and training states.
     """
     if state.lr_scheduler is None:
-        return
+        return None
     groups = [unpack(saved, tensors.get(place, {})) for place, saved in _schedules(state, layers)]
     index, layer = next(iter(layers.items()))
     values = unpack(layer["schedule"]["state"], tensors[index, TRAINING])
-    state.lr_scheduler.load_state_dict(_with_lists(values, groups))
+    return _with_lists(values, groups)
 
 
 def _schedules(state: StageState, layers: Mapping[int, Record]) -> Iterator[tuple[Place, Record]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,8 +14,11 @@ from torch import Tensor
 
 from ds_al.checkpoint import optimizers, snapshot
 from ds_al.checkpoint.check import Wanted, check, client_of, source_of
-from ds_al.checkpoint.folder import INDEX, Record, find, read_client_state, read_index, read_tensors
+from ds_al.checkpoint.folder import Record, find, read_client_state, read_index, read_tensors
+from ds_al.checkpoint.form import REMEDY
+from ds_al.checkpoint.own import INDEX
 from ds_al.checkpoint.plain import Tensors, unpack
+from ds_al.checkpoint.snapshot import check_finite
 from ds_al.checkpoint.state import StageState
 from ds_al.checkpoint.writer import Destination, Writer
 from ds_al.errors import ALCheckpointError
@@ -55,6 +59,7 @@ class Checkpoints:
         client_state: Mapping[str, Any],
         leave_out_frozen: bool = False,
         asynchronous: bool = False,
+        settle: Callable[[], None],
     ) -> None:
         """Saves a stage's state, see ``engine.save_checkpoint``.
 
@@ -62,12 +67,14 @@ class Checkpoints:
             destination: folder and tag.
             leave_out_frozen: whether to omit the weights that are not trained.
             asynchronous: whether to return once the state is copied to the host; a thread writes it.
+            settle: waits until the numbers of all trained micro-batches are checked; raises if one is not finite.
 
         Raises:
             ALCheckpointError: on every rank, see there.
         """
 
         def take() -> snapshot.Snapshot:
+            settle()
             return snapshot.take(state, client_state, leave_out_frozen=leave_out_frozen)
 
         if asynchronous:
@@ -87,14 +94,22 @@ class Checkpoints:
         # The first stage writes `latest` after the others have finished, so they wait for it.
         self._on_all(self.flush)
 
-        def validated() -> tuple[Path, Record]:
+        def validated() -> tuple[Path, Contents]:
             folder = find(load_dir, tag)
             index = read_index(folder)
             check(state, folder, index, wanted)
-            return folder, index
+            try:
+                return folder, read(state, folder, index, wanted)
+            except ALCheckpointError:
+                raise
+            except Exception as error:  # with right hashes, and yet not what a save writes
+                raise ALCheckpointError(
+                    f"{str(folder)!r} holds what no save has written ({type(error).__name__}: {error}). {REMEDY}"
+                ) from error
 
-        folder, index = self._on_all(validated)
-        return str(folder / INDEX), load(state, folder, index, wanted)
+        folder, contents = self._on_all(validated)
+        apply(state, contents, wanted)
+        return str(folder / INDEX), contents.client_state
 
     def _on_all(self, step: Callable[[], Value]) -> Value:
         """Runs a step on every rank; an error on one of them is raised on all, so that none waits forever."""
@@ -114,46 +129,89 @@ class Checkpoints:
         return value[0]
 
 
-@torch.no_grad()
-def load(state: StageState, folder: Path, index: Record, wanted: Wanted) -> dict[str, Any]:
-    """Restores this stage from a checkpoint that has passed :func:`check`; returns the client state."""
+@dataclass
+class Contents:
+    """What a stage restores, read and checked, before any of its state changes."""
+
+    index: Record
+    weights: dict[int, Tensors] = field(default_factory=dict)
+    losses: dict[int, Tensors] = field(default_factory=dict)
+    optimizers: dict[str, dict[str, Any]] | None = None
+    schedule: dict[str, Any] | None = None
+    decoders: list[Tensors] = field(default_factory=list)
+    random: dict[str, Any] = field(default_factory=dict)
+    client_state: dict[str, Any] = field(default_factory=dict)
+
+
+def read(state: StageState, folder: Path, index: Record, wanted: Wanted) -> Contents:
+    """Reads all that this stage restores from a checkpoint that has passed :func:`check`.
+
+    Raises:
+        ALCheckpointError: a weight is NaN, or infinite where it is trained, or the client state runs code.
+    """
     layers = {number: index["layers"][number] for number, _ in state.layers}
+    contents = Contents(index)
     for number, layer in state.layers:
         record = layers[number]
-        weights: dict[str, Any] = dict(read_tensors(folder, record["files"]["model_states"]))
+        weights = dict(read_tensors(folder, record["files"]["model_states"]))
         weights |= {name: unpack(value, weights) for name, value in record["extra"].items()}
-        layer.load_state_dict(weights, strict=wanted.strict and not record["left_out"])
-        for name, parameter in layer.named_parameters():
-            if name in weights and (master := master_here(parameter)) is not None:
-                master.copy_(weights[name])
-        scale = state.scales.get(number)
-        if scale is not None and record.get("loss_scale") and wanted.optimizer:
-            scale.restore(record["loss_scale"])
+        check_finite(number, layer, weights)
+        contents.weights[number] = weights
     if not wanted.training:
-        return {}
+        return contents
     tensors: dict[optimizers.Place, Tensors] = {}
     for number, record in layers.items():
         tensors[number, optimizers.TRAINING] = read_tensors(folder, record["files"]["training_states"])
         for role in record["optimizers"] if wanted.optimizer or wanted.schedule else ():
             tensors[number, role] = read_tensors(folder, record["files"][f"{role}_optim_states"])
+        contents.losses[number] = {name: tensors[number, optimizers.TRAINING][name] for name in _LOSSES}
     if wanted.optimizer:
-        optimizers.restore(state, layers, tensors)
+        contents.optimizers = optimizers.states_of(state, layers, tensors)
     if wanted.schedule:
-        optimizers.restore_schedule(state, layers, tensors)
-    _losses(state, {number: tensors[number, optimizers.TRAINING] for number in layers})
-    if state.decoder_copies is not None:
-        for number in range(len(state.decoder_copies)):
-            record = index["layers"][number]["files"]["training_states"]
-            copies = tensors.get((number, optimizers.TRAINING)) or read_tensors(folder, record)
-            prefix = "decoder/"
-            state.decoder_copies.restore(
-                number, {name.removeprefix(prefix): value for name, value in copies.items() if name.startswith(prefix)}
-            )
-    _counters(state, index)
+        contents.schedule = optimizers.schedule_of(state, layers, tensors)
+    for number in range(len(state.decoder_copies or ())):
+        record = index["layers"][number]["files"]["training_states"]
+        copies = tensors.get((number, optimizers.TRAINING)) or read_tensors(folder, record)
+        contents.decoders.append(
+            {name.removeprefix(_DECODER): value for name, value in copies.items() if name.startswith(_DECODER)}
+        )
     source = index["stages"][source_of(state, index)]
-    snapshot.set_random_states(source["random"], read_tensors(folder, source["files"]["random_states"]))
+    saved = read_tensors(folder, source["files"]["random_states"])
+    contents.random = snapshot.checked_random_states(source["random"], saved)
     client = index["stages"][client_of(state, index)]["files"].get("client_state")
-    return read_client_state(folder / client["file"]) if client else {}
+    contents.client_state = read_client_state(folder / client["file"]) if client else {}
+    return contents
+
+
+_LOSSES = ("losses/latest", "losses/history")
+_DECODER = "decoder/"
+
+
+@torch.no_grad()
+def apply(state: StageState, contents: Contents, wanted: Wanted) -> None:
+    """Restores this stage from what :func:`read` returned."""
+    index = contents.index
+    for number, layer in state.layers:
+        record, weights = index["layers"][number], contents.weights[number]
+        layer.load_state_dict(weights, strict=wanted.strict and not record["left_out"])
+        for name, parameter in layer.named_parameters():
+            if name in weights and (master := master_here(parameter)) is not None:
+                master.copy_(weights[name])
+        scale = state.scales.get(number)
+        if scale is not None and record["loss_scale"] and wanted.optimizer:
+            scale.restore(record["loss_scale"])
+    if not wanted.training:
+        return
+    if contents.optimizers is not None:
+        optimizers.restore(state, contents.optimizers)
+    if contents.schedule is not None:
+        state.lr_scheduler.load_state_dict(contents.schedule)
+    _losses(state, contents.losses)
+    if state.decoder_copies is not None:
+        for number, copies in enumerate(contents.decoders):
+            state.decoder_copies.restore(number, copies)
+    _counters(state, index)
+    snapshot.set_random_states(contents.random)
 
 
 def _losses(state: StageState, tensors: Mapping[int, Mapping[str, Tensor]]) -> None:

@@ -14,10 +14,13 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
 from ds_al.checkpoint import optimizers
-from ds_al.checkpoint.folder import FORMAT, Record, layer_file
+from ds_al.checkpoint.folder import FORMAT, Record
+from ds_al.checkpoint.form import RANDOM, layer_file, stage_file
 from ds_al.checkpoint.plain import Tensors, pack, unpack
 from ds_al.checkpoint.state import StageState
+from ds_al.errors import ALCheckpointError
 from ds_al.layer import ALLayer
+from ds_al.optim.finite import not_finite
 from ds_al.optim.masters import full_state
 
 
@@ -57,10 +60,10 @@ def take(state: StageState, client_state: Mapping[str, Any], *, leave_out_frozen
         leave_out_frozen: whether to omit the weights that are not trained.
 
     Raises:
-        ALCheckpointError: a value cannot be saved.
+        ALCheckpointError: a value cannot be saved, or a weight is NaN or infinite.
     """
     shot = Snapshot(_common(state), _stage(state), [], client_state=client_state)
-    shot.files.append((shot.stage, "random_states", f"stage_{state.stage:02d}-random_states.safetensors", {}))
+    shot.files.append((shot.stage, "random_states", stage_file(state.stage, RANDOM), {}))
     shot.stage["random"] = pack(random_states(), shot.files[-1][3], at="random")
     # A collective: replicas of a stage that shard its optimizer state gather it here.
     local = state.local_optimizer
@@ -73,6 +76,7 @@ def take(state: StageState, client_state: Mapping[str, Any], *, leave_out_frozen
         weights: Tensors = {}
         frozen = {name for name, p in layer.named_parameters() if not p.requires_grad} if leave_out_frozen else set()
         values = {name: value for name, value in full_state(layer, masters).items() if name not in frozen}
+        check_finite(index, layer, values)
         record["left_out"] = sorted(frozen)
         record["extra"] = {n: pack(v, weights, at=n) for n, v in values.items() if not isinstance(v, Tensor)}
         weights |= {name: value for name, value in values.items() if isinstance(value, Tensor)}
@@ -88,6 +92,20 @@ def take(state: StageState, client_state: Mapping[str, Any], *, leave_out_frozen
         record["schedule"] = optimizers.collect_schedule(state, training)
         shot.files.append((record, "training_states", layer_file(index, "training_states"), training))
     return shot
+
+
+def check_finite(index: int, layer: ALLayer, values: Mapping[str, Any]) -> None:
+    """Checks the weights of a layer, to be saved or loaded; a frozen one may be infinite, as a mask is.
+
+    Raises:
+        ALCheckpointError: a weight is NaN or infinite.
+    """
+    for name, parameter in layer.named_parameters():
+        if name in values and (bad := not_finite(values[name], masks=not parameter.requires_grad)) is not None:
+            raise ALCheckpointError(
+                f"AL layer {index}, weight {name} holds {bad}, which a checkpoint must not: go on from an earlier one, "
+                "with a lower learning rate"
+            )
 
 
 def _common(state: StageState) -> Record:
@@ -142,13 +160,30 @@ def random_states() -> dict[str, Any]:
     }
 
 
-def set_random_states(record: Any, tensors: Tensors) -> None:
-    """Restores the result of :func:`random_states`, packed by :func:`~ds_al.checkpoint.plain.pack`."""
+def checked_random_states(record: Any, tensors: Tensors) -> dict[str, Any]:
+    """Returns the states that :func:`random_states` returned, after generators of their kinds have taken them.
+
+    Raises:
+        ValueError, KeyError, TypeError, RuntimeError: they are no such states.
+    """
     states = unpack(record, tensors)
-    torch.set_rng_state(states["torch"])
-    accelerator = get_accelerator()
-    if states["device"] is not None and accelerator.device_name() != "cpu":
-        accelerator.set_rng_state(states["device"])
+    torch.Generator().set_state(states["torch"])
     kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    states["numpy"] = (kind, keys.numpy().astype(np.uint32), *rest)
+    np.random.RandomState().set_state(states["numpy"])
+    random.Random().setstate(states["python"])
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        states["device"] = None
+    elif states["device"] is not None:
+        torch.Generator(accelerator.current_device_name()).set_state(states["device"])
+    return states
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Restores the result of :func:`checked_random_states`."""
+    torch.set_rng_state(states["torch"])
+    if states["device"] is not None:
+        get_accelerator().set_rng_state(states["device"])
+    np.random.set_state(states["numpy"])
     random.setstate(states["python"])

@@ -16,9 +16,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ds_al import host
-from ds_al.checkpoint.folder import INDEX, LATEST, read_index, verify
+from ds_al.checkpoint.folder import read_index, verify
+from ds_al.checkpoint.own import INDEX, LATEST, read_latest
 from ds_al.errors import ALCheckpointError
 from ds_al.module import ALPipelineModule
+from ds_al.optim.finite import not_finite
 from ds_al.optim.masters import master_here
 
 Names = Mapping[str, str] | Callable[[str], str | None]
@@ -157,6 +159,10 @@ def _matching(
                 f"layer {name.split('.')[0]}: {source!r} in {str(file)!r} has shape {list(value.shape)}, {name!r} here "
                 f"{list(places[name].shape)}"
             )
+        if value.is_floating_point() and not_finite(value.float(), masks=True) is not None:
+            raise ALCheckpointError(
+                f"layer {name.split('.')[0]}: {source!r} in {str(file)!r} holds nan: load earlier weights"
+            )
         values[name] = value
     if strict:
         wanted = [name for name in places if not isinstance(module, ALPipelineModule) or name.split(".")[1] == "f"]
@@ -197,15 +203,14 @@ def _source(path: Path, *, into_al: bool, layers: int) -> Weights:
     if path.is_file():
         return _file(path)
     if (path / LATEST).is_file() and not (path / INDEX).is_file():
-        path = path / (path / LATEST).read_text().strip()
+        path = path / read_latest(path)
     if (path / INDEX).is_file():
         return _of_ds_al(path, into_al=into_al)
     if any(path.glob("layer_*-model_states.pt")):
         return _of_deepspeed(path, into_al=into_al, layers=layers)
     for name in _SHARDED:
         if (path / name).is_file():
-            weight_map = json.loads((path / name).read_text())["weight_map"]
-            return _files(path / file for file in sorted(set(weight_map.values())))
+            return _files(path / file for file in _parts(path / name))
     for name in _WHOLE:
         if (path / name).is_file():
             return _file(path / name)
@@ -213,6 +218,20 @@ def _source(path: Path, *, into_al: bool, layers: int) -> Weights:
         f"no weights in {str(path)!r}: expected layer_XX-model_states.pt of a DeepSpeed pipeline, {INDEX} of ds_al, or "
         f"{' or '.join(_WHOLE)} of Hugging Face"
     )
+
+
+def _parts(path: Path) -> list[str]:
+    """Returns the names of the files that an index of Hugging Face lists, all beside it."""
+    try:
+        names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        beside = all(name and name == Path(name).name for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        beside = False
+    if not beside:
+        raise ALCheckpointError(
+            f"{str(path)!r} is no index of weights: expected an object 'weight_map' with names of files beside it"
+        )
+    return names
 
 
 def _files(paths: Iterable[Path]) -> Weights:
@@ -244,6 +263,10 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
             f"file {path.name!r} in {str(path.parent)!r} is cut, altered, or holds more than tensors: "
             f"{str(error).splitlines()[0]}"
         ) from None
+    if not isinstance(state, Mapping):
+        raise ALCheckpointError(
+            f"file {path.name!r} in {str(path.parent)!r} holds a {type(state).__name__}, expected a dict of tensors"
+        )
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 

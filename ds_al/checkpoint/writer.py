@@ -11,19 +11,16 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import shutil
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path
 
+from ds_al.checkpoint import own
 from ds_al.checkpoint.folder import (
-    INDEX,
-    LATEST,
     Record,
     sync,
     write_client_state,
@@ -31,12 +28,15 @@ from ds_al.checkpoint.folder import (
     write_tensors,
     write_text,
 )
+from ds_al.checkpoint.form import CLIENT, stage_file
 from ds_al.checkpoint.snapshot import Snapshot
 from ds_al.errors import ALCheckpointError
 
 _POLL = 0.02
 _PATIENCE = 300.0
 """Timeout in seconds without any progress in the folder."""
+_LATE = 5.0
+"""Seconds after which every host sees a renamed folder."""
 
 _WRITERS: weakref.WeakSet[Writer] = weakref.WeakSet()
 
@@ -58,6 +58,11 @@ class Destination:
     """Whether to update ``latest``."""
     keep: int | None = None
     """Number of complete checkpoints to keep in the folder, including this one; ``None`` keeps all."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the checkpoint."""
+        return self.root / self.tag
 
 
 class Writer:
@@ -114,7 +119,7 @@ class Writer:
         if failure is not None:
             destination, error = failure
             raise ALCheckpointError(
-                f"the checkpoint {str(destination.root / destination.tag)!r}, saved while training went on, failed: "
+                f"the checkpoint {str(destination.folder)!r}, saved while training went on, failed: "
                 f"{error}. The one before it is untouched"
             ) from error
 
@@ -123,10 +128,12 @@ class Writer:
     def _begin(self, take: Callable[[], Snapshot], destination: Destination) -> Callable[[], None]:
         self._number += 1  # before anything can fail: it must stay equal on all stages
         self.flush()
+        own.check_tag(destination.tag, where="save_checkpoint")
         part = destination.root / f".{self.session}-{self._number}.part"
         with self._reporting(part):
             if self.writes:
                 part.mkdir(parents=True, exist_ok=True)
+            own.check_free(destination.folder)
             shot = take()
         return lambda: self._write(shot, part, destination)
 
@@ -137,7 +144,7 @@ class Writer:
             for record, what, name, tensors in shot.files:
                 record.setdefault("files", {})[what] = write_tensors(part / name, tensors)
             if shot.client_state:
-                path = part / f"stage_{self.stage:02d}-client_state.pt"
+                path = part / stage_file(self.stage, CLIENT)
                 shot.stage["files"]["client_state"] = write_client_state(path, shot.client_state)
             saved = {"common": {**shot.common, "tag": destination.tag}, "stage": shot.stage, "layers": shot.layers}
             write_text(part / f"stage_{self.stage:02d}.done", json.dumps(saved))
@@ -163,7 +170,9 @@ class Writer:
         while True:
             names = _names(part)
             if names is None and self.stage != 0:  # the first stage has renamed the folder
-                return
+                return _check_published(part, destination)
+            if self.stage == 0 and "stage_00.done" not in (names or ()):
+                raise _removed(part)
             markers = sorted(names or ())
             for failed in (name for name in markers if name.endswith(".failed")):
                 raise ALCheckpointError((part / failed).read_text())
@@ -182,6 +191,19 @@ class Writer:
             time.sleep(_POLL)
 
 
+def _check_published(part: Path, destination: Destination) -> None:
+    """Checks that a folder which is no longer there has become the checkpoint; other hosts may see that late."""
+    end = time.monotonic() + _LATE
+    while not own.is_checkpoint(destination.folder):
+        if time.monotonic() > end:
+            raise _removed(part)
+        time.sleep(_POLL)
+
+
+def _removed(part: Path) -> ALCheckpointError:
+    return ALCheckpointError(f"the folder {str(part)!r} was removed while it was written")
+
+
 def _publish(part: Path, destination: Destination) -> None:
     """Writes the index into a complete folder, and renames it to its tag."""
     done = sorted(part.glob("*.done"))
@@ -189,27 +211,29 @@ def _publish(part: Path, destination: Destination) -> None:
     for path in done:
         path.unlink()
     sync(part)
-    folder = destination.root / destination.tag
+    folder = destination.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
+    own.check_free(folder)
     if folder.exists():
         folder.rename(folder.with_name(f".{folder.name}{part.name.removesuffix('.part')}.old"))
     part.rename(folder)
     sync(folder.parent)
     if destination.latest:
-        write_text(destination.root / LATEST, destination.tag)
+        write_text(destination.root / own.LATEST, destination.tag)
     _tidy(part, folder, destination)
 
 
 def _tidy(part: Path, folder: Path, destination: Destination) -> None:
     """Removes replaced checkpoints, incomplete ones, and the oldest beyond the number to keep."""
-    for left in (*folder.parent.glob(f".{escape(folder.name)}.*.old"), *destination.root.glob(".*-*.part")):
+    for left in list(own.left_over(destination.root, folder)):
         if left.suffix == ".old" or not _is_after(left, part):
-            _remove(left)
+            own.remove(left)
     if destination.keep is not None:
-        complete = [path.parent for path in destination.root.glob(f"[!.]*/{INDEX}") if path.parent != folder]
-        complete.sort(key=lambda other: (other / INDEX).stat().st_mtime_ns)
+        folders = (path.parent for path in destination.root.glob(f"[!.]*/{own.INDEX}") if path.parent != folder)
+        complete = [other for other in folders if own.is_checkpoint(other)]
+        complete.sort(key=lambda other: (other / own.INDEX).stat().st_mtime_ns)
         for other in complete[: max(len(complete) - destination.keep + 1, 0)]:
-            _remove(other)
+            own.remove(other)
 
 
 def _is_after(other: Path, part: Path) -> bool:
@@ -253,10 +277,3 @@ def _bytes(folder: Path) -> int:
         return sum(path.stat().st_size for path in folder.glob("*"))
     except OSError:
         return 0
-
-
-def _remove(path: Path) -> None:
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    else:
-        shutil.rmtree(path, ignore_errors=True)

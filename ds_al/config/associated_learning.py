@@ -43,6 +43,7 @@ class TraceConfig(StrictModel):
     enabled: bool = Field(default=False, description="Whether to record a trace.")
     batches: tuple[int, int] = Field(
         default=(2, 6),
+        strict=False,  # JSON has lists
         description="The first and the last `train_batch()` call to record, counted from 1. After the last one "
         "the stages gather their events, which drains the pipeline once.",
     )
@@ -92,14 +93,12 @@ class LinkConfig(StrictModel):
     delay_ms: float = Field(
         default=0.0,
         ge=0,
-        allow_inf_nan=False,
         description="Latency in milliseconds: time from sending a message until the next stage can receive it. The "
         "sender does not wait for it, as long as its queue has a free slot.",
     )
     mbit: float | None = Field(
         default=None,
         gt=0,
-        allow_inf_nan=False,
         description="Bandwidth in megabits per second, in each direction: a message starts once the previous one has "
         "passed. `null` is no limit.",
     )
@@ -108,7 +107,7 @@ class LinkConfig(StrictModel):
 class ALConfig(StrictModel):
     """The ``"associated_learning"`` block."""
 
-    method: ALMethod | BackpropMethod = Field(
+    method: Literal[ALMethod, BackpropMethod] = Field(
         default="streaming",
         description="The schedule. `streaming`: a stage sends right after its forward, then runs its local "
         "backward and steps; batches follow one another without a barrier. `forward_first`: the same with a "
@@ -121,12 +120,14 @@ class ALConfig(StrictModel):
     queue_depth: int = Field(
         default=2,
         ge=1,
+        le=10_000,
         description="Maximum number of messages that a stage has in flight to its successor before it waits. The "
         "successor buffers `receive_slots` more.",
     )
     receive_slots: int = Field(
         default=2,
         ge=2,
+        le=10_000,
         description="Number of messages that a stage buffers of its predecessor: the one in use, and those received "
         "ahead. More slots cost memory, and reduce processor time per message.",
     )
@@ -208,18 +209,18 @@ class ALConfig(StrictModel):
         description="Options of `save_checkpoint()`. Not for the `bp_*` methods, which save as DeepSpeed does.",
     )
     stall_seconds: float | None = Field(
-        default=None,
+        default=1800.0,
         gt=0,
-        allow_inf_nan=False,
         description="Timeout of the watchdog: seconds without progress on any stage after which every rank prints its "
-        "instruction, micro-batch, the message and rank it waits for, and its Python stack. Time that all ranks "
-        "spend outside of `train_batch()` does not count. Must be longer than the slowest single instruction, such "
-        "as a first forward that compiles. `null` is off. Also for the `bp_*` methods.",
+        "instruction, micro-batch, the message and rank it waits for, and its Python stack. Evaluation counts as "
+        "progress; time that all ranks spend outside of calls of the engine does not count. Must be longer than the "
+        "slowest single instruction, such as a first forward that compiles. Ranks that call different methods, as "
+        "`evaluate()` on one rank alone, are found within seconds. `null` is off. Also for the `bp_*` methods.",
     )
     on_stall: Literal["continue", "end"] = Field(
-        default="continue",
-        description="Action after a stall is printed: `continue` keeps waiting, and prints again after 2, 4, 8 ... "
-        "times `stall_seconds`; `end` ends every rank with exit code 1.",
+        default="end",
+        description="Action after a stall is printed: `end` ends every rank with exit code 1; `continue` keeps "
+        "waiting, and prints again after 2, 4, 8 ... times `stall_seconds`.",
     )
 
     @field_validator("message_dtype")

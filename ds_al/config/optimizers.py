@@ -55,7 +55,7 @@ class MuonAdamWConfig(StrictModel):
         default=1e-3, ge=0, allow_inf_nan=False, description="Learning rate of AdamW while Muon's rate is `lr`."
     )
     adamw_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        default=(0.9, 0.999), description="Decays of AdamW's two running means."
+        default=(0.9, 0.999), strict=False, description="Decays of AdamW's two running means."
     )
     adamw_eps: float = Field(default=1e-8, ge=0, description="Added to AdamW's denominator.")
     adamw_weight_decay: float = Field(

@@ -11,6 +11,7 @@ from ds_al.config.associated_learning import ALConfig, CheckpointConfig, al_conf
 from ds_al.config.base import BLOCK
 from ds_al.config.methods import AL_METHODS, BACKPROP_METHODS
 from ds_al.config.precision import FULL, Precision
+from ds_al.config.sizes import batch_sizes
 from ds_al.errors import ALConfigError
 
 
@@ -31,12 +32,13 @@ class Settings:
     deepspeed: dict[str, Any]
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], *, is_al: bool, module: str = "module") -> Settings:
+    def of(cls, config: Mapping[str, Any], *, is_al: bool, module: str = "module", replicas: int = 1) -> Settings:
         """Validates a config.
 
         Args:
             is_al: whether the module consists of AL layers.
             module: class of the module, for errors.
+            replicas: number of data parallel replicas.
 
         Raises:
             ALConfigError: a key is unknown, cannot be honoured, or does not fit the module.
@@ -45,9 +47,12 @@ class Settings:
         if is_al != (al.method in AL_METHODS):
             fitting = AL_METHODS if is_al else BACKPROP_METHODS
             raise ALConfigError(f'"{BLOCK}.method": got {al.method!r} for a {module}: use one of {", ".join(fitting)}')
+        config = {**config, **batch_sizes(config, replicas=replicas)}
         if is_al:
-            precision, zero_stage = Precision.of(config), deepspeed.zero_stage(config)
-            return cls(al, precision, zero_stage, deepspeed.honour(config, al))
+            honoured = deepspeed.honour(config, al)
+            return cls(al, Precision.of(config), deepspeed.zero_stage(config), honoured)
+        deepspeed.check_keys(config)
         if al.checkpoint != CheckpointConfig():
             raise ALConfigError(f'"{BLOCK}.checkpoint": {al.method!r} saves as DeepSpeed does: remove the block')
-        return cls(al, FULL, 0, {key: value for key, value in config.items() if key != BLOCK})
+        passed = {key: value for key, value in config.items() if key != BLOCK}
+        return cls(al, FULL, 0, passed if passed.get("steps_per_print", 1) else {**passed, "steps_per_print": None})

@@ -79,6 +79,12 @@ def export(
     if same not in ("scores", "labels"):
         raise ALConfigError(f"got same={same!r}: expected 'scores' or 'labels'")
     check_format(program)
+    if not isinstance(model, (ALPipelineEngine, ALPipelineModule, str, Path)):
+        raise ALConfigError(
+            f"got a {type(model).__name__} to export: expected an engine, its module, or the folder of a checkpoint"
+        )
+    if Path(path).is_file():
+        raise ALConfigError(f"got path={str(path)!r}, which is a file: expected a folder")
     from_folder = isinstance(model, (str, Path))
     if from_folder and weights is not None:
         raise ALConfigError(

@@ -21,6 +21,7 @@ from ds_al import host
 from ds_al.convert import adapters
 from ds_al.convert.architectures import FAMILIES, GENERATE, Anatomy
 from ds_al.convert.assemble import al_layers
+from ds_al.convert.counts import check_counts
 from ds_al.convert.description import describe
 from ds_al.convert.head import Head
 from ds_al.convert.language import language_layers, language_objective
@@ -115,6 +116,7 @@ def layer_specs(
     bridge_blocks: int = 0,
 ) -> tuple[list[ALLayerSpec], Source]:
     """Returns the AL layers of a model and their source; arguments and errors as in :func:`from_pretrained`."""
+    check_counts(num_al_layers=num_al_layers, groups=groups, code_width=code_width)
     anatomy = dissect(model, task)
     ranges = _ranges(anatomy.blocks, num_al_layers, groups)
     head, embedding = _head(model, anatomy)

@@ -11,6 +11,7 @@ from deepspeed.pipe import LayerSpec, TiedLayerSpec
 from torch import nn
 
 from ds_al.convert.assemble import al_layers
+from ds_al.convert.counts import check_counts
 from ds_al.convert.group import Group, HeadBody, head_scores
 from ds_al.convert.head import Head, last_linear, without
 from ds_al.convert.probe import Found, probe
@@ -105,6 +106,7 @@ def layer_specs(
     layers = list(layers)
     if not layers:
         raise ALConfigError("got an empty layer list: expected the layers that PipelineModule gets")
+    check_counts(num_al_layers=num_al_layers, groups=groups, code_width=code_width)
     found = probe(layers, example)
     stop = len(layers) - (_recognise(found, num_classes) if head is None else _named(head, found, num_classes))
     blocks = found[:stop]

@@ -44,11 +44,21 @@ class TextInput(nn.Module):
         """
         ids, mask, types = _split(x)
         check_form(ids, mask, types, longest=self.embed.longest)
-        if ids.device.type == "cpu" and not _traced():
-            check_values(ids, mask, types, vocabulary=self.embed.vocabulary, kinds=self.embed.kinds)
+        if not _traced():
+            self.check_network_input(x)
         hidden = self.embed(ids, types)
         valid = self._valid(ids) if mask is None else mask.bool()
         return (hidden, self._last(ids, mask), valid) if self.last else (hidden, valid)
+
+    def check_network_input(self, x: Activation) -> None:
+        """Checks the values of x on the CPU, where that waits for nothing; the engine calls it before it moves x.
+
+        Raises:
+            ALDataError: see :func:`~ds_al.convert.tokens.check_values`.
+        """
+        ids, mask, types = _split(x)
+        if ids.device.type == "cpu":
+            check_values(ids, mask, types, vocabulary=self.embed.vocabulary, kinds=self.embed.kinds)
 
     def _valid(self, ids: Tensor) -> Tensor:
         """Returns the mask of ids alone. A padding token that also ends texts does not tell padding from text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 from pydantic import Field
@@ -22,12 +23,14 @@ class DataConfig(StrictModel):
     """Data options. Image keys are rejected for a text data set, and vice versa."""
 
     name: str = Field(
+        min_length=1,
         description="`fashion-mnist-small` comes with the package; `fashion-mnist`, `cifar10`, `cifar100`, "
         "`tiny-imagenet`, `ag_news`, `dbpedia_14`, `imdb`, `sst2`, or any name on the Hugging Face hub, through the "
-        "`datasets` library. With `path`, a name of your own."
+        "`datasets` library. With `path`, a name of your own.",
     )
     path: str | None = Field(
         default=None,
+        min_length=1,
         description="Folder of parquet files to read instead, assigned by their names: `train`, `test` and optionally "
         "`validation`, which replaces a test split that is missing or has no labels; `classes.json` in it may list "
         "the names of the classes.",
@@ -46,10 +49,11 @@ class DataConfig(StrictModel):
         default=None, description="The column of class numbers or names; by default that of the known set, or `label`."
     )
     image_size: int | None = Field(
-        default=None, ge=1, description="Images: height and width to scale to, once; by default unchanged."
+        default=None, ge=1, le=16_384, description="Images: height and width to scale to, once; by default unchanged."
     )
     tokenizer: str = Field(
         default="words",
+        min_length=1,
         description="Text: name or folder of a `transformers` tokenizer; `words` builds a vocabulary from the words "
         "of the training split.",
     )
@@ -57,7 +61,7 @@ class DataConfig(StrictModel):
         default=30_000, ge=3, description="Text: maximum number of tokens in the vocabulary of `words`."
     )
     max_length: int = Field(
-        default=128, ge=1, description="Text: maximum number of tokens; longer texts are truncated."
+        default=128, ge=1, le=1_000_000, description="Text: maximum number of tokens; longer texts are truncated."
     )
     padding: Literal["max_length", "longest", "bucket"] = Field(
         default="max_length",
@@ -79,10 +83,12 @@ class DataConfig(StrictModel):
     prefetch: int = Field(
         default=2,
         ge=0,
+        le=1000,
         description="Number of training micro-batches that a thread prepares in advance; 0 prepares them on demand.",
     )
     cache: str | None = Field(
         default=None,
+        min_length=1,
         description="Folder for downloaded, decoded and tokenized data; by default that of the `datasets` library.",
     )
     eval_batch_size: int = Field(default=250, ge=1, description="Samples per batch of an evaluation.")
@@ -108,8 +114,9 @@ def refuse(config: DataConfig, keys: tuple[str, ...], *, reason: str) -> None:
         ALConfigError: a key has another value.
     """
     for key in keys:
-        value = getattr(config, key)
-        if value != type(config).model_fields[key].default:
+        value, default = getattr(config, key), type(config).model_fields[key].default
+        if value != default:
             raise ALConfigError(
-                f"got experiment.data.{key}={value!r}, but data set {config.name!r} {reason}: leave {key!r} out"
+                f"got experiment.data.{key}={value!r}, but data set {config.name!r} {reason}: leave {key!r} out, or "
+                f"give its default, --set experiment.data.{key}={json.dumps(default)}"
             )

@@ -1,64 +1,90 @@
-"""Decoding of compressed images to pixels, done once and cached next to the tables of ``datasets``."""
+"""Decoding of compressed images to pixels, done once and cached."""
 
 from __future__ import annotations
 
 import io
-import os
-import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from ds_al.data.cache import key_of
+from ds_al.data import cache
 from ds_al.errors import ALDataError
 
-GREY = ("1", "L", "LA", "I;16")
+GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 """Pillow modes without colour."""
 
+Image.init()
+FORMATS = tuple(
+    str(name)
+    for name in (
+        "PNG",
+        "JPEG",
+        "JPEG2000",
+        "GIF",
+        "BMP",
+        "DIB",
+        "TIFF",
+        "WEBP",
+        "AVIF",
+        "PPM",
+        "TGA",
+        "ICO",
+        "PCX",
+        "SGI",
+    )
+    if name in Image.OPEN
+)
+"""Formats that are read: of those that Pillow decodes by itself. It has others decoded by programs, such as EPS."""
 
-def pixels(table: datasets.Dataset, column: str, *, size: int | None, folder: Path) -> Tensor:
+
+def pixels(
+    table: datasets.Dataset, column: str, *, size: int | None, folder: Path, place: Callable[[int], str]
+) -> Tensor:
     """Decodes all images of a table.
+
+    An image is turned as its EXIF data say, transparency is left out, and of several frames the first is taken.
 
     Args:
         table: table with a column of images, or of their compressed bytes.
         column: name of that column.
         size: height and width to scale to; by default all images must have the same size.
         folder: cache of decoded images.
+        place: where a row is, for errors.
 
     Returns:
         ``(N, C, H, W)`` ``uint8``. C is 1 if all images are grey, otherwise 3.
 
     Raises:
-        ALDataError: an entry is not an image, or images differ in size and ``size`` is not given.
+        ALDataError: an entry is not an image, or has no range of values that is known, or images differ in size and
+            ``size`` is not given, or all together do not fit in memory.
     """
-    path = folder / f"{key_of('pixels-nchw', table, column, size)}.npy"
-    if not path.is_file():
-        _write(path, _decode(table, column, size))
-    return torch.from_numpy(np.load(path))
+    key = cache.key_of("pixels", table, column, size)
+    return torch.from_numpy(cache.kept(folder, key, lambda: {"pixels": _decode(table, column, size, place)})["pixels"])
 
 
-def _decode(table: datasets.Dataset, column: str, size: int | None) -> np.ndarray:
+def _decode(table: datasets.Dataset, column: str, size: int | None, place: Callable[[int], str]) -> np.ndarray:
     """Decodes to ``(N, C, H, W)``."""
     decoded: np.ndarray | None = None
-    for row, image in enumerate(_images(table, column)):
-        grey = image.mode in GREY and (decoded is None or decoded.shape[1] == 1)
-        image = image.convert("L" if grey else "RGB")
+    for row, image in enumerate(_images(table, column, place)):
+        grey = image.mode == "L" and (decoded is None or decoded.shape[1] == 1)
+        image = image if grey else image.convert("RGB")
         if size is not None and image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BILINEAR)
         array = np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
         if decoded is None:
-            decoded = np.empty((len(table), *array.shape), dtype=np.uint8)
+            decoded = _empty((len(table), *array.shape))
         if array.shape[1:] != decoded.shape[2:]:
             (height, width), (first_height, first_width) = array.shape[1:], decoded.shape[2:]
             raise ALDataError(
-                f"image {row} has {height} x {width} pixels, the first one {first_height} x {first_width}: set "
-                "experiment.data.image_size to scale all of them to one size"
+                f"the image in {place(row)} has {height} x {width} pixels, the first one {first_height} x "
+                f"{first_width}: set experiment.data.image_size to scale all of them to one size"
             )
         if len(array) > decoded.shape[1]:  # the first colour image after grey ones
             decoded = decoded.repeat(3, axis=1)
@@ -68,33 +94,58 @@ def _decode(table: datasets.Dataset, column: str, size: int | None) -> np.ndarra
     return decoded
 
 
-def _images(table: datasets.Dataset, column: str) -> Iterator[Image.Image]:
+def _images(table: datasets.Dataset, column: str, place: Callable[[int], str]) -> Iterator[Image.Image]:
+    """Yields the images, of mode ``L`` or ``RGB``."""
     table = table.select_columns([column])
     if isinstance(table.features[column], datasets.Image):
         table = table.cast_column(column, datasets.Image(decode=False))
     for row, entry in enumerate(table):
         value: Any = entry[column]
-        data = value["bytes"] if isinstance(value, dict) else value
         try:
-            if data is None:  # the table contains a path
-                yield Image.open(value["path"])
-            else:
-                yield Image.open(io.BytesIO(data))
+            image = _open(value)
         except Exception as error:
             raise ALDataError(
-                f"column {column!r} holds no image in row {row} ({type(error).__name__}): expected the bytes of a PNG, "
-                "JPEG or another format that Pillow reads; choose another column by experiment.data.image_column"
+                f"column {column!r} holds no image in {place(row)} ({type(error).__name__}: {error}): expected the "
+                f"bytes of a whole image that Pillow decodes by itself, {', '.join(FORMATS)}; mend the row or leave it "
+                "out, or choose another column by experiment.data.image_column"
             ) from error
+        yield image
 
 
-def _write(path: Path, array: np.ndarray) -> None:
-    """Writes the file atomically, since another rank may read it at the same time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+def _open(value: Any) -> Image.Image:
+    """Decodes one entry: bytes, or as ``datasets`` stores images, with their bytes or the path of a file."""
+    data = value["bytes"] if isinstance(value, dict) else value
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(value["path"] if data is None else io.BytesIO(data), formats=FORMATS) as file:
+            image = ImageOps.exif_transpose(file)  # reads all of it
+            return _eight_bits(image) if image.mode in GREY else image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Converts a grey image to 8 bits; those of more bits keep their range, 16 bits or floats from 0 to 1.
+
+    Raises:
+        ValueError: the values are in no such range.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image.convert("L")
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if image.mode == "F":
+        if not (low >= 0 and high <= 1):  # NaN is neither
+            raise ValueError(f"floats from {low} to {high}: expected 0 to 1")
+        return Image.fromarray(np.round(values * 255).astype(np.uint8))
+    if image.mode == "I" and (low < 0 or high > 65535 or 0 < high < 256):
+        raise ValueError(f"32-bit integers from {low} to {high}: expected 16 bits, 0 to 65535, or save it with 8 bits")
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def _empty(shape: tuple[int, ...]) -> np.ndarray:
     try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, array)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        return np.empty(shape, dtype=np.uint8)
+    except MemoryError as error:
+        raise ALDataError(
+            f"{shape[0]} images of {shape[2]} x {shape[3]} pixels do not fit in memory: set experiment.data.image_size "
+            "to scale them"
+        ) from error

@@ -92,7 +92,9 @@ def tokenizer(name: str) -> Any:
     online = not local.is_dir() and reachable()
     try:
         with without_retries(online):
-            return AutoTokenizer.from_pretrained(local if local.is_dir() else name, local_files_only=not online)
+            return AutoTokenizer.from_pretrained(
+                local if local.is_dir() else name, local_files_only=not online, trust_remote_code=False
+            )
     except Exception as error:
         state = f"{type(error).__name__}: {_first_line(error)}" if local.is_dir() or online else "no connection"
         raise ALDataError(

@@ -15,6 +15,7 @@ from ds_al.data.tables import DatasetTables, find
 from ds_al.data.tokenise import Pretrained, Tokenizer, tokenise, vocabulary
 from ds_al.data.tokens import Tokens
 from ds_al.data.words import Words
+from ds_al.errors import ALDataError
 
 
 def load_stored(config: DataConfig, *, seed: int) -> Splits:
@@ -28,23 +29,32 @@ def load_stored(config: DataConfig, *, seed: int) -> Splits:
         cache=None if config.cache is None else Path(config.cache).expanduser(),
     )
     refuse_other_kind(config, tables.kind)
+    folder = cache.folder(config.cache)
     kept: Tensor
     held: Tensor | None
     if "validation" in tables.parts:
         refuse(config, ("validation_fraction",), reason="has a validation part of its own")
-        kept, held = torch.arange(len(tables.parts["train"])), None
+        kept, held = torch.arange(len(tables.parts["train"].table)), None
     else:
-        count = len(tables.parts["train"])
+        count = len(tables.parts["train"].table)
         kept, held = cut(count, fraction=config.validation_fraction, seed=seed, name=config.name)
-    return (_images if tables.kind == "image" else _text)(tables, config, kept, held)
+    return (_images if tables.kind == "image" else _text)(tables, config, kept, held, folder)
 
 
-def _images(tables: DatasetTables, config: DataConfig, kept: Tensor, held: Tensor | None) -> Splits:
-    folder = cache.folder(config.cache)
+def _images(tables: DatasetTables, config: DataConfig, kept: Tensor, held: Tensor | None, folder: Path) -> Splits:
     found = {
-        part: (decode.pixels(table, tables.x, size=config.image_size, folder=folder), tables.labels(part))
-        for part, table in tables.parts.items()
+        name: (
+            decode.pixels(part.table, tables.x, size=config.image_size, folder=folder, place=part.place),
+            tables.labels(name),
+        )
+        for name, part in tables.parts.items()
     }
+    sizes = {name: tuple(pixels.shape[2:]) for name, (pixels, _) in found.items()}
+    if len(set(sizes.values())) > 1:
+        raise ALDataError(
+            f"images of the parts differ in height and width, {sizes}: set experiment.data.image_size to scale all of "
+            "them to one size"
+        )
     channels = max(pixels.shape[1] for pixels, _ in found.values())  # a part may have grey images only
     found = {part: (pixels.expand(-1, channels, -1, -1), labels) for part, (pixels, labels) in found.items()}
     pixels, labels = found["train"]
@@ -62,23 +72,23 @@ def _images(tables: DatasetTables, config: DataConfig, kept: Tensor, held: Tenso
     )
 
 
-def _text(tables: DatasetTables, config: DataConfig, kept: Tensor, held: Tensor | None) -> Splits:
-    folder = cache.folder(config.cache)
+def _text(tables: DatasetTables, config: DataConfig, kept: Tensor, held: Tensor | None, folder: Path) -> Splits:
     tokenizer: Tokenizer
     if config.tokenizer == "words":
-        tokenizer = vocabulary(tables.parts["train"], tables.x, kept, size=config.vocab_size, folder=folder)
+        train = tables.parts["train"]
+        tokenizer = vocabulary(train.table, tables.x, kept, size=config.vocab_size, folder=folder, place=train.place)
     else:
         refuse(config, ("vocab_size",), reason=f"is read by the tokenizer {config.tokenizer!r}, which has a size")
         tokenizer = Pretrained(config.tokenizer)
     pad_to = config.max_length if config.padding == "max_length" else None
     found = {
-        part: Tokens(
-            *tokenise(table, tables.x, tokenizer, max_length=config.max_length, folder=folder),
-            tables.labels(part),
+        name: Tokens(
+            *tokenise(part.table, tables.x, tokenizer, max_length=config.max_length, folder=folder, place=part.place),
+            tables.labels(name),
             padding_id=tokenizer.padding_id,
             pad_to=pad_to,
         )
-        for part, table in tables.parts.items()
+        for name, part in tables.parts.items()
     }
     if held is not None:
         found["validation"], found["train"] = found["train"].select(held), found["train"].select(kept)

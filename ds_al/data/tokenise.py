@@ -1,9 +1,11 @@
-"""Tokenization of texts, done once and cached as an Arrow file by table, tokenizer and options."""
+"""Tokenization of texts, done once and cached by table, tokenizer and options."""
 
 from __future__ import annotations
 
 import hashlib
-import os
+import itertools
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,9 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ds_al.data import hub
-from ds_al.data.cache import key_of
+from ds_al.data import cache, hub
 from ds_al.data.words import Words
+from ds_al.errors import ALDataError
+
+_BATCH = 1000
+"""Texts that are read and encoded at a time."""
 
 
 class Tokenizer(Protocol):
@@ -76,7 +81,13 @@ class Pretrained:
 
 
 def tokenise(
-    table: datasets.Dataset, column: str, tokenizer: Tokenizer, *, max_length: int, folder: Path
+    table: datasets.Dataset,
+    column: str,
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    folder: Path,
+    place: Callable[[int], str],
 ) -> tuple[Tensor, Tensor]:
     """Tokenizes all texts of a table, and concatenates their tokens.
 
@@ -86,33 +97,69 @@ def tokenise(
         tokenizer: converts texts to ids.
         max_length: maximum number of tokens of a text.
         folder: cache of tokens.
+        place: where a row is, for errors.
 
     Returns:
         ``(flat (sum of lengths,) int32, lengths (N,) int64)``.
+
+    Raises:
+        ALDataError: a text is not UTF-8, or the tokenizer fails, or returns an id that it has not.
     """
-    key = key_of("tokens", table, column, tokenizer.fingerprint, max_length)
-    folder.mkdir(parents=True, exist_ok=True)
 
-    def encode(texts: list[str | None]) -> dict[str, list[list[int]]]:
-        return {"ids": tokenizer.encode([text or "" for text in texts], max_length=max_length)}
+    def make() -> cache.Arrays:
+        ids = [row for batch in texts(table, column, place) for row in _encode(tokenizer, batch, max_length=max_length)]
+        flat = np.fromiter(itertools.chain.from_iterable(ids), dtype=np.int32)
+        if len(flat) and not 0 <= flat.min() <= flat.max() < tokenizer.vocab_size:
+            raise ALDataError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, and returned ids from {flat.min()} to {flat.max()}: "
+                "expected ids below their number; repair it, or choose another by experiment.data.tokenizer"
+            )
+        return {"flat": flat, "lengths": np.array([len(row) for row in ids], dtype=np.int64)}
 
-    with hub.no_progress_bars():
-        tokens = table.map(
-            encode,
-            batched=True,
-            input_columns=[column],
-            remove_columns=table.column_names,
-            features=datasets.Features({"ids": datasets.List(datasets.Value("int32"))}),
-            cache_file_name=os.fspath(folder / f"{key}.arrow"),
-            new_fingerprint=key,
-        )
-    lists = tokens.data.column("ids").combine_chunks()
-    flat = np.array(lists.flatten().to_numpy(zero_copy_only=False), dtype=np.int32)
-    lengths = np.diff(lists.offsets.to_numpy()).astype(np.int64)
-    return torch.from_numpy(flat), torch.from_numpy(lengths)
+    found = cache.kept(folder, cache.key_of("tokens", table, column, tokenizer.fingerprint, max_length), make)
+    return torch.from_numpy(found["flat"]), torch.from_numpy(found["lengths"])
 
 
-def vocabulary(table: datasets.Dataset, column: str, rows: Tensor, *, size: int, folder: Path) -> Words:
+def texts(table: datasets.Dataset, column: str, place: Callable[[int], str]) -> Iterator[list[str]]:
+    """Yields the texts of a table in batches; a missing text is an empty one.
+
+    Raises:
+        ALDataError: a text is not UTF-8; the message names its row.
+    """
+    table = table.select_columns([column])
+    for start in range(0, len(table), _BATCH):
+        try:
+            batch = table[start : start + _BATCH][column]
+        except UnicodeDecodeError:
+            raise _undecodable(table, column, start, place) from None
+        yield [text or "" for text in batch]
+
+
+def _undecodable(table: datasets.Dataset, column: str, start: int, place: Callable[[int], str]) -> ALDataError:
+    """Finds the first text of a batch that is not UTF-8."""
+    for row in range(start, len(table)):
+        try:
+            table[row]
+        except UnicodeDecodeError as error:
+            return ALDataError(
+                f"column {column!r} in {place(row)} is not UTF-8 ({error}): write the file anew as UTF-8"
+            )
+    raise AssertionError("all texts are UTF-8")
+
+
+def _encode(tokenizer: Tokenizer, batch: list[str], *, max_length: int) -> list[list[int]]:
+    try:
+        return tokenizer.encode(batch, max_length=max_length)
+    except Exception as error:  # of a tokenizer that is not ours
+        raise ALDataError(
+            f"the tokenizer cannot encode the texts ({type(error).__name__}: {error}): repair it, or choose another by "
+            "experiment.data.tokenizer"
+        ) from error
+
+
+def vocabulary(
+    table: datasets.Dataset, column: str, rows: Tensor, *, size: int, folder: Path, place: Callable[[int], str]
+) -> Words:
     """Builds the vocabulary of some rows of a table, or loads it from the cache.
 
     Args:
@@ -121,14 +168,14 @@ def vocabulary(table: datasets.Dataset, column: str, rows: Tensor, *, size: int,
         rows: training rows ``(N,)``.
         size: maximum number of tokens.
         folder: cache of vocabularies.
+        place: where a row of the table is, for errors.
     """
+
+    def make() -> cache.Arrays:
+        chosen = texts(table.select(rows.numpy()), column, lambda row: place(int(rows[row])))
+        words = Words.build(itertools.chain.from_iterable(chosen), size=size)
+        return {"words": np.frombuffer(json.dumps(words.vocabulary).encode(), dtype=np.uint8)}
+
     drawn = hashlib.blake2b(rows.numpy().tobytes(), digest_size=16).hexdigest()
-    path = folder / f"{key_of('words', table, column, drawn, size)}.json"
-    if path.is_file():
-        return Words.load(path)
-    words = Words.build((text or "" for text in table.select(rows.numpy())[column]), size=size)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    words.save(part)
-    os.replace(part, path)  # atomic: another rank may read it at the same time
-    return words
+    found = cache.kept(folder, cache.key_of("words", table, column, drawn, size), make)
+    return Words(json.loads(found["words"].tobytes()))

@@ -41,11 +41,6 @@ class Words:
         ordered = sorted(counts, key=lambda word: (-counts[word], word))
         return cls([PADDING, UNKNOWN, *ordered[: size - 2]])
 
-    @classmethod
-    def load(cls, path: Path) -> Words:
-        """Reads a vocabulary written by :meth:`save`."""
-        return cls(json.loads(path.read_text(encoding="utf-8")))
-
     def save(self, path: Path) -> None:
         """Writes all tokens as a JSON list."""
         path.write_text(json.dumps(self.vocabulary, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_al.doctor.finding import Finding
+from ds_al.system import extensions
 
 
 def machine(accelerator: Any) -> list[Finding]:
@@ -102,33 +103,20 @@ def compilation(accelerator: Any) -> list[Finding]:
     """Returns whether the shared-memory op, which DeepSpeed loads at every start on CPU, is or can be built."""
     if accelerator.device_name() != "cpu" or sys.platform != "linux":
         return []
-    item, built = "shared-memory op", _shared_memory_op_is_built()
+    item, name = "shared-memory op", extensions.SHARED_MEMORY
     if not shutil.which("ninja"):
         remark = "DeepSpeed does not start on CPU without ninja, even if the op is compiled: see ninja"
         return [Finding("tools", item, "cannot be loaded", "no", remark, essential=True)]
-    if (lock := _op_folder() / "lock").exists():
-        remark = f"being compiled, or {lock} was left by a killed compilation: then remove it, DeepSpeed waits for it"
-        return [Finding("tools", item, "locked", "limited", remark)]
-    if built:
+    locks = [extensions.folder_of(each) / "lock" for each in (name, extensions.FUSED_ADAM)]
+    for lock in (lock for lock in locks if lock.exists()):
+        remark = f"left by a killed compilation, for which DeepSpeed waits: remove {lock}"
+        if extensions.is_held(lock):
+            remark = "another process compiles it"
+        return [Finding("tools", lock.parent.name, "locked", "limited", remark)]
+    if extensions.is_compiled(name):
         return [Finding("tools", item, "compiled", remark="as long as TORCH_EXTENSIONS_DIR stays the same")]
     if not compiler():
         remark = "no compiler: DeepSpeed does not start on CPU. Install g++, or set CXX"
         return [Finding("tools", item, "cannot be compiled", "no", remark, essential=True)]
     remark = "DeepSpeed's shared-memory op compiles at the first start, about 20-35 s, once"
     return [Finding("tools", item, "not compiled yet", remark=remark)]
-
-
-def _shared_memory_op_is_built() -> bool:
-    return (_op_folder() / "deepspeed_shm_comm.so").is_file()
-
-
-def _op_folder() -> Path:
-    import torch
-    from torch.utils.cpp_extension import get_default_build_root
-
-    if root := os.environ.get("TORCH_EXTENSIONS_DIR"):
-        folder = Path(root)
-    else:
-        kind = f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else "cpu"
-        folder = Path(get_default_build_root()) / f"py{sys.version_info.major}{sys.version_info.minor}_{kind}"
-    return folder / "deepspeed_shm_comm"

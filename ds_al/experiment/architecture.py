@@ -6,15 +6,19 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+from deepspeed.accelerator import get_accelerator
 from deepspeed.pipe import LayerSpec
 
-from ds_al.errors import ALLayerError
-from ds_al.experiment.config import ExperimentConfig
+from ds_al.errors import ALConfigError, ALError, ALLayerError
+from ds_al.experiment.config import BLOCK, ExperimentConfig
 from ds_al.experiment.inputs import DataFacts
 from ds_al.models import build_al, build_twin
-from ds_al.models.cost import network_cost
+from ds_al.models.cost import isolated, network_cost
 from ds_al.models.exit_cost import ExitCost, exit_costs
 from ds_al.spec import ALLayerSpec
+
+_STATES = 4
+"""Numbers that training keeps per parameter: itself, its gradient and two of Adam's."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,36 @@ class Architecture:
         """Returns the layers of the backprop twin."""
         model = self.experiment.model
         return build_twin(model.name, **self._options(), **model.twin_options)
+
+    def check(self, *, is_al: bool) -> None:
+        """Builds one form without memory, so that options that make no network are named before ranks build it.
+
+        Raises:
+            ALConfigError: a layer cannot be built, has a weight without elements, or is larger than this machine.
+        """
+        model, largest = self.experiment.model, 0
+        options = {**model.options, **(model.al_options if is_al else model.twin_options)}
+        specs = self.al_layers() if is_al else self.twin_layers()
+        try:
+            with isolated("meta"):
+                for spec in specs:
+                    weights = list(spec.build().parameters())
+                    if empty := [tuple(weight.shape) for weight in weights if not weight.numel()]:
+                        raise ValueError(f"a weight of shape {empty[0]} has no elements")
+                    largest = max(largest, sum(weight.numel() for weight in weights))
+        except ALError:
+            raise
+        except Exception as error:  # of torch and of the layers, which check their arguments by using them
+            raise ALConfigError(
+                f'"{BLOCK}.model": {model.name!r} cannot be built with {options}: {type(error).__name__}: {error}'
+            ) from error
+        needed, there = _STATES * 4 * largest, get_accelerator().total_memory()
+        if needed > there:
+            raise ALConfigError(
+                f'"{BLOCK}.model": {model.name!r} with {options} has a layer of {largest:,} parameters. With '
+                f"gradients and the state of Adam these are {needed / 2**30:,.0f} GiB, and a rank has "
+                f"{there / 2**30:,.0f} GiB: make it smaller"
+            )
 
     def _options(self) -> dict[str, Any]:
         """Keyword arguments of both forms: those that follow from the data, and the config's."""

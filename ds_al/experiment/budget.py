@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ds_al.config.sizes import MICRO_BATCH, MICRO_BATCHES, batch_sizes
 from ds_al.errors import ALConfigError
 from ds_al.experiment.forms import Form
 
@@ -31,12 +32,17 @@ class BatchSizes:
         """Reads the sizes that a config asks for.
 
         Raises:
-            ALConfigError: a size is missing or below 1, or the replicas cannot share the micro-batches of a batch.
+            ALConfigError: sizes are missing, wrong or disagree, or the replicas cannot share the micro-batches.
         """
-        micro_batch = _positive(config, "train_micro_batch_size_per_gpu")
-        micro_batches = _positive(config, "gradient_accumulation_steps")
-        per_replica = form.micro_batches(micro_batches, replicas=replicas)
-        return cls(micro_batch=micro_batch, micro_batches=micro_batches, per_replica=per_replica, replicas=replicas)
+        share = form.micro_batches(replicas, replicas=replicas)  # of a batch of R micro-batches: 1 where replicas share
+        sizes = batch_sizes(config, replicas=share)
+        per_replica = form.micro_batches(sizes[MICRO_BATCHES], replicas=replicas)
+        return cls(
+            micro_batch=sizes[MICRO_BATCH],
+            micro_batches=sizes[MICRO_BATCHES],
+            per_replica=per_replica,
+            replicas=replicas,
+        )
 
     @property
     def samples(self) -> int:
@@ -87,13 +93,11 @@ class Budget:
         """Returns the number of batches of an epoch, counted from 0."""
         return min(self.batches_per_epoch, self.total_batches - epoch * self.batches_per_epoch)
 
+    def position(self, batches: int) -> tuple[int, int]:
+        """Returns the epoch, counted from 0, that follows after so many batches, and how many of them are its own."""
+        epoch, own = divmod(batches, self.batches_per_epoch)
+        return (epoch + 1, 0) if batches == self.total_batches and own else (epoch, own)
+
     def ends(self, epoch: int, *, seconds: float) -> bool:
         """Whether this epoch is the last one, after so many seconds of training."""
         return epoch + 1 >= self.epochs or (self.max_seconds is not None and seconds >= self.max_seconds)
-
-
-def _positive(config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or value < 1:
-        raise ALConfigError(f'"{key}": got {value!r}, expected a whole number of 1 or more')
-    return value

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from ds_al.config.base import StrictModel, validate
+from ds_al.config.base import StrictModel, checked, parse, validate
 from ds_al.data.config import DataConfig
 from ds_al.errors import ALConfigError
 
@@ -31,24 +31,35 @@ class ModelConfig(StrictModel):
 
 
 class WandbConfig(StrictModel):
-    """Weights & Biases. `WANDB_MODE` overrides; without an account a run is kept offline, and never asks."""
+    """Weights & Biases. A key that is set here wins over W&B's variables (`WANDB_PROJECT`, `WANDB_NAME`, ...) and
+    settings files, and these over the defaults. `WANDB_MODE` always wins; without an account a run is kept offline, and
+    never asks."""
 
     enabled: bool = Field(default=True, description="Whether to log to W&B.")
-    project: str = Field(default="ds_al", description="W&B project.")
-    entity: str | None = Field(default=None, description="W&B entity.")
+    project: str = Field(default="ds_al", description="W&B project (`WANDB_PROJECT`).")
+    entity: str | None = Field(default=None, description="W&B entity (`WANDB_ENTITY`).")
+    name: str | None = Field(
+        default=None, description="Name of the W&B run (`WANDB_NAME`); by default experiment, method and time."
+    )
+    notes: str | None = Field(default=None, description="Notes on the W&B run (`WANDB_NOTES`).")
     group: str | None = Field(
         default=None,
-        description="W&B group; by default the experiment's name, so that all methods are in one group. Runs of a "
-        "suite have the suite's name and that of their group.",
+        description="W&B group (`WANDB_RUN_GROUP`); by default the experiment's name, so that all methods are in one "
+        "group. Runs of a suite have the suite's name and that of their group.",
     )
-    tags: list[str] = Field(default_factory=list, description="W&B tags.")
+    tags: list[str] = Field(default_factory=list, description="W&B tags (`WANDB_TAGS`).")
     checkpoints: bool = Field(default=False, description="Log the last epoch's checkpoint as an artifact.")
+    system_metrics: bool = Field(default=True, description="Log use of processors, GPUs and memory.")
+    console: bool = Field(default=True, description="Log what the process of the last stage prints (`WANDB_CONSOLE`).")
 
 
 class ExperimentConfig(StrictModel):
     """The ``"experiment"`` block."""
 
-    name: str = Field(description="Name of the run; its files go to `<output>/<name>/<time>/`.")
+    name: str = Field(
+        description="Name of the run; its files go to `<output>/<name>/<time>/`. It is the name of one folder: no "
+        "separator, not `.` or `..`, 100 bytes at most."
+    )
     model: ModelConfig = Field(description="The network.")
     data: DataConfig = Field(description="The data.")
     recipe: str | None = Field(
@@ -71,11 +82,13 @@ class ExperimentConfig(StrictModel):
         "too.",
     )
     max_seconds: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="Ends training after the epoch in which the training "
+        default=None, gt=0, description="Ends training after the epoch in which the training "
                                                  "time, without evaluations, exceeds this. A resumed run counts from "
                                                  "0."
     )  # fmt: skip
-    seed: int = Field(default=0, ge=0, description="Seed of weights, dropout, data order and validation split.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**31, description="Seed of weights, dropout, data order and validation split."
+    )
     num_stages: int | None = Field(
         default=None,
         ge=1,
@@ -91,7 +104,7 @@ class ExperimentConfig(StrictModel):
         "of the stages after the first.",
     )
     partition_memory: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="With `measured`: upper bound of a stage's memory in "
+        default=None, gt=0, description="With `measured`: upper bound of a stage's memory in "
                                                  "GiB, for parameters, gradients, optimizer state and activations."
     )  # fmt: skip
     partition_cache: Literal["use", "refresh", "off"] = Field(
@@ -119,10 +132,28 @@ class ExperimentConfig(StrictModel):
         description="On CPUs with glibc: the process keeps freed memory for the next step, which avoids page faults.",
     )
     checkpoint_every: int = Field(
-        default=0, ge=0, description="Epochs between checkpoints; 0 keeps only that of the last epoch."
+        default=1,
+        ge=0,
+        description="Epochs between checkpoints; 0 saves only that of the last epoch. The last two are kept, unless "
+        "`associated_learning.checkpoint.keep_last` is set, `null` for all.",
     )
-    output: str = Field(default="runs", description="Folder of all runs.")
+    log_every: int = Field(
+        default=10,
+        ge=1,
+        description="Batches between rows of losses, learning rate and samples per second that are logged as they "
+        "happen, to `metrics.jsonl` and W&B. The losses of earlier stages are the latest that the last one knows of.",
+    )
+    output: str = Field(
+        default="runs", min_length=1, description="Folder of all runs. A `~` in front is the home folder."
+    )
     wandb: WandbConfig = Field(default_factory=WandbConfig, description="Weights & Biases.")
+
+    @field_validator("name")
+    @classmethod
+    def _of_one_folder(cls, name: str) -> str:
+        if not name.strip() or name in (".", "..") or {"/", "\\"} & set(name) or len(name.encode()) > 100:
+            raise ValueError("expected a name for one folder: not empty, no / or \\, not . or .., 100 bytes at most")
+        return name
 
 
 def experiment_config(config: Mapping[str, Any]) -> ExperimentConfig:
@@ -156,12 +187,13 @@ def override(config: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     """Sets ``a.b.c=value`` in a config; values are JSON, or else strings.
 
     Raises:
-        ALConfigError: an assignment has no ``=``, or its path leads through something that is no object.
+        ALConfigError: an assignment has no ``=``, its path leads through something that is no object, or its value is
+            none that a file could hold (:func:`~ds_al.config.base.checked`).
     """
-    config = json.loads(json.dumps(config))
+    config = checked(config)
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
-        if not equals or not path:
+        if not equals or not all(path.split(".")):
             raise ALConfigError(f"got --set {assignment!r}: expected key.path=value")
         *parents, leaf = path.split(".")
         block = config
@@ -170,7 +202,9 @@ def override(config: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
             if not isinstance(block, dict):
                 raise ALConfigError(f"got --set {assignment!r}: {key!r} is no object in this config")
         try:
-            block[leaf] = json.loads(text)
+            block[leaf] = parse(text)
         except json.JSONDecodeError:
             block[leaf] = text
-    return config
+        except ValueError as error:
+            raise ALConfigError(f"got --set {assignment!r}: {error}") from error
+    return checked(config)

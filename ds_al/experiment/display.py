@@ -39,14 +39,16 @@ class Display(Observer):
     def started(self, info: RunInfo) -> None:
         """Prints what the run is, and starts the live display."""
         self._info = info
-        total = info.total_batches - info.first_epoch * info.batches_per_epoch
+        total = info.total_batches - info.first_batch
         self._task = self._progress.add_task("epoch", total=total, speed="")
         replicas = f", {info.replicas} replicas" if info.replicas > 1 else ""
+        steps = f"{info.optimizer_steps} optimizer step{'s' * (info.optimizer_steps > 1)}"
         self.console.print(
             f"{info.name}: {info.method}, {info.stages} stage{'s' * (info.stages > 1)}{replicas}, "
             f"{info.training_samples} training samples, micro-batches of {info.micro_batch_size}, "
             f"{info.micro_batches_per_batch} a batch, {info.batches_per_epoch} batches an epoch, "
-            f"seed {info.seed}",
+            f"seed {info.seed}\n"
+            f"rank {info.writer} prints, and writes to {info.folder}; {steps} a batch; {info.loss}",
             highlight=False,
             soft_wrap=True,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
 
+from deepspeed import comm as dist
 from deepspeed.pipe import PipelineModule
 from deepspeed.runtime.utils import set_random_seed
 from torch import Tensor, nn
 
 from ds_al.baseline import data_parallel
 from ds_al.config.associated_learning import ALConfig
+from ds_al.config.base import BLOCK as AL_BLOCK
 from ds_al.config.methods import AL_METHODS
 from ds_al.data import ShuffledLoader
 from ds_al.entry import initialize
@@ -25,6 +28,8 @@ from ds_al.experiment.layout import Layout
 from ds_al.module import ALPipelineModule
 
 Loader = ShuffledLoader | None
+KEEP = 2
+"""Number of checkpoints that a run keeps, unless ``associated_learning.checkpoint.keep_last`` is set."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +37,18 @@ class Form(ABC):
     """Builds, trains, evaluates, saves and resumes a network by one family of methods.
 
     Methods with a body are the same for a pipeline of either kind. A form keeps no state of the run: methods that need
-    the engine get the one that :meth:`build` returned. Every rank must call them, except for :meth:`latest_losses`.
+    the engine get the one that :meth:`build` returned. Every rank must call them, except for :meth:`latest_losses` and
+    :meth:`batch_losses`.
 
     Attributes:
         config: the ``"associated_learning"`` block.
         has_exits: whether every layer has an exit; if not, the network has the last one alone.
+        loss: what the losses that are shown are.
     """
 
     config: ALConfig
     has_exits: ClassVar[bool] = False
+    loss: ClassVar[str] = "the loss is that of the last stage"
 
     def layout(self, *, num_stages: int | None, world: int, rank: int) -> Layout:
         """Assigns each process a stage of a replica, by default one stage per process.
@@ -63,6 +71,10 @@ class Form(ABC):
             ALConfigError: replicas cannot share them evenly.
         """
         return total
+
+    def optimizer_steps(self, micro_batches: int) -> int:
+        """Returns the optimizer steps per batch of so many micro-batches in each replica."""
+        return 1
 
     def schedule_steps(self, micro_batches: int) -> int:
         """Returns the steps of the LR schedule per batch of so many micro-batches in each replica."""
@@ -99,6 +111,10 @@ class Form(ABC):
         """Saves a checkpoint; with ``complete``, all its files exist when this returns."""
         engine.save_checkpoint(str(folder), tag=tag)
 
+    def checkpoint_defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns keys of the engine's config that bound the number of checkpoints, where the config does not."""
+        return {}
+
     @abstractmethod
     def evaluate(self, engine: Any, batches: Iterable[Any], **exits: Any) -> dict[str, Any]:
         """Evaluates the network on a part of the data.
@@ -120,6 +136,10 @@ class Form(ABC):
     def latest_losses(self, engine: Any, stages: Iterable[int]) -> list[list[float]]:
         """Returns the losses that this process knows of the last batch, per stage; waits for the device alone."""
 
+    @abstractmethod
+    def batch_losses(self, engine: Any) -> dict[str, Any]:
+        """Returns the losses that this process knows of the last batch, as ``losses`` by layer or ``loss``."""
+
     def partition_table(self, engine: Any) -> str | None:
         """Returns the table of times that a partition was chosen by, where they were measured."""
         return None
@@ -130,6 +150,7 @@ class AssociatedLearning(Form):
     """Form of the AL methods: stages learn by local losses, and every layer has an exit."""
 
     has_exits: ClassVar[bool] = True
+    loss: ClassVar[str] = "A and E are means of the local losses of a stage's layers"
 
     def reads_data(self, layout: Layout) -> bool:
         """Whether this is the first stage: labels are sent downstream with the target codes."""
@@ -143,9 +164,13 @@ class AssociatedLearning(Form):
                 f'as "{BLOCK}.model.al_options.objective.label_smoothing"'
             )
 
+    def optimizer_steps(self, micro_batches: int) -> int:
+        """Returns ``steps_per_batch``, by default one step after every micro-batch."""
+        return self.config.steps_per_batch or micro_batches
+
     def schedule_steps(self, micro_batches: int) -> int:
         """Returns optimizer steps per batch, or 1 where the LR schedule counts batches."""
-        return (self.config.steps_per_batch or micro_batches) if self.config.count == "step" else 1
+        return self.optimizer_steps(micro_batches) if self.config.count == "step" else 1
 
     def build(self, network: Architecture, config: Mapping[str, Any], *, num_stages: int, loader: Loader) -> Any:
         """Builds an ``ALPipelineModule`` and its engine, which moves the loader itself."""
@@ -171,6 +196,11 @@ class AssociatedLearning(Form):
         if complete and self.config.checkpoint.asynchronous:
             engine.flush()
 
+    def checkpoint_defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Sets ``checkpoint.keep_last`` to :data:`KEEP`, unless it is set."""
+        block = config.get(AL_BLOCK, {})
+        return {AL_BLOCK: {**block, "checkpoint": {"keep_last": KEEP, **block.get("checkpoint", {})}}}
+
     def evaluate(self, engine: Any, batches: Iterable[Any], **exits: Any) -> dict[str, Any]:
         """Evaluates every exit."""
         return engine.inference.evaluate(batches, **exits)
@@ -186,6 +216,10 @@ class AssociatedLearning(Form):
         report, bounds = engine.report.tolist(), engine.module.parts
         own = (report[bounds[stage] : bounds[stage + 1]] for stage in stages)
         return [[fmean(losses) for losses in zip(*layers, strict=True)] for layers in own]
+
+    def batch_losses(self, engine: Any) -> dict[str, Any]:
+        """Returns ``[A, E]`` of every layer."""
+        return {"losses": engine.report.tolist()}
 
     def partition_table(self, engine: Any) -> str | None:
         """Returns the table of a ``"measured"`` partition."""
@@ -227,6 +261,15 @@ class BackpropPipeline(Form):
             engine.set_dataiterator(iter(loader))
         return engine
 
+    def save(self, engine: Any, folder: Path, *, tag: str, complete: bool) -> None:
+        """Saves a checkpoint, and removes all but the last :data:`KEEP`, which DeepSpeed's engine does not do."""
+        super().save(engine, folder, tag=tag, complete=complete)
+        dist.barrier()  # all ranks have written
+        if dist.get_rank() == 0:
+            saved = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+            for old in saved[:-KEEP]:
+                shutil.rmtree(old)
+
     def resume(self, engine: Any, folder: str, *, loader: Loader) -> None:
         """Loads the latest checkpoint, and moves the loader, which DeepSpeed's engine does not do."""
         super().resume(engine, folder, loader=loader)
@@ -245,6 +288,10 @@ class BackpropPipeline(Form):
     def latest_losses(self, engine: Any, stages: Iterable[int]) -> list[list[float]]:
         """Returns the loss of the last batch for every stage."""
         return [[float(engine.agg_train_loss)] for _ in stages]
+
+    def batch_losses(self, engine: Any) -> dict[str, Any]:
+        """Returns the loss of the last batch."""
+        return {"loss": float(engine.agg_train_loss)}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from ds_al.data.loader import SizedDataset
 from ds_al.data.splits import Kind
 from ds_al.errors import ALConfigError, ALDataError
 from ds_al.models import AL_MODELS, TWINS
+from ds_al.parallel.agreement import agreed
 from ds_al.tensors import Activation
 
 
@@ -103,13 +104,20 @@ class RunData:
         """Loads the data set where ``read`` is true, and receives its facts from rank 0; every rank must call it.
 
         Raises:
-            ALConfigError: a key is set that does not concern this data set.
+            ALConfigError: on all ranks: a key is set that does not concern this data set, or ranks read different data.
             ALDataError: the data set cannot be found, is not what the block says, or has an empty part.
         """
-        splits = load_data(config, seed=seed) if read else None
-        facts: list[Any] = [DataFacts.of(splits) if dist.get_rank() == 0 and splits is not None else None]
+
+        def loaded() -> tuple[Splits, DataFacts] | None:
+            if not read:
+                return None
+            splits = load_data(config, seed=seed)
+            return splits, DataFacts.of(splits)
+
+        here = agreed("the data", loaded, facts=lambda found: {} if found is None else asdict(found[1]), bounded=False)
+        facts: list[Any] = [None if here is None else here[1]]
         dist.broadcast_object_list(facts, src=0)
-        return cls(config=config, seed=seed, splits=splits, facts=facts[0])
+        return cls(config=config, seed=seed, splits=here and here[0], facts=facts[0])
 
     def training_loader(self, *, batch_size: int, share: tuple[int, int]) -> ShuffledLoader | None:
         """Makes the loader of training micro-batches, the same ones for AL and its twin, where data is read.

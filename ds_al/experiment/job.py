@@ -11,26 +11,34 @@ from typing import Any
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
 
-from ds_al.config.associated_learning import al_config
-from ds_al.config.base import with_scheduler_steps
 from ds_al.experiment.architecture import Architecture
-from ds_al.experiment.budget import BatchSizes, Budget
-from ds_al.experiment.config import BLOCK, check_partition, experiment_config
+from ds_al.experiment.budget import Budget
+from ds_al.experiment.description import Description
 from ds_al.experiment.display import Display
-from ds_al.experiment.forms import form_of
+from ds_al.experiment.hyperparameters import hyperparameters
 from ds_al.experiment.inputs import RunData
 from ds_al.experiment.observer import Observers, RunInfo, Snapshot
 from ds_al.experiment.process import quiet
-from ds_al.experiment.recipes import with_recipe
-from ds_al.experiment.run_folder import RunFolder, new_folder
+from ds_al.experiment.run_folder import RunFolder, check_probe, checkpoints_of, make_folder, probed_folder
+from ds_al.experiment.stopping import Stop
 from ds_al.experiment.summary import best_epoch, run_facts, summarize
 from ds_al.experiment.wandb_run import WandbRun
+from ds_al.parallel import presence
+from ds_al.parallel.agreement import agreed
 from ds_al.parallel.world import join_world
 from ds_al.system.allocator import keep_freed_memory
+from ds_al.system.secrets import without_secrets
 from ds_al.trace import ActivationMeter
 
 History = list[dict[str, Any]]
 """Metrics of each epoch of this run."""
+
+
+def join() -> None:
+    """Joins the other ranks, before anything can fail on this one alone. Every rank must call it."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    with quiet():
+        join_world(timeout=timedelta(minutes=10))
 
 
 class Job:
@@ -42,7 +50,7 @@ class Job:
 
     Args:
         config: the whole config, DeepSpeed's keys and both blocks.
-        resume: folder of checkpoints of an earlier run to continue from.
+        resume: folder of an earlier run, or of its checkpoints, to continue from.
 
     Attributes:
         form: the form of the run (:mod:`ds_al.experiment.forms`).
@@ -53,30 +61,26 @@ class Job:
     """
 
     def __init__(self, config: dict[str, Any], *, resume: str | None = None) -> None:
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        with quiet():
-            join_world(timeout=timedelta(minutes=10))
-        self.config = with_recipe(config)
-        self.experiment = experiment = experiment_config(self.config)
+        join()
+        self.description = described = Description.of(config, world=dist.get_world_size(), rank=dist.get_rank())
+        self.config, self.experiment, self.form = described.config, described.experiment, described.form
+        self.layout, self.sizes = layout, sizes = described.layout, described.sizes
+        experiment = self.experiment
+        agreed("the output folder", lambda: make_folder(experiment))
+        self.resume = resume = agreed("the checkpoint", lambda: resume and str(checkpoints_of(resume)))
+        self.stop = Stop()
         if experiment.keep_freed_memory and get_accelerator().device_name() == "cpu":
             keep_freed_memory()
-        self.form = form_of(al_config(self.config))
-        self.layout = layout = self.form.layout(
-            num_stages=experiment.num_stages, world=dist.get_world_size(), rank=dist.get_rank()
-        )
         self.writes = layout.rank == layout.writer
-        self.form.check(experiment)
-        check_partition(experiment)
 
         self.data = RunData.load(experiment.data, seed=experiment.seed, read=self.form.reads_data(layout))
         self.network = Architecture(experiment, self.data.facts)
-        self.sizes = BatchSizes.of(self.config, self.form, replicas=layout.replicas)
-        per_epoch = self.sizes.batches_per_epoch(self.data.facts.sizes["train"])
+        self.network.check(is_al=self.form.has_exits)
+        per_epoch = sizes.batches_per_epoch(self.data.facts.sizes["train"])
         self.budget = Budget(per_epoch, experiment.epochs, experiment.max_batches, experiment.max_seconds)
         share = (layout.replica, layout.replicas)
-        self.loader = self.data.training_loader(batch_size=self.sizes.micro_batch, share=share)
+        self.loader = self.data.training_loader(batch_size=sizes.micro_batch, share=share)
 
-        self.resume = resume
         with quiet():
             config = self._engine_config()
             self.engine = self.form.build(self.network, config, num_stages=layout.stages, loader=self.loader)
@@ -97,7 +101,8 @@ class Job:
                 self.data.save_vocabulary(self.info.folder / "vocabulary.json")
             dist.barrier()  # the time that the observers take to start is no idle time of a stage
             start = time.perf_counter()
-            history = self._train(observers)
+            with self.stop.by_signals():
+                history = self._train(observers)
             if tracing is not None:
                 tracing.finish()
             observers.trained((tracing.events or ()) if tracing is not None else ())
@@ -112,17 +117,16 @@ class Job:
         """Ends prefetching and, once all ranks have called this, leaves the process group."""
         if self.loader is not None:
             self.loader.close()
+        presence.here().end()
         dist.barrier()
         dist.destroy_process_group()
 
     def _engine_config(self) -> dict[str, Any]:
-        """DeepSpeed's keys and the block of the method, with the sizes of this run."""
-        config = {key: value for key, value in self.config.items() if key != BLOCK}
-        config["gradient_accumulation_steps"] = self.sizes.per_replica
         steps = self.budget.total_batches * self.form.schedule_steps(self.sizes.per_replica)
-        return with_scheduler_steps(config, steps)
+        return self.description.engine_config(steps=steps)
 
     def _info(self) -> RunInfo:
+        first_batch = self.engine.global_samples // self.sizes.samples
         parameters = sum(parameter.numel() for parameter in self.engine.module.parameters())
         return RunInfo(
             name=self.experiment.name,
@@ -142,25 +146,39 @@ class Job:
             batches_per_epoch=self.budget.batches_per_epoch,
             total_batches=self.budget.total_batches,
             epochs=self.budget.epochs,
-            first_epoch=self.engine.global_samples // (self.budget.batches_per_epoch * self.sizes.samples),
+            first_epoch=self.budget.position(first_batch)[0],
+            first_batch=first_batch,
+            optimizer_steps=self.form.optimizer_steps(self.sizes.per_replica),
+            loss=self.form.loss,
+            writer=self.layout.writer,
         )
 
     def _new_folder(self) -> Path:
-        """Makes the folder of the run; every rank gets its path."""
-        parent = Path(self.experiment.output) / self.experiment.name
-        folder: list[Any] = [new_folder(parent) if self.writes else None]
+        """Makes the folder of the run; every rank gets its path.
+
+        Raises:
+            ALConfigError: on all ranks: it cannot be made, or one of them does not see it.
+        """
+        made = agreed("the output folder", lambda: probed_folder(make_folder(self.experiment)) if self.writes else None)
+        folder: list[Any] = [made]
         dist.broadcast_object_list(folder, src=self.layout.writer)
-        return folder[0]
+        agreed("the output folder", lambda: check_probe(*folder[0]))
+        return folder[0][0]
 
     def _observers(self) -> Observers:
         if not self.writes:
             return Observers()
-        facts = run_facts(self.info, self.network, device=self.engine.device)
-        wandb = WandbRun(self.experiment.wandb, facts, resumed_from=self.resume)
+        facts = without_secrets(run_facts(self.info, self.network, device=self.engine.device))
+        settings = {**hyperparameters(self.config, self.info), **facts}
+        wandb = WandbRun(self.experiment.wandb, settings, resumed_from=self.resume)
         return Observers(RunFolder(self.config, facts), wandb, Display())
 
     def _train(self, observers: Observers) -> History:
-        """Trains, evaluates and saves, epoch by epoch, until the budget is used up."""
+        """Trains, evaluates and saves, epoch by epoch, until the budget is used up.
+
+        Raises:
+            Stopped: a signal has stopped the run; its checkpoint is saved.
+        """
         history: History = []
         for epoch in range(self.info.first_epoch, self.budget.epochs):
             row = self._train_epoch(epoch, observers)
@@ -169,22 +187,36 @@ class Job:
             if last or (epoch + 1) % self.experiment.evaluate_every == 0:
                 row |= self._validate(history[:-1])
             observers.epoch(row)
-            every, folder = self.experiment.checkpoint_every, self.info.folder / "checkpoints"
+            every = self.experiment.checkpoint_every
             if last or (every and (epoch + 1) % every == 0):
-                with quiet():
-                    self.form.save(self.engine, folder, tag=f"epoch_{epoch + 1}", complete=last)
+                self._save(f"epoch_{epoch + 1}", complete=last)
             if last:
                 break
         return history
 
+    def _save(self, tag: str, *, complete: bool) -> None:
+        with quiet():
+            self.form.save(self.engine, self.info.folder / "checkpoints", tag=tag, complete=complete)
+
     def _train_epoch(self, epoch: int, observers: Observers) -> dict[str, Any]:
-        """Trains the batches of an epoch, and returns its metrics."""
-        engine = self.engine
+        """Trains the batches of an epoch that are left, and returns its metrics.
+
+        Raises:
+            Stopped: a signal has stopped the run; its checkpoint is saved.
+        """
+        engine, before = self.engine, max(self.info.first_batch, epoch * self.budget.batches_per_epoch)
         engine.reset_stats()
-        batches = self.budget.batches(epoch)
-        for _ in range(batches):
+        end = epoch * self.budget.batches_per_epoch + self.budget.batches(epoch)
+        since = time.perf_counter()
+        for batch in range(before + 1, end + 1):
             self._train_batch()
             observers.batch(epoch, self._snapshot)
+            if self.writes and batch % self.experiment.log_every == 0:
+                observers.logged(self._row(epoch, batch, seconds=time.perf_counter() - since))
+                since = time.perf_counter()
+            if self.stop.after(batch):
+                self._save(f"batch_{batch}", complete=True)
+                raise self.stop.stopped(batch, folder=self.info.folder / "checkpoints")
         stats = engine.gather(engine.stats())
         seconds = max(each.wall for each in stats)
         means, losses = self.form.epoch_losses(engine)
@@ -193,7 +225,7 @@ class Job:
         return {
             "epoch": epoch + 1,
             "seconds": seconds,
-            "samples_per_second": batches * self.sizes.samples / seconds,
+            "samples_per_second": (end - before) * self.sizes.samples / seconds,
             "learning_rate": engine.get_lr()[0],
             "idle": [each.idle for each in stats],
             "wait_data": stats[0].wait_data,
@@ -209,6 +241,18 @@ class Job:
         with ActivationMeter(exclude=self.engine.module.parameters()) as meter:
             self.engine.train_batch()
         self._peak_activation_bytes = meter.peak_bytes
+
+    def _row(self, epoch: int, batch: int, *, seconds: float) -> dict[str, Any]:
+        """What is logged of the latest batches, which took so many seconds."""
+        every = self.experiment.log_every
+        batches = min(every, batch - epoch * self.budget.batches_per_epoch)
+        return {
+            "epoch": epoch + 1,
+            "batch": batch,
+            "learning_rate": self.engine.get_lr()[0],
+            "samples_per_second": batches * self.sizes.samples / seconds,
+            **self.form.batch_losses(self.engine),
+        }
 
     def _snapshot(self) -> Snapshot:
         metrics = self.engine.stage_metrics()

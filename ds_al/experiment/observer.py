@@ -26,9 +26,13 @@ class RunInfo:
         micro_batch_size: samples per micro-batch.
         micro_batches: the config's ``gradient_accumulation_steps``.
         micro_batches_per_batch: micro-batches that all replicas together train per batch.
+        optimizer_steps: optimizer steps of each layer per batch.
+        loss: what the losses that are shown are.
+        writer: rank that shows progress and writes files.
         total_batches: batches from the first epoch to the last one.
         epochs: epochs of the whole run.
         first_epoch: epochs that were trained before this run, which resumes after them.
+        first_batch: batches that were trained before this run.
     """
 
     name: str
@@ -49,6 +53,14 @@ class RunInfo:
     total_batches: int
     epochs: int
     first_epoch: int
+    first_batch: int = 0
+    optimizer_steps: int = 1
+    loss: str = ""
+    writer: int = 0
+
+    def batches_until(self, epoch: int) -> int:
+        """Number of batches of the whole run up to the end of an epoch, counted from 0."""
+        return min((epoch + 1) * self.batches_per_epoch, self.total_batches)
 
     @property
     def batch_samples(self) -> int:
@@ -86,8 +98,19 @@ class Observer:
             snapshot: returns how the stages are doing; it waits for the device, so call it rarely.
         """
 
+    def logged(self, row: Mapping[str, Any]) -> None:
+        """Called every ``experiment.log_every`` batches.
+
+        Args:
+            row: ``epoch``, ``batch``, both from 1, ``learning_rate``, ``samples_per_second``, and ``losses`` by AL
+                layer, ``(N, 2)`` with NaN where not known yet, or the ``loss`` of a twin.
+        """
+
     def losses(self, epoch: int, losses: Tensor) -> None:
-        """Called after the batches of an epoch of associated learning, with their local losses ``(batches, N, 2)``."""
+        """Called after the batches of an epoch of associated learning, with their local losses ``(batches, N, 2)``.
+
+        The last one is that of the epoch's last batch; in a resumed run the first ones may be from before.
+        """
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Called at the end of an epoch, with its metrics, those of its evaluation included."""

@@ -7,12 +7,15 @@ import contextlib
 import io
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ds_al.errors import ALConfigError, ALDataError, ALError, ALTransportError
+from ds_al.experiment.stopping import Stopped
+from ds_al.parallel import presence
+from ds_al.parallel.agreement import ALDisagreement, is_first_here
+from ds_al.trace import is_loss
 
 
 @contextlib.contextmanager
@@ -28,32 +31,55 @@ def quiet() -> Iterator[None]:
 
 
 def run_rank(main: Callable[[], None]) -> NoReturn:
-    """Calls the main function of a rank, and ends the process with 0, or with 1 where it raised."""
+    """Calls the main function of a rank, and ends the process.
+
+    The exit code is 0, or 1 where the function raised, or 128 and the signal's number where a signal has ended the run
+    (:mod:`ds_al.experiment.stopping`).
+    """
+    code = 0
     try:
         main()
-        atexit._run_exitfuncs()  # of W&B, and of threads that have to be joined
     except SystemExit:
         raise
+    except Stopped as stop:
+        code = stop.code
+        if is_first_here():
+            print(stop, file=sys.stderr)
     except BaseException as error:
         _report(error)
         _leave(1)  # an orderly exit would wait for ranks that wait for this one
-    _leave(0)
+    atexit._run_exitfuncs()  # of W&B, and of threads that have to be joined
+    _finalize_mpi()
+    _leave(code)
 
 
 def _report(error: BaseException) -> None:
-    """Prints an error so that all ranks together show its cause once and first."""
-    rank = int(os.environ.get("RANK", 0))
-    if isinstance(error, ALTransportError) or "Connection closed by peer" in str(error):
-        time.sleep(1)  # the neighbour that caused this prints first
-        print(f"rank {rank}: {error}", file=sys.stderr)
+    """Prints an error so that all ranks together show its cause first, and once on each host if all have the same."""
+    here = presence.here()
+    who = f"rank {os.environ.get('RANK', 0)} ({here.own.host})"
+    lost = here.world > 1 and is_loss(error)
+    here.fail(error, lost=lost)
+    if lost or isinstance(error, ALTransportError):
+        cause = here.cause()  # waits until the rank that caused this has told why
+        print(f"{who}: {error}{'' if cause in str(error) else f' {cause}'}", file=sys.stderr)
     elif isinstance(error, (ALConfigError, ALDataError)):
-        if rank == 0:  # all ranks read the same config
+        alike = here.all_failed_alike()
+        if not alike or isinstance(error, ALDisagreement):
+            print(f"{who}: error: {error}", file=sys.stderr)
+        elif is_first_here():
             print(f"error: {error}", file=sys.stderr)
     else:
         if not isinstance(error, KeyboardInterrupt):
             traceback.print_exc()
         if isinstance(error, ALError):
-            print(f"rank {rank}: {error}", file=sys.stderr)
+            print(f"{who}: {error}", file=sys.stderr)
+
+
+def _finalize_mpi() -> None:
+    """Ends MPI where mpi4py has started it: ``mpirun`` reports a process that leaves without it as failed."""
+    mpi: Any = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+        mpi.Finalize()
 
 
 def _leave(code: int) -> NoReturn:
@@ -62,6 +88,7 @@ def _leave(code: int) -> NoReturn:
     In an orderly exit, a thread of gloo that frees a tensor during the interpreter's teardown aborts the process
     (pytorch pull request 179291), after all has been trained and written.
     """
+    presence.here().end()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

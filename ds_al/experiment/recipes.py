@@ -79,5 +79,5 @@ def with_recipe(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _objective(own: str | Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    own = {"name": own} if isinstance(own, str) else dict(own)
+    own = {"name": own} if isinstance(own, str) else dict(own) if isinstance(own, Mapping) else {"name": own}
     return {**recipe, **own} if own.get("name", recipe["name"]) == recipe["name"] else own

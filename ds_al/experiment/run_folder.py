@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import tempfile
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,21 +16,30 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from ds_al.errors import ALConfigError
+from ds_al.experiment.config import ExperimentConfig
+from ds_al.experiment.description import RESOLVED
 from ds_al.experiment.exits import draw_exits
 from ds_al.experiment.observer import Observer, RunInfo, stage_means
 from ds_al.figures import palette
 from ds_al.figures.timeline import draw
+from ds_al.system.secrets import without_secrets
 from ds_al.trace import Event
 from ds_al.trace.analysis import computing
 from ds_al.trace.timelines import timeline
+
+_PROBE = ".probe"  # removed when the run starts
 
 
 class RunFolder(Observer):
     """Writes the files of a run into its folder.
 
-    Files: ``config.json`` (resolved), ``metrics.jsonl`` (one line per batch and per epoch), ``summary.json``,
-    ``curves.png``, ``early_exit.png``; for a traced run ``timeline.png``. The engine adds ``checkpoints/`` and
-    ``trace/``, W&B ``wandb/`` and ``wandb_id``. A resumed run continues the count of batches.
+    Files: ``config.json`` (resolved, without secrets), ``metrics.jsonl``, ``summary.json``, ``curves.png``,
+    ``early_exit.png``; for a traced run ``timeline.png``. The engine adds ``checkpoints/`` and ``trace/``, W&B
+    ``wandb/`` and ``wandb_id``. A resumed run continues the count of batches.
+
+    Lines of ``metrics.jsonl``, by ``kind``: ``log``, as they happen (``experiment.log_every``); at the end of an epoch
+    ``batch``, one per batch with its losses, means over the replicas, and ``epoch``.
 
     Args:
         config: the whole config.
@@ -39,12 +52,17 @@ class RunFolder(Observer):
     def started(self, info: RunInfo) -> None:
         """Writes ``config.json``, and opens ``metrics.jsonl``."""
         self._info = info
-        write_json(info.folder / "config.json", {**self._config, "resolved": self._facts})
+        (info.folder / _PROBE).unlink(missing_ok=True)
+        write_json(info.folder / "config.json", {**without_secrets(self._config), RESOLVED: self._facts})
         self._metrics: TextIO = (info.folder / "metrics.jsonl").open("w")
+
+    def logged(self, row: Mapping[str, Any]) -> None:
+        """Writes one line."""
+        self._write({"kind": "log", **row})
 
     def losses(self, epoch: int, losses: Tensor) -> None:
         """Writes one line per batch."""
-        for batch, row in enumerate(losses.tolist(), start=epoch * self._info.batches_per_epoch + 1):
+        for batch, row in enumerate(losses.tolist(), start=self._info.batches_until(epoch) + 1 - len(losses)):
             self._write({"kind": "batch", "epoch": epoch + 1, "batch": batch, "losses": row})
 
     def epoch(self, row: Mapping[str, Any]) -> None:
@@ -72,8 +90,17 @@ class RunFolder(Observer):
         self._metrics.close()
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.write(json.dumps(_known(row)) + "\n")
         self._metrics.flush()
+
+
+def _known(value: Any) -> Any:
+    """Replaces NaN, which stands for what is not known yet, by ``None``: JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _known(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_known(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -81,6 +108,37 @@ def write_json(path: str | Path, value: Any) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def make_folder(experiment: ExperimentConfig) -> Path:
+    """Makes the folder ``<output>/<name>`` of an experiment, unless it exists.
+
+    Raises:
+        ALConfigError: it cannot be made, or cannot be written to.
+    """
+    folder = Path(experiment.output).expanduser() / experiment.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ALConfigError(
+            f"got experiment.output={experiment.output!r}: {str(folder)!r} cannot be written to ({error.strerror}): "
+            "expected a folder for all runs, see --output"
+        ) from error
+    return folder
+
+
+def checkpoints_of(folder: str | Path) -> Path:
+    """Returns the folder of checkpoints of a run, of which ``folder`` is either this one or the run's.
+
+    Raises:
+        ALConfigError: there is no such folder.
+    """
+    folder = Path(folder).expanduser()
+    inside = folder / "checkpoints"
+    if not folder.is_dir():
+        raise ALConfigError(f"got --resume {str(folder)!r}, which is no folder: give runs/<name>/<time> of a run")
+    return inside if inside.is_dir() and not (folder / "latest").exists() else folder
 
 
 def new_folder(parent: Path) -> Path:
@@ -93,6 +151,42 @@ def new_folder(parent: Path) -> Path:
             return folder
         except FileExistsError:
             count += 1
+
+
+def probed_folder(parent: Path) -> tuple[Path, str]:
+    """Makes a folder with a file by which other ranks recognize it; returns its absolute path, and the file's text.
+
+    Raises:
+        ALConfigError: the folder cannot be made, or nothing can be written to it.
+    """
+    text = uuid.uuid4().hex
+    try:
+        folder = new_folder(parent.resolve())
+        (folder / _PROBE).write_text(text)
+    except (OSError, ValueError) as error:
+        raise ALConfigError(
+            f"cannot write to {str(parent)!r} (experiment.output and experiment.name): {error}: choose another --output"
+        ) from None
+    return folder, text
+
+
+def check_probe(folder: Path, text: str, *, seconds: float = 10.0) -> None:
+    """Checks that this rank sees a folder that another one has made; waits a little for a network's file system.
+
+    Raises:
+        ALConfigError: it does not.
+    """
+    limit = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError):
+            if (folder / _PROBE).read_text() == text:
+                return
+        if time.monotonic() > limit:
+            raise ALConfigError(
+                f"this host does not see {str(folder)!r}, which the rank that writes has just made: --output has to be "
+                "a folder that all hosts share, since every stage writes its part of a checkpoint there"
+            )
+        time.sleep(0.1)
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: Path, *, bounds: Sequence[int]) -> None:

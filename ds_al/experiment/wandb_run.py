@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import configparser
+import math
 import netrc
 import os
 import re
@@ -11,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ds_al.experiment.config import WandbConfig
 from ds_al.experiment.observer import Observer, RunInfo, stage_means
+from ds_al.system import provenance
+from ds_al.system.secrets import HIDDEN, hide
 
 ID_FILE = "wandb_id"
 """File in the folder of a run with the id of its W&B run, which a resumed run continues."""
@@ -23,10 +25,11 @@ MEDIA = ("curves", "timeline")
 
 
 class WandbRun(Observer):
-    """Logs one W&B run; nothing where the config or ``WANDB_MODE=disabled`` turns it off.
+    """Logs one W&B run; nothing where the config, ``WANDB_MODE=disabled`` or ``wandb disabled`` turns it off.
 
-    A run that cannot log online is kept in ``<folder>/wandb``, and ``wandb sync`` uploads it later. It never asks for
-    a log-in. After any later failure it warns once and stops logging.
+    A key of the config wins over W&B's variables and settings files, and these win over the defaults. A run that cannot
+    log online is kept in ``<folder>/wandb``, and ``wandb sync`` uploads it later. It never asks for a log-in. After any
+    later failure it warns once and stops logging.
 
     Args:
         config: the ``"experiment.wandb"`` block.
@@ -50,25 +53,32 @@ class WandbRun(Observer):
     def _start(self, mode: str, earlier: str | None) -> Any:
         import wandb
 
-        info, config = self._info, self._config
+        info = self._info
         # Older releases of wandb lack some of these settings.
         known = {"init_timeout": 30, "finish_timeout": 300}
         limits: dict[str, Any] = {key: value for key, value in known.items() if key in wandb.Settings.model_fields}
+        if not self._config.console:
+            limits["console"] = "off"
+        if "WANDB_SILENT" not in os.environ:
+            limits["silent"] = True
+        if HIDDEN in provenance.command():  # the metadata of W&B hold the arguments as they are
+            limits["x_disable_meta"] = True
 
         def start(mode: Any) -> Any:
             return wandb.init(
-                project=config.project,
-                entity=config.entity,
-                group=config.group or info.name,
-                job_type=info.method,
-                tags=config.tags,
-                name=f"{info.name}-{info.method}-{info.folder.name}",
-                dir=str(info.folder),
+                project=self._chosen("project", "WANDB_PROJECT", self._config.project),
+                entity=self._chosen("entity", "WANDB_ENTITY", None),
+                group=self._chosen("group", "WANDB_RUN_GROUP", info.name),
+                job_type=None if "WANDB_JOB_TYPE" in os.environ else info.method,
+                tags=self._chosen("tags", "WANDB_TAGS", None),
+                name=self._chosen("name", "WANDB_NAME", f"{info.name}-{info.method}-{info.folder.name}"),
+                notes=self._chosen("notes", "WANDB_NOTES", None),
+                dir=None if "WANDB_DIR" in os.environ else str(info.folder),
                 config=dict(self._facts),
                 mode=mode,
                 id=earlier,
                 resume="allow" if earlier else None,
-                settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, **limits),
+                settings=wandb.Settings(x_disable_stats=not self._config.system_metrics, **limits),
             )
 
         try:
@@ -83,19 +93,33 @@ class WandbRun(Observer):
             )
             return start("offline")
 
-    def losses(self, epoch: int, losses: Tensor) -> None:
-        """Logs the losses of each batch under ``stage_<number>/``."""
-        for batch, row in enumerate(losses.tolist(), start=epoch * self._info.batches_per_epoch + 1):
-            self.log({"batch": batch, **named_losses(row, bounds=self._info.partition)}, step=batch)
+    def _chosen(self, key: str, variable: str, default: Any) -> Any:
+        """Returns the config's value where it is set, ``None`` where W&B finds one itself, else the default."""
+        if (value := getattr(self._config, key)) is not None and key in self._config.model_fields_set:
+            return hide(value) if isinstance(value, str) else value
+        return None if os.environ.get(variable) or key in settings_files() else default
+
+    def logged(self, row: Mapping[str, Any]) -> None:
+        """Logs the losses of a batch, by layer under ``layer_<number>/`` and by stage under ``stage_<number>/``."""
+        values = {key: row[key] for key in ("epoch", "batch", "learning_rate", "samples_per_second")}
+        if "loss" in row:
+            values |= self._twin(row["loss"])
+        else:
+            named = named_losses(row["losses"], bounds=self._info.partition)
+            values |= {name: value for name, value in named.items() if not math.isnan(value)}
+        self.log(values, step=row["batch"])
+
+    def _twin(self, loss: float) -> dict[str, float]:
+        return {"loss": loss, f"stage_{self._info.stages - 1}/loss": loss}
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Logs the metrics of an epoch, those of a stage under ``stage_<number>/``."""
         named = {**{key: row[key] for key in ("epoch", "samples_per_second", "learning_rate")}, **_idle(row)}
         if "loss" in row:
-            named |= {"loss": row["loss"], f"stage_{self._info.stages - 1}/loss": row["loss"]}
+            named |= self._twin(row["loss"])
         for number, accuracy in enumerate(row.get("validation_accuracy", []), start=1):
             named[f"validation_accuracy/exit_{number}"] = accuracy
-        self.log(named, step=row["epoch"] * self._info.batches_per_epoch)
+        self.log(named, step=min(row["epoch"] * self._info.batches_per_epoch, self._info.total_batches))
 
     def finished(self, summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
         """Logs summary, media and, by option, the last checkpoint, and closes the W&B run."""
@@ -116,6 +140,12 @@ class WandbRun(Observer):
             if self._config.checkpoints:
                 self._log_checkpoint()
             self._run.finish()
+
+    def failed(self) -> None:
+        """Closes the W&B run as one that failed."""
+        if self._run:
+            with self._guarded():
+                self._run.finish(exit_code=1)
 
     def log(self, values: Mapping[str, Any], *, step: int) -> None:
         """Logs values by name. Steps count batches."""
@@ -152,8 +182,10 @@ class WandbRun(Observer):
 
 
 def named_losses(row: Sequence[Sequence[float]], *, bounds: Sequence[int]) -> dict[str, float]:
-    """Names the mean local losses of each stage, and their sum, for a batch of ``(N, 2)`` losses of AL layers."""
+    """Names the local losses ``(N, 2)`` of each layer, and the means of each stage and their sum."""
     named: dict[str, float] = {}
+    for layer, (associated, autoencoder) in enumerate(row):
+        named |= {f"layer_{layer}/associated_loss": associated, f"layer_{layer}/autoencoder_loss": autoencoder}
     local = (stage_means(values, bounds) for values in zip(*row, strict=True))
     for stage, (associated, autoencoder) in enumerate(zip(*local, strict=True)):
         losses = {"associated_loss": associated, "autoencoder_loss": autoencoder, "loss": associated + autoencoder}
@@ -166,21 +198,37 @@ def _idle(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def wandb_mode() -> str:
-    """Returns ``WANDB_MODE`` where it is set, else ``online`` with an account and ``offline`` without one.
+    """Returns ``WANDB_MODE``, else the mode of W&B's settings files (``wandb offline``, ``wandb disabled`` write it),
+    else ``online`` with an account and ``offline`` without one.
 
     ``online`` without an account, where W&B would ask for a log-in, becomes ``offline`` with a warning.
     """
-    mode = os.environ.get("WANDB_MODE")
+    mode = os.environ.get("WANDB_MODE") or settings_files().get("mode")
     if not mode:
         return "online" if has_account() else "offline"
     if mode == "online" and not has_account():
         warnings.warn(
-            "WANDB_MODE=online, but this machine has no W&B account: the run stays offline. "
+            "W&B is set to online, but this machine has no W&B account: the run stays offline. "
             "Run `wandb login` or set WANDB_API_KEY to log online",
             stacklevel=4,
         )
         return "offline"
     return mode
+
+
+def settings_files() -> dict[str, str]:
+    """Reads W&B's settings files: the one of the user, and over it that of the working folder."""
+    root = Path(os.environ.get("WANDB_DIR") or ".")
+    user = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    found: dict[str, str] = {}
+    for path in (user / "settings", root / ("wandb" if not (root / ".wandb").exists() else ".wandb") / "settings"):
+        parser = configparser.ConfigParser(interpolation=None)
+        try:
+            parser.read(path)
+            found |= dict(parser["default"]) if "default" in parser else {}
+        except (OSError, UnicodeDecodeError, configparser.Error):  # W&B itself says so
+            continue
+    return found
 
 
 def _earlier_id(checkpoints: str | None) -> str | None:
@@ -197,7 +245,8 @@ def has_account() -> bool:
     """Whether this machine has credentials for W&B; they are not tested."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
+    address = os.environ.get("WANDB_BASE_URL") or settings_files().get("base_url") or "https://api.wandb.ai"
+    host = address.split("//")[-1].split("/")[0]
     try:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_al.launch.warm import WarmProcess, start_server
-from ds_al.parallel.world import remove_buffers
+from ds_al.parallel.buffers import remove_buffers
 
 _GRACE = 30.0  # seconds from the first failure until the other ranks, which may wait for it, are killed
 _POLL = 0.02
@@ -62,7 +62,7 @@ def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
     """Returns the variables that a launcher would set, and the import path of this process."""
     here = str(Path(__file__).resolve().parents[2])
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")},
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world),
@@ -198,10 +198,18 @@ def main(target: str, folder: str) -> None:
     _end_with(os.getppid())
     import torch
 
+    from ds_al.parallel import presence, store
+
     torch.set_num_threads(1)
     module, function = target.split(":")
     kwargs = pickle.loads(Path(folder, "kwargs.pkl").read_bytes())
-    result = getattr(importlib.import_module(module), function)(**kwargs)
+    with store.hosted_here():
+        try:
+            result = getattr(importlib.import_module(module), function)(**kwargs)
+        except BaseException as error:
+            if not isinstance(error, SystemExit) or error.code:
+                presence.here().fail(error)
+            raise
     sys.stdout.flush()
     sys.stderr.flush()
     path = _result(Path(folder), int(os.environ["RANK"]))

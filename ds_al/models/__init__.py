@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from deepspeed.pipe import LayerSpec
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ds_al.errors import ALConfigError
 from ds_al.models.lstm import lstm_al, lstm_twin
@@ -47,7 +49,8 @@ def build_al(name: str, *, preset: str | None = None, **options: Any) -> list[AL
         options: keyword arguments of the builder. The same options describe both forms of a model: options of the twin
             alone (its head) are ignored here.
     Raises:
-        ALConfigError: the name, the preset or an option is unknown, or a required option is missing.
+        ALConfigError: the name, the preset or an option is unknown, an option has a wrong type, or a required one is
+            missing.
     """
     return _make("AL model", AL_MODELS, TWINS, name, preset, options)
 
@@ -83,10 +86,25 @@ def _make(
         raise ALConfigError(f"got option {unknown[0]!r} for {kind} {name!r}: expected one of {sorted(known)}")
     if preset is not None:
         options = {**preset_options(name, preset), **options}
+    _check_types(kind, name, makers[name], options)
     required = {key for key, parameter in parameters.items() if parameter.default is parameter.empty}
     if missing := sorted(required - options.keys()):
         raise ALConfigError(f"{kind} {name!r} needs {', '.join(missing)}: pass them to the builder")
     return makers[name](**{key: value for key, value in options.items() if key in parameters})
+
+
+def _check_types(kind: str, name: str, maker: Callable[..., Any], options: dict[str, Any]) -> None:
+    """Checks options by the types of the builder's arguments, as strictly as the rest of a config."""
+    for key, hint in typing.get_type_hints(maker).items():
+        if key not in options:
+            continue
+        try:
+            TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(options[key])
+        except ValidationError as error:
+            found = error.errors()[0]
+            raise ALConfigError(
+                f"got option {key}={options[key]!r} for {kind} {name!r}: {found['input']!r}: {found['msg']}"
+            ) from None
 
 
 __all__ = [

@@ -5,6 +5,7 @@ The file is in GloVe's format, with a word and its numbers per line, separated b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,28 +40,35 @@ class WordVectors:
         Raises:
             ALConfigError: a line of the file is not a word with D numbers.
         """
+        if weight.is_meta:
+            return 0
         rows = {word: row for row, word in enumerate(self.words) if row != padding_id}
         found: dict[int, list[float]] = {}
         for word, numbers in self._read():
             row = rows.get(word)
             if row is not None:
-                found[row] = [float(number) for number in numbers]
-        if found and not weight.is_meta:
+                found[row] = numbers
+        if found:
             vectors = torch.tensor(list(found.values()), dtype=weight.dtype)
             if vectors.numel() > 1:
                 weight *= vectors.std().to(weight.device)
             weight[torch.tensor(list(found))] = vectors.to(weight.device)
         return len(found)
 
-    def _read(self) -> Iterator[tuple[str, list[str]]]:
-        with self.path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                word, *numbers = line.rstrip().rsplit(" ", self.width)  # some words of GloVe contain spaces
-                if len(numbers) != self.width:
-                    raise ALConfigError(
-                        f"word_vectors {self.path}, line {number}: got {len(numbers)} numbers, expected {self.width}"
-                    )
-                yield word, numbers
+    def _read(self) -> Iterator[tuple[str, list[float]]]:
+        for number, line in _lines(self.path, "word_vectors"):
+            word, *texts = line.rstrip().rsplit(" ", self.width)  # some words of GloVe contain spaces
+            if len(texts) != self.width:
+                raise ALConfigError(
+                    f"word_vectors {self.path}, line {number}: got {len(texts)} numbers, expected {self.width}"
+                )
+            try:
+                numbers = [float(text) for text in texts]
+            except ValueError as error:
+                raise ALConfigError(f"word_vectors {self.path}, line {number}: {error}: expected numbers") from error
+            if not all(map(math.isfinite, numbers)):
+                raise ALConfigError(f"word_vectors {self.path}, line {number}: expected finite numbers")
+            yield word, numbers
 
 
 def word_vectors(
@@ -87,13 +95,17 @@ def word_vectors(
     if vocabulary is None:
         raise ALConfigError("got word_vectors without vocabulary: give the word of each token id, or a file of them")
     if isinstance(vocabulary, (str, Path)):
-        words = tuple(_text(Path(vocabulary), "vocabulary").read_text(encoding="utf-8").splitlines())
+        words = tuple(line.rstrip("\n") for _, line in _lines(Path(vocabulary), "vocabulary"))
     else:
         words = tuple(vocabulary)
     if len(words) != vocab_size:
         raise ALConfigError(f"got a vocabulary of {len(words)} words: expected {vocab_size}, vocab_size")
-    with _text(path, "word_vectors").open(encoding="utf-8") as file:
-        found = len(file.readline().split()) - 1
+    _, first = next(_lines(path, "word_vectors"), (0, ""))
+    if not first.strip():
+        raise ALConfigError(
+            f"word_vectors {path}: its first line is empty: expected a word and {width} numbers per line"
+        )
+    found = len(first.split()) - 1
     if found != width:
         raise ALConfigError(
             f"word_vectors {path}: got vectors of {found} numbers, expected {width}: "
@@ -102,7 +114,14 @@ def word_vectors(
     return WordVectors(path, words, width)
 
 
-def _text(path: Path, key: str) -> Path:
+def _lines(path: Path, key: str) -> Iterator[tuple[int, str]]:
+    """Yields the lines of a text in UTF-8, counted from 1."""
     if not path.is_file():
         raise ALConfigError(f"got {key}={str(path)!r}: no such file")
-    return path
+    number = 0
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                yield number, line
+    except (OSError, UnicodeDecodeError) as error:
+        raise ALConfigError(f"{key} {path}, after line {number}: no text in UTF-8 ({error})") from error

@@ -17,6 +17,8 @@ from ds_al.config.optimizers import MuonAdamWConfig, OptimizerConfig, check_opti
 from ds_al.errors import ALConfigError
 from ds_al.optim import muon
 from ds_al.optim.local import Factory
+from ds_al.parallel.agreement import is_first_here
+from ds_al.system import extensions
 
 MUON_ADAMW = "MuonAdamW"
 _FORMS = {"fused", "foreach", "capturable", "differentiable"}
@@ -59,8 +61,14 @@ def from_config(
     if not is_ours(name):
         params = _fused(name, dict(given or {}), module, plain=plain)
         try:
-            with host.optimizer_block(config, type=name, params=params):
+            compiled = extensions.of_optimizer(name, params)
+            with (
+                host.optimizer_block(config, type=name, params=params),
+                extensions.compiling(compiled, tell=is_first_here()),
+            ):
                 return by_deepspeed(groups)
+        except ALConfigError:
+            raise
         except Exception as error:  # a kernel missing on this device, a missing package, an invalid option
             raise ALConfigError(
                 f'"optimizer.type": {name!r} cannot be made on {device.type} with '

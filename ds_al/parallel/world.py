@@ -1,58 +1,107 @@
-"""Initialization of the process group, without the shared-memory leak of DeepSpeed's CPU backend.
-
-On CPU every rank that the ``deepspeed`` command starts on one machine allocates a buffer of 66 MiB in ``/dev/shm`` for
-its all-reduce and never removes it, so each run would occupy memory until the machine reboots. A segment remains usable
-without a name while a process has it open, so the names are removed as soon as all ranks have opened each other's.
-"""
+"""Initialization of the process group, bounded in time."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from pathlib import Path
+import time
+from datetime import timedelta
 from typing import Any
 
-_FOLDER = Path("/dev/shm")
-_LAUNCHED = (
-    *("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"),
-    *("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID", "AZUREML_EXPERIMENT_ID", "SM_TRAINING_ENV"),
-)
-"""Environment variables of which torchrun, the ``deepspeed`` command, MPI or a cluster sets at least one."""
+from ds_al.errors import ALConfigError
+from ds_al.parallel import presence, store
+from ds_al.parallel.buffers import remove_buffers
+from ds_al.parallel.launchers import LOOPBACK, PORT, launched
+from ds_al.system import extensions
+
 _unnamed = False
 
 
 def join_world(**options: Any) -> None:
-    """Calls ``deepspeed.init_distributed(**options)`` unless it was called, and unlinks its shared memory.
+    """Calls ``deepspeed.init_distributed(**options)`` unless it was called, and waits until all ranks are there.
 
     All ranks must call it. A second call does nothing. A process without a launcher, ``python script.py``, becomes a
-    world of one rank.
+    world of one rank. The store of the job listens on the interface of ``MASTER_ADDR`` alone; the shared memory of
+    DeepSpeed loses its names.
+
+    Raises:
+        ALConfigError: a rank has not come within :func:`start_seconds`, or an extension cannot be compiled.
     """
     global _unnamed
     import deepspeed  # late: the launcher of ranks needs no engine
     import torch.distributed as dist
+    from deepspeed.accelerator import get_accelerator
 
     if not dist.is_initialized():
-        _stand_alone()
-        deepspeed.init_distributed(**options)
+        os.environ |= launched(os.environ, port=options.get("distributed_port", PORT))
+        with contextlib.ExitStack() as stack:
+            if "RANK" in os.environ and "init_method" not in options:
+                store.host()
+                _stay_on_this_host()
+                _await_all(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+                stack.enter_context(store.hosted())
+            if get_accelerator().device_name() == "cpu":
+                name = extensions.SHARED_MEMORY
+                stack.enter_context(extensions.compiling(name, tell=os.environ.get("LOCAL_RANK", "0") == "0"))
+            deepspeed.init_distributed(**options)
+    presence.start(dist.get_rank(), dist.get_world_size())
     if not _unnamed:
         _unnamed = True
         dist.barrier()  # until then another rank may not have opened this one's buffer
         remove_buffers(os.environ.get("MASTER_PORT", ""), rank=dist.get_rank())
 
 
-def _stand_alone() -> None:
-    """Sets the environment variables of a launcher if none is set: DeepSpeed would require MPI otherwise."""
-    if any(name in os.environ for name in _LAUNCHED):
+def start_seconds() -> float:
+    """Returns how long a rank waits for others at the start: ``DS_AL_START_SECONDS``, by default 300.
+
+    Raises:
+        ALConfigError: the variable is no positive number.
+    """
+    text = os.environ.get("DS_AL_START_SECONDS", "300")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ALConfigError(f"DS_AL_START_SECONDS: got {text!r}, expected a number of seconds, more than 0")
+    return seconds
+
+
+def _stay_on_this_host() -> None:
+    """Lets gloo listen on the loopback interface where the address of the first rank says that all ranks are here."""
+    if os.environ["MASTER_ADDR"] in LOOPBACK:
+        loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+        if loopback:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
+
+
+def _await_all(rank: int, world: int) -> None:
+    """Waits until every rank has come.
+
+    Raises:
+        ALConfigError: a rank has not; those that have are named.
+    """
+    if world == 1:
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    os.environ["MASTER_PORT"] = str(port)
-
-
-def remove_buffers(port: int | str, *, rank: int | None = None) -> None:
-    """Unlinks the ``/dev/shm`` buffers of a job, identified by its master port, or of one of its ranks."""
-    last = "*" if rank is None else rank
-    for path in _FOLDER.glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*_{port}_{last}"):
-        path.unlink(missing_ok=True)
+    limit = start_seconds()
+    deadline = time.monotonic() + limit
+    room = store.connect("start", seconds=limit)
+    if room is None:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ALConfigError(
+            f"rank {rank} ({socket.gethostname()}) has not reached rank 0 at {where} within {limit:.0f} s: start all "
+            "ranks, with the same MASTER_ADDR and MASTER_PORT, or wait longer (DS_AL_START_SECONDS)"
+        )
+    room.set(str(rank), socket.gethostname())
+    keys = [str(other) for other in range(world)]
+    with contextlib.suppress(RuntimeError):
+        room.wait(keys, timedelta(seconds=max(deadline - time.monotonic(), 0.1)))
+        return
+    there = [key for key in keys if room.check([key])]
+    names = ", ".join(f"rank {key} ({room.get(key).decode()})" for key in there)
+    missing = ", ".join(key for key in keys if key not in there)
+    raise ALConfigError(
+        f"rank {missing} of {world} has not come within {limit:.0f} s; {names} came: start the same script on all "
+        "ranks, or wait longer (DS_AL_START_SECONDS)"
+    )

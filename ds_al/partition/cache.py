@@ -1,7 +1,7 @@
 """On-disk cache of measured layer times, keyed by code, shapes, input, devices and versions.
 
 The files are in ``$DS_AL_CACHE``, or ``$XDG_CACHE_HOME/ds_al``, or ``~/.cache/ds_al``: one JSON file per measurement,
-which also contains its key and can be deleted at any time.
+which also contains its key and a digest, and can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -52,8 +52,7 @@ def path_of(facts: Any) -> Path:
     Args:
         facts: everything that determines the result, JSON-serializable.
     """
-    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
-    return folder() / f"layer-times-{digest}.json"
+    return folder() / f"layer-times-{_digest(facts)}.json"
 
 
 def read(facts: Any, *, ranks: int, layers: int) -> Times | None:
@@ -63,13 +62,16 @@ def read(facts: Any, *, ranks: int, layers: int) -> Times | None:
     if not path.exists():
         return None
     try:
-        times = [[LayerTime(**entry) for entry in rank] for rank in json.loads(path.read_text())["times"]]
+        content = json.loads(path.read_text())
+        if content["digest"] != _digest([facts, content["times"]]):
+            raise ValueError("it was changed, or is of other layers or devices")
+        times = [[LayerTime(**entry) for entry in rank] for rank in content["times"]]
         numbers = [getattr(each, field.name) for rank in times for each in rank for field in fields(LayerTime)]
         if [len(rank) for rank in times] != [layers] * ranks:
             raise ValueError(f"expected {layers} layers on each of {ranks} ranks")
-        if not all(isinstance(x, (int, float)) and math.isfinite(x) and x >= 0 for x in numbers):
+        if not all(type(x) in (int, float) and math.isfinite(x) and x >= 0 for x in numbers):
             raise ValueError("expected finite numbers of at least 0")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         print(f"ds_al: ignored the measured times in {path}: {type(error).__name__}: {error}", file=sys.stderr)
         return None
     return times
@@ -78,7 +80,8 @@ def read(facts: Any, *, ranks: int, layers: int) -> Times | None:
 def write(facts: Any, times: Sequence[Sequence[LayerTime]]) -> None:
     """Saves a measurement. If the folder is not writable, it prints a warning and raises no error."""
     path = path_of(facts)
-    content = {"facts": facts, "times": [[asdict(layer) for layer in rank] for rank in times]}
+    rows = [[asdict(layer) for layer in rank] for rank in times]
+    content = {"facts": facts, "times": rows, "digest": _digest([facts, rows])}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
@@ -86,6 +89,10 @@ def write(facts: Any, times: Sequence[Sequence[LayerTime]]) -> None:
         os.replace(file.name, path)  # atomic: no other job reads a partial file
     except OSError as error:
         print(f"ds_al: could not keep the measured times in {path}: {error}", file=sys.stderr)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _source(kind: type) -> str:

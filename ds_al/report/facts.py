@@ -10,6 +10,7 @@ from ds_al.report import texts
 from ds_al.report.cells import Cell, flat
 from ds_al.report.compare import settings_that_differ
 from ds_al.report.read import Profile, RunRecord
+from ds_al.system.secrets import hide
 
 
 def section(runs: Sequence[RunRecord], cells: Sequence[Cell]) -> Section:
@@ -64,7 +65,7 @@ def environment(runs: Sequence[RunRecord]) -> Section:
 def commands(runs: Sequence[RunRecord], profiles: Sequence[Profile]) -> Section:
     """Builds the section of command lines of runs and profiles, with the config's location if none was recorded."""
     known = [run.command for run in runs] + [profile.header.get("command") for profile in profiles]
-    lines = list(dict.fromkeys(str(command) for command in known if command))
+    lines = list(dict.fromkeys(hide(str(command)) for command in known if command))
     without = [run for run in runs if not run.command]
     paragraphs = []
     if without:

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ds_al.errors import ALReportError
+from ds_al.system.secrets import without_secrets
 
+_OBJECTS = ("associated_learning", "experiment", "resolved", "versions")
+"""Keys that hold objects."""
 _TRACE_COLUMNS = ("stage", "instruction", "start", "end")
 
 
@@ -205,18 +208,18 @@ def read_run(folder: str | Path) -> RunRecord:
     if not is_run(folder):
         raise ALReportError(f"{folder} is not a run: expected config.json and metrics.jsonl in it")
     notes: list[str] = []
-    config = _json(folder / "config.json")
-    resolved = config.pop("resolved", None) or {}
+    config = _sound(without_secrets(_json(folder / "config.json")), "config.json", notes)
+    resolved = _sound(config.pop("resolved", None) or {}, "config.json", notes)
     finished = (folder / "summary.json").is_file()
-    summary = _json(folder / "summary.json") if finished else {}
+    summary = _sound(_json(folder / "summary.json"), "summary.json", notes) if finished else {}
     rows = _lines(folder / "metrics.jsonl", notes)
     epochs = [row for row in rows if row.get("kind") == "epoch" and whole(row.get("epoch")) is not None]
     return RunRecord(
         folder=folder,
         config=config,
-        facts={**resolved, **summary},
+        facts={**resolved, **without_secrets(summary)},
         epochs=sorted(epochs, key=lambda row: row["epoch"]),
-        batches=[row for row in rows if row.get("kind") == "batch"],
+        batches=[row for row in rows if row.get("kind") == "batch" and _is_losses(row.get("losses"))],
         trace=_trace(folder / "trace" / "trace.csv", notes),
         finished=finished,
         notes=notes,
@@ -264,11 +267,27 @@ def _block(run: RunRecord, key: str) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ALReportError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise ALReportError(f"{path} holds a {type(value).__name__}: expected a JSON object")
     return value
+
+
+def _sound(content: dict[str, Any], file: str, notes: list[str]) -> dict[str, Any]:
+    """Returns what a file holds without blocks and lists that are none, which are noted."""
+    wrong = [key for key in _OBJECTS if not isinstance(content.get(key) or {}, dict)]
+    bounds = content.get("partition") or []
+    if not isinstance(bounds, list) or any(type(bound) is not int or bound < 0 for bound in bounds):
+        wrong.append("partition")
+    if wrong:
+        notes.append(f"{file}: {', '.join(wrong)} left out, which can be no such thing")
+    return {key: value for key, value in content.items() if key not in wrong}
+
+
+def _is_losses(rows: Any) -> bool:
+    """Whether a row of a batch has losses by layer, ``[[A, E], ...]``."""
+    return isinstance(rows, list) and all(isinstance(row, list) for row in rows)
 
 
 def _lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
@@ -280,11 +299,12 @@ def _lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
-            damaged += bool(line.strip())
-            continue
+        except (ValueError, RecursionError):
+            row = None
         if isinstance(row, dict):
             rows.append(row)
+        else:
+            damaged += bool(line.strip())
     if damaged:
         notes.append(f"metrics.jsonl: {damaged} damaged line{'s' if damaged > 1 else ''} left out")
     return rows
@@ -294,12 +314,16 @@ def _trace(path: Path, notes: list[str]) -> list[TraceEvent]:
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        reader = csv.DictReader(file)
+        reader = csv.DictReader(line.replace("\0", "") for line in file)
         missing = [name for name in _TRACE_COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
             notes.append(f"trace.csv has no column {', '.join(missing)}: no timeline")
             return []
-        rows = list(reader)
+        try:
+            rows = list(reader)
+        except csv.Error as error:
+            notes.append(f"trace.csv cannot be read ({error}): no timeline")
+            return []
     events = [event for event in map(_event, rows) if event is not None]
     if len(events) < len(rows):
         notes.append(f"trace.csv: {len(rows) - len(events)} damaged rows left out")

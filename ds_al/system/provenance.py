@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 from ds_al.system import VERSION
+from ds_al.system.secrets import hide
+
+_LAUNCHER = re.compile(r"python|mpirun|mpiexec|orterun|prterun|srun")
+"""Programs whose words are recorded: not those of a shell or of ``sudo``, which may hold secrets."""
 
 
 def command() -> str:
-    """Returns the command line of this process, ready for a shell, without arguments added by the launcher."""
-    return shlex.join(["python", *(word for word in sys.argv if not word.startswith("--local_rank="))])
+    """Returns the whole command line of this job, with its launcher, ready for a shell, without secrets.
+
+    It is that of the topmost ancestor of this process which ends with this process's own words, such as ``deepspeed
+    --num_accelerators 2 run/train.py ...``. On a host that another one started the ranks of, where no ancestor has the
+    user's words, a launcher of as many ranks on one host stands in.
+    """
+    own = [word for word in sys.argv if not word.startswith(("--local_rank=", "--local-rank="))]
+    lines = [line for line in _ancestors() if line[-len(own) :] == own and _LAUNCHER.match(Path(line[0]).name)]
+    lines = [line for line in lines if "deepspeed.launcher.launch" not in line]  # the user gave the runner's
+    if lines:
+        return hide(shlex.join(_shortened(lines[-1])))
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    return hide(shlex.join([*(["deepspeed", "--num_accelerators", str(ranks)] if ranks > 1 else ["python"]), *own]))
+
+
+def _ancestors() -> Iterator[list[str]]:
+    """Yields the command lines of this process's ancestors, nearest first, as far as the system tells them."""
+    try:
+        process = os.getppid()
+        while process > 1:
+            yield Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return
+
+
+def _shortened(words: list[str]) -> list[str]:
+    """Returns a command line as it is typed: without the interpreter of an installed command, and without its path."""
+    if len(words) > 1 and Path(words[0]).name.startswith("python"):
+        program = Path(words[1])
+        return [program.name, *words[2:]] if program.parent.name == "bin" else ["python", *words[1:]]
+    return [Path(words[0]).name, *words[1:]]
 
 
 def version(package: str) -> str:

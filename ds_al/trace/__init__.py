@@ -1,5 +1,6 @@
 """Tracing and metrics: executed instructions, waiting times, activation memory, and a watchdog for stalls."""
 
+from ds_al.trace.calls import Calls, batch_call, is_loss, joint_call
 from ds_al.trace.events import Event
 from ds_al.trace.meter import ActivationMeter
 from ds_al.trace.metrics import Report, StageMeter, StageMetrics
@@ -10,6 +11,7 @@ from ds_al.trace.watchdog import Watchdog
 
 __all__ = [
     "ActivationMeter",
+    "Calls",
     "Event",
     "Observation",
     "Progress",
@@ -22,4 +24,7 @@ __all__ = [
     "StageStats",
     "Tracing",
     "Watchdog",
+    "batch_call",
+    "is_loss",
+    "joint_call",
 ]

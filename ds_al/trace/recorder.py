@@ -118,7 +118,7 @@ class Progress:
     times per micro-batch.
     """
 
-    __slots__ = ("__weakref__", "executed", "instruction", "seconds", "since")
+    __slots__ = ("__weakref__", "executed", "instruction", "seconds", "since", "timed")
 
     def __init__(self) -> None:
         self.instruction: PipeInstruction | None = None
@@ -129,6 +129,13 @@ class Progress:
         """Seconds by instruction, since their reader last reset them."""
         self.executed: defaultdict[str, int] = defaultdict(int)
         """Number of executed instructions by name; never reset."""
+        self.timed = 0
+        """Number of other timed parts, such as the batches of an evaluation; never reset."""
+
+    @property
+    def total(self) -> int:
+        """Number of all that has been executed: while it grows, the engine moves."""
+        return sum(tuple(self.executed.values())) + self.timed
 
     @property
     def current(self) -> tuple[PipeInstruction, float] | None:

@@ -1,15 +1,17 @@
 """Watchdog for stalls: if no stage makes progress, every rank prints its instruction, what it waits for, and its stack.
 
-It is a daemon thread per rank, only if ``stall_seconds`` is set. The training thread only sets the current instruction
-(:class:`~ds_al.trace.recorder.Progress`), and the watchdog reads it. Ranks exchange their progress through the
-key-value store of the process group, over a separate connection, so that the watchdog never waits for a message or a
-collective of the training.
+A stall is also where ranks have left the common order of calls (:mod:`ds_al.trace.calls`), which is certain at once.
+The watchdog is a daemon thread per rank, unless ``stall_seconds`` is ``null``. The training thread only sets the
+current instruction (:class:`~ds_al.trace.recorder.Progress`), and the watchdog reads it. Ranks exchange their progress
+through the key-value store of the process group, over a separate connection, so that the watchdog never waits for a
+message or a collective of the training.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import sys
 import threading
@@ -17,25 +19,32 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
-from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from deepspeed import comm as dist
-from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed import Store
 
+from ds_al.errors import ALTransportError
+from ds_al.parallel import presence, store
 from ds_al.parallel.topology import StageTopology
+from ds_al.trace.calls import Calls, Position, out_of_order
 from ds_al.trace.recorder import Progress
 
 _CHECKS = 4  # of all ranks' progress, within ``stall_seconds``
-_STORE_SECONDS = 5.0  # timeout after which the store counts as unreachable
+_LONGEST = 1.0  # seconds between two checks
 _watches = 0  # watchdogs of this process so far: the same number identifies the same engine on every rank
 
-Place = tuple[int, bool]
-"""Progress of a rank: number of executed instructions, and whether it is inside one."""
+
+class Place(NamedTuple):
+    """Progress of a rank: how much it has executed, whether it is inside a call, and its place among the calls."""
+
+    executed: int
+    inside: bool
+    position: Position = Position()
 
 
 class Stillness:
-    """Detects a stall: no rank has made progress for ``seconds``, and a rank is inside an instruction.
+    """Detects a stall: no rank has made progress for ``seconds``, and a rank is inside a call.
 
     A stall is reported once, then again after twice ``seconds``, four times, and so on, until a rank makes progress.
     """
@@ -53,7 +62,7 @@ class Stillness:
             Seconds since the last progress if a stall is to be reported now, else ``None``.
         """
         moved = tuple(None if place is None else place[0] for place in places)
-        # Time that all ranks spend outside of instructions, in the user's code, does not count either.
+        # Time that all ranks spend outside of calls, in the user's code, does not count either.
         if moved != self._last or not any(place is not None and place[1] for place in places):
             self._last, self._since, self._due, self._reports = moved, now, now + self.seconds, 0
         if now < self._due:
@@ -118,6 +127,7 @@ class Watchdog:
 
     Args:
         progress: progress of the engine, held by a weak reference.
+        calls: calls of the engine.
         topology: place of this rank.
         seconds: timeout without progress on any rank.
         on_stall: ``"continue"`` reports and continues; ``"end"`` reports and ends this process with exit code 1.
@@ -128,6 +138,7 @@ class Watchdog:
         self,
         progress: Progress,
         *,
+        calls: Calls,
         topology: StageTopology,
         seconds: float,
         on_stall: Literal["continue", "end"] = "continue",
@@ -137,6 +148,9 @@ class Watchdog:
         self.seconds, self.on_stall = seconds, on_stall
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self._progress, self._topology, self._sends_ahead = weakref.ref(progress), topology, sends_ahead
+        self._calls = calls
+        self._every = min(seconds / _CHECKS, _LONGEST)
+        self._told = ""
         self._trains = threading.get_ident()
         self._prefix = f"ds_al/stall/{_watches}"
         _watches += 1
@@ -157,45 +171,40 @@ class Watchdog:
         self._stopped.set()
         atexit.unregister(self.stop)
         if self._thread is not threading.current_thread():
-            self._thread.join(timeout=2 * _STORE_SECONDS)
+            self._thread.join(timeout=2 * store.SECONDS)
 
     def _run(self) -> None:
-        self._store = self._connect()
-        rule = Stillness(self.seconds)
-        while not self._stopped.wait(self.seconds / _CHECKS):
-            progress = self._progress()
+        self._store = store.connect(self._prefix) if self.world > 1 else None
+        rule, last = Stillness(self.seconds), time.perf_counter()
+        while not self._stopped.wait(self._every):
+            progress, now = self._progress(), time.perf_counter()
             if progress is None:
                 return
-            still = rule.update(self._places(_place(progress)), time.perf_counter())
-            if still is not None:
-                self._report(progress, still)
+            if now - last > self._every + self.seconds / 2:  # this process was stopped itself: nothing is known
+                rule = Stillness(self.seconds)
+            last = now
+            places = self._places(Place(progress.total, self._calls.current is not None, self._calls.position))
+            wrong = out_of_order({r: place.position for r, place in enumerate(places) if place is not None})
+            still = rule.update(places, now)
+            if wrong and wrong != self._told:
+                self._told = wrong
+                self._report(progress, wrong)
+            elif still is not None:
+                self._report(progress, f"no stage moved for {still:.1f} s")
             del progress
 
     # ---- the other ranks ---------------------------------------------------------------------------
-
-    def _connect(self) -> Store | None:
-        try:
-            client = TCPStore(
-                os.environ["MASTER_ADDR"],
-                int(os.environ["MASTER_PORT"]),
-                is_master=False,
-                wait_for_workers=False,
-                timeout=timedelta(seconds=_STORE_SECONDS),
-            )
-        except (KeyError, ValueError, RuntimeError):
-            return None
-        return PrefixStore(self._prefix, client)
 
     def _places(self, own: Place) -> list[Place | None]:
         """Returns the progress of all ranks; of this one alone, once the store is unreachable."""
         places: list[Place | None] = [None] * self.world
         if self._store is not None:
             try:
-                self._store.set(str(self.rank), f"{own[0]} {int(own[1])}")
+                self._store.set(str(self.rank), json.dumps(own))
                 for rank in range(self.world):
                     if rank != self.rank and self._store.check([str(rank)]):
-                        executed, inside = self._store.get(str(rank)).split()
-                        places[rank] = int(executed), inside == b"1"
+                        executed, inside, position = json.loads(self._store.get(str(rank)))
+                        places[rank] = Place(executed, inside, Position(*position))
             except RuntimeError:
                 self._store = None
         places[self.rank] = own
@@ -203,7 +212,7 @@ class Watchdog:
 
     # ---- the report --------------------------------------------------------------------------------
 
-    def _report(self, progress: Progress, still: float) -> None:
+    def _report(self, progress: Progress, what_happened: str) -> None:
         current, topology = progress.current, self._topology
         name = None if current is None else type(current[0]).__name__
         micro_batch = 0 if name is None else progress.executed.get(name, 0)
@@ -216,6 +225,9 @@ class Watchdog:
             others=[rank for rank in topology.same_stage if rank != self.rank],
         )
         replica = f"replica {topology.replica}, " if topology.replicas > 1 else ""
+        call = self._calls.current
+        if current is None and call is not None:
+            what = f"is in {call}()"
         where = "" if current is None else f"{name}, micro-batch {micro_batch}, "
         since = "" if current is None else f", for {time.perf_counter() - current[1]:.1f} s"
         frame = sys._current_frames().get(self._trains)
@@ -223,7 +235,7 @@ class Watchdog:
         ends = self.on_stall == "end"
         # One write, so that the blocks of several ranks do not mix.
         sys.stderr.write(
-            f"\n--- stall: no stage moved for {still:.1f} s\n"
+            f"\n--- stall: {what_happened}\n"
             f"{replica}stage {topology.stage}, rank {self.rank}: {where}{what}{since}\n"
             f"Python stack, most recent call last:\n{stack}"
             f'--- {replica}stage {topology.stage} {"ends" if ends else "continues"} ("on_stall": "{self.on_stall}")\n'
@@ -231,13 +243,10 @@ class Watchdog:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()
         if ends:
+            presence.here().fail(ALTransportError(f"stall: {what_happened}"))
             # Others detect the same stall up to three checks later, and should report it before this exit breaks them.
-            time.sleep(self.seconds)
+            time.sleep(3 * self._every)
             with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(1)
-
-
-def _place(progress: Progress) -> Place:
-    return sum(tuple(progress.executed.values())), progress.current is not None

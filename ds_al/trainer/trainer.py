@@ -35,7 +35,7 @@ from transformers.trainer_utils import (
     speed_metrics,
 )
 
-from ds_al.checkpoint.folder import INDEX
+from ds_al.checkpoint.own import INDEX
 from ds_al.convert.export import export
 from ds_al.engine import ALPipelineEngine
 from ds_al.entry import initialize, read_config
@@ -236,6 +236,7 @@ class ALTrainer:
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ALConfigError("got no eval_dataset: give ALTrainer or evaluate() one")
+        check_datasets(None, dataset)
         if isinstance(dataset, Mapping):
             found: dict[str, float] = {}
             for name, part in dataset.items():
@@ -253,6 +254,7 @@ class ALTrainer:
             ``predictions`` ``(N, V)``, or ``(N, T, V)`` of a language model; ``label_ids`` and metrics if there are
             labels. numpy arrays.
         """
+        check_datasets(None, test_dataset)
         start = time.time()
         if self.batches.has_labels(test_dataset):
             metrics, (scores, labels) = self._measured(test_dataset, metric_key_prefix, keep=True)

@@ -16,6 +16,8 @@ they run on a stream of the group's own, and waiting and reuse are ordered on th
 from __future__ import annotations
 
 import atexit
+import os
+import sys
 import time
 import weakref
 from typing import Any
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ds_al.errors import ALTransportError
+from ds_al.parallel import presence
 from ds_al.transport.checksum import changed, checksums
 from ds_al.transport.layout import HEADER, Layout
 
@@ -96,9 +99,16 @@ _SENDERS: weakref.WeakSet[Sender] = weakref.WeakSet()
 
 @atexit.register
 def _flush_all() -> None:
-    """Sends the last messages of a stage that is ahead of its successor when its script ends."""
-    for sender in list(_SENDERS):
-        sender.flush()
+    """Sends the last messages of a stage that is ahead of its successor when its script ends.
+
+    Where they cannot be sent, the exit code is 1: Python's own would be that of a script that is done.
+    """
+    try:
+        for sender in list(_SENDERS):
+            sender.flush()
+    except ALTransportError as error:
+        print(f"ALTransportError: {error} {presence.here().cause()}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 class Sender(_Channel):

@@ -136,11 +136,11 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path: Pa
 
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     """A checkpoint of the same tag was moved aside, and the new one not yet put in its place."""
-    from ds_al.checkpoint import folder
+    from ds_al.checkpoint import folder, own
 
     aside = tmp_path / ".last.0123-4.old"
     aside.mkdir()
-    (aside / folder.INDEX).touch()
+    (aside / own.INDEX).touch()
     (tmp_path / "latest").write_text("last")
     assert folder.find(tmp_path) == aside
     (tmp_path / "last").mkdir()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ds_al.checkpoint.folder import write_index
 from ds_al.checkpoint.writer import Destination, Writer
 
 
@@ -20,6 +21,7 @@ def test_a_folder_that_is_renamed_while_a_stage_looks_into_it_is_published(
 
     def renamed_meanwhile(folder: Any) -> Any:
         part.rename(tmp_path / "tag")
+        write_index(tmp_path / "tag", {"format": 2, "stages": [], "layers": []})
         raise FileNotFoundError(folder)
 
     monkeypatch.setattr(os, "scandir", renamed_meanwhile)

@@ -111,7 +111,7 @@ def test_images_of_different_sizes_ask_for_one(tmp_path: Path) -> None:
     for part in ("train", "test"):
         write(tmp_path, part, image=images, label=[0, 1, 0])
     with pytest.raises(
-        ALDataError, match=r"image 2 has 6 x 6 pixels, the first one 8 x 8: set experiment\.data\.image"
+        ALDataError, match=r"row 2 of train.* has 6 x 6 pixels, the first one 8 x 8: set experiment\.data\.image"
     ):
         parts(tmp_path)
     assert parts(tmp_path, image_size=8)[2].pixels.shape == (3, 3, 8, 8)

@@ -15,6 +15,7 @@ from tests.support.runs import run_info
 CALLS: dict[str, tuple[Any, ...]] = {
     "started": (run_info(),),
     "batch": (0, lambda: None),
+    "logged": ({},),
     "losses": (0, torch.zeros(1, 2, 2)),
     "epoch": ({},),
     "trained": ((),),
@@ -48,8 +49,10 @@ def test_without_observers_nothing_happens() -> None:
 def test_the_folder_of_a_run_that_failed_has_all_lines_up_to_then(tmp_path: Path) -> None:
     folder = RunFolder({"key": 1}, {"method": "streaming"})
     folder.started(run_info(tmp_path, first_epoch=1))
+    folder.logged({"batch": 10, "losses": [[float("nan"), 2.0]]})
     folder.losses(1, torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]))
     folder.failed()
     assert json.loads((tmp_path / "config.json").read_text()) == {"key": 1, "resolved": {"method": "streaming"}}
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["batch"], row["losses"]) for row in rows] == [(11, [[1.0, 2.0]]), (12, [[3.0, 4.0]])]
+    assert rows.pop(0) == {"kind": "log", "batch": 10, "losses": [[None, 2.0]]}
+    assert [(row["batch"], row["losses"]) for row in rows] == [(19, [[1.0, 2.0]]), (20, [[3.0, 4.0]])]

@@ -105,6 +105,7 @@ def test_prints_the_accuracy_last_and_leaves_its_files(
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows if row["kind"] == "epoch"] == [1, 2]
     assert len([row for row in rows if row["kind"] == "batch"]) == 2 * 45
+    assert [row["batch"] for row in rows if row["kind"] == "log"] == list(range(10, 91, 10))
     resolved = json.loads((run / "config.json").read_text())["resolved"]
     assert {"method", "stages", "micro_batches", "partition", "model", "data", "seed", "versions"} <= resolved.keys()
 
@@ -139,7 +140,11 @@ def test_wandb_run_is_kept_offline_with_its_config_names_and_summary(
         assert losses[2] == pytest.approx(losses[0] + losses[1])
         assert f"stage_{stage}/idle" in file.history
     assert "stage_2/loss" not in file.history and "validation_accuracy/exit_4" in file.history
-    assert len(file.history["stage_0/loss"]) == 2 * 45 and len(file.history["stage_0/idle"]) == 2
+    assert file.history["batch"] == list(range(10, 91, 10)) and len(file.history["stage_0/loss"]) == 9
+    assert len(file.history["layer_3/associated_loss"]) == 9 and len(file.history["stage_0/idle"]) == 2
+    wanted = {"optimizer": "AdamW", "lr": 0.002, "scheduler": "WarmupCosineLR", "epochs": 2, "batch_size": 200}
+    assert {key: file.config[key] for key in wanted} == wanted
+    assert file.config["associated_learning"]["queue_depth"] == 2 and file.config["experiment"]["log_every"] == 10
     resolved = json.loads((run / "config.json").read_text())["resolved"]
     assert {"method", "partition", "rho", "flops", "parameters", "versions", "git_commit"} <= resolved.keys()
     assert {key: file.config[key] for key in resolved} == resolved
@@ -210,8 +215,8 @@ def test_a_resumed_run_ends_on_the_same_weights_and_continues_its_wandb_run(
     assert second.id == first.id == (run / "wandb_id").read_text().strip()
     assert second.resume and not first.resume
     # Batches are counted on: W&B drops what is logged at a step that it has already.
-    assert second.history["batch"] == first.history["batch"][45:]
-    assert second.history["stage_0/loss"] == first.history["stage_0/loss"][45:]
+    assert second.history["batch"] == first.history["batch"][4:]
+    assert second.history["stage_0/loss"] == first.history["stage_0/loss"][4:]
     (artifact,) = second.artifacts
     assert artifact.type == "model" and set(artifact.aliases) == {"latest", "epoch_2"}
     files = {path.name for path in (run / "checkpoints/epoch_2").iterdir()}
@@ -291,6 +296,23 @@ def test_a_bad_config_ends_with_one_clear_message(
     assert len(errors) == 1, result.stderr
     assert all(word in errors[0] for word in words), errors
     assert "Traceback" not in result.stderr
+
+
+def test_what_one_rank_alone_finds_wrong_is_printed_by_all(tmp_path: Path) -> None:
+    """As on a host without the config, or with another one."""
+    (tmp_path / "of_rank_0.json").write_text(json.dumps(CONFIG))
+    script = tmp_path / "start.py"
+    script.write_text(
+        "import os, runpy, sys\n"
+        "sys.argv = ['train.py', '--deepspeed_config', f'of_rank_{os.environ[\"RANK\"]}.json', '--output', 'runs']\n"
+        f"runpy.run_path({str(ROOT / 'run/train.py')!r}, run_name='__main__')\n"
+    )
+    result = launch(str(script), [], ranks=2, folder=tmp_path, env={"WANDB_MODE": "disabled"})
+    assert result.returncode == 1
+    errors = [line for line in result.stderr.splitlines() if ": error: the config, rank 1 (" in line]
+    assert sorted(line.split(" (")[0] for line in errors)[:1] in (["rank 0"], ["rank 1"]), result.stderr
+    assert all("of_rank_1.json" in line for line in errors)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_number_of_processes_that_does_not_fit_names_those_that_do(tmp_path: Path) -> None:

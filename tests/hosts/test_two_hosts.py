@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import ds_al
 from ds_al.models import build_twin
 from ds_al.parallel.world import join_world
 from tests.support.engines import MICRO_BATCHES, SEED, different, engine_config, engine_state, make_engine, merge
-from tests.support.hosts import Host, two_hosts
+from tests.support.hosts import Host, Places, two_hosts
 from tests.support.networks import NETWORKS
 from tests.support.ranks import RankFailure, run_ranks
 
@@ -40,21 +39,14 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host
 
 def on(hosts: tuple[Host, Host], worker: str, world: int, **options: Any) -> list[Any]:
     """The results of a worker whose ranks are on two hosts, half of them on each."""
-    places = [hosts[number] for number in HALVES[world]]
+    places = Places(hosts[number] for number in HALVES[world])
     env = {"MASTER_ADDR": hosts[0].address}
     return run_ranks(f"{__name__}:{worker}", world, env=env, places=places, **options)
 
 
-def enter(places: list[Host] | None) -> None:
-    """Moves this rank onto its host; ``None`` leaves all ranks on this machine."""
-    if places is not None:
-        places[int(os.environ["RANK"])].enter()
-
-
-def everything(places: list[Host] | None, shared: str) -> dict[str, Any]:
+def everything(places: Places | None, shared: str) -> dict[str, Any]:
     """Worker: training by two methods, and all that surrounds it. The clock of the second host is ahead."""
-    enter(places)
-    if places is not None and places[int(os.environ["RANK"])].name == "node1":
+    if places is not None and places.here().name == "node1":
         real = time.perf_counter
         time.perf_counter = lambda: real() + AHEAD
     data = NETWORKS["mlp"]
@@ -134,9 +126,8 @@ def test_two_hosts_train_and_do_all_that_one_host_does(hosts: tuple[Host, Host],
     assert {path.name for path in (tmp_path / "far").iterdir()} == {"trace", "checkpoints"}
 
 
-def replicas(places: list[Host] | None, stages: int) -> dict[str, Any]:
+def replicas(places: Places | None, stages: int) -> dict[str, Any]:
     """Worker: trains ``stages`` stages, with as many replicas as there are ranks for."""
-    enter(places)
     data = NETWORKS["mlp"]
     module = ds_al.ALPipelineModule(data.layers(), num_classes=4, base_seed=SEED, num_stages=stages)
     engine, *_ = ds_al.initialize(model=module, config=engine_config())
@@ -156,9 +147,8 @@ def test_two_ranks_on_each_of_two_hosts(hosts: tuple[Host, Host], stages: int) -
     assert different(merge(two), merge(one)) == []
 
 
-def linked(places: list[Host] | None, method: str) -> None:
+def linked(places: Places | None, method: str) -> None:
     """Worker: asks for a link between hosts to be emulated."""
-    enter(places)
     if method == "streaming":
         make_engine("mlp", link={"delay_ms": 1})
         return
@@ -176,9 +166,8 @@ def test_an_emulated_link_between_hosts_is_refused(hosts: tuple[Host, Host], met
     assert caught.value.seconds < 60
 
 
-def stalled(places: list[Host] | None) -> None:
+def stalled(places: Places | None) -> None:
     """Worker: the second stage does not come to its training."""
-    enter(places)
     engine = make_engine("mlp", stall_seconds=2.0, on_stall="end", queue_depth=1)
     if engine.stage_id == 1:
         time.sleep(30)

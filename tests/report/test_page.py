@@ -103,6 +103,15 @@ def test_what_comes_from_files_is_escaped(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert" in page
 
 
+def test_no_secret_of_an_older_run_is_shown(tmp_path: Path) -> None:
+    secret = "s3cret-0123456789"
+    for seed in (0, 1):
+        command = f"deepspeed run/train.py --set comet.api_key={secret}{seed}"
+        make_run(tmp_path, seed=seed, config={"comet": {"api_key": f"{secret}{seed}"}}, command=command)
+    page = page_of(tmp_path)
+    assert secret not in page and "comet.api_key=***" in page
+
+
 def test_old_runs_say_what_was_not_recorded(tmp_path: Path) -> None:
     old = ("versions", "layers", "cpu", "git_commit", "command", "date", "cores", "device", "idle", "bytes_sent")
     facts = dict.fromkeys((*old, "peak_activation_bytes", "parameters", "partition", "model", "data"))

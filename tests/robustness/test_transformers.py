@@ -129,6 +129,13 @@ KINDS: list[Kind] = [
     ),
     Kind(
         section=INPUTS,
+        name="numbers of layers, groups and codes",
+        outcome="refused",
+        what="What is no whole number of 1 or more, or does not fit the model, is named.",
+        tests=(f"{HERE}::test_counts",),
+    ),
+    Kind(
+        section=INPUTS,
         name="names and folders of models",
         outcome="refused",
         what="Missing, cut, pickled or foreign weights and code of a folder end in an error of ours, without a "
@@ -255,6 +262,18 @@ def test_a_mapping_given_to_an_engine_names_the_function() -> None:
         dynamic_shape=False,
     )  # fmt: skip
     meet(Case(name="", given=PLAIN, message=r"set_batch_fn\(ds_al.convert.batch_fn\)"), lambda: prepare(PLAIN))
+
+
+def test_an_engine_checks_values_before_it_moves_them() -> None:
+    (text, _) = built(layer_specs(MODELS["bert"].build(), task=CLASSIFY, num_al_layers=2)[0])
+    (check,) = (part.check_network_input for part in text.f.modules() if hasattr(part, "check_network_input"))
+    prepare = BatchPreparation(
+        objective=resolve("mse"), num_classes=5, micro_batch_size=2, device=torch.device("cpu"), check=True,
+        dynamic_shape=False, check_input=check,
+    )  # fmt: skip
+    prepare(((IDS, ONES), LABELS))
+    for x, message in (((IDS + 30, ONES), "34 to 45"), ((IDS, IDS // 7), "number packed texts")):
+        meet(Case(name="", given=x, message=message), lambda x=x: prepare((x, LABELS)))
 
 
 # ---- models --------------------------------------------------------------------------------------------
@@ -472,6 +491,33 @@ def test_options_of_from_pretrained(case: Case, tmp_path: Path) -> None:
     meet(case, lambda: load(tmp_path, task=CLASSIFY, model_options=case.given), folder=tmp_path)
 
 
+COUNTS = [
+    Case(name="num_al_layers text", given={"num_al_layers": "2"}, message="num_al_layers='2': expected a whole number"),
+    Case(name="num_al_layers true", given={"num_al_layers": True}, message="num_al_layers=True"),
+    Case(name="num_al_layers 0", given={"num_al_layers": 0}, message="num_al_layers=0"),
+    Case(name="num_al_layers 2.0", given={"num_al_layers": 2.0}, message=r"num_al_layers=2\.0"),
+    Case(name="more AL layers than blocks", given={"num_al_layers": 5}, message=r"expected 1\.\.4"),
+    Case(name="groups of floats", given={"groups": [1.5, 2.5]}, message="whole numbers"),
+    Case(name="groups a number", given={"groups": 4}, message="groups=4: expected a list"),
+    Case(name="groups of nothing", given={"groups": []}, message="expected a list"),
+    Case(name="groups with a 0", given={"groups": [0, 4]}, message="1 or more in each"),
+    Case(name="groups of too few", given={"groups": [1, 2]}, message="4 in all"),
+    Case(name="code_width -1", given={"code_width": -1}, message="code_width=-1"),
+    Case(name="code_width true", given={"code_width": True}, message="code_width=True"),
+    Case(name="an unknown objective", given={"objective": "best"}, message="unknown objective 'best'"),
+    Case(name="an unknown task", given={"task": "translation"}, message="task='translation'"),
+]
+
+
+@by_name(COUNTS)
+def test_counts(case: Case) -> None:
+    def convert() -> None:
+        arguments = {"task": CLASSIFY, **case.given}
+        layer_specs(load(MODELS["bert"].build(), task=arguments["task"]), **arguments)
+
+    meet(case, convert)
+
+
 # ---- ALTrainer -----------------------------------------------------------------------------------------
 
 ARGUMENTS = [
@@ -579,4 +625,4 @@ def test_data_sets(case: Case) -> None:
     meet(case, lambda: check_datasets(*case.given))
 
 
-CASES = [*BATCHES, *TENSORS, *MODEL_CASES, *FOLDERS, *OPTIONS, *ARGUMENTS, *ROWS, *DATA_SETS]
+CASES = [*BATCHES, *TENSORS, *MODEL_CASES, *FOLDERS, *OPTIONS, *COUNTS, *ARGUMENTS, *ROWS, *DATA_SETS]

@@ -235,18 +235,31 @@ def test_passes(): pass
 def test_fails(): assert "one" == "two", "the bits differ"
 def test_waits(): pytest.skip("not here")
 def test_errs(broken): pass
+def test_of_ranks(): raise RuntimeError(open(__file__.replace(".py", ".txt")).read())
+"""
+RANKS = """ranks exited with [1, None]
+--- rank 0, exit code 1
+Traceback (most recent call last):
+torch.distributed.DistBackendError: NCCL error in: NCCLUtils.cpp:94, invalid usage
+Last error:
+Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 1000
+--- rank 1, exit code None
+[2026-11-28 00:45:04,651] [INFO] on the way
 """
 
 
 def test_a_test_is_a_row_with_the_reason_of_a_failure(tmp_path: Path) -> None:
     (tmp_path / "test_own.py").write_text(TESTS)
+    (tmp_path / "test_own.txt").write_text(RANKS)
     check = parts.Part("tests", "Tests", "ds_al.studies.gpu.checks:run", 1)
     (row,), _ = run([replace(check, options={"arguments": [str(tmp_path)], "workers": 1})], tmp_path / "gpu.json")
     found = {each["test"].rpartition("::")[2]: (each["outcome"], each["reason"]) for each in row["rows"]}
     assert found["test_passes"] == ("passed", "") and found["test_waits"] == ("skipped", "not here")
     assert found["test_fails"][0] == "failed" and "the bits differ" in found["test_fails"][1]
     assert found["test_errs"][0] == "failed" and "no GPU answers" in found["test_errs"][1]
-    assert row["done"] and outcome(row) == "done, 2 failed"
+    line, *_ = found["test_of_ranks"][1].splitlines()
+    assert line.startswith("torch.distributed.DistBackendError: NCCL error in") and line.endswith("CUDA device 1000")
+    assert row["done"] and outcome(row) == "done, 3 failed"
     nothing = replace(check, options={"arguments": [str(tmp_path / "test_own.py"), "-k", "none"], "workers": 1})
     (row,), _ = run([nothing], tmp_path / "nothing.json")
     assert not row["done"] and "ended with <ExitCode.NO_TESTS_COLLECTED" in outcome(row)

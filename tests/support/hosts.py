@@ -4,8 +4,8 @@
 
     node0  10.173.0.1  ---- veth ----  node1  10.173.0.2
 
-A rank enters a host by :meth:`Host.enter`, and a command runs on it by :meth:`Host.start`. Both hosts see the files of
-this machine, but have different working directories: a relative path is a folder that they do not share.
+Ranks are put onto hosts by an argument of :class:`Places`, and a command by :meth:`Host.start`. Both hosts see the
+files of this machine, but have different working directories: a relative path is a folder that they do not share.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +78,26 @@ class Host:
 
     def _environment(self) -> dict[str, str]:
         return {"HOME": str(self.folder), "DS_AL_CACHE": str(self.folder / "cache")}
+
+
+class Places(tuple[Host, ...]):
+    """The host of every rank: an argument of a worker, which moves the rank that unpickles it onto its host.
+
+    :func:`~ds_al.launch.ranks.run_ranks` reads arguments first, before the rank opens or looks for a store.
+    """
+
+    def here(self) -> Host:
+        """The host of this rank."""
+        return self[int(os.environ["RANK"])]
+
+    def __reduce__(self) -> tuple[Callable[..., Places], tuple[tuple[Host, ...]]]:
+        return _arrive, (tuple(self),)
+
+
+def _arrive(hosts: tuple[Host, ...]) -> Places:
+    places = Places(hosts)
+    places.here().enter()
+    return places
 
 
 def _call(name: str, *arguments: object) -> None:

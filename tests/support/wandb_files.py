@@ -17,6 +17,8 @@ class WandbFile:
         id, name, project, group, job_type: of the run.
         config: values by key.
         history: logged values by name, in their order.
+        steps: the step of each row of the history.
+        tags, notes, entity: of the run.
         summary: the summary by key: values logged last, and those that were set.
         artifacts: messages of logged artifacts.
         resume: whether an earlier run of the same id is to be continued.
@@ -25,6 +27,7 @@ class WandbFile:
     def __init__(self, path: Path) -> None:
         self.config: dict[str, Any] = {}
         self.history: dict[str, list[Any]] = defaultdict(list)
+        self.steps: list[int] = []
         self.summary: dict[str, Any] = {}
         self.artifacts: list[Any] = []
         for record in _records(path.read_bytes()):
@@ -33,6 +36,9 @@ class WandbFile:
                 run = record.run
                 self.id, self.name, self.project = run.run_id, run.display_name, run.project
                 self.group, self.job_type, self.resume = run.run_group, run.job_type, run.resume
+                self.tags, self.notes, self.entity = list(run.tags), run.notes, run.entity
+            if kind == "history":
+                self.steps.append(record.history.step.num)
             for item in [*record.run.config.update, *record.config.update]:
                 self.config[_key(item)] = json.loads(item.value_json)
             for item in record.history.item:

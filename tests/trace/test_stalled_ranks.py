@@ -67,7 +67,7 @@ def blocks(text: str) -> list[str]:
 
 
 def test_every_rank_says_where_it_stands_and_training_goes_on() -> None:
-    ranks = run_ranks(f"{__name__}:train", 2, seconds=2.6, stall_seconds=1.0)
+    ranks = run_ranks(f"{__name__}:train", 2, seconds=2.6, stall_seconds=1.0, on_stall="continue")
     assert [executed for _, executed in ranks] == [BATCHES * MICRO_BATCHES] * 2
     first, second = (blocks(text) for text, _ in ranks)
     assert len(first) == len(second) == 1  # the next would come 2 s after the first
@@ -105,7 +105,7 @@ def test_with_data_parallel_copies_each_says_which_it_is_and_which_rank_it_waits
 
 def train_copies(*, seconds: float) -> str:
     """Worker: two stages, twice; the first stage of the second replica waits long for a micro-batch."""
-    engine = make_engine(module_options={"num_stages": 2}, stall_seconds=2.0)
+    engine = make_engine(module_options={"num_stages": 2}, stall_seconds=2.0, on_stall="continue")
     text = io.StringIO()
     with contextlib.redirect_stderr(text):
         batches = blocking_iterator(seconds if engine.replicas.index == 1 else 0.0)
@@ -131,7 +131,7 @@ def test_a_stage_that_waits_long_is_not_stalled_while_another_moves() -> None:
 
 
 def test_the_backprop_twin_says_it_too() -> None:
-    ranks = run_ranks(f"{__name__}:train", 2, seconds=2.6, twin=True, stall_seconds=1.0)
+    ranks = run_ranks(f"{__name__}:train", 2, seconds=2.6, twin=True, stall_seconds=1.0, on_stall="continue")
     first, second = (blocks(text) for text, _ in ranks)
     assert len(first) == len(second) == 1
     assert "stage 0, rank 0: LoadMicroBatch, micro-batch 6" in first[0] and "in blocking_iterator" in first[0]
@@ -177,7 +177,7 @@ def test_the_watch_neither_holds_a_process_up_nor_disturbs_its_end() -> None:
 
 def without_a_watch() -> list[str]:
     """Worker: the names of this rank's threads."""
-    engine = make_engine()
+    engine = make_engine(stall_seconds=None)
     assert engine.watchdog is None
     return [thread.name for thread in threading.enumerate()]
 

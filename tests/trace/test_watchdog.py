@@ -94,5 +94,5 @@ def test_the_config_refuses_lengths_that_mean_nothing(seconds: float) -> None:
         ALConfig(stall_seconds=seconds)
 
 
-def test_the_watch_is_off_by_default() -> None:
-    assert ALConfig().stall_seconds is None
+def test_the_watch_is_on_by_default_and_ends_the_job() -> None:
+    assert ALConfig().stall_seconds == 1800 and ALConfig().on_stall == "end"

@@ -238,3 +238,30 @@ def test_what_cannot_be_honoured_is_refused_by_name(tmp_path: Path) -> None:
     assert "did you mean 'eval_strategy'?" in name
     assert "load_best_model_at_end needs an eval_strategy" in best
     assert "should_epoch_stop" in epoch
+
+
+def pairs(folder: str) -> tuple[int, Any, dict[str, float]]:
+    """Worker: a layer list, rows ``(x, label)`` without a collator, and predictions made of the scores of a batch."""
+    generator = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(SAMPLES, 8, generator=generator), torch.randint(3, (SAMPLES,), generator=generator)
+    data = torch.utils.data.TensorDataset(x, labels)
+    blocks = [torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)]
+    told = ds_al.ALTrainer(
+        ds_al.from_layers(blocks, num_al_layers=1, num_classes=3, example=x[:2], base_seed=SEED),
+        {"output_dir": folder, "disable_tqdm": True, "num_train_epochs": 1, "save_strategy": "no"},
+        config=CONFIG,
+        train_dataset=data,
+        compute_metrics=lambda found: {"right": float((found.predictions == found.label_ids).mean())},
+        preprocess_logits_for_metrics=lambda scores, labels: scores.argmax(dim=1),
+    )
+    told.train()
+    with pytest.raises(ALConfigError, match="eval_dataset of generator"):
+        told.evaluate(row for row in data)
+    output = told.predict(data)
+    return told.state.global_step, output.predictions.shape, output.metrics
+
+
+def test_pairs_and_predictions_made_of_scores(tmp_path: Path) -> None:
+    ((steps, shape, metrics),) = run_ranks(f"{__name__}:pairs", 1, folder=str(tmp_path))
+    assert (steps, shape) == (STEPS_PER_EPOCH, (SAMPLES,))
+    assert metrics["test_right"] == pytest.approx(metrics["test_accuracy"])

@@ -167,7 +167,7 @@ def _batches() -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _engine(method: str, micro_batches: int) -> Any:
-    config = {
+    config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": BATCH,
         "gradient_accumulation_steps": micro_batches,
         "gradient_clipping": 0.0,
@@ -188,4 +188,5 @@ def _engine(method: str, micro_batches: int) -> Any:
     specs = [ds_al.ALLayerSpec(f=passing, b=passing, g=passing, h=passing) for _ in range(stages)]
     queues = {"queue_depth": 8, "receive_slots": 8} if name != method else {}
     module = ds_al.ALPipelineModule(specs, num_classes=WIDTH)
-    return ds_al.initialize(model=module, config={**config, BLOCK: {"method": name, **queues}})[0]
+    config |= {"optimizer": {"type": "SGD", "params": {"lr": 1e-3}}, BLOCK: {"method": name, **queues}}
+    return ds_al.initialize(model=module, config=config)[0]

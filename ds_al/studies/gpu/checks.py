@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from ds_al.studies.gpu.parts import ROOT, tell_row
 from ds_al.studies.results import StudyError
 
 _TAIL = 1500  # characters kept of a failure
+_ERROR = re.compile(r"^\S*(?:Error|Exception|Failure): .*", re.MULTILINE)
+_NCCL = re.compile(r"^Last error:\s*(.+)", re.MULTILINE)
 
 
 def marked(mark: str = "cuda") -> list[str]:
@@ -63,4 +66,16 @@ def _reason(report: Any) -> str:
     if isinstance(report.longrepr, tuple):  # file, line and reason of a skip
         return str(report.longrepr[2]).removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
-    return str(report.longrepr if crash is None else crash.message)[-_TAIL:]
+    text = str(report.longrepr if crash is None else crash.message)
+    return f"{cause(text)}\n{text[-_TAIL:]}"
+
+
+def cause(text: str) -> str:
+    """Returns the line that names the error of a test; of ranks the first error of the rank that failed first.
+
+    Where NCCL has said more, as that it found two ranks on one GPU, this is part of the line.
+    """
+    lines = text.partition("--- rank")[2] or text
+    found, more = _ERROR.search(lines), _NCCL.search(lines)
+    line = text.splitlines()[0] if found is None else found.group()
+    return line if more is None else f"{line}: {more.group(1)}"

@@ -53,12 +53,12 @@ def load_corpus(
     source = find(name, path=path, image_column=None, text_column=None, label_column=None, cache=None)
     if source.kind != "text":
         raise ALDataError(f"got {name}, a data set of {source.kind}s: expected one of texts")
-    kept, held = cut(len(source.parts["train"]), fraction=validation_fraction, seed=0, name=name)
-    train = source.parts["train"]
+    kept, held = cut(len(source.parts["train"].table), fraction=validation_fraction, seed=0, name=name)
+    train = source.parts["train"].table
     texts = {
         "train": train.select(kept.tolist())[source.x],
         "validation": train.select(held.tolist())[source.x],
-        "test": source.parts["test"][source.x],
+        "test": source.parts["test"].table[source.x],
     }
     folder = cache.folder(cache_folder)
     folder.mkdir(parents=True, exist_ok=True)

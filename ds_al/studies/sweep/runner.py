@@ -93,7 +93,7 @@ def train_on_rank(config: dict[str, Any]) -> str:
 def _run(
     run: Run, *, file: RunFile, script: Path | None, data: Path | None, port: int, timeout: float
 ) -> dict[str, Any]:
-    assignments = {"experiment.output": str(file.scratch / "runs")}
+    assignments = {"experiment.checkpoint_every": 0, "experiment.output": str(file.scratch / "runs")}
     path = run.config["experiment"]["data"].get("path")
     if path is not None and data is not None:
         assignments["experiment.data.path"] = str(data / path)  # an absolute path is unchanged

@@ -45,7 +45,7 @@ import yaml
 from pydantic import Field
 
 from ds_al.config.associated_learning import al_config
-from ds_al.config.base import StrictModel, read_file, validate
+from ds_al.config.base import StrictModel, read_file, read_text, validate
 from ds_al.config.methods import AL_METHODS, BACKPROP_METHODS
 from ds_al.errors import ALConfigError
 from ds_al.experiment.config import experiment_config, override
@@ -53,6 +53,8 @@ from ds_al.experiment.recipes import RECIPES, with_recipe
 from ds_al.objectives import OBJECTIVES
 
 _SINGLE = ("bp", "bp_single")
+_CHOICE = {"group", "method", "keys"}
+"""Columns of a file of chosen settings."""
 
 
 class Group(StrictModel):
@@ -131,9 +133,9 @@ def read_sweep(path: Path) -> Sweep:
     if not path.is_file():
         raise ALConfigError(f"sweep {str(path)!r} does not exist: give the path of a YAML file")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ALConfigError(f"sweep {str(path)!r} is not valid YAML: {error}") from error
+        content = yaml.safe_load(read_text(path))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ALConfigError(f"sweep {str(path)!r} is not valid YAML in UTF-8: {error}") from error
     sweep: Sweep = validate(Sweep, content, where=path.name)
     for group in sweep.groups:
         for name, keys in group.methods.items():
@@ -249,7 +251,10 @@ def _read_chosen(sweep: Sweep, folder: Path) -> dict[str, dict[str, dict[str, An
     """Returns config keys by group and method, from all existing files of chosen settings."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for path in (folder / name for name in sweep.chosen):
-        for row in read_file(path)["rows"] if path.exists() else ():
+        rows = read_file(path).get("rows") if path.exists() else []
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= _CHOICE for row in rows):
+            raise ALConfigError(f"{path} holds no chosen settings: expected rows with {', '.join(sorted(_CHOICE))}")
+        for row in rows:
             found.setdefault(row["group"], {})[row["method"]] = row["keys"]
     return found
 

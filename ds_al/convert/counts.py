@@ -1,0 +1,25 @@
+"""Checks of the numbers that ``from_layers`` and ``from_pretrained`` take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ds_al.errors import ALConfigError
+
+
+def check_counts(*, num_al_layers: Any, groups: Sequence[Any] | None, code_width: Any) -> None:
+    """Checks that numbers are whole, and not below 1.
+
+    Raises:
+        ALConfigError: one is not.
+    """
+    for name, value in (("num_al_layers", num_al_layers), ("code_width", code_width)):
+        if not (value is None or _is_count(value)):
+            raise ALConfigError(f"got {name}={value!r}: expected a whole number of 1 or more")
+    if groups is not None and not (isinstance(groups, (list, tuple)) and groups and all(map(_is_count, groups))):
+        raise ALConfigError(f"got groups={groups!r}: expected a list of whole numbers, 1 or more in each AL layer")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -1,0 +1,194 @@
+"""Check that the numbers of a stage are finite, before a layer steps on them.
+
+    forward     the outputs of f and g, before they leave for the next layer
+    backward    both losses, the gradients, and the weights that computed them, before the step
+
+On a CPU a number that is not finite raises there, so that no step is applied. On a GPU the host does not wait: the
+maximum norms of a micro-batch are copied to it, and are read as soon as they have arrived, at the latest :data:`BEHIND`
+micro-batches later; :meth:`FiniteCheck.settle`, which every save calls, waits for all of them.
+
+A sum, the cheapest pass over the numbers of a tensor on a CPU, is infinite or NaN where one of them is. It may also
+overflow, so the numbers themselves are then looked at. A maximum norm cannot overflow.
+"""
+
+from __future__ import annotations
+
+import cmath
+import math
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from ds_al.errors import ALLayerError
+from ds_al.layer import ALLayer
+from ds_al.optim.masters import stepped
+from ds_al.tensors import Activation, HostCopy
+
+BEHIND = 8
+"""Micro-batches whose norms may be on their way from a GPU before the host waits for the oldest ones."""
+
+_MASKS = "another part of the output"
+"""May hold infinite numbers, as an additive attention mask does, but no NaN."""
+
+
+class _Place(NamedTuple):
+    """What a number belongs to, for errors."""
+
+    layer: int
+    function: str
+    what: str
+
+
+class _Weight(NamedTuple):
+    parameter: nn.Parameter
+    stepped: nn.Parameter
+    """Holds the gradient: the weight, or its fp32 master."""
+    place: _Place
+    gradient: _Place
+
+
+class FiniteCheck:
+    """Checks the numbers of one stage's layers.
+
+    Args:
+        layers: ``(index in the network, layer)``.
+        stage_id: index of the stage, for errors.
+        device: device of the layers.
+        scaled: indices of the layers whose gradients their loss scale checks, and skips a step on overflow.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[tuple[int, ALLayer]],
+        *,
+        stage_id: int,
+        device: torch.device,
+        scaled: Collection[int] = (),
+    ) -> None:
+        self._layers, self._stage_id, self._scaled = dict(layers), stage_id, scaled
+        self._waits = device.type != "cuda"
+        self._weights = {index: _weights(index, layer) for index, layer in layers}
+        self._places_of_losses = {index: [_Place(index, *of) for of in _LOSSES] for index, _ in layers}
+        self._places_of_outputs = {
+            index: [(_Place(index, f, f"the output of {f}"), _Place(index, f, _MASKS)) for f in ("f", "g")]
+            for index, _ in layers
+        }
+        self._norms: list[Tensor] = []
+        self._places: list[_Place] = []
+        self._on_their_way: deque[tuple[HostCopy, list[_Place], int]] = deque()
+
+    @torch.no_grad()
+    def outputs(self, index: int, s: Activation, t: Activation, *, micro_batch: int) -> None:
+        """Checks the outputs of a layer's f and g.
+
+        Raises:
+            ALLayerError: a number is not finite.
+        """
+        self._check(self._outputs(index, s, t), micro_batch)
+
+    @torch.no_grad()
+    def before_step(self, index: int, losses: Sequence[Tensor], *, micro_batch: int) -> None:
+        """Checks the losses of a layer, the gradients that are accumulated so far, and its weights.
+
+        Raises:
+            ALLayerError: a number is not finite.
+        """
+        self._check(self._of_step(index, losses), micro_batch)
+
+    def after_backward(self, *, micro_batch: int) -> None:
+        """Ends a micro-batch: on a GPU sends its norms to the host, and reads those that have arrived.
+
+        Raises:
+            ALLayerError: a number of an earlier micro-batch was not finite.
+        """
+        if self._norms:
+            self._on_their_way.append((HostCopy(torch.cat(self._norms)), self._places, micro_batch))
+            self._norms, self._places = [], []
+            self._read(waiting=BEHIND)
+
+    def settle(self) -> None:
+        """Waits for all numbers.
+
+        Raises:
+            ALLayerError: one of them was not finite.
+        """
+        self._read(waiting=0)
+
+    def _read(self, *, waiting: int) -> None:
+        while self._on_their_way and (len(self._on_their_way) > waiting or self._on_their_way[0][0].is_there()):
+            copy, places, micro_batch = self._on_their_way.popleft()
+            for place, norm in zip(places, copy.wait().tolist(), strict=True):
+                if math.isnan(norm) or (math.isinf(norm) and place.what != _MASKS):
+                    self._blame(place, norm, micro_batch)
+
+    def _outputs(self, index: int, s: Activation, t: Activation) -> Iterator[tuple[_Place, Tensor]]:
+        for (output, rest), value in zip(self._places_of_outputs[index], (s, t), strict=True):
+            if isinstance(value, Tensor):
+                value = (value,)
+            for number, part in enumerate(value):
+                if part.is_floating_point() and part.numel():
+                    yield (rest if number else output), part
+
+    def _of_step(self, index: int, losses: Sequence[Tensor]) -> Iterator[tuple[_Place, Tensor]]:
+        yield from zip(self._places_of_losses[index], losses, strict=True)
+        for weight in self._weights[index]:
+            if weight.parameter.requires_grad:
+                yield weight.place, weight.parameter
+                gradient = weight.stepped.grad
+                if gradient is not None and index not in self._scaled:
+                    yield weight.gradient, gradient._values() if gradient.is_sparse else gradient
+
+    def _check(self, numbers: Iterable[tuple[_Place, Tensor]], micro_batch: int) -> None:
+        if self._waits:
+            for place, value in numbers:
+                if not cmath.isfinite(value.sum().item()):
+                    self._look_again(place, value, micro_batch)
+            return
+        by_kind: dict[torch.dtype, list[Tensor]] = {}  # one kernel for all tensors of a kind
+        places: dict[torch.dtype, list[_Place]] = {}
+        for place, value in numbers:
+            by_kind.setdefault(value.dtype, []).append(value)
+            places.setdefault(value.dtype, []).append(place)
+        for kind, values in by_kind.items():
+            self._norms.append(torch.stack(torch._foreach_norm(values, math.inf)).float())
+            self._places += places[kind]
+
+    def _look_again(self, place: _Place, value: Tensor, micro_batch: int) -> None:
+        """Raises where a number is not finite; blames a weight of the same function that is not finite either."""
+        if (bad := not_finite(value, masks=place.what == _MASKS)) is None:
+            return
+        for weight in self._weights[place.layer]:
+            if weight.place.function == place.function and (worse := not_finite(weight.parameter)) is not None:
+                self._blame(weight.place, worse, micro_batch)
+        self._blame(place, bad, micro_batch)
+
+    def _blame(self, place: _Place, value: float, micro_batch: int) -> NoReturn:
+        raise ALLayerError(
+            f"stage {self._stage_id}, {self._layers[place.layer].label}, micro-batch {micro_batch}, function "
+            f"{place.function}: {place.what} {'is' if place.what.endswith('loss') else 'holds'} {value}: lower the "
+            'learning rate or set "layer_gradient_clipping"'
+        )
+
+
+_LOSSES = (("b", "the associated loss"), ("h", "the autoencoder loss"))
+
+
+def _weights(index: int, layer: ALLayer) -> list[_Weight]:
+    found = []
+    for name, parameter in layer.named_parameters():
+        if parameter.numel():
+            function = name.partition(".")[0]
+            place, gradient = (_Place(index, function, f"{what} {name}") for what in ("weight", "the gradient of"))
+            found.append(_Weight(parameter, stepped(parameter), place, gradient))
+    return found
+
+
+def not_finite(value: Tensor, *, masks: bool = False) -> float | None:
+    """Returns the first number of a tensor that is NaN or infinite (with ``masks``: NaN), ``None`` without one."""
+    if cmath.isfinite(value.sum().item()):
+        return None
+    bad = value[torch.isnan(value) if masks else ~torch.isfinite(value)]
+    return bad[0].item() if len(bad) else None

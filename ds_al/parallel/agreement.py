@@ -1,0 +1,197 @@
+"""Agreement of all ranks before training: whatever is wrong on one of them is raised on all, with rank and host.
+
+::
+
+    rank r    step() ---> its facts, or its error ---> store ---> those of all ranks ---> the same error, or none
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import distributed
+from torch.distributed import Store
+
+from ds_al.errors import ALConfigError, ALError
+from ds_al.parallel import presence, store
+from ds_al.parallel.world import start_seconds
+from ds_al.system import VERSION
+
+Value = TypeVar("Value")
+Facts = Mapping[str, Any]
+"""What has to be equal on all ranks, by name; values are compared by their JSON."""
+
+_SLICE = 1.0  # seconds between two looks at what other ranks tell of their failures
+_SHOWN = 200  # characters of a value in an error
+_rounds = 0
+
+
+class ALDisagreement(ALConfigError):
+    """Not all ranks have the same error, or the same facts; raised on all of them."""
+
+
+def agreed(
+    topic: str,
+    step: Callable[[], Value],
+    *,
+    facts: Callable[[Value], Facts] = lambda value: {},
+    bounded: bool = True,
+) -> Value:
+    """Runs a step on every rank, and returns its value once it has succeeded on all of them. Every rank must call it.
+
+    Args:
+        topic: what the step is, for errors, such as ``"the config"``.
+        step: runs on this rank alone, without messages to others.
+        facts: what of its value has to be equal on all ranks; a rank without any takes no part.
+        bounded: whether a rank waits :func:`~ds_al.parallel.world.start_seconds` for the others, and not as long as
+            they live.
+
+    Raises:
+        ALDisagreement: on all ranks: the step failed on some, or a fact differs.
+        Exception: what the step raised, where it raised the same on all ranks.
+    """
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return step()
+    try:
+        value = step()
+        own = _Outcome(facts={name: _json(fact) for name, fact in facts(value).items()})
+    except Exception as error:
+        text = str(error) if isinstance(error, ALError) else f"{type(error).__name__}: {error}"
+        outcomes = _exchange(topic, _Outcome(error=text), bounded=bounded)
+        if all(other.error == text for other in outcomes):
+            raise
+        raise ALDisagreement(_errors(topic, outcomes)) from error
+    outcomes = _exchange(topic, own, bounded=bounded)
+    if any(outcome.error for outcome in outcomes):
+        raise ALDisagreement(_errors(topic, outcomes))
+    if differences := _differences(outcomes):
+        raise ALDisagreement(f"{topic} is not the same on all ranks: {'; '.join(differences)}")
+    return value
+
+
+def environment() -> dict[str, str]:
+    """Returns the facts of the software of this rank: releases, and the code of this package."""
+    releases = {name: metadata.version(name) for name in ("torch", "deepspeed")}
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"ds_al": VERSION, **releases, "python": python, "code of ds_al": _code(), "byte order": sys.byteorder}
+
+
+def flat(config: Any, name: str = "") -> dict[str, Any]:
+    """Returns the values of a config by their path, such as ``optimizer.params.lr``."""
+    if not isinstance(config, Mapping) or not config:
+        return {name: config}
+    return {
+        path: value
+        for key, inner in config.items()
+        for path, value in flat(inner, f"{name}.{key}" if name else str(key)).items()
+    }
+
+
+@cache
+def _code() -> str:
+    """Hash of the files of this package."""
+    root, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class _Outcome:
+    """What a rank contributes: its facts or its error, and which it is."""
+
+    def __init__(self, *, facts: Facts | None = None, error: str = "", who: str | None = None) -> None:
+        self.facts, self.error = facts or {}, error
+        self.who = who or f"{distributed.get_rank()} ({socket.gethostname()})"
+
+
+def _exchange(topic: str, own: _Outcome, *, bounded: bool) -> list[_Outcome]:
+    """Returns the outcomes of all ranks, in their order.
+
+    Raises:
+        ALConfigError: a rank has not come.
+    """
+    global _rounds
+    _rounds += 1
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    room = store.connect(f"agree/{_rounds}")
+    if room is None:  # a group that was made without a TCP store
+        gathered: list[Any] = [None] * world
+        distributed.all_gather_object(gathered, vars(own))
+        return [_Outcome(**outcome) for outcome in gathered]
+    room.set(str(rank), json.dumps(vars(own)))
+    keys = [str(other) for other in range(world)]
+    _await(topic, room, keys, seconds=start_seconds() if bounded else None)
+    return [_Outcome(**json.loads(text)) for text in room.multi_get(keys)]
+
+
+def _await(topic: str, room: Store, keys: list[str], *, seconds: float | None) -> None:
+    """Waits until all ranks have contributed."""
+    here, start = presence.here(), time.monotonic()
+    while True:
+        try:
+            room.wait(keys, timedelta(seconds=_SLICE))
+            return
+        except RuntimeError as error:
+            missing = [int(key) for key in keys if not _has(room, key)]
+            names = ", ".join(here.name(rank) for rank in missing)
+            told = [here.records[rank] for rank in missing if rank in here.records]
+            if any(record.failed or record.ended for record in told):
+                raise ALDisagreement(f"{topic}: {here.cause()}") from error
+            waited = time.monotonic() - start
+            if seconds is not None and waited > seconds:
+                raise ALDisagreement(
+                    f"{topic}: {names} has not come within {seconds:.0f} s, "
+                    f"{', '.join(here.name(int(key)) for key in keys if int(key) not in missing)} came: run the same "
+                    "script on all ranks, or wait longer (DS_AL_START_SECONDS)"
+                ) from error
+
+
+def _has(room: Store, key: str) -> bool:
+    try:
+        return room.check([key])
+    except RuntimeError:  # rank 0 has ended
+        return False
+
+
+def _errors(topic: str, outcomes: list[_Outcome]) -> str:
+    """One text of the errors of all ranks, each with the ranks that have it."""
+    ranks: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.error:
+            ranks.setdefault(outcome.error, []).append(outcome.who)
+    return "; ".join(f"{topic}, rank {', '.join(names)}: {error}" for error, names in ranks.items())
+
+
+def _differences(outcomes: list[_Outcome]) -> list[str]:
+    """Names each fact that differs, with its values and the ranks that have them."""
+    outcomes = [outcome for outcome in outcomes if outcome.facts]
+    found = []
+    for name in dict.fromkeys(name for outcome in outcomes for name in outcome.facts):
+        ranks: dict[str, list[str]] = {}
+        for outcome in outcomes:
+            ranks.setdefault(outcome.facts.get(name, "missing"), []).append(outcome.who)
+        if len(ranks) > 1:
+            values = (f"{value[:_SHOWN]} on rank {', '.join(names)}" for value, names in ranks.items())
+            found.append(f"{name} is {', '.join(values)}")
+    return found
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def is_first_here() -> bool:
+    """Whether this is the first rank of its host, which prints what concerns all ranks alike."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"

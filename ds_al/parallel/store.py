@@ -1,0 +1,122 @@
+"""The key-value store of the job, through which ranks talk beside the messages of training.
+
+::
+
+    rank 0    server, on the interface of MASTER_ADDR alone
+    rank r    client: one connection of DeepSpeed's, and one for each use here
+
+An operation on a store whose server is stopped never returns; whoever must notice that needs another thread.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed import PrefixStore, Store, TCPStore
+
+from ds_al.errors import ALConfigError
+from ds_al.parallel.launchers import LOOPBACK
+
+SECONDS = 5.0
+"""Time-out of a connection."""
+
+_HOSTED = "TORCHELASTIC_USE_AGENT_STORE"
+"""Variable by which torchrun tells torch that the store is there already."""
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+_server: Any = None  # lives as long as the process
+
+
+def connect(name: str, *, seconds: float = SECONDS) -> Store | None:
+    """Opens a connection to the store.
+
+    Args:
+        name: prefix of its keys.
+        seconds: time-out.
+
+    Returns:
+        ``None`` where the store cannot be reached.
+    """
+    try:
+        client = TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=seconds),
+        )
+    except (KeyError, ValueError, RuntimeError):
+        return None
+    return PrefixStore(f"ds_al/{os.environ.get(_RESTARTS, '0')}/{name}", client)
+
+
+def host() -> None:
+    """Opens the store on rank 0, unless it is open: torch would open it on all interfaces.
+
+    Raises:
+        ALConfigError: another process listens on the port.
+    """
+    global _server
+    if _server is not None or os.environ["RANK"] != "0" or _HOSTED in os.environ:
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    listener = _listener(address, port)
+    _server = TCPStore(
+        address,
+        listener.getsockname()[1],
+        is_master=True,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+
+
+def _listener(address: str, port: int) -> socket.socket:
+    """A socket on the interface that has this address; on all of them where none has, as behind a translation."""
+    family, *_, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        try:
+            listener.bind(where)
+        except OSError as error:
+            if error.errno != 99:  # EADDRNOTAVAIL
+                raise
+            listener.bind(("", port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise ALConfigError(
+            f"rank 0 cannot listen on {address}:{port} (MASTER_ADDR:MASTER_PORT): {error.strerror}. Another job may "
+            "use the port: choose another one (deepspeed --master_port, torchrun --master-port)"
+        ) from None
+    return listener
+
+
+@contextmanager
+def hosted() -> Iterator[None]:
+    """Lets torch connect to the store that :func:`host` has opened, instead of opening one."""
+    ours = {name: value for name, value in ((_HOSTED, "True"), (_RESTARTS, "0")) if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def hosted_here() -> Iterator[None]:
+    """Opens the store where all ranks are on this host, for whatever makes the process group inside.
+
+    With ranks on several hosts it is opened when they join, since a rank may enter its host first.
+    """
+    if os.environ["MASTER_ADDR"] not in LOOPBACK:
+        yield
+        return
+    host()
+    with hosted():
+        yield

@@ -1,0 +1,203 @@
+"""What ranks notice of each other: the cause of a failure, a stopped process, a launcher that has gone, and sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ds_al.launch.ranks import RankFailure, run_ranks
+from ds_al.parallel import presence
+from tests.support.engines import MICRO_BATCHES, make_engine
+from tests.support.networks import NETWORKS
+from tests.support.ranks import ROOT
+
+pytestmark = pytest.mark.distributed
+
+
+# ---- the cause of a failure ----------------------------------------------------------------------------
+
+
+def fault(kind: str) -> None:
+    """Fails as a user's code may."""
+    match kind:
+        case "an error of torch":
+            torch.zeros(2) @ torch.zeros(3)
+        case "MemoryError":
+            raise MemoryError("no memory is left")
+        case "Ctrl-C":
+            raise KeyboardInterrupt
+        case "sys.exit(0)":
+            sys.exit(0)
+        case "os._exit(0)":
+            os._exit(0)
+
+
+def trains(*, kind: str, where: str) -> None:
+    """Worker: rank 0 fails in the second batch, in a layer or in its iterator or between batches."""
+    engine = make_engine()
+    first = engine.is_first_stage()
+    if first and where == "layer":
+        hooked = iter(range(1000))
+        engine.layers[0][1].f.register_forward_hook(
+            lambda *_: fault(kind) if next(hooked) == MICRO_BATCHES + 1 else None
+        )
+
+    def batches() -> Iterator[Any]:
+        for number, batch in enumerate(NETWORKS["mlp"].batches(8 * MICRO_BATCHES)):
+            if where == "iterator" and number == MICRO_BATCHES + 1:
+                fault(kind)
+            yield batch
+
+    data = batches()
+    for number in range(8):
+        engine.train_batch(data)
+        if first and where == "callback" and number == 1:
+            fault(kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "cause"),
+    [
+        ("an error of torch", "layer", r"failed: ALLayerError: .*RuntimeError: .*size"),
+        ("MemoryError", "iterator", r"failed: MemoryError: no memory is left"),
+        ("Ctrl-C", "callback", r"failed: KeyboardInterrupt"),
+        ("sys.exit(0)", "layer", r"failed: ALLayerError: .*sys.exit\(0\) was called inside train_batch"),
+        ("sys.exit(0)", "callback", r"had come to the end of its script"),
+        ("os._exit(0)", "layer", r"no other rank told why: its process was killed, or left by os._exit"),
+    ],
+)
+def test_the_neighbour_tells_the_cause(kind: str, where: str, cause: str) -> None:
+    with pytest.raises(RankFailure) as caught:
+        run_ranks(f"{__name__}:trains", 2, kind=kind, where=where, timeout=60)
+    text = caught.value.outputs[1]
+    last = next(line for line in reversed(text.splitlines()) if "ALTransportError" in line)
+    assert contains(cause, last), text
+    assert caught.value.codes[1] == 1
+    if kind not in ("os._exit(0)", "sys.exit(0)") or (where == "layer" and kind == "sys.exit(0)"):
+        assert caught.value.codes[0] not in (0, None)
+
+
+def contains(pattern: str, text: str) -> bool:
+    import re
+
+    return re.search(pattern, text) is not None
+
+
+def trains_fewer() -> None:
+    """Worker: a script in which the last stage trains one batch fewer; no rank waits to be killed."""
+    engine = make_engine()
+    data = iter(NETWORKS["mlp"].batches(4 * MICRO_BATCHES))
+    for _ in range(4 if engine.is_first_stage() else 2):
+        engine.train_batch(data)
+    sys.exit(0)
+
+
+def test_a_stage_that_trains_fewer_batches_fails_the_job() -> None:
+    with pytest.raises(RankFailure) as caught:
+        run_ranks(f"{__name__}:trains_fewer", 2, timeout=60)
+    assert caught.value.codes[0] == 1
+    assert "had come to the end of its script: every rank has to train as long" in caught.value.outputs[0]
+
+
+# ---- processes that are stopped, launchers that have gone ----------------------------------------------
+
+
+def stops() -> None:
+    """Worker: the process of one rank is stopped between two batches."""
+    presence.STOPPED = 1.0
+    engine = make_engine()
+    data = iter(NETWORKS["mlp"].batches(4 * MICRO_BATCHES))
+    engine.train_batch(data)
+    time.sleep(1.0)
+    if not engine.is_first_stage():
+        subprocess.Popen(["sh", "-c", f"sleep 6; kill -CONT {os.getpid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
+    engine.evaluate(NETWORKS["mlp"].batches(4))
+
+
+def test_a_stopped_process_ends_the_job() -> None:
+    with pytest.raises(RankFailure) as caught:
+        run_ranks(f"{__name__}:stops", 2, timeout=60)
+    assert caught.value.codes == [1, 1]
+    assert (
+        "the process of rank 1 (" in caught.value.outputs[0] and "is stopped: the job ends" in caught.value.outputs[0]
+    )
+
+
+LAUNCHER = """
+import subprocess, sys
+rank = subprocess.Popen([sys.executable, "-c", sys.argv[2]])
+print(rank.pid, flush=True)
+rank.wait()
+"""
+RANK = """
+import time
+from ds_al.parallel import presence
+presence.start(0, 1)
+print("started", flush=True)
+time.sleep(120)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_a_rank_ends_with_its_launcher(number: signal.Signals) -> None:
+    command = [sys.executable, "-c", LAUNCHER, "deepspeed.launcher.launch", RANK]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    launcher = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert launcher.stdout is not None
+    rank = int(launcher.stdout.readline())
+    try:
+        assert launcher.stdout.readline().strip() == "started"
+        launcher.send_signal(number)
+        launcher.wait()
+        limit = time.monotonic() + 20
+        while alive(rank) and time.monotonic() < limit:
+            time.sleep(0.05)
+        assert not alive(rank)
+        assert "the launcher that started this rank has gone" in launcher.communicate()[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank, signal.SIGKILL)
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# ---- sockets -------------------------------------------------------------------------------------------
+
+
+def listening(*, by_deepspeed: bool) -> list[str]:
+    """Worker: addresses that this process listens on while it trains."""
+    if by_deepspeed:
+        import deepspeed
+
+        deepspeed.init_distributed()
+    engine = make_engine()
+    engine.train_batch(iter(NETWORKS["mlp"].batches(MICRO_BATCHES)))
+    own = set()
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            own.add(os.readlink(link).removeprefix("socket:[").removesuffix("]"))
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    engine.flush()
+    return [row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in own]
+
+
+@pytest.mark.parametrize("by_deepspeed", [False, True])
+def test_ranks_of_one_host_listen_on_its_loopback_alone(by_deepspeed: bool) -> None:
+    for addresses in run_ranks(f"{__name__}:listening", 2, by_deepspeed=by_deepspeed):
+        assert addresses and set(addresses) <= {"0100007F", "00000000000000000000000001000000"}
