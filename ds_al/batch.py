@@ -99,11 +99,7 @@ class BatchPreparation:
                 "of your own of any other"
             )
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            remedy = "; engine.set_batch_fn(ds_al.convert.batch_fn) makes it of a batch of transformers"
-            raise ALDataError(
-                f"got a micro-batch that is {_describe(batch)}: expected (x, labels)"
-                + (remedy if isinstance(batch, Mapping) else "")
-            )
+            raise ALDataError(f"got a micro-batch that is {_describe(batch)}: expected (x, labels)")
         x, labels = batch
         x = tuple(x) if isinstance(x, list) else x
         parts = x if isinstance(x, tuple) else (x,)

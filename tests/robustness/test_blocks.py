@@ -231,7 +231,11 @@ BATCHES: list[Case] = [
     given("complex x", (X * 1j, LABELS)),
     given("labels of uint8", (X, LABELS.to(torch.uint8))),
     given("None", None, r"no data: pass an iterator"),
-    given("a dict", {"input_ids": X, "labels": LABELS}, r"a dict: expected \(x, labels\); engine.set_batch_fn"),
+    given(
+        "a dict",
+        {"input_ids": X, "labels": LABELS},
+        r"a dict of input_ids, labels: expected \(x, labels\); engine.set_batch_fn",
+    ),
     given("three", (X, X, LABELS), r"a tuple of 3: expected \(x, labels\)"),
     given("x in a dict", ({"x": X}, LABELS), r"got x a dict and labels a Tensor: expected tensors"),
     given("x as a NamedTuple", (State(X, X > 0), LABELS), r"NamedTuple State.*pass tuple\(x\)"),
