@@ -7,10 +7,12 @@ import os
 import socket
 import time
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
+
+from torch.distributed import Store
 
 from ds_al.errors import ALConfigError
-from ds_al.parallel import presence, store
+from ds_al.parallel import presence, reach, store
 from ds_al.parallel.buffers import remove_buffers
 from ds_al.parallel.launchers import LOOPBACK, PORT, launched
 from ds_al.system import extensions
@@ -39,7 +41,8 @@ def join_world(**options: Any) -> None:
             if "RANK" in os.environ and "init_method" not in options:
                 store.host()
                 _stay_on_this_host()
-                _await_all(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+                gloo = get_accelerator().device_name() == "cpu"
+                _await_all(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), gloo=gloo)
                 stack.enter_context(store.hosted())
             if get_accelerator().device_name() == "cpu":
                 name = extensions.SHARED_MEMORY
@@ -76,17 +79,19 @@ def _stay_on_this_host() -> None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
 
 
-def _await_all(rank: int, world: int) -> None:
-    """Waits until every rank has come.
+def _await_all(rank: int, world: int, *, gloo: bool) -> None:
+    """Waits until every rank has come, and checks that hosts can connect to each other where gloo listens.
 
     Raises:
-        ALConfigError: a rank has not; those that have are named.
+        ALConfigError: a rank has not come, and those that have are named; or a host does not reach another one.
     """
     if world == 1:
         return
     limit = start_seconds()
     deadline = time.monotonic() + limit
-    room = store.connect("start", seconds=limit)
+    if rank:
+        reach.await_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), seconds=limit)
+    room = store.connect("start", seconds=max(deadline - time.monotonic(), 0.1))
     if room is None:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ALConfigError(
@@ -95,13 +100,22 @@ def _await_all(rank: int, world: int) -> None:
         )
     room.set(str(rank), socket.gethostname())
     keys = [str(other) for other in range(world)]
-    with contextlib.suppress(RuntimeError):
+    try:
         room.wait(keys, timedelta(seconds=max(deadline - time.monotonic(), 0.1)))
-        return
+    except RuntimeError:
+        _name_missing(room, keys, limit=limit)
+    if gloo:
+        reach.check_hosts(rank, [room.get(key).decode() for key in keys], room, seconds=limit)
+
+
+def _name_missing(room: Store, keys: list[str], *, limit: float) -> NoReturn:
+    """Raises:
+    ALConfigError: always; it names the ranks that have come.
+    """
     there = [key for key in keys if room.check([key])]
     names = ", ".join(f"rank {key} ({room.get(key).decode()})" for key in there)
     missing = ", ".join(key for key in keys if key not in there)
     raise ALConfigError(
-        f"rank {missing} of {world} has not come within {limit:.0f} s; {names} came: start the same script on all "
+        f"rank {missing} of {len(keys)} has not come within {limit:.0f} s; {names} came: start the same script on all "
         "ranks, or wait longer (DS_AL_START_SECONDS)"
     )

@@ -305,6 +305,9 @@ REFUSED = [
 ]
 
 
+CASES = [*FLIPS, *REFUSED]
+
+
 @pytest.mark.parametrize("checksum", [False, True])
 @by_name(REFUSED)
 def test_what_cannot_be_sent(case: Case, checksum: bool) -> None:

@@ -39,6 +39,7 @@ class Host:
         address: on the link between the hosts.
         namespace: name of its network namespace.
         folder: its working directory and home.
+        private: folder that has the same path on both hosts, and is another one on each, as a disk of its own is.
         names: file that takes the place of /etc/hosts.
     """
 
@@ -46,6 +47,7 @@ class Host:
     address: str
     namespace: str
     folder: Path
+    private: Path
     names: Path
 
     def enter(self) -> None:
@@ -55,6 +57,7 @@ class Host:
         _call("unshare", _NEWNS | _NEWUTS | _NEWIPC)
         _call("mount", b"none", b"/", None, _REC | _PRIVATE, None)
         _call("mount", b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=256m")
+        _call("mount", b"tmpfs", bytes(self.private), b"tmpfs", 0, b"size=64m")
         _call("mount", bytes(self.names), b"/etc/hosts", None, _BIND, None)
         socket.sethostname(self.name)
         os.chdir(self.folder)
@@ -117,13 +120,14 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
             stack.enter_context(namespaces.joined_namespaces())
         except namespaces.NotAllowed as error:
             pytest.skip(f"two hosts on one machine: {error}")
-        hosts = []
+        hosts, private = [], folder / "private"
+        private.mkdir()
         for (name, address), namespace in zip(addresses.items(), namespaces.names(os.getpid()), strict=True):
             own = folder / name
             own.mkdir()
             names = folder / f"hosts-{name}"
             names.write_text("\n".join(lines) + "\n")
-            hosts.append(Host(name, address, namespace, own, names))
+            hosts.append(Host(name, address, namespace, own, private, names))
         yield hosts[0], hosts[1]
 
 
