@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -164,6 +164,12 @@ class BatchPreparation:
                 raise ALDataError(
                     f"{count} values of an input are NaN or infinite: clean the data, or look at the transform"
                 )
+
+
+def input_check(layers: Sequence[tuple[int, Any]]) -> Callable[[Activation], None] | None:
+    """Returns the function by which a part of the first layer checks x, if ``layers`` has that layer and it has one."""
+    parts: Iterator[Any] = (part for index, layer in layers if index == 0 for part in layer.f.modules())
+    return next((part.check_network_input for part in parts if hasattr(part, "check_network_input")), None)
 
 
 def _describe(value: Any) -> str:

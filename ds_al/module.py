@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -157,13 +157,6 @@ class ALPipelineModule(PipelineModule):
     def local_layers(self) -> list[tuple[int, ALLayer]]:
         """``(index in the network, layer)`` of this stage's layers, in order."""
         return list(enumerate(self.forward_funcs, start=self._local_start))
-
-    @property
-    def check_input(self) -> Callable[[Activation], None] | None:
-        """The function by which a part of the first layer checks x, if that layer is here and has one."""
-        first = [layer for index, layer in self.local_layers if index == 0]
-        parts: Iterator[Any] = (part for layer in first for part in layer.f.modules())
-        return next((part.check_network_input for part in parts if hasattr(part, "check_network_input")), None)
 
     @property
     def num_layers(self) -> int:
