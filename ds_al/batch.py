@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -180,6 +180,12 @@ def _plain(tensor: Tensor) -> Tensor:
     """The tensor without a graph of the user's, and as one that can be trained on if ``torch.inference_mode`` made
     it."""
     return tensor.clone() if tensor.is_inference() else tensor.detach() if tensor.requires_grad else tensor
+
+
+def input_check(layers: Sequence[tuple[int, Any]]) -> Callable[[Activation], None] | None:
+    """Returns the function by which a part of the first layer checks x, if ``layers`` has that layer and it has one."""
+    parts: Iterator[Any] = (part for index, layer in layers if index == 0 for part in layer.f.modules())
+    return next((part.check_network_input for part in parts if hasattr(part, "check_network_input")), None)
 
 
 def _describe(value: Any) -> str:

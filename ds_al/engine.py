@@ -37,7 +37,7 @@ from deepspeed.runtime.pipe.schedule import (
 from torch import Tensor
 
 from ds_al import host
-from ds_al.batch import BatchPreparation
+from ds_al.batch import BatchPreparation, input_check
 from ds_al.checkpoint.check import Wanted
 from ds_al.checkpoint.saving import Checkpoints
 from ds_al.checkpoint.state import StageState
@@ -167,7 +167,7 @@ class ALPipelineEngine(PipelineEngine):
             dtype=settings.precision.dtype if settings.precision.is_low else None,
             check=self.al.check_inputs,
             dynamic_shape=self.dynamic_shape,
-            check_input=self.module.check_input,
+            check_input=input_check(self.layers),
         )
         self.checkpoints = Checkpoints(self.topology)
         self.links = Links(

@@ -187,13 +187,6 @@ class ALPipelineModule(PipelineModule):
         return list(enumerate(self.forward_funcs, start=self._local_start))
 
     @property
-    def check_input(self) -> Callable[[Activation], None] | None:
-        """The function by which a part of the first layer checks x, if that layer is here and has one."""
-        first = [layer for index, layer in self.local_layers if index == 0]
-        parts: Iterator[Any] = (part for layer in first for part in layer.f.modules())
-        return next((part.check_network_input for part in parts if hasattr(part, "check_network_input")), None)
-
-    @property
     def num_layers(self) -> int:
         """Number of AL layers of the whole network, N."""
         return self._num_layers

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from ds_al.batch import BatchPreparation
+from ds_al.batch import BatchPreparation, input_check
 from ds_al.convert import batch_fn
 from ds_al.convert.hugging_face import layer_specs
 from ds_al.convert.loading import load
@@ -265,13 +265,13 @@ def test_a_mapping_given_to_an_engine_names_the_function() -> None:
 
 
 def test_an_engine_checks_values_before_it_moves_them() -> None:
-    (text, _) = built(layer_specs(MODELS["bert"].build(), task=CLASSIFY, num_al_layers=2)[0])
-    (check,) = (part.check_network_input for part in text.f.modules() if hasattr(part, "check_network_input"))
+    layers = list(enumerate(built(layer_specs(MODELS["bert"].build(), task=CLASSIFY, num_al_layers=2)[0])))
     prepare = BatchPreparation(
         objective=resolve("mse"), num_classes=5, micro_batch_size=2, device=torch.device("cpu"), check=True,
-        dynamic_shape=False, check_input=check,
+        dynamic_shape=False, check_input=input_check(layers),
     )  # fmt: skip
     prepare(((IDS, ONES), LABELS))
+    assert input_check(layers[1:]) is None
     for x, message in (((IDS + 30, ONES), "34 to 45"), ((IDS, IDS // 7), "number packed texts")):
         meet(Case(name="", given=x, message=message), lambda x=x: prepare((x, LABELS)))
 
