@@ -71,6 +71,7 @@ class ALPipelineModule(PipelineModule):
         partition_cache: Literal["use", "refresh", "off"] = "use",
     ) -> None:
         layers = list(layers)
+        _check_seed(base_seed)
         self._measuring = None
         if example is not None:
             self._measuring = Measuring(
@@ -247,6 +248,11 @@ def _check_layers(layers: Sequence[Any]) -> None:
             )
     if not layers:
         raise ALConfigError("an ALPipelineModule needs at least one AL layer, got none")
+
+
+def _check_seed(base_seed: Any) -> None:
+    if isinstance(base_seed, bool) or not isinstance(base_seed, int) or not 0 <= base_seed < 2**31:
+        raise ALConfigError(f"got base_seed={base_seed!r}: expected a whole number from 0 to {2**31 - 1}")
 
 
 def _check_stages(num_stages: int, *, layers: int, processes: int) -> None:
