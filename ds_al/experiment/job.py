@@ -67,7 +67,7 @@ class Job:
         self.layout, self.sizes = layout, sizes = described.layout, described.sizes
         experiment = self.experiment
         agreed("the output folder", lambda: make_folder(experiment))
-        self.resume = resume = agreed("the checkpoint", lambda: resume and str(checkpoints_of(resume)))
+        self.resume = resume = agreed("the checkpoint", lambda: None if resume is None else str(checkpoints_of(resume)))
         self.stop = Stop()
         if experiment.keep_freed_memory and get_accelerator().device_name() == "cpu":
             keep_freed_memory()

@@ -134,10 +134,10 @@ def checkpoints_of(folder: str | Path) -> Path:
     Raises:
         ALConfigError: there is no such folder.
     """
-    folder = Path(folder).expanduser()
+    given, folder = str(folder), Path(folder).expanduser()
     inside = folder / "checkpoints"
-    if not folder.is_dir():
-        raise ALConfigError(f"got --resume {str(folder)!r}, which is no folder: give runs/<name>/<time> of a run")
+    if not given or not folder.is_dir():
+        raise ALConfigError(f"got --resume {given!r}, which is no folder: give runs/<name>/<time> of a run")
     return inside if inside.is_dir() and not (folder / "latest").exists() else folder
 
 

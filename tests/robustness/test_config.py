@@ -20,6 +20,7 @@ from ds_al.experiment.config import experiment_config, override
 from ds_al.experiment.description import Description
 from ds_al.experiment.inputs import DataFacts
 from ds_al.experiment.run_folder import checkpoints_of, make_folder
+from ds_al.module import ALPipelineModule
 from tests.support.robustness import Case, Kind, by_name, meet, within
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +105,13 @@ KINDS: list[Kind] = [
         what="A name is one folder's, without separators; an output that is a file or cannot be written to is named "
         "before data are read.",
         tests=(f"{HERE}::test_value_of_a_config", f"{HERE}::test_output_that_cannot_be_written_to"),
+    ),
+    Kind(
+        section=SECTION,
+        name="seeds",
+        outcome="refused",
+        what="Booleans, texts, negative and huge numbers, in a config and as `base_seed` of a module.",
+        tests=(f"{HERE}::test_seed_of_a_module", f"{HERE}::test_value_of_a_config"),
     ),
     Kind(
         section=SECTION,
@@ -593,8 +601,15 @@ def test_resume_finds_the_checkpoints_of_a_run(tmp_path: Path) -> None:
     (tmp_path / "run/checkpoints/latest").write_text("epoch_1")
     for given in ("run", "run/checkpoints"):
         assert checkpoints_of(tmp_path / given) == tmp_path / "run/checkpoints"
-    case = Case(name="nowhere", given="nowhere", message="--resume .*is no folder")
-    meet(case, lambda: checkpoints_of(tmp_path / "nowhere"), folder=tmp_path)
+    for given in (tmp_path / "nowhere", ""):
+        case = Case(name="nowhere", given=given, message="--resume .*is no folder")
+        meet(case, lambda given=given: checkpoints_of(given), folder=tmp_path)
+
+
+@pytest.mark.parametrize("seed", [True, "1", 1.0, None, -1, 2**31, 2**70])
+def test_seed_of_a_module(seed: Any) -> None:
+    case = Case(name="seed", given=seed, message="got base_seed=.*expected a whole number from 0 to 2147483647")
+    meet(case, lambda: ALPipelineModule([], num_classes=2, base_seed=seed))
 
 
 def test_the_config_of_a_run_runs_again() -> None:
