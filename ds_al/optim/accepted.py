@@ -50,6 +50,20 @@ def accepted(optimizer: Any, *, asked: ParamGroups | None = None) -> torch.optim
     return optimizer
 
 
+def required(optimizer: Any) -> Any:
+    """Returns the optimizer of an engine that is to train.
+
+    Raises:
+        ALConfigError: there is none.
+    """
+    if optimizer is None:
+        raise ALConfigError(
+            'there is no optimizer: give "optimizer" in the config, or initialize(optimizer=...); without one an '
+            "engine only evaluates and predicts"
+        )
+    return optimizer
+
+
 def _weights(groups: ParamGroups) -> set[int]:
     return {id(parameter) for group in groups for parameter in group["params"]}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.pipe import PipelineModule
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
@@ -554,6 +555,10 @@ def other_schedule() -> Any:
 
 ENGINES: dict[str, tuple[Callable[[], Any], str | None]] = {
     "no optimizer": (lambda: train(engine_of(without=True)), 'there is no optimizer: give "optimizer" in the config'),
+    "no optimizer, back-propagation": (lambda: backprop_without(), "there is no optimizer"),
+    "no optimizer, prediction in bf16": (
+        lambda: engine_of(without=True, config={"keys": BF16}).predict(torch.zeros(8, 12)), None),
+    "a frozen network": (lambda: trained_nothing().get_lr()[0], None),
     "no optimizer, prediction": (lambda: engine_of(without=True).predict(torch.zeros(8, 12)), None),
     "optimizer a number": (lambda: engine_of(optimizer=3), "got optimizer=3: expected a callable"),
     "optimizer a name": (lambda: engine_of(optimizer="AdamW"), "got optimizer='AdamW'"),
@@ -582,6 +587,18 @@ ENGINES: dict[str, tuple[Callable[[], Any], str | None]] = {
         lambda: engine_of(model_parameters=nn.Linear(2, 2).parameters()), "model_parameters, group 0: got a weight"),
     "instance and schedule instance": (lambda: train(with_instances(), 2), None),
 }  # fmt: skip
+
+
+def backprop_without() -> None:
+    module = PipelineModule([nn.Linear(12, 4)], num_stages=1, loss_fn=nn.CrossEntropyLoss())
+    config = {key: value for key, value in engine_config(method="bp_1f1b").items() if key != "optimizer"}
+    train(ds_al.initialize(model=module, config=config)[0])
+
+
+def trained_nothing() -> Any:
+    module = ds_al.ALPipelineModule(NETWORKS["mlp"].layers(), num_classes=4, base_seed=7).requires_grad_(False)
+    config = engine_config(optimizer="SGD", params={"lr": 0.1, "momentum": 0.9})
+    return train(ds_al.initialize(model=module, config={**config, **schedule("OneCycleLR", **ONE_CYCLE)})[0])
 
 
 def with_instances() -> Any:
