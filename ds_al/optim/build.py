@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -78,7 +79,26 @@ def local_optimizer(
         shards=shards,
     )
     optimizer.round_masters()
+    if selection is not None:
+        _tell_left_out(layers, selection)
     return optimizer
+
+
+def _tell_left_out(layers: Layers, selection: Selection) -> None:
+    """Warns of weights that require gradients outside of a selection: bridges are new, and nobody may mean those."""
+    names = [
+        f"{index}.{name}"
+        for index, layer in layers
+        for name, parameter in layer.named_parameters()
+        if parameter.requires_grad and parameter not in selection.group
+    ]
+    if names:
+        warnings.warn(
+            f"{selection.where} lacks {len(names)} weights of this stage that require gradients, which stay as they are: "
+            f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}. Bridges and codes (b, g, h) are part of "
+            "module.parameters(); requires_grad_(False) says that a weight is meant to rest",
+            stacklevel=2,
+        )
 
 
 def _of_instance(

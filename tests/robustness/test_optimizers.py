@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -36,8 +37,11 @@ KINDS = [
         section=SECTION,
         name="model_parameters: parameter groups with own options, a subset, names, a generator",
         outcome="honoured",
-        what="Groups are split by layer and side and keep their options; weights that are not given stay as they are.",
-        tests=(f"{GROUPS}::test_weights_options_and_instances_train_as_in_a_plain_loop",),
+        what="Groups are split by layer and side and keep their options; a warning names weights that are left out.",
+        tests=(
+            f"{GROUPS}::test_weights_options_and_instances_train_as_in_a_plain_loop",
+            f"{HERE}::test_weights_that_are_left_out_are_told",
+        ),
     ),
     Kind(
         section=SECTION,
@@ -438,9 +442,26 @@ TRAINED: list[tuple[str, Made, str | None]] = [
 
 
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+@pytest.mark.filterwarnings("ignore:model_parameters lacks")
 @by_name([Case(name=name, given=made, message=message) for name, made, message in TRAINED])
 def test_what_cannot_be_trained_is_refused(case: Case) -> None:
     meet(case, lambda: case.given(NETWORKS["mlp"].build(7)))
+
+
+def test_weights_that_are_left_out_are_told() -> None:
+    """Such as the bridges, where an optimizer was made of the user's own modules before they became AL layers."""
+    layers = NETWORKS["mlp"].build(7)
+    of_f = [parameter for layer in layers for parameter in layer.f.parameters()]
+    with pytest.warns(
+        UserWarning, match=r"optimizer \(SGD\) lacks 24 weights of this stage .*: 0.b.0.weight, .*, \.\.\."
+    ):
+        local(layers, given=torch.optim.SGD(of_f))
+    for layer in layers:
+        for part in (layer.b, layer.g, layer.h):
+            part.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        local(layers, given=torch.optim.SGD(of_f))
 
 
 # ---- schedules -------------------------------------------------------------------------------------------
@@ -468,7 +489,7 @@ def ds_schedules() -> dict[str, type]:
     return host.SCHEDULES
 
 
-@pytest.mark.filterwarnings("ignore:Detected call of")
+@pytest.mark.filterwarnings("error:Detected call of")
 @pytest.mark.filterwarnings("ignore:The epoch parameter in")
 @pytest.mark.parametrize("kind", ["SGD", "AdamW", "instance"])
 @pytest.mark.parametrize("name", list(DRIVEN))
