@@ -94,7 +94,7 @@ def _tell_left_out(layers: Layers, selection: Selection) -> None:
     ]
     if names:
         warnings.warn(
-            f"{selection.where} lacks {len(names)} weights of this stage that require gradients, which stay as they are: "
+            f"{selection.where} lacks {len(names)} weights of this stage that require gradients, which rest: "
             f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}. Bridges and codes (b, g, h) are part of "
             "module.parameters(); requires_grad_(False) says that a weight is meant to rest",
             stacklevel=2,

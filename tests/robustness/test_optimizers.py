@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from deepspeed.pipe import PipelineModule
+from deepspeed.pipe import LayerSpec, PipelineModule
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
@@ -17,9 +17,10 @@ import ds_al
 from ds_al.config.optimizers import OptimizerConfig
 from ds_al.config.precision import Precision
 from ds_al.config.settings import Settings
+from ds_al.convert.layers import layer_specs
 from ds_al.layer import ALLayer
 from ds_al.optim import build, names, schedules
-from ds_al.optim.groups import Selection
+from ds_al.optim.groups import Selection, given_elsewhere
 from ds_al.optim.local import LocalOptimizer
 from ds_al.optim.masters import stepped
 from ds_al.parallel.replicas import Replicas
@@ -27,6 +28,7 @@ from tests.support.engines import engine_config
 from tests.support.networks import NETWORKS
 from tests.support.ranks import run_ranks
 from tests.support.robustness import Case, Kind, by_name, meet
+from tests.support.schedules import SCHEDULES
 
 SECTION, PRECISION = "Optimizers and schedules", "Precision"
 HERE = "tests/robustness/test_optimizers.py"
@@ -103,6 +105,7 @@ KINDS = [
         tests=(
             f"{HERE}::test_schedules_drive_all_groups_as_they_drive_one_of_torch",
             f"{GROUPS}::test_groups_and_a_momentum_that_cycles_go_on_on_other_stages",
+            f"{GROUPS}::test_every_schedule_goes_on_from_a_checkpoint",
         ),
     ),
     Kind(
@@ -464,35 +467,25 @@ def test_weights_that_are_left_out_are_told() -> None:
         local(layers, given=torch.optim.SGD(of_f))
 
 
+def test_weights_of_the_whole_network_are_known_on_every_stage() -> None:
+    """Where a user's own modules were given, or a module of each ``LayerSpec``; others are refused."""
+    net = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), LayerSpec(nn.Tanh), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)]
+    specs = layer_specs(net, num_classes=3, example=torch.randn(2, 4), num_al_layers=2)
+    here = [(0, specs[0].build())]
+    elsewhere = given_elsewhere(specs, here)
+    own = [parameter for layer in net if isinstance(layer, nn.Module) for parameter in layer.parameters()]
+    assert {*elsewhere, *here[0][1].parameters()} >= set(own) and not elsewhere & {*here[0][1].parameters()}
+    selection = Selection.of(own, here, elsewhere=elsewhere, where="model_parameters")
+    assert set(selection.group) == {*here[0][1].f.parameters()}
+
+
 # ---- schedules -------------------------------------------------------------------------------------------
-
-DRIVEN: dict[str, Callable[[Any], Any]] = {
-    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=12),
-    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, base_lr=0.01, max_lr=0.1, step_size_up=3),
-    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=3),
-    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
-        o, [lr_scheduler.LinearLR(o, 0.1, total_iters=3), lr_scheduler.ExponentialLR(o, 0.9)], milestones=[3]
-    ),
-    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda n: 1 / (1 + n)),
-    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0),
-    "OneCycle": lambda o: ds_schedules()["OneCycle"](o, 0.01, 0.1, cycle_first_step_size=3),
-    "LRRangeTest": lambda o: ds_schedules()["LRRangeTest"](o, lr_range_test_step_size=3),
-    "WarmupLR": lambda o: ds_schedules()["WarmupLR"](o, 0.0, 0.1, 4),
-    "WarmupDecayLR": lambda o: ds_schedules()["WarmupDecayLR"](o, 9, 0.0, 0.1, 4),
-    "WarmupCosineLR": lambda o: ds_schedules()["WarmupCosineLR"](o, 9, warmup_num_steps=4),
-}
-
-
-def ds_schedules() -> dict[str, type]:
-    from ds_al import host
-
-    return host.SCHEDULES
 
 
 @pytest.mark.filterwarnings("error:Detected call of")
 @pytest.mark.filterwarnings("ignore:The epoch parameter in")
 @pytest.mark.parametrize("kind", ["SGD", "AdamW", "instance"])
-@pytest.mark.parametrize("name", list(DRIVEN))
+@pytest.mark.parametrize("name", list(SCHEDULES))
 def test_schedules_drive_all_groups_as_they_drive_one_of_torch(name: str, kind: str) -> None:
     """Rates, momenta and betas, step by step; without a warning that no step was made before."""
     options: dict[str, Any] = {"lr": 0.1, **({"momentum": 0.9} if kind == "SGD" else {})}
@@ -503,7 +496,7 @@ def test_schedules_drive_all_groups_as_they_drive_one_of_torch(name: str, kind: 
     one: Any = own([nn.Parameter(torch.ones(2))], **options)
     if name == "OneCycle" and kind == "SGD":  # DeepSpeed's cycles the betas of Adam alone
         return
-    mine, theirs = DRIVEN[name](ours), DRIVEN[name](one)
+    mine, theirs = SCHEDULES[name](ours), SCHEDULES[name](one)
     metric = (1.0,) if name == "ReduceLROnPlateau" else ()
     for _ in range(8):
         for optimizer, each in ((ours, mine), (one, theirs)):
