@@ -360,6 +360,18 @@ TRAINED: list[tuple[str, Made, str | None]] = [
         lambda n: local(n, parameters=[{"params": weights(n), "weight_decy": 0.1}]),
         "'?weight_decy'? is no option of this optimizer: did you mean 'weight_decay'",
     ),
+    (
+        "group option of another optimizer",
+        lambda n: local(n, given=torch.optim.SGD, parameters=[{"params": weights(n), "betas": (0.9, 0.99)}]),
+        "SGD, group layer_00/associated/0, betas is no option of this optimizer, which has lr, momentum",
+    ),
+    (
+        "group option that the optimizer of g and h lacks",
+        lambda n: local(n, parameters=[{"params": weights(n), "betas": (0.9, 0.99)}], **SGD_GH),
+        "SGD, group layer_00/autoencoder/0, betas is no option",
+    ),
+    ("groups of generators", lambda n: local(n, parameters=[{"params": iter(weights(n)), "lr": 0.1}]), None),
+    ("trained weights by a filter", lambda n: local(n, parameters=filter(lambda p: True, weights(n))), None),
     ("group key for a schedule", lambda n: local(n, parameters=[{"params": weights(n), "lr_scale": 0.1}]), None),
     ("a tuple of weights", lambda n: local(n, parameters=tuple(weights(n))), None),
     ("named weights", lambda n: local(n, parameters=nn.ModuleList(n).named_parameters()), None),
