@@ -170,7 +170,7 @@ def schedule(kind: Any, **params: Any) -> dict[str, Any]:
 NUMBER, FLAG, AUTO = (
     "expected a finite number of at least 0",
     "expected true or false",
-    "got 'auto', which transformers",
+    "got .auto., which transformers",
 )
 ONE_CYCLE = {"max_lr": 0.1, "total_steps": 10}
 BLOCKS: list[tuple[str, dict[str, Any], str | None]] = [
