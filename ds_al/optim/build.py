@@ -44,6 +44,11 @@ def local_optimizer(
         ALConfigError: an optimizer cannot step these layers, or weights are of a type that is not trained.
     """
     precision, al = settings.precision, settings.al
+    if al.autoencoder_optimizer is not None and all(layer.objective.trains_decoder for _, layer in layers):
+        raise ALConfigError(
+            '"associated_learning.autoencoder_optimizer": the objective of these layers has no autoencoder loss, so the '
+            "optimizer of f and b trains h, too: remove the key, or choose another objective, such as mse"
+        )
     if isinstance(given, torch.optim.Optimizer):
         selection = _of_instance(given, layers, selection, own_autoencoder=al.autoencoder_optimizer is not None)
     masters.check_dtypes(layers, low=precision.is_low)
