@@ -53,7 +53,8 @@ from ds_al.decoders import DecoderCopies
 from ds_al.errors import ALCheckpointError, ALConfigError, ALDataError
 from ds_al.inference import Inference
 from ds_al.module import ALPipelineModule
-from ds_al.optim import build, names, schedules
+from ds_al.optim import build, masters, names, schedules
+from ds_al.optim.accepted import required
 from ds_al.optim.groups import ParamGroups, Selection, given_elsewhere
 from ds_al.optim.local import Factory, LocalOptimizer
 from ds_al.optim.unused import UnusedWeights
@@ -107,6 +108,7 @@ class ALPipelineEngine(PipelineEngine):
 
     module: ALPipelineModule
     client_optimizer: Any
+    optimizer: LocalOptimizer | None
     _is_compiled: bool
 
     def __init__(
@@ -134,6 +136,9 @@ class ALPipelineEngine(PipelineEngine):
         self.layers = self.module.local_layers
         for _, layer in self.layers:
             layer.copies_inputs = self.al.copy_inputs
+        if self.optimizer is None and settings.precision.is_low:  # its masters come with an optimizer
+            for _, layer in self.layers:
+                masters.cast(layer, settings.precision.dtype)
         if interval := self.module.activation_checkpoint_interval:
             for _, layer in self.layers:
                 layer.recomputed = Recomputed(layer.f, interval=interval, copies_inputs=self.al.copy_inputs)
@@ -151,7 +156,7 @@ class ALPipelineEngine(PipelineEngine):
             base_seed=self.module.base_seed,
             device=self.device,
             number=self.replicas.number,
-            loss_scales=self.optimizer.scales if isinstance(self.optimizer, LocalOptimizer) else {},
+            loss_scales=self.optimizer.scales if self.optimizer is not None else {},
             fixed_shapes=self.num_stages > 1 and not self.dynamic_shape,
             generators=self.generators,
             recording=self.recording,
@@ -263,6 +268,10 @@ class ALPipelineEngine(PipelineEngine):
             super()._configure_lr_scheduler()
         schedules.check_made(self.lr_scheduler)
 
+    def get_lr(self) -> list[float]:
+        """Returns the learning rates of this stage's parameter groups; ``[0.0]`` if it trains nothing."""
+        return super().get_lr() or [0.0]
+
     def _factory(self, block: OptimizerConfig | None) -> Factory:
         """Makes optimizers by a block of the config, as DeepSpeed makes that of ``"optimizer"``."""
         if block is None:
@@ -317,12 +326,7 @@ class ALPipelineEngine(PipelineEngine):
         """
         if not torch.is_grad_enabled():
             raise RuntimeError("train_batch() requires gradients enabled. Use eval_batch() instead.")
-        if self.optimizer is None:
-            raise ALConfigError(
-                'there is no optimizer: give "optimizer" in the config, or initialize(optimizer=...); without one an '
-                "engine only evaluates and predicts"
-            )
-        self.optimizer.check_weights()
+        required(self.optimizer).check_weights()
         if data_iter is not None:
             _check_iterator(data_iter)
             self.set_dataiterator(data_iter)
@@ -447,15 +451,15 @@ class ALPipelineEngine(PipelineEngine):
 
     def _exec_reduce_grads(self) -> None:
         """[4] Averages the gradients over the replicas of this stage."""
-        own = isinstance(self.optimizer, LocalOptimizer)
-        self.replicas.average_gradients(self.optimizer.gradients_of() if own else self.module.parameters())
+        assert self.optimizer is not None
+        self.replicas.average_gradients(self.optimizer.gradients_of())
 
     def _exec_optimizer_step(self, lr_kwargs: Any = None) -> None:
         """[5] Steps the local layers."""
+        assert self.optimizer is not None
         self.unused.before_step()
-        if self.optimizer is not None:
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         if self.al.count == "step":
             self._count_step()
 

@@ -54,11 +54,13 @@ def initialize(
         args: may have the attributes ``deepspeed_config`` and ``local_rank``, as in DeepSpeed's scripts.
         model: an :class:`~ds_al.module.ALPipelineModule`, or a plain ``PipelineModule`` for a ``bp_*`` method.
         optimizer: a callable that returns an optimizer for parameter groups (called once for f and b, once for g and
-            h), or an instance over this stage's parameters; by default the config's.
-        model_parameters: for back-propagation only; AL groups parameters by layer itself.
+            h), or an instance over weights of this stage; by default the config's. With ``autoencoder_optimizer`` in
+            the config an instance steps weights of f and b alone.
+        model_parameters: weights to train, or parameter groups with options of their own, such as ``weight_decay``;
+            by default all that require gradients. A stage splits groups by AL layer and by side, (f, b) and (g, h).
         training_data: a sized map-style data set of ``(x, label)``, which AL shuffles by the module's
             ``base_seed``, on the first stage; or a :class:`~ds_al.data.ShuffledLoader` of your own.
-        lr_scheduler: a callable of the optimizer, or an instance; by default the config's.
+        lr_scheduler: a callable of the optimizer, or an instance over the optimizer instance; by default the config's.
         config: path of a JSON file, or a mapping.
 
     Returns:
@@ -99,7 +101,7 @@ def initialize(
         if settings.al.method == data_parallel.METHOD:
             data_parallel.check_module(model)
         names.check(own, settings.al)
-        schedules.check(own)
+        schedules.check(own, by_group=not is_al)
         _check_given(optimizer, lr_scheduler)
         settings.precision.check_device()
         return own, settings
@@ -141,8 +143,7 @@ def _check_given(optimizer: Any, lr_scheduler: Any) -> None:
     """Checks the types of an optimizer and an LR schedule of the user's own.
 
     Raises:
-        ALConfigError: an object is neither an optimizer or schedule nor callable, or the schedule is an instance
-            without an optimizer instance.
+        ALConfigError: one of them is neither what it should be nor callable.
     """
     instance = isinstance(optimizer, torch.optim.Optimizer)
     if not (optimizer is None or instance or callable(optimizer)):

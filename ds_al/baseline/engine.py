@@ -31,6 +31,7 @@ from ds_al.baseline import data_parallel
 from ds_al.baseline.schedules import BACKPROP_SCHEDULES
 from ds_al.config.settings import Settings
 from ds_al.optim import names
+from ds_al.optim.accepted import required
 from ds_al.parallel.topology import StageTopology
 from ds_al.runner import Runner
 from ds_al.system.secrets import without_secrets
@@ -114,6 +115,7 @@ class BackpropPipelineEngine(PipelineEngine):
     @batch_call
     def train_batch(self, data_iter: Any = None) -> torch.Tensor:
         """Calls DeepSpeed's ``train_batch``, timed for :meth:`stats`, and traced if the config enables it."""
+        required(self.optimizer)
         if self.tracing is not None:
             self.tracing.before_batch(micro_batches=self.micro_batches)
         start = time.perf_counter()

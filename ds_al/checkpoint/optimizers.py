@@ -35,23 +35,9 @@ _GROUP = "$group"
 
 
 def parts(state: StageState) -> dict[str, torch.optim.Optimizer]:
-    """Returns the optimizer instances of a stage by role.
-
-    Raises:
-        ALCheckpointError: an instance is no torch optimizer, so its state cannot be split by parameter.
-    """
-    if state.optimizer is None:
-        return {}
-    local = state.local_optimizer
-    roles: dict[str, Any] = {"optimizer": state.optimizer} if local is None else dict(local.parts)
-    found = {role: part for role, part in roles.items() if part}
-    for part in found.values():
-        if not isinstance(part, torch.optim.Optimizer):
-            raise ALCheckpointError(
-                f"the optimizer {type(part).__name__} keeps no state by parameter, so its checkpoint could not be read "
-                "by another number of stages: train with a torch optimizer"
-            )
-    return found
+    """Returns the optimizer instances of a stage by role."""
+    roles = {} if state.optimizer is None else state.optimizer.parts
+    return {role: part for role, part in roles.items() if part is not None}
 
 
 def names(state: StageState) -> dict[Tensor, Name]:
@@ -235,18 +221,14 @@ def states_of(
         tensors: tensors of each layer and role.
     """
     called = names(state)
-    local = state.local_optimizer
-    elsewhere: frozenset[Tensor] = frozenset() if local is None else local.elsewhere
+    elsewhere: frozenset[Tensor] = frozenset() if state.optimizer is None else state.optimizer.elsewhere
     return {role: _state_dict(part, role, called, layers, tensors, elsewhere) for role, part in parts(state).items()}
 
 
 def restore(state: StageState, states: Mapping[str, dict[str, Any]]) -> None:
     """Restores this stage's optimizers from :func:`states_of`."""
-    local = state.local_optimizer
-    if local is not None:
-        local.load_state_dict({role: states.get(role) for role in local.parts})
-    elif states:
-        state.optimizer.load_state_dict(states["optimizer"])
+    if state.optimizer is not None:
+        state.optimizer.load_state_dict({role: states.get(role) for role in state.optimizer.parts})
 
 
 def _state_dict(

@@ -66,8 +66,7 @@ def take(state: StageState, client_state: Mapping[str, Any], *, leave_out_frozen
     shot.files.append((shot.stage, "random_states", stage_file(state.stage, RANDOM), {}))
     shot.stage["random"] = pack(random_states(), shot.files[-1][3], at="random")
     # A collective: replicas of a stage that shard its optimizer state gather it here.
-    local = state.local_optimizer
-    states, masters = (None, None) if local is None else local.gather()
+    states, masters = (None, None) if state.optimizer is None else state.optimizer.gather()
     optimizer_states = optimizers.collect(state, states)
     history = torch.stack(state.report.history) if state.report.history else torch.zeros(0, len(state.layers), 2)
     for row, (index, layer) in enumerate(state.layers):

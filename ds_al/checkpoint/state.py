@@ -25,7 +25,7 @@ class StageState:
     Attributes:
         topology: place of this rank.
         module: the network.
-        optimizer: a :class:`~ds_al.optim.local.LocalOptimizer`, the user's own instance, or ``None``.
+        optimizer: the optimizer of the stage, or ``None`` for an engine that does not train.
         lr_scheduler: the LR schedule, or ``None``.
         report: the latest losses, and all losses since they were last gathered.
         decoder_copies: copies of decoders, if the objective requires them.
@@ -38,7 +38,7 @@ class StageState:
 
     topology: StageTopology
     module: ALPipelineModule
-    optimizer: Any
+    optimizer: LocalOptimizer | None
     lr_scheduler: Any
     report: Report
     decoder_copies: DecoderCopies | None
@@ -59,11 +59,6 @@ class StageState:
         return self.topology.stage
 
     @property
-    def local_optimizer(self) -> LocalOptimizer | None:
-        """The optimizer, unless it is a user's own instance."""
-        return self.optimizer if isinstance(self.optimizer, LocalOptimizer) else None
-
-    @property
     def scales(self) -> Mapping[int, LayerScale]:
         """Loss scales by layer index."""
-        return {} if self.local_optimizer is None else self.local_optimizer.scales
+        return {} if self.optimizer is None else self.optimizer.scales

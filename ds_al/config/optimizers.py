@@ -103,7 +103,12 @@ def check_options(options: Mapping[str, Any], *, where: str) -> None:
         elif name == "betas" and not _are_decays(value):
             expected = "expected two or more numbers of at least 0 and below 1"
         if expected:
-            raise ALConfigError(f"{where.format(name)}: got {value!r}, {expected}")
+            raise ALConfigError(f"{at(where, name)}: got {value!r}, {expected}")
+
+
+def at(where: str, name: str) -> str:
+    """Returns the name of an option in errors; a group's own name may hold braces, too."""
+    return where.replace("{}", name)
 
 
 def _is_number(value: Any) -> bool:

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
-from ds_al.config.optimizers import check_options
+from ds_al.config.optimizers import at, check_options
 from ds_al.errors import ALConfigError
 from ds_al.optim.groups import NO_OPTIONS, ParamGroups
 
 _OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
 """Options that torch's schedules add to groups."""
+_OF_OTHERS = {"weight_decay", "betas", "momentum", "eps", "nesterov", "amsgrad"}
+"""Options that an optimizer without them would ignore, rather than a schedule or the user's own code read."""
 
 
 def accepted(optimizer: Any, *, asked: ParamGroups | None = None) -> torch.optim.Optimizer:
@@ -50,6 +52,20 @@ def accepted(optimizer: Any, *, asked: ParamGroups | None = None) -> torch.optim
     return optimizer
 
 
+def required(optimizer: Any) -> Any:
+    """Returns the optimizer of an engine that is to train.
+
+    Raises:
+        ALConfigError: there is none.
+    """
+    if optimizer is None:
+        raise ALConfigError(
+            'there is no optimizer: give "optimizer" in the config, or initialize(optimizer=...); without one an '
+            "engine only evaluates and predicts"
+        )
+    return optimizer
+
+
 def _weights(groups: ParamGroups) -> set[int]:
     return {id(parameter) for group in groups for parameter in group["params"]}
 
@@ -66,9 +82,11 @@ def _check_group(group: Mapping[str, Any], defaults: Mapping[str, Any], *, where
     options = {key: value for key, value in group.items() if key not in NO_OPTIONS}
     check_options(options, where=where)
     if options.get("differentiable"):
-        raise ALConfigError(f"{where.format('differentiable')}: got True, which steps out of place: remove it")
+        raise ALConfigError(f"{at(where, 'differentiable')}: got True, which steps out of place: remove it")
     if options.get("capturable") and any(parameter.device.type == "cpu" for parameter in group["params"]):
-        raise ALConfigError(f"{where.format('capturable')}: got True for weights on the CPU: it is for CUDA graphs")
+        raise ALConfigError(f"{at(where, 'capturable')}: got True for weights on the CPU: it is for CUDA graphs")
     for key in sorted(options.keys() - defaults.keys() - _OF_SCHEDULES):  # torch takes any key
+        if key in _OF_OTHERS:
+            raise ALConfigError(f"{at(where, key)} is no option of this optimizer, which has {', '.join(defaults)}")
         if near := difflib.get_close_matches(key, defaults, n=1, cutoff=0.8):
-            raise ALConfigError(f"{where.format(key)} is no option of this optimizer: did you mean {near[0]!r}?")
+            raise ALConfigError(f"{at(where, key)} is no option of this optimizer: did you mean {near[0]!r}?")

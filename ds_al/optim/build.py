@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -43,6 +44,11 @@ def local_optimizer(
         ALConfigError: an optimizer cannot step these layers, or weights are of a type that is not trained.
     """
     precision, al = settings.precision, settings.al
+    if al.autoencoder_optimizer is not None and all(layer.objective.trains_decoder for _, layer in layers):
+        raise ALConfigError(
+            '"associated_learning.autoencoder_optimizer": the objective of these layers has no autoencoder loss, so the '
+            "optimizer of f and b trains h, too: remove the key, or choose another objective, such as mse"
+        )
     if isinstance(given, torch.optim.Optimizer):
         selection = _of_instance(given, layers, selection, own_autoencoder=al.autoencoder_optimizer is not None)
     masters.check_dtypes(layers, low=precision.is_low)
@@ -78,7 +84,26 @@ def local_optimizer(
         shards=shards,
     )
     optimizer.round_masters()
+    if selection is not None:
+        _tell_left_out(layers, selection)
     return optimizer
+
+
+def _tell_left_out(layers: Layers, selection: Selection) -> None:
+    """Warns of weights that require gradients outside of a selection: bridges are new, and nobody may mean those."""
+    names = [
+        f"{index}.{name}"
+        for index, layer in layers
+        for name, parameter in layer.named_parameters()
+        if parameter.requires_grad and parameter not in selection.group
+    ]
+    if names:
+        warnings.warn(
+            f"{selection.where} lacks {len(names)} weights of this stage that require gradients, which rest: "
+            f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}. Bridges and codes (b, g, h) are part of "
+            "module.parameters(); requires_grad_(False) says that a weight is meant to rest",
+            stacklevel=2,
+        )
 
 
 def _of_instance(

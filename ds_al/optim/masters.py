@@ -22,7 +22,7 @@ All other buffers are cast like the weights, since layers add them to or multipl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ def lower(
     """
     for module in modules:
         keep = kept(module)
-        masters = {}
+        masters: dict[nn.Parameter, nn.Parameter] = {}
         for parameter in module.parameters():
             if trained(parameter) and parameter not in keep:
                 own = owned(parameter)
@@ -65,7 +65,7 @@ def lower(
                     else torch.zeros((), device=parameter.device).expand(parameter.shape)
                 )
                 masters[parameter].ds_al_is_elsewhere = not own  # type: ignore[attr-defined]
-        cast(module, dtype, keep)
+        cast(module, dtype)
         for parameter, master in masters.items():
             if hasattr(parameter, "use_muon"):
                 master.use_muon = parameter.use_muon  # type: ignore[attr-defined]
@@ -84,8 +84,9 @@ def kept(module: nn.Module) -> set[Tensor]:
     return keep | {buffer for buffer in module.buffers() if buffer.is_complex()}
 
 
-def cast(module: nn.Module, dtype: torch.dtype, keep: Container[Tensor]) -> None:
-    """Casts a module as ``module.to(dtype)`` does, but for some of its weights and buffers."""
+def cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Casts a module as ``module.to(dtype)`` does, but for the weights and buffers that keep their dtype."""
+    keep = kept(module)
     module._apply(lambda each: each.to(dtype) if each.is_floating_point() and each not in keep else each)
 
 

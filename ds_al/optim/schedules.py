@@ -46,8 +46,11 @@ _COUNTS = {
 """Parameters that are lengths: 1 or more."""
 
 
-def check(config: Mapping[str, Any]) -> None:
+def check(config: Mapping[str, Any], *, by_group: bool = False) -> None:
     """Checks the block ``"scheduler"`` of a config, before an engine is made from it.
+
+    Args:
+        by_group: whether a parameter may be a list with a value per parameter group, as with back-propagation.
 
     Raises:
         ALConfigError: it is no object, the name is unknown or needs more than numbers, or a parameter is unknown,
@@ -73,10 +76,10 @@ def check(config: Mapping[str, Any]) -> None:
         raise ALConfigError(f'"scheduler.type": got {name!r}, which neither DeepSpeed nor torch has: {hint}')
     if not isinstance(params, Mapping):
         raise ALConfigError(f'"scheduler.params": got {params!r}, expected an object {{...}}')
-    _check_params(known[name], params)
+    _check_params(known[name], params, by_group=by_group)
 
 
-def _check_params(kind: type, params: Mapping[str, Any]) -> None:
+def _check_params(kind: type, params: Mapping[str, Any], *, by_group: bool) -> None:
     signature = inspect.signature(kind)
     known = [key for key in signature.parameters if key != "optimizer"]
     for key, value in params.items():
@@ -84,6 +87,8 @@ def _check_params(kind: type, params: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
             raise ALConfigError(f'"scheduler.params.{key}" is no parameter of {kind.__name__}: {hint}')
+        if by_group and isinstance(value, list):
+            continue
         if expected := _expected(key, value, signature.parameters[key]):
             raise ALConfigError(f'"scheduler.params.{key}": got {value!r}, {expected}')
     try:

@@ -15,6 +15,7 @@ from tests.support import reference
 from tests.support.engines import MICRO_BATCHES, SEED, State, different, engine_config, engine_state, merge
 from tests.support.networks import NETWORKS
 from tests.support.ranks import run_ranks
+from tests.support.schedules import SCHEDULES
 
 pytestmark = pytest.mark.distributed
 
@@ -169,6 +170,36 @@ def test_groups_and_a_momentum_that_cycles_go_on_on_other_stages(tmp_path: Path)
         assert all(rank[case]["rates"] == whole[case]["rates"] for rank in ranks), case
         first, second = whole[case]["rates"]  # the schedule has set rate and first beta of both groups, no more
         assert first[:2] == second[:2] and 0.85 < first[1] < 0.95 and first[1] != 0.9 and first[2:] != second[2:], case
+
+
+def resumed_schedules(folder: str) -> dict[str, tuple[list[str], list[float], list[float]]]:
+    """Worker: what differs between four batches, and two of them from a checkpoint after the other two."""
+    found = {}
+    for name in SCHEDULES.keys() - {"ReduceLROnPlateau"}:
+        engines = [scheduled(name) for _ in range(2)]
+        batches = NETWORKS["mlp"].batches(4 * MICRO_BATCHES)
+        for number, engine in enumerate(engines):
+            data = iter(batches[2 * number * MICRO_BATCHES :])
+            if number:
+                engine.load_checkpoint(f"{folder}/{name}")
+            for batch in range(2 * number, 4):
+                engine.train_batch(data)
+                if batch == 1:
+                    engine.save_checkpoint(f"{folder}/{name}")
+        whole, resumed = engines
+        found[name] = (different(engine_state(whole), engine_state(resumed)), whole.get_lr(), resumed.get_lr())
+    return found
+
+
+def scheduled(name: str) -> ds_al.ALPipelineEngine:
+    module = ds_al.ALPipelineModule(NETWORKS["mlp"].layers(), num_classes=4, base_seed=SEED)
+    return ds_al.initialize(model=module, config=engine_config(), lr_scheduler=SCHEDULES[name])[0]
+
+
+def test_every_schedule_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    (found,) = run_ranks(f"{__name__}:resumed_schedules", 1, folder=str(tmp_path))
+    for name, (differences, whole, resumed) in found.items():
+        assert differences == [] and whole == resumed, name
 
 
 # ---- weights that are frozen, unfrozen or added later ----------------------------------------------------

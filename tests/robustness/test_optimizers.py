@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from deepspeed.pipe import LayerSpec, PipelineModule
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
@@ -15,9 +17,10 @@ import ds_al
 from ds_al.config.optimizers import OptimizerConfig
 from ds_al.config.precision import Precision
 from ds_al.config.settings import Settings
+from ds_al.convert.layers import layer_specs
 from ds_al.layer import ALLayer
 from ds_al.optim import build, names, schedules
-from ds_al.optim.groups import Selection
+from ds_al.optim.groups import Selection, given_elsewhere
 from ds_al.optim.local import LocalOptimizer
 from ds_al.optim.masters import stepped
 from ds_al.parallel.replicas import Replicas
@@ -25,6 +28,7 @@ from tests.support.engines import engine_config
 from tests.support.networks import NETWORKS
 from tests.support.ranks import run_ranks
 from tests.support.robustness import Case, Kind, by_name, meet
+from tests.support.schedules import SCHEDULES
 
 SECTION, PRECISION = "Optimizers and schedules", "Precision"
 HERE = "tests/robustness/test_optimizers.py"
@@ -35,8 +39,11 @@ KINDS = [
         section=SECTION,
         name="model_parameters: parameter groups with own options, a subset, names, a generator",
         outcome="honoured",
-        what="Groups are split by layer and side and keep their options; weights that are not given stay as they are.",
-        tests=(f"{GROUPS}::test_weights_options_and_instances_train_as_in_a_plain_loop",),
+        what="Groups are split by layer and side and keep their options; a warning names weights that are left out.",
+        tests=(
+            f"{GROUPS}::test_weights_options_and_instances_train_as_in_a_plain_loop",
+            f"{HERE}::test_weights_that_are_left_out_are_told",
+        ),
     ),
     Kind(
         section=SECTION,
@@ -98,6 +105,7 @@ KINDS = [
         tests=(
             f"{HERE}::test_schedules_drive_all_groups_as_they_drive_one_of_torch",
             f"{GROUPS}::test_groups_and_a_momentum_that_cycles_go_on_on_other_stages",
+            f"{GROUPS}::test_every_schedule_goes_on_from_a_checkpoint",
         ),
     ),
     Kind(
@@ -162,7 +170,7 @@ def schedule(kind: Any, **params: Any) -> dict[str, Any]:
 NUMBER, FLAG, AUTO = (
     "expected a finite number of at least 0",
     "expected true or false",
-    "got 'auto', which transformers",
+    "got .auto., which transformers",
 )
 ONE_CYCLE = {"max_lr": 0.1, "total_steps": 10}
 BLOCKS: list[tuple[str, dict[str, Any], str | None]] = [
@@ -352,6 +360,18 @@ TRAINED: list[tuple[str, Made, str | None]] = [
         lambda n: local(n, parameters=[{"params": weights(n), "weight_decy": 0.1}]),
         "'?weight_decy'? is no option of this optimizer: did you mean 'weight_decay'",
     ),
+    (
+        "group option of another optimizer",
+        lambda n: local(n, given=torch.optim.SGD, parameters=[{"params": weights(n), "betas": (0.9, 0.99)}]),
+        "SGD, group layer_00/associated/0, betas is no option of this optimizer, which has lr, momentum",
+    ),
+    (
+        "group option that the optimizer of g and h lacks",
+        lambda n: local(n, parameters=[{"params": weights(n), "betas": (0.9, 0.99)}], **SGD_GH),
+        "SGD, group layer_00/autoencoder/0, betas is no option",
+    ),
+    ("groups of generators", lambda n: local(n, parameters=[{"params": iter(weights(n)), "lr": 0.1}]), None),
+    ("trained weights by a filter", lambda n: local(n, parameters=filter(lambda p: True, weights(n))), None),
     ("group key for a schedule", lambda n: local(n, parameters=[{"params": weights(n), "lr_scale": 0.1}]), None),
     ("a tuple of weights", lambda n: local(n, parameters=tuple(weights(n))), None),
     ("named weights", lambda n: local(n, parameters=nn.ModuleList(n).named_parameters()), None),
@@ -437,40 +457,47 @@ TRAINED: list[tuple[str, Made, str | None]] = [
 
 
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+@pytest.mark.filterwarnings("ignore:model_parameters lacks")
 @by_name([Case(name=name, given=made, message=message) for name, made, message in TRAINED])
 def test_what_cannot_be_trained_is_refused(case: Case) -> None:
     meet(case, lambda: case.given(NETWORKS["mlp"].build(7)))
 
 
+def test_weights_that_are_left_out_are_told() -> None:
+    """Such as the bridges, where an optimizer was made of the user's own modules before they became AL layers."""
+    layers = NETWORKS["mlp"].build(7)
+    of_f = [parameter for layer in layers for parameter in layer.f.parameters()]
+    with pytest.warns(
+        UserWarning, match=r"optimizer \(SGD\) lacks 24 weights of this stage .*: 0.b.0.weight, .*, \.\.\."
+    ):
+        local(layers, given=torch.optim.SGD(of_f))
+    for layer in layers:
+        for part in (layer.b, layer.g, layer.h):
+            part.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        local(layers, given=torch.optim.SGD(of_f))
+
+
+def test_weights_of_the_whole_network_are_known_on_every_stage() -> None:
+    """Where a user's own modules were given, or a module of each ``LayerSpec``; others are refused."""
+    net = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), LayerSpec(nn.Tanh), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)]
+    specs = layer_specs(net, num_classes=3, example=torch.randn(2, 4), num_al_layers=2)
+    here = [(0, specs[0].build())]
+    elsewhere = given_elsewhere(specs, here)
+    own = [parameter for layer in net if isinstance(layer, nn.Module) for parameter in layer.parameters()]
+    assert {*elsewhere, *here[0][1].parameters()} >= set(own) and not elsewhere & {*here[0][1].parameters()}
+    selection = Selection.of(own, here, elsewhere=elsewhere, where="model_parameters")
+    assert set(selection.group) == {*here[0][1].f.parameters()}
+
+
 # ---- schedules -------------------------------------------------------------------------------------------
 
-DRIVEN: dict[str, Callable[[Any], Any]] = {
-    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=12),
-    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, base_lr=0.01, max_lr=0.1, step_size_up=3),
-    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=3),
-    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
-        o, [lr_scheduler.LinearLR(o, 0.1, total_iters=3), lr_scheduler.ExponentialLR(o, 0.9)], milestones=[3]
-    ),
-    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda n: 1 / (1 + n)),
-    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0),
-    "OneCycle": lambda o: ds_schedules()["OneCycle"](o, 0.01, 0.1, cycle_first_step_size=3),
-    "LRRangeTest": lambda o: ds_schedules()["LRRangeTest"](o, lr_range_test_step_size=3),
-    "WarmupLR": lambda o: ds_schedules()["WarmupLR"](o, 0.0, 0.1, 4),
-    "WarmupDecayLR": lambda o: ds_schedules()["WarmupDecayLR"](o, 9, 0.0, 0.1, 4),
-    "WarmupCosineLR": lambda o: ds_schedules()["WarmupCosineLR"](o, 9, warmup_num_steps=4),
-}
 
-
-def ds_schedules() -> dict[str, type]:
-    from ds_al import host
-
-    return host.SCHEDULES
-
-
-@pytest.mark.filterwarnings("ignore:Detected call of")
+@pytest.mark.filterwarnings("error:Detected call of")
 @pytest.mark.filterwarnings("ignore:The epoch parameter in")
 @pytest.mark.parametrize("kind", ["SGD", "AdamW", "instance"])
-@pytest.mark.parametrize("name", list(DRIVEN))
+@pytest.mark.parametrize("name", list(SCHEDULES))
 def test_schedules_drive_all_groups_as_they_drive_one_of_torch(name: str, kind: str) -> None:
     """Rates, momenta and betas, step by step; without a warning that no step was made before."""
     options: dict[str, Any] = {"lr": 0.1, **({"momentum": 0.9} if kind == "SGD" else {})}
@@ -481,7 +508,7 @@ def test_schedules_drive_all_groups_as_they_drive_one_of_torch(name: str, kind: 
     one: Any = own([nn.Parameter(torch.ones(2))], **options)
     if name == "OneCycle" and kind == "SGD":  # DeepSpeed's cycles the betas of Adam alone
         return
-    mine, theirs = DRIVEN[name](ours), DRIVEN[name](one)
+    mine, theirs = SCHEDULES[name](ours), SCHEDULES[name](one)
     metric = (1.0,) if name == "ReduceLROnPlateau" else ()
     for _ in range(8):
         for optimizer, each in ((ours, mine), (one, theirs)):
@@ -554,6 +581,10 @@ def other_schedule() -> Any:
 
 ENGINES: dict[str, tuple[Callable[[], Any], str | None]] = {
     "no optimizer": (lambda: train(engine_of(without=True)), 'there is no optimizer: give "optimizer" in the config'),
+    "no optimizer, back-propagation": (lambda: backprop_without(), "there is no optimizer"),
+    "no optimizer, prediction in bf16": (
+        lambda: engine_of(without=True, config={"keys": BF16}).predict(torch.zeros(8, 12)), None),
+    "a frozen network": (lambda: trained_nothing().get_lr()[0], None),
     "no optimizer, prediction": (lambda: engine_of(without=True).predict(torch.zeros(8, 12)), None),
     "optimizer a number": (lambda: engine_of(optimizer=3), "got optimizer=3: expected a callable"),
     "optimizer a name": (lambda: engine_of(optimizer="AdamW"), "got optimizer='AdamW'"),
@@ -582,6 +613,18 @@ ENGINES: dict[str, tuple[Callable[[], Any], str | None]] = {
         lambda: engine_of(model_parameters=nn.Linear(2, 2).parameters()), "model_parameters, group 0: got a weight"),
     "instance and schedule instance": (lambda: train(with_instances(), 2), None),
 }  # fmt: skip
+
+
+def backprop_without() -> None:
+    module = PipelineModule([nn.Linear(12, 4)], num_stages=1, loss_fn=nn.CrossEntropyLoss())
+    config = {key: value for key, value in engine_config(method="bp_1f1b").items() if key != "optimizer"}
+    train(ds_al.initialize(model=module, config=config)[0])
+
+
+def trained_nothing() -> Any:
+    module = ds_al.ALPipelineModule(NETWORKS["mlp"].layers(), num_classes=4, base_seed=7).requires_grad_(False)
+    config = engine_config(optimizer="SGD", params={"lr": 0.1, "momentum": 0.9})
+    return train(ds_al.initialize(model=module, config={**config, **schedule("OneCycleLR", **ONE_CYCLE)})[0])
 
 
 def with_instances() -> Any:
