@@ -46,7 +46,7 @@ def local_optimizer(
     precision, al = settings.precision, settings.al
     if al.autoencoder_optimizer is not None and all(layer.objective.trains_decoder for _, layer in layers):
         raise ALConfigError(
-            '"associated_learning.autoencoder_optimizer": the objective of these layers has no autoencoder loss, so the '
+            '"associated_learning.autoencoder_optimizer": this objective has no autoencoder loss, so the '
             "optimizer of f and b trains h, too: remove the key, or choose another objective, such as mse"
         )
     if isinstance(given, torch.optim.Optimizer):
