@@ -172,8 +172,8 @@ class ALConfig(StrictModel):
     )
     autoencoder_optimizer: OptimizerConfig | None = Field(
         default=None,
-        description="The optimizer of g and h. `null`: a second instance of `optimizer`, whose first instance trains "
-        "f and b.",
+        description="The optimizer of g and h, whichever loss trains them. `null`: a second instance of `optimizer`, "
+        "whose first instance trains f and b, and an h that the associated loss trains (`greedy`).",
     )
     compile: CompileConfig | None = Field(
         default=None,

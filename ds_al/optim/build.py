@@ -13,7 +13,7 @@ from ds_al.config.settings import Settings
 from ds_al.errors import ALConfigError
 from ds_al.optim import masters, muon
 from ds_al.optim.accepted import accepted
-from ds_al.optim.groups import Layers, ParamGroups, Selection, trained_parameters
+from ds_al.optim.groups import Layers, ParamGroups, Selection, of_targets, trained_parameters
 from ds_al.optim.local import Factory, LocalOptimizer
 from ds_al.optim.loss_scale import LayerScale
 from ds_al.optim.zero import Shards
@@ -44,11 +44,6 @@ def local_optimizer(
         ALConfigError: an optimizer cannot step these layers, or weights are of a type that is not trained.
     """
     precision, al = settings.precision, settings.al
-    if al.autoencoder_optimizer is not None and all(layer.objective.trains_decoder for _, layer in layers):
-        raise ALConfigError(
-            '"associated_learning.autoencoder_optimizer": this objective has no autoencoder loss, so the '
-            "optimizer of f and b trains h, too: remove the key, or choose another objective, such as mse"
-        )
     if isinstance(given, torch.optim.Optimizer):
         selection = _of_instance(given, layers, selection, own_autoencoder=al.autoencoder_optimizer is not None)
     masters.check_dtypes(layers, low=precision.is_low)
@@ -124,7 +119,7 @@ def _of_instance(
     if not own_autoencoder:
         return own
     for index, layer in layers:
-        for parameter in layer.autoencoder_parameters():
+        for parameter in of_targets(layer):
             if parameter in own.group:
                 name = next(name for name, each in layer.named_parameters() if each is parameter)
                 raise ALConfigError(
@@ -132,7 +127,7 @@ def _of_instance(
                     'autoencoder_optimizer" for g and h: give an instance over the weights of f and b alone, or a '
                     "callable of parameter groups, or remove the key"
                 )
-    decoders = (p for _, layer in layers for p in layer.autoencoder_parameters())
+    decoders = (p for _, layer in layers for p in of_targets(layer))
     return Selection([*own.options, {}], {**dict.fromkeys(decoders, len(own.options)), **own.group}, own.where)
 
 

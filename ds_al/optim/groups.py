@@ -137,21 +137,31 @@ def _of_side(layer: ALLayer, side: str, selection: Selection | None) -> list[nn.
     return [p for p in weights if selection is None or p in selection.group]
 
 
-def split(layers: Layers, side: str, selection: Selection | None = None) -> ParamGroups:
+def of_targets(layer: ALLayer) -> list[nn.Parameter]:
+    """Returns the weights of g and h, also of an h that the associated loss trains."""
+    return list(dict.fromkeys([*layer.autoencoder_parameters(), *layer.g.parameters(), *layer.h.parameters()]))
+
+
+def split(layers: Layers, side: str, selection: Selection | None = None, *, targets_apart: bool = False) -> ParamGroups:
     """Returns the parameter groups of one side, layer by layer, without empty ones.
 
-    A group is named ``layer_02/associated``; a part of a group that the user gave ``layer_02/associated/0``, or with
+    With ``targets_apart`` an h that the associated loss trains is on the other side, with g: the two sides have
+    optimizers of their own. A group is named ``layer_02/associated``; a part of a group that the user gave ``layer_02/associated/0``, or with
     the user's own name at the end.
     """
     groups: ParamGroups = []
     for index, layer in layers:
         name, trained = f"layer_{index:02d}/{side}", _of_side(layer, side, selection)
+        if targets_apart:
+            own = set(of_targets(layer))
+            both = trained_parameters(layer, selection)
+            trained = [p for p in both if (p in own) == (side == "autoencoder")]
         if selection is None:
             groups.append({"params": trained, "name": name})
             continue
         for number, options in enumerate(selection.options):
-            own = [p for p in trained if selection.group[p] == number]
-            groups.append({**options, "params": own, "name": f"{name}/{options.get('name', number)}"})
+            members = [p for p in trained if selection.group[p] == number]
+            groups.append({**options, "params": members, "name": f"{name}/{options.get('name', number)}"})
     return [{**group, "params": [stepped(p) for p in group["params"]]} for group in groups if group["params"]]
 
 

@@ -67,7 +67,8 @@ class LocalOptimizer(torch.optim.Optimizer):
         self.clip = clip
         self.scales = scales or {}
         self.shards = shards
-        sides = {side: split(layers, side, selection) for side in SIDES}
+        apart = autoencoder is not None and autoencoder is not associated
+        sides = {side: split(layers, side, selection, targets_apart=apart) for side in SIDES}
         # Groups and instances split the weights of a side (as MuonAdamW does); clipping depends on the layers alone.
         clipped = (trained_masters(layer, side, selection) for side in SIDES for _, layer in layers)
         self._clipped = [parameters for parameters in clipped if parameters]

@@ -251,3 +251,24 @@ def test_a_weight_that_is_frozen_rests_and_one_that_no_optimizer_has_is_named() 
     assert found["replaced"].startswith(named.format("weight"))
     assert found["replaced, unfrozen"].startswith(named.format("bias"))
     assert found["add_param_group"].startswith("ALConfigError: add_param_group: the groups of a stage are fixed")
+
+
+def test_an_optimizer_of_g_and_h_steps_an_h_that_the_associated_loss_trains() -> None:
+    """With ``greedy`` the associated loss trains h, and the key says which optimizer steps it."""
+    torch.manual_seed(0)
+    x, labels = torch.randn(4, 6), torch.tensor([0, 1, 2, 0])
+    layers = [nn.Linear(6, 8), nn.Linear(8, 3)]
+    network = ds_al.from_layers(layers, num_al_layers=1, num_classes=3, example=x, objective="greedy")
+    config = {
+        "train_micro_batch_size_per_gpu": 4,
+        "gradient_accumulation_steps": 1,
+        "steps_per_print": None,
+        "optimizer": {"type": "SGD", "params": {"lr": 1.0}},
+        "associated_learning": {"autoencoder_optimizer": {"type": "SGD", "params": {"lr": 0.0}}},
+    }
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    engine, *_ = ds_al.initialize(model=network, config=config)
+    engine.train_batch(iter([(x, labels)]))
+    moved = {name.split(".")[1] for name, value in network.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {"f"}
+    assert [group["name"] for group in engine.optimizer.param_groups] == ["layer_00/associated", "layer_00/autoencoder"]
