@@ -146,8 +146,8 @@ def split(layers: Layers, side: str, selection: Selection | None = None, *, targ
     """Returns the parameter groups of one side, layer by layer, without empty ones.
 
     With ``targets_apart`` an h that the associated loss trains is on the other side, with g: the two sides have
-    optimizers of their own. A group is named ``layer_02/associated``; a part of a group that the user gave ``layer_02/associated/0``, or with
-    the user's own name at the end.
+    optimizers of their own. A group is named ``layer_02/associated``; a part of a group that the user gave
+    ``layer_02/associated/0``, or with the user's own name at the end.
     """
     groups: ParamGroups = []
     for index, layer in layers:
