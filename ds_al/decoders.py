@@ -26,7 +26,7 @@ class DecoderCopies:
 
     Args:
         layers: ``(index in the network, layer)`` of the stage; their objectives get the copies of earlier layers.
-        decoders: ``[h_1, ..., h_n]`` up to the stage's last layer, frozen, on the device: they become the copies.
+        decoders: ``[h_1, ..., h_n]`` up to the stage's last decoder, frozen, on the device: they become the copies.
         channels: channels that carry the copies alone.
     """
 
@@ -39,7 +39,7 @@ class DecoderCopies:
     ) -> None:
         self.refresh_every = layers[0][1].objective.refresh_every
         self.sender, self.receiver = channels
-        self._own = [layer.h for _, layer in layers]
+        self._own = [layer.h for _, layer in layers if layer.ends]
         self._first = layers[0][0]
         # Only those of earlier layers are decoded with here; this stage's own are sent on.
         self._copies = list(decoders)
@@ -53,7 +53,7 @@ class DecoderCopies:
     @torch.no_grad()
     def refresh(self) -> None:
         """Receives the predecessor's copies, and adds this stage's own decoders."""
-        if self.receiver is not None:
+        if self.receiver is not None and self._first:
             self.receiver.expect(1)
             (flat,) = self.receiver.receive()
             _load(self._copies[: self._first], flat)
@@ -66,7 +66,8 @@ class DecoderCopies:
     def send(self) -> None:
         """Sends the present copies to the next stage; must not be called on the last stage."""
         assert self.sender is not None
-        self.sender.send((_flat(self._copies),))
+        if self._copies:  # none on the first stages of a group that the first layer spans
+            self.sender.send((_flat(self._copies),))
 
     def state(self, layer: int) -> dict[str, Tensor]:
         """Returns the weights of one layer's copy, by name; they are older than the decoder itself."""

@@ -31,8 +31,10 @@ from deepspeed.runtime.pipe.schedule import (
     PipeInstruction,
     PipeSchedule,
     RecvActivation,
+    RecvGrad,
     ReduceGrads,
     SendActivation,
+    SendGrad,
 )
 from torch import Tensor
 
@@ -44,6 +46,7 @@ from ds_al.checkpoint.state import StageState
 from ds_al.checkpoint.writer import Destination
 from ds_al.compute.compile import compile_config, compile_layers
 from ds_al.compute.recompute import Recomputed
+from ds_al.config import groups
 from ds_al.config.associated_learning import CompileConfig
 from ds_al.config.base import BLOCK
 from ds_al.config.optimizers import OptimizerConfig
@@ -51,6 +54,9 @@ from ds_al.config.settings import Settings
 from ds_al.data.loader import ShuffledLoader, loader_of
 from ds_al.decoders import DecoderCopies
 from ds_al.errors import ALCheckpointError, ALConfigError, ALDataError
+from ds_al.group import GroupStage
+from ds_al.group_run import GroupRun
+from ds_al.group_schedule import GROUP_SCHEDULES
 from ds_al.inference import Inference
 from ds_al.module import ALPipelineModule
 from ds_al.optim import build, masters, names, schedules
@@ -60,6 +66,7 @@ from ds_al.optim.local import Factory, LocalOptimizer
 from ds_al.optim.unused import UnusedWeights
 from ds_al.parallel.replicas import Replicas
 from ds_al.parallel.topology import StageTopology
+from ds_al.partition.part import LayerPart
 from ds_al.runner import Runner
 from ds_al.schedule import AL_SCHEDULES, Barrier, RefreshDecoders, Repeated, SendDecoders
 from ds_al.stage import LocalStage
@@ -122,6 +129,8 @@ class ALPipelineEngine(PipelineEngine):
     ) -> None:
         self.settings, self.al = settings, settings.al
         self.topology = StageTopology.of(model)
+        if model.runs is not None:
+            groups.check(settings, layers=model.num_layers, stages=self.topology.stages)
         self.replicas = Replicas(self.topology.replica, self.topology.replicas, group=self.topology.replica_group)
         self._selection = None
         if model_parameters is not None:
@@ -147,20 +156,28 @@ class ALPipelineEngine(PipelineEngine):
 
         self.calls = Calls()
         self.recording = Recording()
-        handlers = {kind: MethodType(handler, self) for kind, handler in self._INSTRUCTION_MAP.items()}
+        handlers: dict[type[PipeInstruction], Callable[..., None]] = {
+            kind: MethodType(handler, self) for kind, handler in self._INSTRUCTION_MAP.items()
+        }
         self.runner = Runner(handlers, observe=self._observe, recording=self.recording)
         self.generators = Generators()
-        self.stage = LocalStage(
-            self.layers,
-            stage_id=self.stage_id,
-            base_seed=self.module.base_seed,
-            device=self.device,
-            number=self.replicas.number,
-            loss_scales=self.optimizer.scales if self.optimizer is not None else {},
-            fixed_shapes=self.num_stages > 1 and not self.dynamic_shape,
-            generators=self.generators,
-            recording=self.recording,
-        )
+        place = self.module.place
+        common: dict[str, Any] = {
+            "stage_id": self.stage_id,
+            "base_seed": self.module.base_seed,
+            "device": self.device,
+            "number": self.replicas.number,
+            "loss_scales": self.optimizer.scales if self.optimizer is not None else {},
+            "fixed_shapes": self.num_stages > 1 and not self.dynamic_shape,
+            "generators": self.generators,
+            "recording": self.recording,
+        }
+        self.stage: LocalStage
+        index, part = self.layers[0]
+        if place is not None and place.size > 1 and isinstance(part, LayerPart):
+            self.stage = GroupStage(index, part, place=place, split=self.al.group_schedule != "1f1b", **common)
+        else:
+            self.stage = LocalStage(self.layers, **common)
         self.unused = UnusedWeights(
             self.layers, optimizer=self.optimizer, stage_id=self.stage_id, allowed=self.al.unused_parameters
         )
@@ -181,6 +198,7 @@ class ALPipelineEngine(PipelineEngine):
             device=self.device,
             dynamic=self.dynamic_shape,
             decoders=self.module.objective.needs_earlier_decoders,
+            place=place,
         )
         self.sender, self.receiver = self.links.training
         self.compression = COMPRESSIONS[self.al.message_dtype]()
@@ -188,7 +206,9 @@ class ALPipelineEngine(PipelineEngine):
         if self.module.objective.needs_earlier_decoders:
             self.decoder_copies = DecoderCopies(
                 self.layers,
-                decoders=self.preparation.on_device(self.module.build_decoders(self.layers[-1][0] + 1)),
+                decoders=self.preparation.on_device(
+                    self.module.build_decoders(self.layers[0][0] + sum(layer.ends for _, layer in self.layers))
+                ),
                 channels=self.links.decoders,
             )
         self.inference = Inference(
@@ -223,6 +243,18 @@ class ALPipelineEngine(PipelineEngine):
         """Latest known ``(A_i, E_i)`` of every layer up to this stage, means over a batch; NaN where unknown."""
         self._meter = StageMeter()
         self._now = _Now()
+        self.group: GroupRun | None = None
+        if isinstance(self.stage, GroupStage):
+            self.group = GroupRun(
+                self.stage,
+                load=self._load,
+                links=self.links,
+                compression=self.compression,
+                report=self._report,
+                target_tensors=self.preparation.objective.target_tensors,
+                scale=self._scale,
+            )
+            handlers.update(self.group.handlers)
         self._schedules: dict[tuple[Any, ...], PipeSchedule] = {}
         self.tracing = Tracing.of(
             self.al,
@@ -338,6 +370,8 @@ class ALPipelineEngine(PipelineEngine):
         self._meter.start(self._totals())
         if self.receiver is not None:
             self.receiver.expect(self.micro_batches)
+        if self.group is not None:
+            self.group.expect(self.micro_batches)
         with self.generators.aside():
             self._exec_schedule(self._train_schedule())
         loss = self._end_batch()
@@ -348,9 +382,12 @@ class ALPipelineEngine(PipelineEngine):
         return loss
 
     def _train_schedule(self) -> PipeSchedule:
-        key = self.micro_batches, self.num_stages, self.stage_id, self.al.steps_per_batch
+        key = self.micro_batches, self.num_stages, self.stage_id, self._steps_per_batch
         if key not in self._schedules:
-            schedule = AL_SCHEDULES[self.al.method](*key)
+            schedule: PipeSchedule = AL_SCHEDULES[self.al.method](*key)
+            if self.group is not None:
+                kind = GROUP_SCHEDULES[self.al.group_schedule]
+                schedule = kind(self.micro_batches, self.group.stage.place, key[-1] or 1)
             self._schedules[key] = Repeated(
                 schedule,
                 reduce_gradients=self.replicas.count > 1,
@@ -369,7 +406,7 @@ class ALPipelineEngine(PipelineEngine):
         losses = self.stage.take_losses(self.micro_batches)
         self._report.remember(losses)
         index = self.layers[0][0]
-        self.report[index : index + len(self.layers)] = losses
+        self.report[index : index + len(losses)] = losses
         if self.al.count == "batch":
             self._count_step()
         self.agg_train_loss = losses.sum()
@@ -399,6 +436,9 @@ class ALPipelineEngine(PipelineEngine):
 
     def _exec_load_micro_batch(self, buffer_id: int) -> None:
         """[1] Loads a micro-batch from the data iterator, on the first stage."""
+        self._now.s, self._now.t = self._load()
+
+    def _load(self) -> tuple[Activation, Target]:
         start = time.perf_counter()
         try:
             with self.generators.restored():
@@ -411,7 +451,7 @@ class ALPipelineEngine(PipelineEngine):
         counters = self.counters
         counters.waited_for_data = time.perf_counter() - start
         counters.wait_data += counters.waited_for_data
-        self._now.s, self._now.t = self.preparation(batch)
+        return self.preparation(batch)
 
     def _exec_recv_activations(self, buffer_id: int) -> None:
         """[1] Receives ``(s, t, report)`` from the previous stage; it may have arrived long before."""
@@ -429,13 +469,13 @@ class ALPipelineEngine(PipelineEngine):
     def _exec_refresh_decoders(self) -> None:
         """[1] Receives the copies of earlier decoders, where that is due at this micro-batch."""
         assert self.decoder_copies is not None
-        if self.decoder_copies.due(self.stage.trained_micro_batches):
+        if self.decoder_copies.due(self.stage.next_micro_batch):
             self.decoder_copies.refresh()
 
     def _exec_send_decoders(self) -> None:
         """[1] Sends these copies to the next stage, before the forward pass."""
         assert self.decoder_copies is not None
-        if self.decoder_copies.due(self.stage.trained_micro_batches):
+        if self.decoder_copies.due(self.stage.next_micro_batch):
             self.decoder_copies.send()
 
     def _exec_send_activations(self, buffer_id: int) -> None:
@@ -445,9 +485,18 @@ class ALPipelineEngine(PipelineEngine):
 
     def _exec_backward_pass(self, buffer_id: int) -> None:
         """[4] Computes the local losses and their gradients, and frees the slot of the input."""
-        self.stage.backward(scale=(self.al.steps_per_batch or self.micro_batches) / self.micro_batches)
+        self.stage.backward(scale=self._scale())
         if self.receiver is not None:
             self.receiver.release()
+
+    @property
+    def _steps_per_batch(self) -> int | None:
+        """Optimizer steps per batch; ``None`` is one per micro-batch. One per batch where layers span stages, K < P."""
+        return self.al.steps_per_batch or (1 if self.module.place is not None else None)
+
+    def _scale(self) -> float:
+        """Factor of a micro-batch's losses: gradients between two steps are averaged."""
+        return (self._steps_per_batch or self.micro_batches) / self.micro_batches
 
     def _exec_reduce_grads(self) -> None:
         """[4] Averages the gradients over the replicas of this stage."""
@@ -528,9 +577,13 @@ class ALPipelineEngine(PipelineEngine):
                 channel: Any = self.receiver
             case SendActivation():
                 channel = self.sender
+            case RecvGrad():
+                channel = self.links.gradients.receiver
+            case SendGrad():
+                channel = self.links.gradients.sender
             case RefreshDecoders() | SendDecoders():
                 assert self.decoder_copies is not None
-                if not self.decoder_copies.due(self.stage.trained_micro_batches):
+                if not self.decoder_copies.due(self.stage.next_micro_batch):
                     return None
                 sends = isinstance(instruction, SendDecoders)
                 channel = self.decoder_copies.sender if sends else self.decoder_copies.receiver
@@ -616,6 +669,8 @@ class ALPipelineEngine(PipelineEngine):
         self._compile(compile_config(backend, compile_kwargs, unsupported))
 
     def _compile(self, config: CompileConfig) -> None:
+        if self.module.runs is not None:
+            raise ALConfigError("engine.compile() with more stages than AL layers: it would depend on the stages' cuts")
         if self._is_compiled:
             raise ALConfigError(
                 f'the layers are compiled already, by "{BLOCK}.compile" or engine.compile(): do it once'

@@ -136,11 +136,11 @@ class Inference:
         if keep_scores:
             found["scores"], found["labels"] = self.topology.gather(kept)[-1]
         if averaged:
-            probabilities = self.topology.gather(torch.stack([torch.cat(batches) for batches in exits]))
-            found["averaged"] = averaged_accuracy(torch.cat(probabilities), torch.cat(all_labels))
+            probabilities = self._of_all_exits([torch.cat(batches) for batches in exits if batches])
+            found["averaged"] = averaged_accuracy(probabilities, torch.cat(all_labels))
         if exit_confidence:
-            stages = self.topology.gather(torch.stack([torch.cat(batches, dim=1).cpu() for batches in seen]))
-            confidence, right = torch.cat(stages).unbind(dim=1)
+            pairs = self._of_all_exits([torch.cat(batches, dim=1).cpu() for batches in seen if batches])
+            confidence, right = pairs.unbind(dim=1)
             found["early_exit"] = early_exits(confidence, right, exit_confidence)
         return found
 
@@ -246,6 +246,8 @@ class Inference:
             if not len(numbers):
                 break
             s = self._activation(index, layer, s)
+            if not layer.ends:
+                continue
             scores = self._score(k, s)
             stay = (confidence_of(scores) < confidence) & (index < last)
             found.append((numbers[~stay].cpu(), scores[~stay].cpu(), index + 1))
@@ -312,8 +314,9 @@ class Inference:
 
     def _exits(self, outputs: list[Activation]) -> Iterator[tuple[int, Tensor]]:
         """Yields ``(layer index, scores (B, V))`` of each exit of this stage."""
-        for k, (index, _) in enumerate(self.layers):
-            yield index, self._score(k, outputs[k])
+        for k, (index, layer) in enumerate(self.layers):
+            if layer.ends:
+                yield index, self._score(k, outputs[k])
 
     def _score(self, k: int, s: Activation) -> Tensor:
         """Scores ``(B, V)`` of the exit after this stage's k-th layer, from what leaves the layer."""
@@ -349,7 +352,7 @@ class Inference:
         for weight in _weights(self._earlier):
             weight.copy_(self._receive_one())
         if self._sender is not None:
-            for weight in _weights([*self._earlier, *(layer.h for _, layer in self.layers)]):
+            for weight in _weights([*self._earlier, *(layer.h for _, layer in self.layers if layer.ends)]):
                 self._sender.send((weight,))
 
     def _exchange_code_table(self) -> None:
@@ -363,7 +366,7 @@ class Inference:
         else:
             table = self._receive_one()
         for _, layer in self.layers:
-            table = layer.codes(table)
+            table = layer.codes(table) if layer.ends else table
             self._tables.append(table)
         if self._sender is not None:
             self._sender.send((table,))
@@ -376,6 +379,10 @@ class Inference:
         tensor = tensor.clone()
         self._receiver.release()
         return tensor
+
+    def _of_all_exits(self, exits: list[Tensor]) -> Tensor:
+        """Stacks one tensor per exit, of the exits of all stages."""
+        return torch.stack([exit for stage in self.topology.gather(exits) for exit in stage])
 
     def _announce(self, count: int) -> int:
         """The first stage's count, on every rank."""

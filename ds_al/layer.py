@@ -61,6 +61,8 @@ class ALLayer(nn.Module):
         >>> sum(losses).backward()
     """
 
+    ends = True
+    """Whether b, g and h are here: false for all but the last part of a layer (:mod:`ds_al.partition.part`)."""
     recomputed: Callable[[Activation], Activation] | None = None
     """Runs f in training, if set: activation checkpointing (:mod:`ds_al.compute.recompute`)."""
     copies_inputs = False

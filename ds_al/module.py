@@ -15,10 +15,13 @@ from deepspeed.runtime import utils as ds_utils
 from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError, ALLayerError
+from ds_al.group_schedule import Place
 from ds_al.layer import ALLayer, predict
 from ds_al.objectives import Objective
 from ds_al.parallel.world import join_world
+from ds_al.partition.groups import Run, explicit_runs, spread
 from ds_al.partition.measure import Measuring, measure_stages
+from ds_al.partition.part import LayerPart, blocks, run_of
 from ds_al.partition.plan import describe, explicit
 from ds_al.shared import refuse_shared
 from ds_al.spec import ALLayerSpec
@@ -97,12 +100,15 @@ class ALPipelineModule(PipelineModule):
         """The config of that model of ``transformers``, which loggers read."""
         self.partition_table: str | None = None
         """What ``"measured"`` found, to be read."""
+        self.runs: list[Run] | None = None
+        """What each stage holds where layers span groups of stages, K < P; otherwise ``None``."""
+        self._al_layers = layers
         _check_layers(layers)
         refuse_shared(enumerate(layers))
         join_world()
         if topology is None:
             num_stages = dist.get_world_size() if num_stages is None else num_stages
-            _check_stages(num_stages, layers=len(layers), processes=dist.get_world_size())
+            _check_stages(num_stages, processes=dist.get_world_size())
         with Generators().aside():  # DeepSpeed seeds all of them for every layer
             super().__init__(
                 layers,
@@ -128,8 +134,12 @@ class ALPipelineModule(PipelineModule):
         return importlib.import_module("ds_al").from_layers(layers, **options)
 
     def _partition_layers(self, method: str = "uniform") -> None:
-        """Adds the methods ``measured`` and ``cuts:`` to DeepSpeed's, and looks at the classes of f for ``type:``."""
+        """Adds the methods ``measured`` and ``cuts:`` to DeepSpeed's, looks at the classes of f for ``type:``, and cuts
+        layers between their blocks where K < P."""
         _check_method(method)
+        if self.num_stages > len(self._al_layers):
+            self._partition_blocks(method)
+            return
         if method.lower() in ("uniform", "parameters"):
             super()._partition_layers(method)
             _check_parts(method, self.parts)
@@ -155,6 +165,27 @@ class ALPipelineModule(PipelineModule):
         if not any(found):
             raise ALConfigError(f"got partition_method='type:{pattern}', which matches no layer: expected {known}")
         return ds_utils.partition_balanced(weights=[int(each) for each in found], num_parts=self.num_stages)
+
+    def _partition_blocks(self, method: str) -> None:
+        """Cuts layers between their blocks, and replaces the layers by one part per stage."""
+        costs = [_block_costs(_built(spec, self.base_seed + i), method) for i, spec in enumerate(self._al_layers)]
+        if method.startswith("cuts:"):
+            self.runs = explicit_runs(method, blocks=[len(row) for row in costs], stages=self.num_stages)
+        else:
+            self.runs = spread(costs, self.num_stages)
+        self._layer_specs = [_PartSpec(self._al_layers[i], i, run, self.base_seed + i) for i, run in self.runs]
+        self.parts = list(range(self.num_stages + 1))
+        stage = self._topo.get_coord(self.global_rank).pipe
+        self._set_bounds(start=stage, stop=stage + 1)
+
+    @property
+    def place(self) -> Place | None:
+        """The place of this stage in the group of stages that its AL layer spans; ``None`` unless K < P."""
+        if self.runs is None:
+            return None
+        layer = self.runs[self._local_start][0]
+        group = [stage for stage, (index, _) in enumerate(self.runs) if index == layer]
+        return Place(self._local_start, self.num_stages, self._local_start - group[0], len(group))
 
     def _measured_parts(self) -> list[int]:
         """The best cut by what each rank measures; the same on all ranks, since all know what all measured."""
@@ -183,13 +214,15 @@ class ALPipelineModule(PipelineModule):
 
     @property
     def local_layers(self) -> list[tuple[int, ALLayer]]:
-        """``(index in the network, layer)`` of this stage's layers, in order."""
+        """``(index in the network, layer)`` of this stage's layers, in order; of a part of a layer where K < P."""
+        if self.runs is not None:
+            return [(self.runs[self._local_start][0], self.forward_funcs[0])]
         return list(enumerate(self.forward_funcs, start=self._local_start))
 
     @property
     def num_layers(self) -> int:
         """Number of AL layers of the whole network, N."""
-        return self._num_layers
+        return len(self._al_layers)
 
     @property
     def objective(self) -> Objective:
@@ -207,7 +240,7 @@ class ALPipelineModule(PipelineModule):
     def build_decoders(self, stop: int) -> list[nn.Module]:
         """Builds ``[h_1, ..., h_stop]``, frozen, for weights that other stages send."""
         with Generators().aside():
-            decoders = [copy.deepcopy(_decoder_of(spec)) for spec in self._layer_specs[:stop]]
+            decoders = [copy.deepcopy(_decoder_of(spec)) for spec in self._al_layers[:stop]]
         for decoder in decoders:
             if any(parameter.is_meta for parameter in decoder.parameters()):  # of a model whose weights were freed
                 decoder.to_empty(device="cpu")
@@ -216,8 +249,8 @@ class ALPipelineModule(PipelineModule):
     def label_loss(self, scores: Tensor, target: Tensor) -> Tensor:
         """Loss of label scores ``(B, V)`` against one-hot labels ``(B, V)``: cross-entropy, or with the objective
         ``mse`` the ``D_E`` of the first layer."""
-        spec = self._layer_specs[0]
-        if self._local_start == 0:
+        spec = self._al_layers[0]
+        if self._local_start == 0 and self.forward_funcs[0].ends:
             layer = self.forward_funcs[0]
         elif isinstance(spec, ALLayerSpec):
             layer = ALLayer(*(nn.Identity() for _ in "fbgh"), **spec.module_kwargs)
@@ -294,16 +327,53 @@ def _check_parts(method: str, parts: Sequence[int]) -> None:
         )
 
 
-def _check_stages(num_stages: int, *, layers: int, processes: int) -> None:
+class _PartSpec(LayerSpec):
+    """Builds the part of an AL layer that one stage holds, with the weights that the whole layer has."""
+
+    def __init__(self, layer: ALLayerSpec | ALLayer, index: int, run: range, seed: int) -> None:
+        super().__init__(LayerPart)
+        self.layer, self.index, self.run, self.seed = layer, index, run, seed
+
+    def build(self, log: bool = False) -> ALLayer:
+        """Builds the whole layer, and keeps the part."""
+        layer = _built(self.layer, self.seed)
+        return layer if self.run == range(_count(layer)) else LayerPart(layer, self.run)
+
+
+def _built(spec: ALLayerSpec | ALLayer, seed: int) -> ALLayer:
+    if isinstance(spec, ALLayer):
+        return spec
+    with Generators().aside():
+        ds_utils.set_random_seed(seed)
+        return spec.build()
+
+
+def _count(layer: ALLayer) -> int:
+    """Number of blocks between which stages may cut a layer; a subclass of ``ALLayer`` stays whole."""
+    return blocks(layer.f) if type(layer) is ALLayer else 1
+
+
+def _block_costs(layer: ALLayer, method: str) -> list[float]:
+    """Returns the cost of each block of f, and of b, g and h with the last one."""
+    count = _count(layer)
+    if method == "uniform" or method.startswith("cuts:"):
+        return [1.0] * count
+    if method != "parameters":
+        raise ALConfigError(
+            f"got partition_method={method!r} for more stages than AL layers: expected 'parameters', 'uniform', or "
+            "'cuts:2,5', the first blocks of the stages after the first one"
+        )
+    parts = [run_of(layer.f, range(i, i + 1)) for i in range(count)]
+    own = [float(sum(p.numel() for p in part.parameters())) for part in parts]
+    own[-1] += sum(p.numel() for part in (layer.b, layer.g, layer.h) for p in part.parameters())
+    return own
+
+
+def _check_stages(num_stages: int, *, processes: int) -> None:
     if num_stages < 1 or processes % num_stages:
         raise ALConfigError(
             f"{processes} processes for {num_stages} stages: start as many processes as stages, or a multiple of it "
             "for data parallel replicas of the pipeline (deepspeed --num_accelerators N)"
-        )
-    if not 1 <= num_stages <= layers:
-        raise ALConfigError(
-            f"{num_stages} processes for {layers} AL layers: each stage needs a layer of its own. "
-            f"Start {' or '.join(map(str, range(1, layers + 1)))} (deepspeed --num_accelerators N)"
         )
 
 

@@ -74,6 +74,11 @@ class LocalStage:
         self._losses: list[Tensor] = []
         self.finite = FiniteCheck(layers, stage_id=stage_id, device=device, scaled=self._scales)
 
+    @property
+    def next_micro_batch(self) -> int:
+        """Number of the micro-batch whose forward is next, counted from 0."""
+        return self.trained_micro_batches
+
     def forward(self, s: Activation, t: Target) -> tuple[Activation, Target]:
         """Runs f and g of every layer, and keeps the graphs for the backward.
 

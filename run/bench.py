@@ -1,6 +1,7 @@
 """Measures the schedules on ranks of this machine. One measurement must be selected.
 
     python run/bench.py --sleeping --json docs/results/sleeping.json
+    python run/bench.py --dial --stages 4,8 --json docs/results/dial.json
     python run/bench.py --features --json docs/results/features.json
     python run/bench.py --overhead --json docs/results/overhead.json
     python run/bench.py --layers --model vgg,transformer --json docs/results/layers.json
@@ -31,6 +32,7 @@ from ds_al.studies.bench import guard
 from ds_al.studies.bench.again import measure_again, time_sleeping
 from ds_al.studies.bench.arguments import names, numbers, positive
 from ds_al.studies.bench.cases import SleepingCases, measure_memory
+from ds_al.studies.bench.dial import DialCases, measure_dial
 from ds_al.studies.bench.features import FeatureCases, measure_features
 from ds_al.studies.bench.layers import measure_layers
 from ds_al.studies.bench.overhead import METHODS as OVERHEAD_METHODS
@@ -54,6 +56,10 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--sleeping", action="store_true", help="time all methods on sleeping layers, and compare with the ideal"
     )
+    what.add_argument(
+        "--dial", action="store_true",
+        help="time K layers on P stages, with each schedule inside a group, beside streaming and 1F1B",
+    )  # fmt: skip
     what.add_argument(
         "--features", action="store_true", help="time features of DeepSpeed on sleeping layers: do stages wait?"
     )
@@ -121,7 +127,9 @@ def main() -> None:
     if args.current and not args.check:
         p.error("--current goes with --check")
     run = next(
-        each for each in (sleeping, features, overhead, layers, traffic, check, memory) if getattr(args, each.__name__)
+        each
+        for each in (sleeping, dial, features, overhead, layers, traffic, check, memory)
+        if getattr(args, each.__name__)
     )
     try:
         run(args, Console())
@@ -145,6 +153,24 @@ def sleeping(args: argparse.Namespace, console: Console) -> None:
     rows = time_sleeping(cases, console)
     settings = {name: getattr(cases, name) for name in ("forward", "backward", "batches", "repeat")}
     _keep(args, console, "sleeping", rows, **settings)
+
+
+def dial(args: argparse.Namespace, console: Console) -> None:
+    """Times K layers on P stages."""
+    cases = DialCases(
+        stages=args.stages or (4, 8),
+        layers=(1, 2, 4),
+        micro_batches=args.micro_batches or (4, 8, 16),
+        batches=args.batches,
+        forward=args.forward_ms / 1000,
+        backward=args.backward_ms / 1000,
+        repeat=args.repeat,
+    )
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("timing", total=cases.total())
+        rows = measure_dial(cases, progress=lambda row: bar.update(task, advance=1, description=str(row["schedule"])))
+    settings = {name: getattr(cases, name) for name in ("forward", "backward", "batches", "repeat")}
+    _keep(args, console, "dial", rows, **settings)
 
 
 def features(args: argparse.Namespace, console: Console) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ds_al.checkpoint import optimizers
 from ds_al.checkpoint.folder import Record, kinds, verify
+from ds_al.checkpoint.parts import held
 from ds_al.checkpoint.snapshot import given_weights, modules
 from ds_al.checkpoint.state import StageState
 from ds_al.errors import ALCheckpointError
@@ -41,7 +42,7 @@ def check(state: StageState, folder: Path, index: Record, wanted: Wanted) -> Non
         )
     if wanted.training:
         _same_job(state, index)
-    layers = {number: index["layers"][number] for number, _ in state.layers}
+    layers = {number: held(index["layers"][number], layer) for number, layer in state.layers}
     for number, layer in state.layers:
         _same_layer(number, layer, layers[number], wanted)
         verify(folder, _files(layers[number], wanted), of=f"AL layer {number}")

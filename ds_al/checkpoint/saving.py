@@ -17,6 +17,7 @@ from ds_al.checkpoint.check import Wanted, check, client_of, source_of
 from ds_al.checkpoint.folder import Record, find, read_client_state, read_index, read_tensors
 from ds_al.checkpoint.form import REMEDY
 from ds_al.checkpoint.own import INDEX
+from ds_al.checkpoint.parts import held
 from ds_al.checkpoint.plain import Tensors, unpack
 from ds_al.checkpoint.snapshot import check_finite
 from ds_al.checkpoint.state import StageState
@@ -149,12 +150,13 @@ def read(state: StageState, folder: Path, index: Record, wanted: Wanted) -> Cont
     Raises:
         ALCheckpointError: a weight is NaN, or infinite where it is trained, or the client state runs code.
     """
-    layers = {number: index["layers"][number] for number, _ in state.layers}
+    layers = {number: held(index["layers"][number], layer) for number, layer in state.layers}
     contents = Contents(index)
     for number, layer in state.layers:
         record = layers[number]
-        weights = dict(read_tensors(folder, record["files"]["model_states"]))
-        weights |= {name: unpack(value, weights) for name, value in record["extra"].items()}
+        saved = read_tensors(folder, index["layers"][number]["files"]["model_states"])
+        weights: Tensors = {name: saved[name] for name in record["files"]["model_states"]["tensors"]}
+        weights |= {name: unpack(value, saved) for name, value in record["extra"].items()}
         check_finite(number, layer, weights)
         contents.weights[number] = weights
     if not wanted.training:
@@ -176,8 +178,8 @@ def read(state: StageState, folder: Path, index: Record, wanted: Wanted) -> Cont
             {name.removeprefix(_DECODER): value for name, value in copies.items() if name.startswith(_DECODER)}
         )
     source = index["stages"][source_of(state, index)]
-    saved = read_tensors(folder, source["files"]["random_states"])
-    contents.random = snapshot.checked_random_states(source["random"], saved)
+    states = read_tensors(folder, source["files"]["random_states"])
+    contents.random = snapshot.checked_random_states(source["random"], states)
     client = index["stages"][client_of(state, index)]["files"].get("client_state")
     contents.client_state = read_client_state(folder / client["file"]) if client else {}
     return contents
@@ -217,8 +219,10 @@ def apply(state: StageState, contents: Contents, wanted: Wanted) -> None:
 def _losses(state: StageState, tensors: Mapping[int, Mapping[str, Tensor]]) -> None:
     for number, saved in tensors.items():
         state.report.losses[number] = saved["losses/latest"].to(state.report.losses.device)
-    history = torch.stack([saved["losses/history"] for saved in tensors.values()], dim=1).to(state.device)
-    state.report.history = list(history)
+    rows = [tensors[number]["losses/history"] for number, layer in state.layers if layer.ends]
+    batches = len(next(iter(tensors.values()))["losses/history"])
+    history = torch.stack(rows, dim=1) if rows else torch.zeros(batches, 0, 2)
+    state.report.history = list(history.to(state.device))
 
 
 def _counters(state: StageState, index: Record) -> None:

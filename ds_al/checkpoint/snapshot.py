@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from ds_al.checkpoint import optimizers
 from ds_al.checkpoint.folder import FORMAT, Record
-from ds_al.checkpoint.form import RANDOM, layer_file, stage_file
+from ds_al.checkpoint.form import RANDOM, stage_file
+from ds_al.checkpoint.parts import part_file
 from ds_al.checkpoint.plain import Tensors, pack, unpack
 from ds_al.checkpoint.state import StageState
 from ds_al.errors import ALCheckpointError
 from ds_al.layer import ALLayer
 from ds_al.optim.finite import not_finite
 from ds_al.optim.masters import full_state
+from ds_al.partition.part import LayerPart
 
 
 @dataclass
@@ -79,17 +81,20 @@ def take(state: StageState, client_state: Mapping[str, Any], *, leave_out_frozen
         record["left_out"] = sorted(frozen)
         record["extra"] = {n: pack(v, weights, at=n) for n, v in values.items() if not isinstance(v, Tensor)}
         weights |= {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        shot.files.append((record, "model_states", layer_file(index, "model_states"), weights))
+        shot.files.append((record, "model_states", part_file(layer, index, "model_states"), weights))
         for role, (saved, tensors) in optimizer_states[index].items():
             record["optimizers"][role] = saved
-            shot.files.append((record, f"{role}_optim_states", layer_file(index, f"{role}_optim_states"), tensors))
+            name = part_file(layer, index, f"{role}_optim_states")
+            shot.files.append((record, f"{role}_optim_states", name, tensors))
+        if not layer.ends:  # losses and copies of decoders are on the last stage of a group
+            continue
         training: Tensors = {"losses/latest": state.report.losses[index], "losses/history": history[:, row]}
         if state.decoder_copies is not None:
             training |= {f"decoder/{name}": value for name, value in state.decoder_copies.state(index).items()}
         scale = state.scales.get(index)
         record["loss_scale"] = None if scale is None else scale.state()
         record["schedule"] = optimizers.collect_schedule(state, training)
-        shot.files.append((record, "training_states", layer_file(index, "training_states"), training))
+        shot.files.append((record, "training_states", part_file(layer, index, "training_states"), training))
     return shot
 
 
@@ -136,7 +141,8 @@ def _version(package: str) -> str | None:
 
 def modules(layer: ALLayer) -> dict[str, str]:
     """Returns the class of every module of a layer by name, to distinguish layers with equal shapes."""
-    return {name: type(module).__name__ for name, module in layer.named_modules()}
+    found = {name: type(module).__name__ for name, module in layer.named_modules()}
+    return found | ({"": ALLayer.__name__} if isinstance(layer, LayerPart) else {})
 
 
 def given_weights(layer: nn.Module) -> Tensors:

@@ -29,6 +29,7 @@ from ds_al.checkpoint.folder import (
     write_text,
 )
 from ds_al.checkpoint.form import CLIENT, stage_file
+from ds_al.checkpoint.parts import join
 from ds_al.checkpoint.snapshot import Snapshot
 from ds_al.errors import ALCheckpointError
 
@@ -207,7 +208,7 @@ def _removed(part: Path) -> ALCheckpointError:
 def _publish(part: Path, destination: Destination) -> None:
     """Writes the index into a complete folder, and renames it to its tag."""
     done = sorted(part.glob("*.done"))
-    write_index(part, _assemble([json.loads(path.read_text()) for path in done]))
+    write_index(part, _assemble(part, [json.loads(path.read_text()) for path in done]))
     for path in done:
         path.unlink()
     sync(part)
@@ -242,8 +243,8 @@ def _is_after(other: Path, part: Path) -> bool:
     return other_session == session and int(other_number) > int(number)
 
 
-def _assemble(stages: list[Record]) -> Record:
-    """Builds the index from the records of all stages.
+def _assemble(part: Path, stages: list[Record]) -> Record:
+    """Builds the index from the records of all stages, and joins the files of layers that span several stages.
 
     Raises:
         ALCheckpointError: the stages are at different batches.
@@ -259,7 +260,7 @@ def _assemble(stages: list[Record]) -> Record:
     return {
         **first,
         "stages": [stage["stage"] for stage in stages],
-        "layers": [layer for stage in stages for layer in stage["layers"]],
+        "layers": join(part, [layer for stage in stages for layer in stage["layers"]]),
     }
 
 

@@ -117,6 +117,11 @@ class ALConfig(StrictModel):
         "`bp_dp`: data parallel back-propagation, for a `PipelineModule` of a single stage, with a replica on every "
         "rank (`ds_al.baseline.data_parallel`).",
     )
+    group_schedule: Literal["1f1b", "zb_h1", "zb_h2"] = Field(
+        default="1f1b",
+        description="Schedule inside a group of stages, where an AL layer spans several stages (K < P). `1f1b`: one "
+        "forward, one backward. `zb_h1`, `zb_h2`: zero bubble, with gradients of weights put off.",
+    )
     queue_depth: int = Field(
         default=2,
         ge=1,

@@ -68,6 +68,11 @@ class Precision:
         """Whether layers compute below float32, with float32 masters."""
         return self.block is not None
 
+    @property
+    def checks_overflow(self) -> bool:
+        """Whether a layer drops a step whose gradients overflow."""
+        return self.is_low and (not isinstance(self.block, BF16Config) or self.block.check_grad_overflow)
+
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Precision:
         """Reads the precision of a DeepSpeed config.

@@ -58,10 +58,12 @@ class ChannelsLast(nn.Sequential):
     """A sequence of modules on maps ``(B, C, H, W)`` in channels-last layout, several times faster on CPU.
 
     Attributes:
+        runs_in_order: stages of a group may hold runs of the modules, see :func:`ds_al.partition.part.blocks`.
         travels: whether the output is contiguous, as DeepSpeed's pipeline sends it. An AL form sends maps, and bridges
             use them, in their own layout (:mod:`ds_al.tensors`).
     """
 
+    runs_in_order = True
     travels = False
 
     def forward(self, x: Tensor) -> Tensor:

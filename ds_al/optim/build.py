@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 
 from ds_al.config.optimizers import OptimizerConfig
-from ds_al.config.precision import BF16Config
 from ds_al.config.settings import Settings
 from ds_al.errors import ALConfigError
 from ds_al.optim import masters, muon
@@ -59,8 +58,7 @@ def local_optimizer(
             owned=shards.owns if shards else lambda parameter: True,
             trained=set(trained).__contains__,
         )
-        block = precision.block
-        if not isinstance(block, BF16Config) or block.check_grad_overflow:
+        if precision.checks_overflow:
             scales = {index: LayerScale(index, precision) for index, _ in layers}
     associated = (
         by_config(None) if given is None else given if isinstance(given, torch.optim.Optimizer) else _named(given)

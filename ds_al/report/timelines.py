@@ -12,6 +12,8 @@ from ds_al.report.read import RunRecord, TraceEvent
 _KIND_OF = {
     "ForwardPass": "forward",
     "BackwardPass": "backward",
+    "BackwardInput": "backward",
+    "BackwardWeight": "backward",
     "OptimizerStep": "step",
     "RecvActivation": "receive",
     "RecvGrad": "receive",

@@ -40,6 +40,7 @@ _TOLD_BY: Mapping[str, str] = {
     "costs": "rho",
     "memory": "peak_bytes",
     "features": "feature",
+    "dial": "graphs_held",
     "sleeping": "efficiency",
     "gpu": "part",
 }

@@ -72,6 +72,11 @@ class Generators:
         self._passes += 1
 
     @property
+    def layers_drew(self) -> bool:
+        """Whether a layer is known to have drawn from Python's or numpy's generator."""
+        return self._drawn
+
+    @property
     def _layers_may_draw(self) -> bool:
         """Whether layers draw from Python's or numpy's generator, or it is not known yet."""
         return self._drawn or self._passes < _WATCHED

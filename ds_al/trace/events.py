@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-COMPUTING = ("ForwardPass", "BackwardPass", "OptimizerStep")
+COMPUTING = ("ForwardPass", "BackwardPass", "BackwardInput", "BackwardWeight", "OptimizerStep")
 """Instructions in which a stage computes. In all others it transfers data, or waits."""
 
 LABELS: dict[str, str] = {
     "ForwardPass": "forward",
     "BackwardPass": "backward",
+    "BackwardInput": "backward of input",
+    "BackwardWeight": "backward of weights",
     "OptimizerStep": "update",
     "RecvActivation": "receive",
     "RecvGrad": "receive gradient",

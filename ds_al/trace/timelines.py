@@ -8,7 +8,11 @@ from ds_al.figures.parts import Chart, Series, Slice, Timeline
 from ds_al.trace.analysis import computing, critical_path, idle_share, span, whole
 from ds_al.trace.events import MESSAGES, Event, place_name
 
-_COMPUTING = {"ForwardPass": "forward", "BackwardPass": "backward", "OptimizerStep": "step"}
+_COMPUTING = {
+    "ForwardPass": "forward",
+    **dict.fromkeys(("BackwardPass", "BackwardInput", "BackwardWeight"), "backward"),
+    "OptimizerStep": "step",
+}
 _WAITING = {
     **dict.fromkeys((*MESSAGES, *(receiving for receiving, _ in MESSAGES.values())), "waits for a message"),
     "LoadMicroBatch": "waits for a message",

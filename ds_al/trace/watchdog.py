@@ -107,7 +107,8 @@ def waits_for(
     if instruction == "RecvGrad":
         return f"waits for the gradients of micro-batch {micro_batch} from {name(stage + 1)}"
     if instruction == "SendGrad":
-        return f"waits for its gradients of micro-batch {micro_batch} to be taken by {name(stage - 1)}"
+        what = "a free slot in its queue to" if queue else f"its gradients of micro-batch {micro_batch} to be taken by"
+        return f"waits for {what} {name(stage - 1)}"
     if instruction == "LoadMicroBatch":
         return "waits for the data iterator"
     if instruction == "Barrier":

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import ds_al
 from ds_al.baseline import data_parallel
 from ds_al.baseline.schedules import BACKPROP_SCHEDULES
+from ds_al.compute.split import weight_queue
 from ds_al.config.base import BLOCK
 from ds_al.models import build_al, build_twin
 from ds_al.module import TwinModule
@@ -39,18 +40,27 @@ CLASSES = 4
 
 
 class _Sleep(torch.autograd.Function):
-    """Adds a weight and sleeps; the weight requires a gradient, so backward also runs on the first stage."""
+    """Adds a weight and sleeps; half of the backward pass is for the weight, and may be put off."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, forward: float, backward: float) -> Tensor:
-        ctx.seconds = backward
+        ctx.seconds, ctx.weight, ctx.queue = backward, weight, weight_queue() if x.requires_grad else None
         time.sleep(forward)
         return x + weight
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
-        time.sleep(ctx.seconds)
-        return gradient, gradient.sum().view(1), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[override]
+        if ctx.queue is None:
+            time.sleep(ctx.seconds)
+            return gradient, gradient.sum().view(1), None, None
+        time.sleep(ctx.seconds / 2)
+
+        def of_weight() -> list[tuple[Tensor, Tensor]]:
+            time.sleep(ctx.seconds / 2)
+            return [(ctx.weight, gradient.sum().view(1))]
+
+        ctx.queue.add(of_weight)
+        return gradient, None, None, None
 
 
 class Sleeping(nn.Module):
@@ -64,6 +74,13 @@ class Sleeping(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns ``x`` plus a weight."""
         return _Sleep.apply(x, self.weight, *self.seconds)
+
+
+class SleepingBlocks(nn.Sequential):
+    """Several of them, between which stages may cut."""
+
+    def __init__(self, count: int, *, forward: float, backward: float) -> None:
+        super().__init__(*(Sleeping(forward=forward, backward=backward) for _ in range(count)))
 
 
 class Dense(nn.Sequential):
@@ -93,6 +110,13 @@ def sleeping_engine(
     return _engine(
         method, block, stages=stages, width=CLASSES, micro_batch=1, layers=layers, keys=keys, options=options
     )
+
+
+def dial_engine(schedule: str, *, stages: int, layers: int, forward: float, backward: float) -> Any:
+    """Builds an engine of K AL layers over P stages, each stage with one sleeping block; one step per batch."""
+    block = partial(LayerSpec, SleepingBlocks, stages // layers, forward=forward, backward=backward)
+    options = {"group_schedule": schedule, "steps_per_batch": 1}
+    return _engine("streaming", block, stages=stages, width=CLASSES, micro_batch=1, layers=layers, options=options)
 
 
 def dense_engine(method: str, *, stages: int, width: int, micro_batch: int) -> Any:

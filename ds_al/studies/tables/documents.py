@@ -19,6 +19,7 @@ Blocks = Callable[[Sequence[Row]], list[Table | str]]
 
 TABLES: Mapping[str, Blocks] = {
     "sleeping": schedules.sleeping,
+    "dial": schedules.dial,
     "features": schedules.features,
     "overhead": schedules.overhead,
     "tracing_cost": schedules.tracing_cost,

@@ -1,0 +1,42 @@
+"""What is refused where AL layers span several stages, K < P."""
+
+from __future__ import annotations
+
+from ds_al.config.base import BLOCK
+from ds_al.config.settings import Settings
+from ds_al.errors import ALConfigError
+
+
+def check(settings: Settings, *, layers: int, stages: int) -> None:
+    """Checks that groups of stages can honour the settings.
+
+    Args:
+        layers: number of AL layers, K.
+        stages: number of stages, P; more than layers.
+
+    Raises:
+        ALConfigError: a setting would need an agreement of the stages of a group, or make results depend on their
+            number.
+    """
+    al, precision = settings.al, settings.precision
+    refused = {
+        f'"{BLOCK}.method": {al.method!r}': (al.method != "streaming", 'expected "streaming"'),
+        f'"{BLOCK}.layer_gradient_clipping"': (
+            al.layer_gradient_clipping > 0,
+            "the norm of a layer's gradients would have to be summed over its stages: remove it",
+        ),
+        f'"{BLOCK}.compile"': (
+            al.compile is not None,
+            "compiled blocks would depend on where stages cut a layer: remove it",
+        ),
+        "loss scales (fp16, or bf16 with check_grad_overflow)": (
+            precision.checks_overflow,
+            "the stages of a layer would have to agree on an overflow: use bf16 without check_grad_overflow",
+        ),
+    }
+    for name, (given, why) in refused.items():
+        if given:
+            raise ALConfigError(
+                f"{name} with {stages} stages for {layers} AL layers, where a layer spans several stages: {why}, or "
+                f"start at most {layers} stages"
+            )

@@ -1,0 +1,333 @@
+"""Layers that span several stages, K < P: every schedule inside a group leaves the bits of one process."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from deepspeed.pipe import LayerSpec
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import ds_al
+from ds_al.errors import ALConfigError
+from ds_al.launch.ranks import run_ranks
+from ds_al.layer import ALLayer
+from ds_al.models import build_al
+from ds_al.module import TwinModule
+from ds_al.spec import ALLayerSpec
+from tests.support import reference
+from tests.support.networks import Block, Network, tokens
+
+pytestmark = pytest.mark.distributed
+
+BATCHES, SEED = 3, 7
+State = dict[str, Tensor]
+SMALL: dict[str, dict[str, Any]] = {
+    "vgg": {"in_shape": (1, 8, 8), "num_classes": 4, "blocks": ((4, "M"), (6, "M"), (8,), (8,)), "code_width": 6},
+    "resnet": {"in_shape": (1, 8, 8), "num_classes": 4, "widths": (4, 6), "code_width": 6},
+    "transformer": {
+        "vocab_size": 20,
+        "num_classes": 4,
+        "width": 8,
+        "heads": 2,
+        "feed_forward": 12,
+        "dropout": 0.2,
+        "max_length": 7,
+        "code_width": 6,
+        "num_blocks": 8,
+    },
+    "lstm": {
+        "vocab_size": 20,
+        "num_classes": 4,
+        "embedding_width": 6,
+        "width": 5,
+        "dropout": 0.2,
+        "code_width": 6,
+        "num_blocks": 4,
+    },
+}
+
+
+def refused(cases: dict[str, Any]) -> dict[str, str]:
+    """Worker: the errors of configs."""
+    found = {}
+    for name, keys in cases.items():
+        net = network("mlp", 1)
+        module = ds_al.ALPipelineModule(net.layers(), num_classes=net.classes)
+        config = {"train_micro_batch_size_per_gpu": 8, "gradient_accumulation_steps": 2, "steps_per_print": None}
+        config["optimizer"] = {"type": "SGD", "params": {"lr": 0.1}}
+        with pytest.raises(ALConfigError) as error:
+            ds_al.initialize(model=module, config={**config, **keys})
+        found[name] = str(error.value)
+    return found
+
+
+class Dense(nn.Sequential):
+    """Blocks of linear, tanh and dropout."""
+
+    def __init__(self, width_in: int, width_out: int, *, count: int) -> None:
+        super().__init__(*(Block(width_out if i else width_in, width_out) for i in range(count)))
+
+
+def network(name: str, layers: int) -> Network:
+    """A network of K layers, each of several blocks."""
+    if name == "mlp":
+        return Network(lambda: _mlp(layers), lambda generator, size: torch.randn(size, 12, generator=generator))
+    make_input = tokens if "vocab_size" in SMALL[name] else _images
+    return Network(lambda: build_al(name, num_layers=layers, **SMALL[name]), make_input)
+
+
+def _images(generator: torch.Generator, size: int) -> Tensor:
+    return torch.randn(size, 1, 8, 8, generator=generator)
+
+
+def _mlp(layers: int) -> list[ALLayerSpec]:
+    return [
+        ALLayerSpec(
+            f=LayerSpec(Dense, 16 if i else 12, 16, count=8 // layers),
+            b=LayerSpec(Block, 16, 6),
+            g=LayerSpec(nn.Linear, 6 if i else 4, 6),
+            h=LayerSpec(nn.Linear, 6, 6 if i else 4),
+        )
+        for i in range(layers)
+    ]
+
+
+def trained(cases: list[dict[str, Any]]) -> list[State]:
+    """Worker: trains case after case; weights, buffers and optimizer state by layer and name."""
+    results = []
+    for case in cases:
+        net = network(case["network"], case["layers"])
+        method = case.get("partition", "uniform")
+        module = ds_al.ALPipelineModule(net.layers(), num_classes=net.classes, base_seed=SEED, partition_method=method)
+        config = {
+            "train_micro_batch_size_per_gpu": 8,
+            "gradient_accumulation_steps": case["micro_batches"],
+            "steps_per_print": None,
+            "optimizer": {"type": "AdamW", "params": {"lr": 3e-3, "torch_adam": True}},
+            "associated_learning": {"group_schedule": case["schedule"], "steps_per_batch": 1, **case.get("al", {})},
+        }
+        engine, *_ = ds_al.initialize(model=module, config=config)
+        batches = iter(net.batches(BATCHES * case["micro_batches"]))
+        for _ in range(BATCHES):
+            engine.train_batch(batches)
+        engine.flush()
+        results.append(_state(engine.layers, engine.optimizer.state))
+        engine.destroy()
+    return results
+
+
+def _state(layers: Any, optimizer_state: Any) -> State:
+    state: State = {}
+    for index, layer in layers:
+        state |= {f"{index}.{name}": value.clone() for name, value in layer.state_dict().items()}
+        for name, parameter in layer.named_parameters():
+            for key, value in optimizer_state[parameter].items():
+                state[f"{index}.{name}/{key}"] = torch.as_tensor(value).clone()
+    return state
+
+
+def expected(case: dict[str, Any]) -> State:
+    """The same by the plain loop over whole layers, with accumulation in the order of micro-batches."""
+    net = network(case["network"], case["layers"])
+    layers: list[ALLayer] = net.build(SEED)
+    optimizers = reference.train(
+        layers,
+        net.batches(BATCHES * case["micro_batches"]),
+        num_classes=net.classes,
+        make_optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3, fused=True),
+        base_seed=SEED,
+        accumulate=case["micro_batches"],
+    )
+    states = {p: s for pair in optimizers for each in pair if each for p, s in each.state.items()}
+    return _state(list(enumerate(layers)), states)
+
+
+def check(stages: int, cases: list[dict[str, Any]]) -> None:
+    ranks = run_ranks(f"{__name__}:trained", stages, cases=cases)
+    for number, case in enumerate(cases):
+        got: State = {name: value for rank in ranks for name, value in rank[number].items()}
+        want = expected(case)
+        assert got.keys() == want.keys(), case
+        assert [name for name in want if not torch.equal(got[name], want[name])] == [], case
+
+
+def cases_of(networks: list[str], *, layers: int, micro_batches: tuple[int, ...]) -> list[dict[str, Any]]:
+    return [
+        {"network": name, "layers": layers, "micro_batches": count, "schedule": schedule}
+        for name in networks
+        for count in micro_batches
+        for schedule in ("1f1b", "zb_h1", "zb_h2")
+    ]
+
+
+@pytest.mark.parametrize(("layers", "stages"), [(1, 2), (1, 4), (2, 3)])
+def test_a_group_leaves_the_bits_of_one_process(layers: int, stages: int) -> None:
+    """K = 1 is exact back-propagation through all stages; K = 2 on 3 stages has groups of different sizes."""
+    check(stages, cases_of(["mlp", "vgg", "transformer", "lstm"], layers=layers, micro_batches=(1, 4)))
+
+
+def measured(cases: list[dict[str, Any]]) -> list[Any]:
+    """Worker: trains, then evaluates and predicts."""
+    results = []
+    for case in cases:
+        options = dict(SMALL["transformer"], objective=case.get("objective", "mse"))
+        net = Network(lambda options=options: build_al("transformer", num_layers=2, **options), tokens)
+        module = ds_al.ALPipelineModule(
+            net.layers(),
+            num_classes=net.classes,
+            base_seed=SEED,
+            num_stages=case["stages"],
+            activation_checkpoint_interval=case.get("recomputed", 0),
+        )
+        config = {
+            "train_micro_batch_size_per_gpu": 8,
+            "gradient_accumulation_steps": 4,
+            "steps_per_print": None,
+            "optimizer": {"type": "AdamW", "params": {"lr": 3e-3, "torch_adam": True}},
+            "associated_learning": {"steps_per_batch": 2, "group_schedule": case.get("schedule", "1f1b")},
+            **case.get("config", {}),
+        }
+        engine, *_ = ds_al.initialize(model=module, config=config)
+        replicas, replica = engine.topology.replicas, engine.topology.replica
+        batches = iter(net.batches(12 * replicas)[replica::replicas])
+        for _ in range(3):
+            engine.train_batch(batches)
+        losses = engine.gather_losses()
+        held = net.batches(3, seed=5)
+        found = engine.inference.evaluate(held, exit_confidence=[0.4], averaged=True)
+        scores = [engine.predict(held[0][0], exit=exit).cpu() for exit in (1, 2)]
+        early = engine.inference.predict_early(held[0][0], confidence=0.4)
+        results.append((losses, found, scores, early, _state(engine.layers, {p: {} for p in module.parameters()})))
+        engine.destroy()
+    return results
+
+
+CASES: list[dict[str, Any]] = [
+    *({"objective": name} for name in ("contrast", "greedy", "decoded")),
+    {"objective": "decoded", "schedule": "zb_h2"},
+    {"config": {"bf16": {"enabled": True, "check_grad_overflow": False}}, "schedule": "zb_h1"},
+    {"recomputed": 1, "schedule": "zb_h1"},
+]
+
+
+def test_objectives_precision_and_inference_do_not_depend_on_the_stages_of_a_group() -> None:
+    (alone,) = run_ranks(f"{__name__}:measured", 1, cases=[{**case, "stages": 1} for case in CASES])
+    ranks = run_ranks(f"{__name__}:measured", 4, cases=[{**case, "stages": 4} for case in CASES])
+    for number, case in enumerate(CASES):
+        losses, found, scores, early, weights = alone[number]
+        state = {name: value for rank in ranks for name, value in rank[number][4].items()}
+        assert [name for name in weights if not torch.equal(weights[name], state[name])] == [], case
+        for rank in ranks:
+            assert torch.equal(rank[number][0], losses), case
+            assert rank[number][1] == found, case
+            assert all(torch.equal(one, two) for one, two in zip(rank[number][2], scores, strict=True)), case
+            assert all(torch.equal(one, two) for one, two in zip(rank[number][3], early, strict=True)), case
+
+
+def resumed(folder: str, batches: tuple[int, int], al: dict[str, Any] | None = None) -> list[Any]:
+    """Worker: trains some batches, from the latest checkpoint in the folder if there is one, and saves."""
+    net = network("transformer", 2)
+    module = ds_al.ALPipelineModule(net.layers(), num_classes=net.classes, base_seed=SEED)
+    config = {
+        "train_micro_batch_size_per_gpu": 8,
+        "gradient_accumulation_steps": 4,
+        "steps_per_print": None,
+        "optimizer": {"type": "AdamW", "params": {"lr": 3e-3, "torch_adam": True}},
+        "scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": 3e-3, "warmup_num_steps": 10}},
+        "associated_learning": {"steps_per_batch": 1, **(al or {})},
+    }
+    engine, *_ = ds_al.initialize(model=module, config=config)
+    if batches[0]:
+        engine.load_checkpoint(folder)
+    stream = iter(net.batches(6 * 4)[4 * batches[0] :])
+    for _ in range(*batches):
+        engine.train_batch(stream)
+    engine.save_checkpoint(folder, tag=f"after_{batches[1]}", asynchronous=batches[1] == 2)
+    engine.flush()
+    losses = engine.gather_losses()
+    return [losses, _state(engine.layers, engine.optimizer.state)]
+
+
+def test_a_checkpoint_of_parts_is_that_of_whole_layers(tmp_path: Path) -> None:
+    """A layer's files do not depend on its stages, and training goes on on any number of them, bit for bit."""
+    alone, parts = tmp_path / "alone", tmp_path / "parts"
+    for stages, batches in ((4, (0, 2)), (1, (2, 4)), (3, (4, 6))):
+        many = run_ranks(f"{__name__}:resumed", stages, folder=str(parts), batches=batches)
+        (one,) = run_ranks(f"{__name__}:resumed", 1, folder=str(alone), batches=batches)
+        state = {name: value for _, weights in many for name, value in weights.items()}
+        assert state.keys() == one[1].keys()
+        assert [name for name in state if not torch.equal(state[name], one[1][name])] == []
+        assert all(torch.equal(losses, one[0]) for losses, _ in many)
+        names = [sorted(p.name for p in (each / f"after_{batches[1]}").glob("layer_*")) for each in (alone, parts)]
+        assert names[0] == names[1]
+        for name in names[0]:
+            found, expected_ = (load_file(each / f"after_{batches[1]}" / name) for each in (parts, alone))
+            assert found.keys() == expected_.keys()
+            assert all(torch.equal(found[key], expected_[key]) for key in found), name
+
+
+def test_what_groups_cannot_honour_is_refused_by_name() -> None:
+    cases = {
+        "forward_first": {"associated_learning": {"method": "forward_first"}},
+        "layer_gradient_clipping": {"associated_learning": {"layer_gradient_clipping": 1.0}},
+        "compile": {"associated_learning": {"compile": {}}},
+        "loss scales": {"bf16": {"enabled": True, "check_grad_overflow": True}},
+    }
+    for words in run_ranks(f"{__name__}:refused", 2, cases=cases):
+        for name, message in words.items():
+            assert name in message and "2 stages for 1 AL layers" in message, (name, message)
+
+
+def beside_deepspeed(schedule: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Worker: one network by DeepSpeed's 1F1B and as one AL layer; pairs of weights of this rank."""
+    torch.manual_seed(SEED)
+    layers = [
+        nn.Linear(12, 16),
+        nn.Tanh(),
+        nn.Linear(16, 16),
+        nn.Tanh(),
+        nn.Linear(16, 16),
+        nn.ReLU(),
+        nn.Linear(16, 4),
+    ]
+    same = copy.deepcopy(layers)
+    x, size = torch.randn(8, 12), 8
+    config = {
+        "train_micro_batch_size_per_gpu": size,
+        "gradient_accumulation_steps": 4,
+        "steps_per_print": None,
+        "gradient_clipping": 0.0,
+        "optimizer": {"type": "AdamW", "params": {"lr": 3e-3, "torch_adam": True}},
+    }
+    one = ds_al.from_layers(layers, groups=[6], num_classes=4, example=x, objective="greedy", partition_method="cuts:2")
+    twin = TwinModule(same, num_stages=2, loss_fn=nn.CrossEntropyLoss(), partition_method="cuts:2")
+    ours, *_ = ds_al.initialize(model=one, config={**config, "associated_learning": {"group_schedule": schedule}})
+    stock, *_ = ds_al.initialize(model=twin, config={**config, "associated_learning": {"method": "bp_1f1b"}})
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(size, 12, generator=generator), torch.randint(4, (size,), generator=generator))
+               for _ in range(12)]  # fmt: skip
+    for engine in (ours, stock):
+        stream = iter(batches)
+        for _ in range(3):
+            engine.train_batch(stream)
+    ours.flush()
+    theirs = {name: value for name, value in stock.module.named_parameters()}
+    (_, part) = ours.layers[0]
+    mine = {f"{name.split('.')[1]}.{name.split('.')[2]}": value for name, value in part.f.named_parameters(prefix="f")}
+    if part.ends:
+        mine |= {f"6.{name}": value for name, value in part.h.named_parameters()}
+    return {name: (value.detach(), theirs[name].detach()) for name, value in mine.items()}
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zb_h2"])
+def test_one_layer_on_two_stages_is_deepspeeds_1f1b(schedule: str) -> None:
+    """K = 1 with ``greedy``, whose loss is the network's own: the bits of DeepSpeed's engine."""
+    ranks = run_ranks(f"{__name__}:beside_deepspeed", 2, schedule=schedule)
+    pairs = {name: pair for rank in ranks for name, pair in rank.items()}
+    assert len(pairs) == 8
+    assert [name for name, (ours, theirs) in pairs.items() if not torch.equal(ours, theirs)] == []
