@@ -119,7 +119,7 @@ def measure_dial(cases: DialCases, *, progress: Callable[[Row], None] | None = N
 def time_dial(cases: DialCases) -> dict[Key, list[tuple[float, float]]]:
     """Worker: returns start and end of every repetition on this rank, in seconds of the clock that all ranks share."""
     world = world_size()
-    sleep = {"forward": cases.forward, "backward": cases.backward}
+    sleep: dict[str, Any] = {"forward": cases.forward, "backward": cases.backward}
     engines = {
         (name, k): workloads.dial_engine(name, stages=world, layers=k, **sleep)
         if name in GROUP_SCHEDULES
