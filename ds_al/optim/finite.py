@@ -133,7 +133,8 @@ class FiniteCheck:
                     yield (rest if number else output), part
 
     def _of_step(self, index: int, losses: Sequence[Tensor]) -> Iterator[tuple[_Place, Tensor]]:
-        yield from zip(self._places_of_losses[index], losses, strict=True)
+        if losses:  # the first stages of a group compute none
+            yield from zip(self._places_of_losses[index], losses, strict=True)
         for weight in self._weights[index]:
             if weight.parameter.requires_grad:
                 yield weight.place, weight.parameter
