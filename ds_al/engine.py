@@ -54,8 +54,8 @@ from ds_al.config.settings import Settings
 from ds_al.data.loader import ShuffledLoader, loader_of
 from ds_al.decoders import DecoderCopies
 from ds_al.errors import ALCheckpointError, ALConfigError, ALDataError
-from ds_al.group import GroupStage
-from ds_al.group_run import GroupRun
+from ds_al.group.run import GroupRun
+from ds_al.group.stage import GroupStage
 from ds_al.group_schedule import GROUP_SCHEDULES
 from ds_al.inference import Inference
 from ds_al.module import ALPipelineModule

@@ -27,7 +27,7 @@ from deepspeed.runtime.pipe.schedule import (
     SendGrad,
 )
 
-from ds_al.group import GroupStage, MicroBatch, context_of
+from ds_al.group.stage import GroupStage, MicroBatch, context_of
 from ds_al.group_schedule import BackwardInput, BackwardWeight
 from ds_al.tensors import Activation, Target
 from ds_al.trace.metrics import Report
