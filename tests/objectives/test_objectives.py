@@ -168,12 +168,13 @@ def test_wrong_objectives_are_refused_by_name(objective: Any, words: list[str]) 
     assert all(word in str(error.value) for word in words), error.value
 
 
-def test_an_objective_of_ones_own_is_taken_as_it_is() -> None:
+def test_every_layer_has_a_copy_of_an_objective_of_ones_own() -> None:
     class Mine(Mse):
         pass
 
     mine = Mine()
-    assert resolve(mine) is mine and layer(mine).objective is mine
+    one, two = layer(mine).objective, layer(mine).objective
+    assert type(one) is type(two) is Mine and len({id(mine), id(one), id(two)}) == 3
     assert isinstance(mine, Objective)
     kinds = [Mse, Contrast, Decoded, Greedy, NextToken, Readout, TokenCodes]
     assert [type(resolve(name)) for name in OBJECTIVES] == kinds

@@ -116,6 +116,8 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
     addresses = dict(zip(("node0", "node1"), namespaces.ADDRESSES, strict=True))
     lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in addresses.items())]
     with contextlib.ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.delenv("GLOO_SOCKET_IFNAME", raising=False)  # an engine of an earlier test in this process has set it
         try:
             stack.enter_context(namespaces.joined_namespaces())
         except namespaces.NotAllowed as error:

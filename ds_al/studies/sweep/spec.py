@@ -112,8 +112,9 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Key of the run's result, which depends on the config."""
-        text = json.dumps([self.config, self.stages, self.seed], sort_keys=True)
+        """Key of the run's result, which depends on the config, but for what W&B is told."""
+        experiment = {key: value for key, value in self.config["experiment"].items() if key != "wandb"}
+        text = json.dumps([{**self.config, "experiment": experiment}, self.stages, self.seed], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     @property
