@@ -56,6 +56,11 @@ def wrong_type() -> None:
     engine.train_batch(iter(NETWORKS["mlp"].batches(MICRO_BATCHES)))
 
 
+def single() -> ds_al.ALLayer:
+    """A layer that no two stages can share: its f is one module."""
+    return ds_al.ALLayer(nn.Linear(12, 16), nn.Linear(16, 6), nn.Linear(4, 6), nn.Linear(6, 4))
+
+
 def build(layers: Any = None, **options: Any) -> ds_al.ALPipelineModule:
     return ds_al.ALPipelineModule(layers or mlp_layers(), num_classes=4, **options)
 
@@ -112,8 +117,8 @@ CASES: dict[str, tuple[Callable[[], Any], str, str]] = {
         lambda: initialize(engine_config(), training_data=torch.utils.data.TensorDataset(torch.zeros(0, 12))),
         "ALDataError", "empty data set"),
     "layer returns a list": (wrong_type, "ALLayerError", "AL layer 2.*f returned a list; expected a tensor"),
-    "more processes than layers": (
-        lambda: build(mlp_layers()[:1]), "ALConfigError", "2 processes for 1 AL layers.*Start 1"),
+    "more processes than blocks": (
+        lambda: build([single()]), "ALConfigError", r"got 2 stages for 1 AL layers of \[1\] blocks"),
     "stages are not processes": (lambda: build(num_stages=3), "ALConfigError", "2 processes for 3 stages"),
     "no layers": (lambda: build([nn.Linear(2, 2)]), "ALConfigError", "layer 0 is Linear.*expected an ALLayerSpec"),
     "tied layers": (
@@ -137,7 +142,7 @@ CASES: dict[str, tuple[Callable[[], Any], str, str]] = {
 
 
 BEFORE_TRAINING = [
-    "more processes than layers", "stages are not processes", "no layers", "tied layers", "no config", "missing config",
+    "more processes than blocks", "stages are not processes", "no layers", "tied layers", "no config", "missing config",
     "malformed config", "unknown key", "ZeRO 2", "fp16", "global clipping", "plain module, AL method",
     "label smoothing of the twin",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from ds_al.parallel.launchers import LOOPBACK, PORT, launched
 from ds_al.system import extensions
 
 _unnamed = False
+_READING = 5.0  # seconds
 
 
 def join_world(**options: Any) -> None:
@@ -103,18 +104,22 @@ def _await_all(rank: int, world: int, *, gloo: bool) -> None:
     try:
         room.wait(keys, timedelta(seconds=max(deadline - time.monotonic(), 0.1)))
     except RuntimeError:
-        _name_missing(room, keys, limit=limit)
+        _name_missing(room, keys, rank=rank, limit=limit)
     if gloo:
         reach.check_hosts(rank, [room.get(key).decode() for key in keys], room, seconds=limit)
 
 
-def _name_missing(room: Store, keys: list[str], *, limit: float) -> NoReturn:
+def _name_missing(room: Store, keys: list[str], *, rank: int, limit: float) -> NoReturn:
     """Raises:
     ALConfigError: always; it names the ranks that have come.
     """
     there = [key for key in keys if room.check([key])]
     names = ", ".join(f"rank {key} ({room.get(key).decode()})" for key in there)
     missing = ", ".join(key for key in keys if key not in there)
+    room.set(f"named by {rank}", "")
+    if rank == 0:  # its end takes the store from ranks that are still reading
+        with contextlib.suppress(RuntimeError):
+            room.wait([f"named by {key}" for key in there], timedelta(seconds=_READING))
     raise ALConfigError(
         f"rank {missing} of {len(keys)} has not come within {limit:.0f} s; {names} came: start the same script on all "
         "ranks, or wait longer (DS_AL_START_SECONDS)"

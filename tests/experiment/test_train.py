@@ -315,11 +315,14 @@ def test_what_one_rank_alone_finds_wrong_is_printed_by_all(tmp_path: Path) -> No
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_number_of_processes_that_does_not_fit_names_those_that_do(tmp_path: Path) -> None:
-    result = train(tmp_path, "--set", "experiment.model.options.widths=[16]", WANDB_MODE="disabled")
-    assert result.returncode != 0
-    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert "2 processes for 1 AL layers" in error and "Start 1" in error
+def test_more_processes_than_layers_train_parts_of_one(tmp_path: Path) -> None:
+    """One AL layer on two processes, with exact back-propagation between them."""
+    out = str(tmp_path / "out.json")
+    one = "experiment.model.options.widths=[16]"
+    result = train(tmp_path, "--epochs", "1", "--set", one, "--json", out, WANDB_MODE="disabled")
+    assert result.returncode == 0, result.stderr[-3000:]
+    summary = json.loads(Path(out).read_text())
+    assert summary["stages"] == 2 and len(summary["test_accuracy"]) == 1
 
 
 @pytest.mark.parametrize("method", ["streaming", "bp_1f1b"])
