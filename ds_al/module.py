@@ -187,6 +187,14 @@ class ALPipelineModule(PipelineModule):
         group = [stage for stage, (index, _) in enumerate(self.runs) if index == layer]
         return Place(self._local_start, self.num_stages, self._local_start - group[0], len(group))
 
+    @property
+    def bounds(self) -> list[int]:
+        """``[0, ..., N]``: stage p has the exits of the layers from ``bounds[p]`` up to ``bounds[p + 1]``."""
+        if self.runs is None:
+            return [int(bound) for bound in self.parts]
+        ends = [stage for stage, (a, b) in enumerate(itertools.pairwise([*self.runs, (-1, range(0))])) if a[0] != b[0]]
+        return [sum(end < stage for end in ends) for stage in range(self.num_stages + 1)]
+
     def _measured_parts(self) -> list[int]:
         """The best cut by what each rank measures; the same on all ranks, since all know what all measured."""
         if self._measuring is None:

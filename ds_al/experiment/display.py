@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -93,10 +94,11 @@ class Display(Observer):
         parts = [f"epoch {row['epoch']:>3}/{info.epochs}", f"{row['samples_per_second']:>7,.0f} samples/s"]
         if "associated_loss" in row:
             local = (stage_means(row[key], info.partition) for key in ("associated_loss", "autoencoder_loss"))
-            parts += [  # an objective without a target side has no autoencoder loss: a constant 0
-                f"stage {i} A {a:.4f}" + (f" E {e:.4f}" if e else "")
-                for i, (a, e) in enumerate(zip(*local, strict=True))
-            ]
+            for stage, (associated, autoencoder) in enumerate(zip(*local, strict=True)):
+                if not math.isnan(associated):  # a stage that computes no loss
+                    # An objective without a target side has no autoencoder loss: a constant 0.
+                    own = f" E {autoencoder:.4f}" if autoencoder else ""
+                    parts.append(f"stage {stage} A {associated:.4f}{own}")
         else:
             parts.append(f"loss {row['loss']:.4f}")
         parts.append(f"lr {row['learning_rate']:.1e}")
@@ -122,7 +124,7 @@ class Display(Observer):
         stages = _table(title, "stage", layers, "parameters", "idle", "peak activations", "sent")
         for stage, sent in enumerate(summary["bytes_sent"]):
             stages.add_row(
-                str(stage), f"{bounds[stage] + 1}..{bounds[stage + 1]}", f"{summary['parameters'][stage]:,}",
+                str(stage), _layers_of(bounds[stage], bounds[stage + 1]), f"{summary['parameters'][stage]:,}",
                 f"{summary['idle'][stage]:.1%}", _bytes(summary["peak_activation_bytes"][stage]),
                 "-" if sent is None else _bytes(sent),
             )  # fmt: skip
@@ -148,6 +150,11 @@ class Display(Observer):
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _layers_of(start: int, stop: int) -> str:
+    """Names the layers of a stage, or the one of which it holds a part without an exit."""
+    return f"{start + 1}..{stop}" if stop > start else f"a part of {start + 1}"
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any, ClassVar
 
 from deepspeed import comm as dist
@@ -25,6 +24,7 @@ from ds_al.errors import ALConfigError
 from ds_al.experiment.architecture import Architecture
 from ds_al.experiment.config import BLOCK, ExperimentConfig
 from ds_al.experiment.layout import Layout
+from ds_al.experiment.observer import stage_means
 from ds_al.module import ALPipelineModule
 
 Loader = ShuffledLoader | None
@@ -72,13 +72,21 @@ class Form(ABC):
         """
         return total
 
-    def optimizer_steps(self, micro_batches: int) -> int:
-        """Returns the optimizer steps per batch of so many micro-batches in each replica."""
+    def optimizer_steps(self, micro_batches: int, *, spanned: bool = False) -> int:
+        """Returns the optimizer steps per batch of so many micro-batches in each replica.
+
+        Args:
+            spanned: whether an AL layer spans several stages.
+        """
         return 1
 
-    def schedule_steps(self, micro_batches: int) -> int:
+    def schedule_steps(self, micro_batches: int, *, spanned: bool = False) -> int:
         """Returns the steps of the LR schedule per batch of so many micro-batches in each replica."""
         return 1
+
+    def bounds(self, engine: Any) -> list[int]:
+        """Returns the bounds of the stages, see :attr:`~ds_al.experiment.observer.RunInfo.partition`."""
+        return [int(bound) for bound in engine.module.parts]
 
     @abstractmethod
     def reads_data(self, layout: Layout) -> bool:
@@ -164,13 +172,13 @@ class AssociatedLearning(Form):
                 f'as "{BLOCK}.model.al_options.objective.label_smoothing"'
             )
 
-    def optimizer_steps(self, micro_batches: int) -> int:
-        """Returns ``steps_per_batch``, by default one step after every micro-batch."""
-        return self.config.steps_per_batch or micro_batches
+    def optimizer_steps(self, micro_batches: int, *, spanned: bool = False) -> int:
+        """Returns ``steps_per_batch``, by default one step after every micro-batch, or one where layers are spanned."""
+        return self.config.steps_per_batch or (1 if spanned else micro_batches)
 
-    def schedule_steps(self, micro_batches: int) -> int:
+    def schedule_steps(self, micro_batches: int, *, spanned: bool = False) -> int:
         """Returns optimizer steps per batch, or 1 where the LR schedule counts batches."""
-        return self.optimizer_steps(micro_batches) if self.config.count == "step" else 1
+        return self.optimizer_steps(micro_batches, spanned=spanned) if self.config.count == "step" else 1
 
     def build(self, network: Architecture, config: Mapping[str, Any], *, num_stages: int, loader: Loader) -> Any:
         """Builds an ``ALPipelineModule`` and its engine, which moves the loader itself."""
@@ -189,6 +197,10 @@ class AssociatedLearning(Form):
             partition_cache=experiment.partition_cache,
         )
         return initialize(model=module, config=config, training_data=loader)[0]
+
+    def bounds(self, engine: Any) -> list[int]:
+        """Returns the bounds of the stages by their exits."""
+        return engine.module.bounds
 
     def save(self, engine: Any, folder: Path, *, tag: str, complete: bool) -> None:
         """Saves a checkpoint, and waits for an asynchronous one where it must be complete."""
@@ -213,9 +225,9 @@ class AssociatedLearning(Form):
 
     def latest_losses(self, engine: Any, stages: Iterable[int]) -> list[list[float]]:
         """Returns ``[A, E]`` per stage, means over its layers."""
-        report, bounds = engine.report.tolist(), engine.module.parts
-        own = (report[bounds[stage] : bounds[stage + 1]] for stage in stages)
-        return [[fmean(losses) for losses in zip(*layers, strict=True)] for layers in own]
+        report, bounds = engine.report.tolist(), engine.module.bounds
+        means = list(zip(*(stage_means(losses, bounds) for losses in zip(*report, strict=True)), strict=True))
+        return [list(means[stage]) for stage in stages]
 
     def batch_losses(self, engine: Any) -> dict[str, Any]:
         """Returns ``[A, E]`` of every layer."""

@@ -76,6 +76,7 @@ class Job:
         self.data = RunData.load(experiment.data, seed=experiment.seed, read=self.form.reads_data(layout))
         self.network = Architecture(experiment, self.data.facts)
         self.network.check(is_al=self.form.has_exits)
+        self.spanned = self.form.has_exits and len(self.network.al_layers()) < layout.stages
         per_epoch = sizes.batches_per_epoch(self.data.facts.sizes["train"])
         self.budget = Budget(per_epoch, experiment.epochs, experiment.max_batches, experiment.max_seconds)
         share = (layout.replica, layout.replicas)
@@ -122,7 +123,7 @@ class Job:
         dist.destroy_process_group()
 
     def _engine_config(self) -> dict[str, Any]:
-        steps = self.budget.total_batches * self.form.schedule_steps(self.sizes.per_replica)
+        steps = self.budget.total_batches * self.form.schedule_steps(self.sizes.per_replica, spanned=self.spanned)
         return self.description.engine_config(steps=steps)
 
     def _info(self) -> RunInfo:
@@ -134,7 +135,7 @@ class Job:
             folder=self._new_folder(),
             stages=self.layout.stages,
             replicas=self.layout.replicas,
-            partition=list(self.engine.module.parts),
+            partition=self.form.bounds(self.engine),
             partition_method=self.experiment.partition_method,
             partition_table=self.form.partition_table(self.engine),
             parameters=self.engine.gather(parameters),
@@ -148,7 +149,7 @@ class Job:
             epochs=self.budget.epochs,
             first_epoch=self.budget.position(first_batch)[0],
             first_batch=first_batch,
-            optimizer_steps=self.form.optimizer_steps(self.sizes.per_replica),
+            optimizer_steps=self.form.optimizer_steps(self.sizes.per_replica, spanned=self.spanned),
             loss=self.form.loss,
             writer=self.layout.writer,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ class RunInfo:
         folder: folder of the run's files.
         stages: stages of the pipeline, P.
         replicas: data parallel replicas, R.
-        partition: bounds; stage p holds the layers from ``partition[p]`` up to ``partition[p + 1]``.
+        partition: bounds; stage p has the losses of the layers from ``partition[p]`` up to ``partition[p + 1]``: of
+            those that it holds, or of the one that ends there where layers span several stages.
         partition_table: times that the bounds were chosen by, where they were measured.
         parameters: parameters per stage.
         micro_batch_size: samples per micro-batch.
@@ -69,8 +71,14 @@ class RunInfo:
 
 
 def stage_means(values: Sequence[float], bounds: Sequence[int]) -> list[float]:
-    """Computes the mean over the layers of each stage; stage p holds ``bounds[p]`` up to ``bounds[p + 1]``."""
-    return [sum(values[start:stop]) / (stop - start) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    """Computes the mean over the layers of each stage; stage p has the losses of ``bounds[p]`` up to ``bounds[p + 1]``.
+
+    It is NaN for a stage that computes no loss, as the first stages of a layer that spans several.
+    """
+    return [
+        sum(values[start:stop]) / (stop - start) if stop > start else math.nan
+        for start, stop in zip(bounds, bounds[1:], strict=False)
+    ]
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,8 @@ def named_losses(row: Sequence[Sequence[float]], *, bounds: Sequence[int]) -> di
     local = (stage_means(values, bounds) for values in zip(*row, strict=True))
     for stage, (associated, autoencoder) in enumerate(zip(*local, strict=True)):
         losses = {"associated_loss": associated, "autoencoder_loss": autoencoder, "loss": associated + autoencoder}
-        named |= {f"stage_{stage}/{name}": value for name, value in losses.items()}
+        if not math.isnan(associated):  # a stage that computes no loss
+            named |= {f"stage_{stage}/{name}": value for name, value in losses.items()}
     return named
 
 

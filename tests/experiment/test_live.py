@@ -125,7 +125,7 @@ def test_without_a_terminal_there_is_no_table() -> None:
 
 def test_losses_of_a_stage_are_means_over_its_layers() -> None:
     report = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [6.0, 7.0]])
-    engine: Any = SimpleNamespace(module=SimpleNamespace(parts=[0, 1, 2, 4]), report=report)
+    engine: Any = SimpleNamespace(module=SimpleNamespace(bounds=[0, 1, 2, 4]), report=report)
     al, twin = form_of(ALConfig()), form_of(ALConfig(method="bp_1f1b"))
     assert al.latest_losses(engine, range(3)) == [[1.0, 2.0], [3.0, 4.0], [5.5, 6.5]]
     assert twin.latest_losses(SimpleNamespace(agg_train_loss=torch.tensor(0.25)), [2]) == [[0.25]]
