@@ -125,8 +125,8 @@ def _exchange(topic: str, own: _Outcome, *, bounded: bool) -> list[_Outcome]:
     global _rounds
     _rounds += 1
     rank, world = distributed.get_rank(), distributed.get_world_size()
-    room = store.connect(f"agree/{_rounds}")
-    if room is None:  # a group that was made without a TCP store
+    room = store.connect_group(f"agree/{_rounds}", seconds=start_seconds())
+    if room is None:
         gathered: list[Any] = [None] * world
         distributed.all_gather_object(gathered, vars(own))
         return [_Outcome(**outcome) for outcome in gathered]

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+from torch import distributed
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from ds_al.errors import ALConfigError
@@ -42,15 +44,46 @@ def connect(name: str, *, seconds: float = SECONDS) -> Store | None:
         ``None`` where the store cannot be reached.
     """
     try:
-        client = TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=seconds),
-        )
+        return _opened(name, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), seconds=seconds)
     except (KeyError, ValueError, RuntimeError):
         return None
+
+
+def connect_group(name: str, *, seconds: float) -> Store | None:
+    """Opens a connection to the store in which the group of all ranks met. All ranks get one, or none does.
+
+    Args:
+        name: prefix of its keys.
+        seconds: time within which a rank tries again, as where the machine is busy.
+
+    Returns:
+        ``None`` on all ranks where they met without a TCP store.
+
+    Raises:
+        ALConfigError: the store cannot be reached.
+    """
+    met: Any = distributed.distributed_c10d._get_default_store()
+    while isinstance(met, PrefixStore):
+        met = met.underlying_store
+    if not isinstance(met, TCPStore):
+        return None
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return _opened(name, met.host, met.port, seconds=SECONDS)
+        except RuntimeError as error:
+            if time.monotonic() > deadline:
+                raise ALConfigError(
+                    f"{socket.gethostname()} does not reach the store of the job at {met.host}:{met.port} any more: "
+                    "the rank that hosts it has ended, or the network is down"
+                ) from error
+            time.sleep(0.1)
+
+
+def _opened(name: str, address: str, port: int, *, seconds: float) -> Store:
+    client = TCPStore(
+        address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=seconds)
+    )  # fmt: skip
     return PrefixStore(f"ds_al/{os.environ.get(_RESTARTS, '0')}/{name}", client)
 
 

@@ -140,3 +140,28 @@ def test_a_rank_that_stays_away_is_named_in_time(joins: bool) -> None:
     for rank in (0, 2):
         assert "rank 1" in caught.value.outputs[rank] and "has not come within 3 s" in caught.value.outputs[rank]
         assert "rank 0 (" in caught.value.outputs[rank] and "rank 2 (" in caught.value.outputs[rank]
+
+
+def reaches_the_store_late() -> int:
+    """Worker: rank 1 reaches the store at its third try alone, as on a machine that is busy."""
+    from ds_al.parallel import store
+    from ds_al.parallel.world import join_world
+
+    join_world()
+    left = [2 if os.environ["RANK"] == "1" else 0]
+    opened = store._opened
+
+    def late(*args: Any, **options: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise RuntimeError("timed out")
+        return opened(*args, **options)
+
+    store._opened = late
+    agreed("the test", lambda: 1, facts=lambda value: {"value": value})
+    return left[0]
+
+
+def test_a_rank_that_reaches_the_store_late_agrees_with_the_others() -> None:
+    """It once took another way than they did, and all of them waited until the time was over."""
+    assert run_ranks(f"{__name__}:reaches_the_store_late", 2, timeout=60) == [0, 0]
