@@ -24,8 +24,6 @@ from typing import Any, ClassVar
 import torch
 from deepspeed.runtime.pipe.engine import PipelineEngine
 from deepspeed.runtime.pipe.schedule import (
-    BackwardPass,
-    ForwardPass,
     LoadMicroBatch,
     OptimizerStep,
     PipeInstruction,
@@ -58,6 +56,7 @@ from ds_al.group.run import GroupRun
 from ds_al.group.stage import GroupStage
 from ds_al.group_schedule import GROUP_SCHEDULES
 from ds_al.inference import Inference
+from ds_al.local_run import LocalRun
 from ds_al.module import ALPipelineModule
 from ds_al.optim import build, masters, names, schedules
 from ds_al.optim.accepted import required
@@ -71,7 +70,7 @@ from ds_al.runner import Runner
 from ds_al.schedule import AL_SCHEDULES, Barrier, RefreshDecoders, Repeated, SendDecoders
 from ds_al.stage import LocalStage
 from ds_al.system.generators import Generators
-from ds_al.tensors import Activation, Target, first
+from ds_al.tensors import Activation, Target
 from ds_al.trace import (
     Calls,
     Observation,
@@ -87,16 +86,7 @@ from ds_al.trace import (
     joint_call,
 )
 from ds_al.transport.compression import COMPRESSIONS
-from ds_al.transport.message import pack, unpack
 from ds_al.transport.neighbours import Links
-
-
-class _Now:
-    """The present micro-batch: ``(s, t)`` before or after the stage's layers."""
-
-    __slots__ = ("s", "t")
-    s: Activation
-    t: Target
 
 
 class ALPipelineEngine(PipelineEngine):
@@ -242,19 +232,20 @@ class ALPipelineEngine(PipelineEngine):
         self.report = self._report.losses
         """Latest known ``(A_i, E_i)`` of every layer up to this stage, means over a batch; NaN where unknown."""
         self._meter = StageMeter()
-        self._now = _Now()
-        self.group: GroupRun | None = None
+        common = {
+            "load": self._load,
+            "links": self.links,
+            "compression": self.compression,
+            "report": self._report,
+            "target_tensors": self.preparation.objective.target_tensors,
+            "scale": self._scale,
+        }
+        self.run: LocalRun | GroupRun
         if isinstance(self.stage, GroupStage):
-            self.group = GroupRun(
-                self.stage,
-                load=self._load,
-                links=self.links,
-                compression=self.compression,
-                report=self._report,
-                target_tensors=self.preparation.objective.target_tensors,
-                scale=self._scale,
-            )
-            handlers.update(self.group.handlers)
+            self.run = GroupRun(self.stage, **common)
+        else:
+            self.run = LocalRun(self.stage, counters=self.counters, **common)
+        handlers.update(self.run.handlers)
         self._schedules: dict[tuple[Any, ...], PipeSchedule] = {}
         self.tracing = Tracing.of(
             self.al,
@@ -368,10 +359,7 @@ class ALPipelineEngine(PipelineEngine):
             self.tracing.before_batch(micro_batches=self.micro_batches)
         start = time.perf_counter()
         self._meter.start(self._totals())
-        if self.receiver is not None:
-            self.receiver.expect(self.micro_batches)
-        if self.group is not None:
-            self.group.expect(self.micro_batches)
+        self.run.expect(self.micro_batches)
         with self.generators.aside():
             self._exec_schedule(self._train_schedule())
         loss = self._end_batch()
@@ -385,9 +373,9 @@ class ALPipelineEngine(PipelineEngine):
         key = self.micro_batches, self.num_stages, self.stage_id, self._steps_per_batch
         if key not in self._schedules:
             schedule: PipeSchedule = AL_SCHEDULES[self.al.method](*key)
-            if self.group is not None:
+            if isinstance(self.run, GroupRun):
                 kind = GROUP_SCHEDULES[self.al.group_schedule]
-                schedule = kind(self.micro_batches, self.group.stage.place, key[-1] or 1)
+                schedule = kind(self.micro_batches, self.run.stage.place, key[-1] or 1)
             self._schedules[key] = Repeated(
                 schedule,
                 reduce_gradients=self.replicas.count > 1,
@@ -432,13 +420,10 @@ class ALPipelineEngine(PipelineEngine):
                 ]
             )
 
-    # ---- instructions ------------------------------------------------------------------------------
-
-    def _exec_load_micro_batch(self, buffer_id: int) -> None:
-        """[1] Loads a micro-batch from the data iterator, on the first stage."""
-        self._now.s, self._now.t = self._load()
+    # ---- instructions beside those of ds_al/local_run.py and ds_al/group/run.py ----------------------
 
     def _load(self) -> tuple[Activation, Target]:
+        """Loads the next micro-batch, on the first stage."""
         start = time.perf_counter()
         try:
             with self.generators.restored():
@@ -453,18 +438,14 @@ class ALPipelineEngine(PipelineEngine):
         counters.wait_data += counters.waited_for_data
         return self.preparation(batch)
 
-    def _exec_recv_activations(self, buffer_id: int) -> None:
-        """[1] Receives ``(s, t, report)`` from the previous stage; it may have arrived long before."""
-        assert self.receiver is not None
-        now, message = self._now, self.compression.decode(self.receiver.receive())
-        now.s, now.t, report = unpack(message, target_tensors=self.preparation.objective.target_tensors)
-        self._report.take_over(report)
+    @property
+    def _steps_per_batch(self) -> int | None:
+        """Optimizer steps per batch; ``None`` is one per micro-batch. One per batch where layers span stages, K < P."""
+        return self.al.steps_per_batch or (1 if self.module.place is not None else None)
 
-    def _exec_forward_pass(self, buffer_id: int) -> None:
-        """[2] Runs f and g of the local layers, and keeps the graphs for their backward."""
-        now = self._now
-        self.counters.samples += first(now.s).shape[0]
-        now.s, now.t = self.stage.forward(now.s, now.t)
+    def _scale(self) -> float:
+        """Factor of a micro-batch's losses: gradients between two steps are averaged."""
+        return (self._steps_per_batch or self.micro_batches) / self.micro_batches
 
     def _exec_refresh_decoders(self) -> None:
         """[1] Receives the copies of earlier decoders, where that is due at this micro-batch."""
@@ -477,26 +458,6 @@ class ALPipelineEngine(PipelineEngine):
         assert self.decoder_copies is not None
         if self.decoder_copies.due(self.stage.next_micro_batch):
             self.decoder_copies.send()
-
-    def _exec_send_activations(self, buffer_id: int) -> None:
-        """[3] Sends ``(s, t, report)`` of the last local layer, without a graph; waits only for a free slot."""
-        assert self.sender is not None
-        self.sender.send(self.compression.encode(pack(self._now.s, self._now.t, self._report.flat)))
-
-    def _exec_backward_pass(self, buffer_id: int) -> None:
-        """[4] Computes the local losses and their gradients, and frees the slot of the input."""
-        self.stage.backward(scale=self._scale())
-        if self.receiver is not None:
-            self.receiver.release()
-
-    @property
-    def _steps_per_batch(self) -> int | None:
-        """Optimizer steps per batch; ``None`` is one per micro-batch. One per batch where layers span stages, K < P."""
-        return self.al.steps_per_batch or (1 if self.module.place is not None else None)
-
-    def _scale(self) -> float:
-        """Factor of a micro-batch's losses: gradients between two steps are averaged."""
-        return (self._steps_per_batch or self.micro_batches) / self.micro_batches
 
     def _exec_reduce_grads(self) -> None:
         """[4] Averages the gradients over the replicas of this stage."""
@@ -517,13 +478,8 @@ class ALPipelineEngine(PipelineEngine):
         self.topology.barrier()
 
     _INSTRUCTION_MAP: ClassVar[dict[Any, Callable[..., None]]] = {
-        LoadMicroBatch: _exec_load_micro_batch,
-        RecvActivation: _exec_recv_activations,
         RefreshDecoders: _exec_refresh_decoders,
         SendDecoders: _exec_send_decoders,
-        ForwardPass: _exec_forward_pass,
-        SendActivation: _exec_send_activations,
-        BackwardPass: _exec_backward_pass,
         ReduceGrads: _exec_reduce_grads,
         OptimizerStep: _exec_optimizer_step,
         Barrier: _exec_barrier,

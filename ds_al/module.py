@@ -23,7 +23,7 @@ from ds_al.partition.groups import Run, explicit_runs, spread
 from ds_al.partition.measure import Measuring, measure_stages
 from ds_al.partition.part import LayerPart, blocks, run_of
 from ds_al.partition.plan import describe, explicit
-from ds_al.shared import refuse_shared
+from ds_al.partition.shared import refuse_shared
 from ds_al.spec import ALLayerSpec
 from ds_al.system.generators import Generators
 from ds_al.tensors import Activation

@@ -79,9 +79,10 @@ class GroupRun:
         }
 
     def expect(self, micro_batches: int) -> None:
-        """Announces the gradients of a batch, so that they are received ahead."""
-        if self._gradient_receiver is not None:
-            self._gradient_receiver.expect(micro_batches)
+        """Announces the micro-batches of a batch and their gradients, so that they are received ahead."""
+        for receiver in (self._receiver, self._gradient_receiver):
+            if receiver is not None:
+                receiver.expect(micro_batches)
 
     def _exec_load_micro_batch(self, buffer_id: int) -> None:
         """[1] Loads a micro-batch, on the first stage of the pipeline."""

@@ -18,7 +18,7 @@ from ds_al import errors
 from ds_al.batch import BatchPreparation
 from ds_al.layer import ALLayer
 from ds_al.objectives import Mse
-from ds_al.shared import refuse_shared
+from ds_al.partition.shared import refuse_shared
 from ds_al.spec import ALLayerSpec
 from ds_al.stage import LocalStage
 from tests.support.engines import SEED, engine_config
