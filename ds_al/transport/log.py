@@ -13,6 +13,7 @@ order. At its limit the log waits until the neighbour has saved.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -191,10 +192,7 @@ class MessageLog:
             self._look = micro_batch + max(1, self._interval // 2)
             self.trim()
         start = time.perf_counter()
-        while self.nbytes + layout.nbytes > self._limit:
-            point = self.trim()
-            if micro_batch < point + self._interval:  # the neighbour cannot reach its next save
-                self._check((self.nbytes + layout.nbytes) * self._interval / (micro_batch - point + 1))
+        while not self._has_room(layout.nbytes, micro_batch):
             time.sleep(_POLL)
             idle()
         waited = time.perf_counter() - start
@@ -202,13 +200,23 @@ class MessageLog:
         self._entries.append(Entry(kind, number, micro_batch, shapes, layout, self._storage.put(layout, message)))
         return waited
 
+    def _has_room(self, nbytes: int, micro_batch: int) -> bool:
+        if self.nbytes + nbytes <= self._limit:
+            return True
+        point = self.trim()
+        if self.nbytes + nbytes <= self._limit:
+            return True
+        if micro_batch < point + self._interval:  # the neighbour cannot reach its next save
+            self._check((self.nbytes + nbytes) * self._interval / (micro_batch - point + 1))
+        return False
+
     def _check(self, nbytes: float) -> None:
         """Refuses a limit that does not hold the messages between two saves."""
         if nbytes > self._limit:
             raise ALConfigError(
                 f"the log of messages may take {self._mib:g} MiB, and the messages between two saves, {self._interval} "
-                f"micro-batches apart, and those in flight take {nbytes / 2**20:.4g} MiB: raise its limit to that, or "
-                "save more often"
+                f"micro-batches apart, and those in flight take {nbytes / 2**20:.4g} MiB: raise its limit to "
+                f"{math.ceil(nbytes / 2**20)} MiB, or save more often"
             )
 
     def trim(self) -> int:

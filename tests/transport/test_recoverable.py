@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from ds_al.config.associated_learning import ALConfig
-from ds_al.errors import ALConfigError
+from ds_al.errors import ALConfigError, ALTransportError
 from ds_al.parallel.topology import StageTopology
 from ds_al.transport import neighbours
 from ds_al.transport.border import Recovery
 from ds_al.transport.log import MessageLog
-from ds_al.transport.neighbours import Links
+from ds_al.transport.neighbours import EvaluationChannels, Links
 
 STAGES, MESSAGES, EVERY, REFRESH, SIZE = 3, 40, 6, 4, 1000
 FORK = multiprocessing.get_context("fork")
@@ -37,7 +37,7 @@ class Kill(NamedTuple):
 
     stage: int
     at: str
-    """``"start"``, ``"received"``, ``"sent"``, ``"decoders"`` or ``"saved"``."""
+    """``"start"``, ``"received"``, ``"sent"``, ``"decoders"``, ``"saved"`` or ``"evaluation"``."""
     micro_batch: int = 0
     life: int = 0
     """Number of the process: 0 is the first one of the stage."""
@@ -50,6 +50,8 @@ class Case(NamedTuple):
     config: ALConfig = ALConfig()
     size: int = SIZE
     dynamic: bool = False
+    reset: int = MESSAGES
+    """Micro-batch at which shapes change once."""
     files: bool = False
     mib: float = 64.0
 
@@ -59,7 +61,7 @@ class Case(NamedTuple):
 
 def number(micro_batch: int, case: Case) -> Tensor:
     """What the first stage makes a message of."""
-    size = case.size + (micro_batch % 3 if case.dynamic else 0)
+    size = case.size + (micro_batch % 3 if case.dynamic else 0) + int(micro_batch >= case.reset)
     return torch.randn(size, generator=torch.Generator().manual_seed(micro_batch))
 
 
@@ -134,7 +136,9 @@ def run(port: int, index: int, life: int, case: Case, folder: str) -> None:
     store.set(f"pid/{index}/{life}", str(os.getpid()))
     exchanged = list(decoders)
     for k in range(start, MESSAGES):
-        if receiver is not None and k % EVERY == 0 or k == start and receiver is not None:
+        if k == case.reset:
+            links.reset()
+        if receiver is not None and (k % EVERY == 0 or k == start):
             receiver.expect(min(EVERY - k % EVERY, MESSAGES - k))
         if k % REFRESH == 0:
             state.copy = 0.0
@@ -160,10 +164,36 @@ def run(port: int, index: int, life: int, case: Case, folder: str) -> None:
             store.add(f"saved/{index}", k + 1 - store.add(f"saved/{index}", 0))
             die("saved", k)
     store.set(f"seen/{index}", json.dumps(state.seen))
-    while not store.check([f"seen/{stage}" for stage in range(STAGES)]):
+    done = 0
+    while not store.check(["evaluated"]):
+        deaths = store.add("deaths", 0) + 1
         links.attend()
+        if deaths > done:  # as evaluation does: what has begun is begun again
+            links.renew(deaths)
+            try:
+                evaluate(links.evaluation, index, state, store, die)
+                done = deaths
+            except ALTransportError as error:
+                assert error.lost
         time.sleep(0.01)
     os._exit(0)
+
+
+def evaluate(channels: EvaluationChannels, index: int, state: Stage, store: Store, die: Callable[..., None]) -> None:
+    """Sends three numbers through all stages, each of which adds its own."""
+    sender, receiver = channels
+    if receiver is not None:
+        receiver.expect(3)
+    values = []
+    for k in range(3):
+        values.append(state.value + (receiver.receive()[0].item() if receiver is not None else k))
+        die("evaluation", k)
+        if sender is not None:
+            sender.send((torch.tensor([values[-1]], dtype=torch.float64),))
+        if receiver is not None:
+            receiver.release()
+    if sender is None:
+        store.set("evaluated", json.dumps(values))
 
 
 # ---- what keeps the stages -----------------------------------------------------------------------------
@@ -188,6 +218,7 @@ def keep(case: Case, folder: Path, *, meanwhile: Callable[[Store, list[Any]], No
                     assert process.exitcode == -signal.SIGKILL, (stage, process.exitcode)
                     for border in {max(stage - 1, 0), min(stage, STAGES - 2)}:
                         store.add(f"generation/{border}", 1)
+                    store.add("deaths", 1)
                     lives[stage] += 1
                     processes[stage] = begin(stage)
             if meanwhile is not None:
@@ -197,7 +228,9 @@ def keep(case: Case, folder: Path, *, meanwhile: Callable[[Store, list[Any]], No
         for process in processes:
             process.kill()
             process.join()
-    return [json.loads(store.get(f"seen/{stage}")) for stage in range(STAGES)], lives
+    seen = [json.loads(store.get(f"seen/{stage}")) for stage in range(STAGES)]
+    assert json.loads(store.get("evaluated")) == [sum((values[-1] for values in seen), k) for k in range(3)]
+    return seen, lives
 
 
 A, B, C = range(STAGES)
@@ -209,12 +242,16 @@ CASES = {
     "in the middle of a large message": Case((Kill(B, "sent", 9),), size=2**20),
     "while it replays": Case((Kill(B, "received", 16), Kill(B, "received", 13, 1), Kill(B, "start", 0, 2))),
     "between the copies of decoders": Case((Kill(B, "decoders", 16), Kill(C, "decoders", 16))),
+    "in evaluation": Case((Kill(B, "evaluation", 1), Kill(C, "evaluation", 2, 0))),
     "after a save": Case((Kill(B, "saved", 17),)),
     "the first stage": Case((Kill(A, "sent", 20),)),
     "the last stage": Case((Kill(C, "received", 20),)),
     "two neighbours": Case((Kill(A, "sent", 16), Kill(B, "received", 16))),
     "all": Case((Kill(A, "sent", 16), Kill(B, "received", 16), Kill(C, "received", 16))),
     "with shapes that change": Case((Kill(B, "received", 16), Kill(C, "received", 17)), dynamic=True),
+    "with shapes that are reset": Case(
+        (Kill(B, "received", 22), Kill(C, "received", 26), Kill(B, "sent", 27, 1)), reset=24
+    ),
     "with a log in files": Case((Kill(B, "received", 16), Kill(A, "sent", 30)), files=True),
     "over a slow link": Case((Kill(B, "received", 9),), config=ALConfig(link={"delay_ms": 2, "mbit": 100})),
     "with checksums": Case((Kill(B, "sent", 9),), config=ALConfig(message_checksum=True, queue_depth=1)),
@@ -241,3 +278,43 @@ def test_processes_may_be_killed_at_any_moment(tmp_path: Path) -> None:
     case = Case((), config=ALConfig(link={"delay_ms": 5}))
     seen, lives = keep(case, tmp_path, meanwhile=kill)
     assert seen == expected(case) and sum(lives) > 5
+
+
+# ---- the log ---------------------------------------------------------------------------------------------
+
+
+def log(*, mib: float, points: list[int]) -> MessageLog:
+    """A log whose neighbour saves every 4 micro-batches."""
+    return MessageLog(mib=mib, interval=4, ahead=2, restart_point=lambda: points[0], folder=None)
+
+
+def append(messages: MessageLog, k: int, *, kib: int, idle: Callable[[], None] = lambda: None) -> float:
+    return messages.append("training", (torch.zeros(kib, 256),), number=k, micro_batch=k, shapes=0, idle=idle)
+
+
+def test_a_log_waits_at_its_limit_until_the_neighbour_has_saved() -> None:
+    points, waits = [0], list[int]()
+    messages = log(mib=6 / 1024, points=points)
+
+    def save() -> None:
+        waits.append(k)
+        if len(waits) == 3:
+            points[0] = 4
+
+    for k in range(9):
+        waited = append(messages, k, kib=1, idle=save)
+        assert (waited > 0.02) == (k == 6)
+    assert waits == [6, 6, 6] and messages.nbytes == 5 * 1024
+    assert [entry.number for entry, _ in messages.since({"training": 6})] == [6, 7, 8]
+
+
+def test_a_log_that_cannot_hold_what_is_sent_between_two_saves_is_refused() -> None:
+    with pytest.raises(
+        ALConfigError, match=r"between two saves, 4 micro-batches apart.* take 0.01172 MiB: raise its limit to 1 MiB"
+    ):
+        append(log(mib=11 / 1024, points=[0]), 0, kib=2)
+    messages = log(mib=11 / 1024, points=[0])
+    append(messages, 0, kib=1)
+    append(messages, 1, kib=5)
+    with pytest.raises(ALConfigError, match="raise its limit"):  # messages that grow: the neighbour never saves
+        append(messages, 2, kib=6)
