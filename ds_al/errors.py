@@ -20,7 +20,14 @@ class ALLayerError(ALError, RuntimeError):
 
 
 class ALTransportError(ALError, RuntimeError):
-    """A neighbouring stage could not be reached, or its messages changed shape."""
+    """A neighbouring stage could not be reached, or its messages changed shape.
+
+    ``lost`` is true where the process of the neighbour has ended, or the connection to it is broken.
+    """
+
+    def __init__(self, message: str, *, lost: bool = False) -> None:
+        super().__init__(message)
+        self.lost = lost
 
 
 class ALCheckpointError(ALError, RuntimeError):

@@ -26,7 +26,7 @@ from ds_al.parallel.topology import StageTopology
 from ds_al.system.generators import Generators
 from ds_al.tensors import Activation, to_float32
 from ds_al.trace import Calls, joint_call
-from ds_al.transport.neighbours import Channels
+from ds_al.transport.neighbours import EvaluationChannels
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -62,7 +62,7 @@ class Inference:
         *,
         topology: StageTopology,
         preparation: BatchPreparation,
-        channels: Channels,
+        channels: EvaluationChannels,
         generators: Generators,
         timed: Callable[[str], AbstractContextManager[None]],
         calls: Calls,

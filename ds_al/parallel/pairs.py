@@ -7,10 +7,12 @@ not hold back the transfers of other groups.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import torch
 from deepspeed import comm as dist
+from torch.distributed import Store
 
 from ds_al.errors import ALTransportError
 
@@ -34,8 +36,22 @@ def pair(name: str, peer: int, *, device: torch.device) -> Any:
     end = int(me == high)
     store = torch.distributed.PrefixStore(f"ds_al/{name}/{low}-{high}", world.get_group_store())
     generation = store.add(f"generation of {end}", 1)  # each end counts its own calls: both count the same
-    store = torch.distributed.PrefixStore(str(generation), store)
     timeout = world._get_backend(world._device_types[0]).options._timeout
+    return connect(torch.distributed.PrefixStore(str(generation), store), end, device=device, timeout=timeout)
+
+
+def connect(store: Store, end: int, *, device: torch.device, timeout: timedelta) -> Any:
+    """Connects the two ends of a pair, and returns their process group; each end calls it once with the same store.
+
+    Args:
+        store: where the ends find each other.
+        end: number of this end in the group, 0 or 1.
+        device: as for :func:`pair`.
+        timeout: of the connection, and of each transfer.
+
+    Raises:
+        ALTransportError: no backend sends tensors of this device.
+    """
     if device.type == "cpu":
         return torch.distributed.ProcessGroupGloo(store, end, 2, timeout)
     if device.type != "cuda":

@@ -33,8 +33,14 @@ class Channel(Protocol):
     """Counters of one end of a channel, see :mod:`ds_al.transport.channel`."""
 
     waited: float
-    nbytes: int
-    messages: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the messages."""
+
+    @property
+    def messages(self) -> int:
+        """Number of messages."""
 
 
 class StageCounters:

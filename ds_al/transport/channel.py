@@ -20,7 +20,7 @@ import os
 import sys
 import time
 import weakref
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -78,7 +78,8 @@ class _Channel:
         except RuntimeError as error:
             raise ALTransportError(
                 f"stage {self.here} lost stage {self.there} while waiting {what}, message {self.messages}. The "
-                f"first traceback of another rank shows the cause. ({str(error).splitlines()[0]})"
+                f"first traceback of another rank shows the cause. ({str(error).splitlines()[0]})",
+                lost=True,
             ) from None
         finally:
             self.waited += time.perf_counter() - start
@@ -90,11 +91,24 @@ class _Channel:
     def _lost(self, error: RuntimeError) -> ALTransportError:
         return ALTransportError(
             f"stage {self.here} cannot reach stage {self.there}. The first traceback of another rank shows the "
-            f"cause. ({str(error).splitlines()[0]})"
+            f"cause. ({str(error).splitlines()[0]})",
+            lost=True,
         )
 
 
-_SENDERS: weakref.WeakSet[Sender] = weakref.WeakSet()
+class Flushed(Protocol):
+    """What has last messages to send when the process ends."""
+
+    def flush(self) -> None:
+        """Waits until all messages are sent."""
+
+
+_SENDERS: weakref.WeakSet[Flushed] = weakref.WeakSet()
+
+
+def flush_at_exit(sender: Flushed) -> None:
+    """Sends the last messages of this sender before the process ends, as long as it is not destroyed before."""
+    _SENDERS.add(sender)
 
 
 @atexit.register
@@ -112,7 +126,7 @@ def _flush_all() -> None:
 
 
 class Sender(_Channel):
-    """Sending end of a channel. Messages in flight are still delivered when the process ends.
+    """Sending end of a channel. Messages in flight are lost when the process ends, unless :func:`flush_at_exit`.
 
     Args:
         group: process group of this rank and the next stage's (:func:`ds_al.parallel.pairs.pair`).
@@ -138,7 +152,6 @@ class Sender(_Channel):
         self.queue_depth = queue_depth
         self._slots: list[_Slot | None] = [None] * queue_depth
         self._headers: list[Any] = [None] * queue_depth
-        _SENDERS.add(self)
 
     def send(self, message: tuple[Tensor, ...]) -> None:
         """Copies a message into a free slot and sends it asynchronously; waits only if no slot is free.
@@ -192,7 +205,7 @@ class Sender(_Channel):
         self.nbytes += header.nbytes
 
     def flush(self) -> None:
-        """Waits until all messages are sent. If the process ends before, they are lost; ``atexit`` calls it."""
+        """Waits until all messages are sent. If the process ends before, they are lost."""
         for slot in self._slots:
             if slot is not None and slot.work is not None:
                 self._wait(slot.work, "for its last messages to leave")
@@ -290,9 +303,10 @@ class Receiver(_Channel):
     def _receive_header(self) -> Layout:
         header = torch.empty(HEADER, dtype=torch.int64, device=self.device)
         try:
-            self._wait(self._group.recv([header], self._peer, 0), "for its input")
+            work = self._group.recv([header], self._peer, 0)
         except RuntimeError as error:
             raise self._lost(error) from None
+        self._wait(work, "for its input")
         self.nbytes += header.nbytes
         try:
             return Layout.decode(header.tolist())

@@ -1,0 +1,320 @@
+"""Three stages A -> B -> C in processes of their own, which are killed while they send numbers to each other.
+
+Every stage computes from its own state and what it receives, and saves every few micro-batches. This process is what
+keeps them: it hosts the store, notices a death, raises the generation of the borders, and starts a new process.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed import PrefixStore, Store, TCPStore
+
+from ds_al.config.associated_learning import ALConfig
+from ds_al.errors import ALConfigError, ALTransportError
+from ds_al.parallel.topology import StageTopology
+from ds_al.transport import neighbours
+from ds_al.transport.border import Recovery
+from ds_al.transport.log import MessageLog
+from ds_al.transport.neighbours import EvaluationChannels, Links
+
+STAGES, MESSAGES, EVERY, REFRESH, SIZE = 3, 40, 6, 4, 1000
+FORK = multiprocessing.get_context("fork")
+
+
+class Kill(NamedTuple):
+    """When a process of a stage kills itself: the first time that a process of it is there."""
+
+    stage: int
+    at: str
+    """``"start"``, ``"received"``, ``"sent"``, ``"decoders"``, ``"saved"`` or ``"evaluation"``."""
+    micro_batch: int = 0
+    life: int = 0
+    """Number of the process: 0 is the first one of the stage."""
+
+
+class Case(NamedTuple):
+    """What is tried."""
+
+    kills: tuple[Kill, ...]
+    config: ALConfig = ALConfig()
+    size: int = SIZE
+    dynamic: bool = False
+    reset: int = MESSAGES
+    """Micro-batch at which shapes change once."""
+    files: bool = False
+    mib: float = 64.0
+
+
+# ---- a stage ----------------------------------------------------------------------------------------
+
+
+def number(micro_batch: int, case: Case) -> Tensor:
+    """What the first stage makes a message of."""
+    size = case.size + (micro_batch % 3 if case.dynamic else 0) + int(micro_batch >= case.reset)
+    return torch.randn(size, generator=torch.Generator().manual_seed(micro_batch))
+
+
+class Stage:
+    """State of a stage, and what it computes."""
+
+    def __init__(self) -> None:
+        self.value, self.copy, self.seen = 1.0, 0.0, list[float]()
+
+    def step(self, s: Tensor) -> Tensor:
+        """Trains on a message, and returns the one for the next stage."""
+        self.value = 0.9 * self.value + s.double().sum().item() + self.copy
+        self.seen.append(self.value)
+        return s * 0.5 + self.value
+
+
+def expected(case: Case) -> list[list[float]]:
+    """What the stages see where nobody dies."""
+    stages = [Stage() for _ in range(STAGES)]
+    for k in range(MESSAGES):
+        if k % REFRESH == 0:
+            copy = 0.0
+            for stage in stages:
+                stage.copy = copy
+                copy += stage.value
+        s = number(k, case)
+        for stage in stages:
+            s = stage.step(s)
+    return [stage.seen for stage in stages]
+
+
+def connect(port: int) -> Store:
+    """A connection to the store of the job."""
+    return PrefixStore("job", TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False))
+
+
+def restart_point(store: Store, stage: int) -> int:
+    """The newest save that a stage and all later ones have."""
+    return min(store.add(f"saved/{later}", 0) for later in range(stage, STAGES))
+
+
+def run(port: int, index: int, life: int, case: Case, folder: str) -> None:
+    """Runs one process of a stage."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    neighbours.check_one_host = lambda topology: None  # it asks a group of all ranks
+    store, state = connect(port), Stage()
+
+    def die(at: str, micro_batch: int = 0) -> None:
+        if Kill(index, at, micro_batch, life) in case.kills:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    die("start")
+    start, decoders = restart_point(store, index), (0, 0)
+    if start:
+        saved = json.loads(store.get(f"state/{index}/{start}"))
+        decoders = saved.pop("decoders")
+        vars(state).update(saved)
+    links = Links(
+        StageTopology(
+            rank=index, stage=index, stages=STAGES, replica=0, replicas=1,
+            pipeline=tuple(range(STAGES)), same_stage=(index,),
+        ),
+        config=case.config, device=torch.device("cpu"), dynamic=case.dynamic, decoders=True,
+        recovery=Recovery(
+            open_store=lambda: connect(port), start=start, restart_point=lambda stage: restart_point(store, stage),
+            interval=EVERY, check=lambda stage: None, log_mib=case.mib, decoders=tuple(decoders),
+            folder=Path(folder) if case.files else None,
+        ),
+    )  # fmt: skip
+    (sender, receiver), copies = links.training, links.decoders
+    store.set(f"pid/{index}/{life}", str(os.getpid()))
+    exchanged = list(decoders)
+    for k in range(start, MESSAGES):
+        if k == case.reset:
+            links.reset()
+        if receiver is not None and (k % EVERY == 0 or k == start):
+            receiver.expect(min(EVERY - k % EVERY, MESSAGES - k))
+        if k % REFRESH == 0:
+            state.copy = 0.0
+            if copies.receiver is not None:
+                copies.receiver.expect(1)
+                state.copy = copies.receiver.receive()[0].item()
+                copies.receiver.release()
+                exchanged[0] += 1
+            die("decoders", k)
+            if copies.sender is not None:
+                copies.sender.send((torch.tensor([state.copy + state.value], dtype=torch.float64),))
+                exchanged[1] += 1
+        s = receiver.receive()[0] if receiver is not None else number(k, case)
+        die("received", k)
+        s = state.step(s)
+        if sender is not None:
+            sender.send((s, torch.tensor([k])))
+        die("sent", k)
+        if receiver is not None:
+            receiver.release()
+        if (k + 1) % EVERY == 0:
+            store.set(f"state/{index}/{k + 1}", json.dumps({**vars(state), "decoders": exchanged}))
+            store.add(f"saved/{index}", k + 1 - store.add(f"saved/{index}", 0))
+            die("saved", k)
+    store.set(f"seen/{index}", json.dumps(state.seen))
+    done = 0
+    while not store.check(["evaluated"]):
+        deaths = store.add("deaths", 0) + 1
+        links.attend()
+        if deaths > done:  # as evaluation does: what has begun is begun again
+            links.renew(deaths)
+            try:
+                evaluate(links.evaluation, index, state, store, die)
+                done = deaths
+            except ALTransportError as error:
+                assert error.lost
+        time.sleep(0.01)
+    os._exit(0)
+
+
+def evaluate(channels: EvaluationChannels, index: int, state: Stage, store: Store, die: Callable[..., None]) -> None:
+    """Sends three numbers through all stages, each of which adds its own."""
+    sender, receiver = channels
+    if receiver is not None:
+        receiver.expect(3)
+    values = []
+    for k in range(3):
+        values.append(state.value + (receiver.receive()[0].item() if receiver is not None else k))
+        die("evaluation", k)
+        if sender is not None:
+            sender.send((torch.tensor([values[-1]], dtype=torch.float64),))
+        if receiver is not None:
+            receiver.release()
+    if sender is None:
+        store.set("evaluated", json.dumps(values))
+
+
+# ---- what keeps the stages -----------------------------------------------------------------------------
+
+
+def keep(case: Case, folder: Path, *, meanwhile: Callable[[Store, list[Any]], None] | None = None) -> tuple[Any, Any]:
+    """Runs all stages until they are done; returns what they have seen, and how many processes each has had."""
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store, lives = PrefixStore("job", server), [0] * STAGES
+
+    def begin(stage: int) -> Any:
+        process = FORK.Process(target=run, args=(server.port, stage, lives[stage], case, str(folder)), daemon=True)
+        process.start()
+        return process
+
+    processes, deadline = [begin(stage) for stage in range(STAGES)], time.monotonic() + 60
+    try:
+        while any(process.exitcode != 0 for process in processes):
+            assert time.monotonic() < deadline, (lives, [process.exitcode for process in processes])
+            for stage, process in enumerate(processes):
+                if process.exitcode not in (None, 0):
+                    assert process.exitcode == -signal.SIGKILL, (stage, process.exitcode)
+                    for border in {max(stage - 1, 0), min(stage, STAGES - 2)}:
+                        store.add(f"generation/{border}", 1)
+                    store.add("deaths", 1)
+                    lives[stage] += 1
+                    processes[stage] = begin(stage)
+            if meanwhile is not None:
+                meanwhile(store, processes)
+            time.sleep(0.005)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    seen = [json.loads(store.get(f"seen/{stage}")) for stage in range(STAGES)]
+    assert json.loads(store.get("evaluated")) == [sum((values[-1] for values in seen), k) for k in range(3)]
+    return seen, lives
+
+
+A, B, C = range(STAGES)
+CASES = {
+    "nobody": Case(()),
+    "before the first message": Case((Kill(B, "start"),)),
+    "with a message in use": Case((Kill(B, "received", 15),)),
+    "right after a message": Case((Kill(B, "sent", 15),)),
+    "in the middle of a large message": Case((Kill(B, "sent", 9),), size=2**20),
+    "while it replays": Case((Kill(B, "received", 16), Kill(B, "received", 13, 1), Kill(B, "start", 0, 2))),
+    "between the copies of decoders": Case((Kill(B, "decoders", 16), Kill(C, "decoders", 16))),
+    "in evaluation": Case((Kill(B, "evaluation", 1), Kill(C, "evaluation", 2, 0))),
+    "after a save": Case((Kill(B, "saved", 17),)),
+    "the first stage": Case((Kill(A, "sent", 20),)),
+    "the last stage": Case((Kill(C, "received", 20),)),
+    "two neighbours": Case((Kill(A, "sent", 16), Kill(B, "received", 16))),
+    "all": Case((Kill(A, "sent", 16), Kill(B, "received", 16), Kill(C, "received", 16))),
+    "with shapes that change": Case((Kill(B, "received", 16), Kill(C, "received", 17)), dynamic=True),
+    "with shapes that are reset": Case(
+        (Kill(B, "received", 22), Kill(C, "received", 26), Kill(B, "sent", 27, 1)), reset=24
+    ),
+    "with a log in files": Case((Kill(B, "received", 16), Kill(A, "sent", 30)), files=True),
+    "over a slow link": Case((Kill(B, "received", 9),), config=ALConfig(link={"delay_ms": 2, "mbit": 100})),
+    "with checksums": Case((Kill(B, "sent", 9),), config=ALConfig(message_checksum=True, queue_depth=1)),
+    "with a log that is full": Case((Kill(B, "received", 16), Kill(C, "sent", 25)), mib=10 * 4160 / 2**20),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_message_arrives_once_and_in_order(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    seen, lives = keep(case, tmp_path)
+    assert seen == expected(case)
+    assert lives == [sum(kill.stage == stage for kill in case.kills) for stage in range(STAGES)]
+
+
+def test_processes_may_be_killed_at_any_moment(tmp_path: Path) -> None:
+    draw, killed = torch.Generator().manual_seed(0), [0]
+
+    def kill(store: Store, processes: list[Any]) -> None:
+        if torch.rand((), generator=draw) < 0.05 and killed[0] < 12:
+            killed[0] += 1
+            processes[torch.randint(STAGES, (), generator=draw)].kill()
+
+    case = Case((), config=ALConfig(link={"delay_ms": 5}))
+    seen, lives = keep(case, tmp_path, meanwhile=kill)
+    assert seen == expected(case) and sum(lives) > 5
+
+
+# ---- the log ---------------------------------------------------------------------------------------------
+
+
+def log(*, mib: float, points: list[int]) -> MessageLog:
+    """A log whose neighbour saves every 4 micro-batches."""
+    return MessageLog(mib=mib, interval=4, ahead=2, restart_point=lambda: points[0], folder=None)
+
+
+def append(messages: MessageLog, k: int, *, kib: int, idle: Callable[[], None] = lambda: None) -> float:
+    return messages.append("training", (torch.zeros(kib, 256),), number=k, micro_batch=k, shapes=0, idle=idle)
+
+
+def test_a_log_waits_at_its_limit_until_the_neighbour_has_saved() -> None:
+    points, waits = [0], list[int]()
+    messages = log(mib=6 / 1024, points=points)
+
+    def save() -> None:
+        waits.append(k)
+        if len(waits) == 3:
+            points[0] = 4
+
+    for k in range(9):
+        waited = append(messages, k, kib=1, idle=save)
+        assert (waited > 0.02) == (k == 6)
+    assert waits == [6, 6, 6] and messages.nbytes == 5 * 1024
+    assert [entry.number for entry, _ in messages.since({"training": 6})] == [6, 7, 8]
+
+
+def test_a_log_that_cannot_hold_what_is_sent_between_two_saves_is_refused() -> None:
+    with pytest.raises(
+        ALConfigError, match=r"between two saves, 4 micro-batches apart.* take 0.01172 MiB: raise its limit to 1 MiB"
+    ):
+        append(log(mib=11 / 1024, points=[0]), 0, kib=2)
+    messages = log(mib=11 / 1024, points=[0])
+    append(messages, 0, kib=1)
+    append(messages, 1, kib=5)
+    with pytest.raises(ALConfigError, match="raise its limit"):  # messages that grow: the neighbour never saves
+        append(messages, 2, kib=6)
