@@ -17,13 +17,12 @@ from tests.support.hugging_face_models import CASES, WORDS, V
 
 pytestmark = pytest.mark.distributed
 
-BATCHES, MICRO_BATCHES, LM = 3, 4, "causal-lm"
+BATCHES, MICRO_BATCHES, LM = 2, 4, "causal-lm"
 LAYERS: dict[str, dict[str, Any]] = {
     "from_layers": {"schedule": "zb_h1", "objective": "contrast"},
     "bert": {"schedule": "zb_h2", "options": {"objective": "mse", "code_width": 6}},
     "llama lm tied": {"schedule": "1f1b", "options": {}},
     "gpt2 lm": {"schedule": "zb_h1", "options": {"objective": "readout", "bridge_blocks": 1}},
-    "mistral lm": {"schedule": "zb_h2", "options": {"objective": {"name": "token_codes", "negatives": 3}}},
 }
 
 
@@ -95,7 +94,7 @@ def trained(stages: int, folder: str, models: str) -> dict[str, Any]:
         options = {"program": "torch.export", "example": batches[0][0]} if name == "from_layers" else {}
         written = ds_al.export(engine, f"{folder}/{name} back", **options)
         engine.save_checkpoint(f"{folder}/{name} saved", tag="end")
-        found[name] = engine_state(engine), scores, measures, written, engine.get_lr()[0], engine.global_steps
+        found[name] = engine_state(engine), scores, measures, written, engine.global_steps
     return found
 
 
@@ -115,11 +114,10 @@ def test_converted_networks_train_and_come_back_as_on_one_stage(tmp_path: Path) 
             _, scores, *rest = rank[name]
             assert all(torch.equal(one, two) for one, two in zip(scores, alone[1], strict=True)), name
             assert rest == list(alone[2:]), name
-        for part in ("back", "saved/end"):
-            one, two = (sorted((folder / f"{name} {part}").glob("*.safetensors")) for folder in folders.values())
-            one = [file for file in one if "rank" not in file.name]
-            assert (one or name == "from_layers") and [file.name for file in one] == [
-                file.name for file in two if "rank" not in file.name
-            ], name
-            for mine, theirs in zip(one, two, strict=False):
-                assert different(load_file(mine), load_file(theirs)) == [], (name, mine.name)
+        for part in ("back", "saved/end"):  # what is left out are the random states of the stages
+            one, two = (
+                {file.name: load_file(file) for file in (folder / f"{name} {part}").glob("[!s]*.safetensors")}
+                for folder in folders.values()
+            )
+            assert one.keys() == two.keys() and (one or name == "from_layers"), name
+            assert [file for file in one if different(one[file], two[file])] == [], name
