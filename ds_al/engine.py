@@ -127,7 +127,7 @@ class ALPipelineEngine(PipelineEngine):
             self._selection = Selection.of(
                 model_parameters,
                 model.local_layers,
-                elsewhere=given_elsewhere(host.layer_specs(model), model.local_layers),
+                elsewhere=given_elsewhere(model.al_layers, model.local_layers),
                 where="model_parameters",
             )
         super().__init__(model=model, training_data=None, **options)

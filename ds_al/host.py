@@ -39,11 +39,6 @@ def num_layers(module: PipelineModule) -> int:
     return module._num_layers
 
 
-def layer_specs(module: PipelineModule) -> list[Any]:
-    """All entries of the layer list."""
-    return module._layer_specs
-
-
 # ---- configs (runtime/config.py, 0.19.0 and 0.19.8) --------------------------------------------------
 
 

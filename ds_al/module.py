@@ -23,7 +23,7 @@ from ds_al.partition.groups import Run, explicit_runs, spread
 from ds_al.partition.measure import Measuring, measure_stages
 from ds_al.partition.part import LayerPart, blocks, run_of
 from ds_al.partition.plan import describe, explicit
-from ds_al.partition.shared import refuse_shared
+from ds_al.partition.shared import refuse_shared, refuse_shared_by_runs
 from ds_al.spec import ALLayerSpec
 from ds_al.system.generators import Generators
 from ds_al.tensors import Activation
@@ -168,11 +168,15 @@ class ALPipelineModule(PipelineModule):
 
     def _partition_blocks(self, method: str) -> None:
         """Cuts layers between their blocks, and replaces the layers by one part per stage."""
-        costs = [_block_costs(_built(spec, self.base_seed + i), method) for i, spec in enumerate(self._al_layers)]
+        whole = [_built(spec, self.base_seed + i) for i, spec in enumerate(self._al_layers)]
+        costs = [_block_costs(layer, method) for layer in whole]
         if method.startswith("cuts:"):
             self.runs = explicit_runs(method, blocks=[len(row) for row in costs], stages=self.num_stages)
         else:
             self.runs = spread(costs, self.num_stages)
+        for index, layer in enumerate(whole):
+            if len(own := [run for number, run in self.runs if number == index]) > 1:
+                refuse_shared_by_runs(index, layer, own)
         self._layer_specs = [_PartSpec(self._al_layers[i], i, run, self.base_seed + i) for i, run in self.runs]
         self.parts = list(range(self.num_stages + 1))
         stage = self._topo.get_coord(self.global_rank).pipe
@@ -226,6 +230,11 @@ class ALPipelineModule(PipelineModule):
         if self.runs is not None:
             return [(self.runs[self._local_start][0], self.forward_funcs[0])]
         return list(enumerate(self.forward_funcs, start=self._local_start))
+
+    @property
+    def al_layers(self) -> list[ALLayerSpec | ALLayer]:
+        """The layers that this module was made from, whole, whatever the stages are."""
+        return list(self._al_layers)
 
     @property
     def num_layers(self) -> int:

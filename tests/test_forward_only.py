@@ -19,6 +19,7 @@ import ds_al
 from ds_al.launch.ranks import run_ranks
 from ds_al.models import build_al
 from ds_al.transport.channel import Receiver, Sender
+from tests.group.networks import network
 from tests.support.engines import MICRO_BATCHES, SEED, engine_config, make_engine
 from tests.support.networks import NETWORKS
 
@@ -38,7 +39,7 @@ Call = tuple[str, str, int | None]
 
 def channels(engine: ds_al.ALPipelineEngine) -> dict[str, list[Sender | Receiver]]:
     """The channels of a stage by the kind of their messages."""
-    kinds = {name: getattr(engine.links, name) for name in ("training", "decoders", "evaluation")}
+    kinds = {name: getattr(engine.links, name) for name in ("training", "decoders", "evaluation", "gradients")}
     return {name: [end for end in ends if end is not None] for name, ends in kinds.items()}
 
 
@@ -110,6 +111,36 @@ def test_the_probe_sees_the_barrier_of_forward_first() -> None:
     found = backward_or_collective(ranks)
     assert {call for _, call in found} == {("barrier", "", None)}
     assert len(found) == 3 * BATCHES
+
+
+def trained_in_groups(schedule: str, cuts: str) -> list[Call]:
+    """Worker: every communication call of the training of two layers on four stages."""
+    net = network("mlp", 2)
+    module = ds_al.ALPipelineModule(net.layers(), num_classes=4, base_seed=SEED, partition_method=cuts)
+    engine, *_ = ds_al.initialize(model=module, config=engine_config(group_schedule=schedule, steps_per_batch=1))
+    batches = iter(net.batches(BATCHES * MICRO_BATCHES))
+    with probe(engine) as calls:
+        for _ in range(BATCHES):
+            engine.train_batch(batches)
+        found = list(calls)
+        engine.flush()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("schedule", "cuts", "group_of"), [("1f1b", "cuts:1,2,4", (0, 0, 0, 1)), ("zb_h2", "uniform", (0, 0, 1, 1))]
+)
+def test_nothing_is_said_to_an_earlier_group(schedule: str, cuts: str, group_of: tuple[int, ...]) -> None:
+    """Gradients go to the previous stage of the same group: no other message, barrier or collective."""
+    ranks = run_ranks(f"{__name__}:trained_in_groups", 4, schedule=schedule, cuts=cuts)
+    inside = [stage for stage in range(1, 4) if group_of[stage] == group_of[stage - 1]]
+    expected = {(stage, ("send", "gradients", stage - 1)) for stage in inside}
+    expected |= {(stage - 1, ("recv", "gradients", stage)) for stage in inside}
+    assert set(backward_or_collective(ranks)) == expected
+    sends = BATCHES * MICRO_BATCHES + 1  # and a header
+    for stage, calls in enumerate(ranks):
+        assert calls.count(("send", "training", stage + 1)) == (sends if stage < 3 else 0)
+        assert calls.count(("send", "gradients", stage - 1)) == (sends if stage in inside else 0)
 
 
 def everything(folder: str) -> tuple[Counter[Call], list[tuple[str, int, int]]]:

@@ -18,6 +18,7 @@ from ds_al.launch.ranks import run_ranks
 from ds_al.layer import ALLayer
 from ds_al.models import build_al
 from ds_al.module import TwinModule
+from ds_al.partition.shared import refuse_shared_by_runs
 from ds_al.spec import ALLayerSpec
 from tests.support import reference
 from tests.support.networks import Block, Network, tokens
@@ -331,3 +332,15 @@ def test_one_layer_on_two_stages_is_deepspeeds_1f1b(schedule: str) -> None:
     pairs = {name: pair for rank in ranks for name, pair in rank.items()}
     assert len(pairs) == 8
     assert [name for name, (ours, theirs) in pairs.items() if not torch.equal(ours, theirs)] == []
+
+
+def test_stages_share_no_weight_of_a_layer() -> None:
+    """Tied blocks on one stage train; on two, each would learn a copy."""
+    shared, user = nn.Linear(12, 12), nn.Tanh()
+    user.__dict__["other"] = (shared,)  # used without being listed, as another use of a tied module
+    f = nn.Sequential(shared, nn.Tanh(), shared, user, nn.Linear(12, 12))
+    layer = ALLayer(f, nn.Linear(12, 6), nn.Linear(4, 6), nn.Linear(6, 4))
+    refuse_shared_by_runs(0, layer, [range(4), range(4, 5)])
+    for cut, there in ((1, "f.2.weight"), (3, "f.3.weight")):
+        with pytest.raises(ALConfigError, match=f"f.0.weight and {there} are one tensor.*learn a copy"):
+            refuse_shared_by_runs(0, layer, [range(cut), range(cut, 5)])

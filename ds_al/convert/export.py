@@ -20,7 +20,6 @@ import torch.distributed
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ds_al import host
 from ds_al.checkpoint.folder import Record, layer_weights, opened
 from ds_al.convert import adapters
 from ds_al.convert.description import made_again
@@ -223,7 +222,7 @@ def gathered(
         states = _read(weights, module.num_layers)
     if states is None:
         return None
-    layers = _loaded(host.layer_specs(module), states, origin=weights)
+    layers = _loaded(module.al_layers, states, origin=weights)
     return LoadedNetwork(layers, module.num_classes, module.source)
 
 
@@ -297,7 +296,11 @@ def _states(
         torch.distributed.gather_object(own, found if rank == 0 else None, dst=0)
         if rank:
             return None
-    return {index: state for each in found for index, state in each.items()}
+    states: dict[int, dict[str, Tensor]] = {}
+    for each in found:
+        for index, state in each.items():
+            states.setdefault(index, {}).update(state)  # stages may hold parts of a layer
+    return states
 
 
 def _read(file: Path, layers: int) -> dict[int, dict[str, Tensor]]:

@@ -17,7 +17,6 @@ from typing import Any
 from deepspeed.pipe import LayerSpec
 from torch import Tensor, nn
 
-from ds_al import host
 from ds_al.convert import adapters
 from ds_al.convert.architectures import FAMILIES, GENERATE, Anatomy
 from ds_al.convert.assemble import al_layers
@@ -210,13 +209,13 @@ def classes(model: Any, task: str) -> int:
 
 
 def _release(module: ALPipelineModule) -> None:
-    """Moves the weights of other stages' layers to the meta device, for a model that has no other owner."""
-    own = {index for index, _ in module.local_layers}
-    for index, spec in enumerate(host.layer_specs(module)):
-        for part in (each for _, whole in modules_of(spec) for each in whole.modules() if index not in own):
-            for name, parameter in part._parameters.items():
-                if parameter is not None:
-                    part._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+    """Moves the weights of other stages to the meta device, for a model that has no other owner."""
+    own = {parameter for _, layer in module.local_layers for parameter in layer.parameters()}
+    specs = [spec for spec in module.al_layers if isinstance(spec, ALLayerSpec)]
+    for part in (each for spec in specs for _, whole in modules_of(spec) for each in whole.modules()):
+        for name, parameter in part._parameters.items():
+            if parameter is not None and parameter not in own:
+                part._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
 
 def _private(anatomy: Anatomy, ranges: Sequence[range], count: int) -> list[Part | None]:

@@ -31,11 +31,15 @@ class Scaled(nn.Linear):
 
 
 class Entering(nn.Module):
-    """First layer: clamps its input and counts up its numbers in place; float64, boolean and integer tensors leave."""
+    """First layer: clamps its input and counts up its numbers in place; float64, boolean and integer tensors leave.
 
-    def __init__(self, *, plain: bool) -> None:
+    Args:
+        reuses: whether every call returns the same mask, overwritten.
+    """
+
+    def __init__(self, *, plain: bool, reuses: bool = True) -> None:
         super().__init__()
-        self.linear, self.plain = nn.Linear(12, 16), plain
+        self.linear, self.plain, self.reuses = nn.Linear(12, 16), plain, reuses and not plain
         self.register_buffer("used_again", torch.zeros(8, 16, dtype=torch.bool), persistent=False)
 
     def forward(self, given: tuple[Tensor, Tensor]) -> Sides:
@@ -43,7 +47,7 @@ class Entering(nn.Module):
         x = x.clamp(-1, 1) if self.plain else x.clamp_(-1, 1)
         h = self.linear(x)
         mask = h.detach() > -0.5
-        if not self.plain and len(mask) == 8:
+        if self.reuses and len(mask) == 8:
             mask = self.used_again.copy_(mask)
         return h, mask, numbers + 1 if self.plain else numbers.add_(1)
 
@@ -64,6 +68,18 @@ class Masking(nn.Module):
             mask.logical_and_((numbers > 1).unsqueeze(1))
             h = nn.functional.relu(h, inplace=True)
         return self.dropout(self.linear(h)) * mask, mask, numbers
+
+
+class Rectifying(nn.Module):
+    """A ReLU in place, and a linear layer."""
+
+    def __init__(self, *, plain: bool) -> None:
+        super().__init__()
+        self.linear, self.plain = nn.Linear(16, 16), plain
+
+    def forward(self, s: Sides) -> Sides:
+        h, *sides = s
+        return (self.linear(nn.functional.relu(h, inplace=not self.plain)), *sides)
 
 
 class Checkpointing(nn.Module):

@@ -33,6 +33,7 @@ def train(
     rate: Callable[[int], float] | None = None,
     dtype: torch.dtype | None = None,
     loss_scale: float = 1.0,
+    replicas: int = 1,
 ) -> Optimizers:
     """Trains ``layers`` in place on micro-batches ``(x, labels)`` and returns each layer's two optimizers.
 
@@ -44,11 +45,14 @@ def train(
         dtype: what layers compute in, with masters in float32: the layers are given back with their masters as
             weights, as a checkpoint has them.
         loss_scale: by which losses are multiplied before backward, and masters' gradients divided after it.
+        replicas: number of sums of gradients, of which the mean is stepped on: micro-batch m is in sum m % replicas. A
+            step takes ``accumulate`` micro-batches of each.
     """
     makers = (make_optimizer, make_autoencoder_optimizer or make_optimizer)
     optimizers: Optimizers = []
     low: list[ALLayer] = []
     trained: list[tuple[list[nn.Parameter], list[nn.Parameter]]] = []
+    of_replicas: dict[nn.Parameter, list[Any]] = {}
     for layer in layers:
         layer.train()
         low.append(lowered(copy.deepcopy(layer), dtype) if dtype else layer)
@@ -71,8 +75,16 @@ def train(
                     gradient = weight.grad.float() / loss_scale
                     master.grad = gradient if master.grad is None else master.grad + gradient
                     weight.grad = None
+            steps = (step + 1) % (accumulate * replicas) == 0
+            if replicas > 1:
+                for parameter in layers[index].parameters():
+                    sums = of_replicas.setdefault(parameter, [None] * replicas)
+                    sums[step % replicas], parameter.grad = parameter.grad, sums[(step + 1) % replicas]
+                    if steps and sums[0] is not None:
+                        parameter.grad = sum(sums[1:], sums[0]) / replicas
+                        del of_replicas[parameter]
             for optimizer, parameters in zip(optimizers[index], trained[index], strict=True):
-                if optimizer is not None and (step + 1) % accumulate == 0:
+                if optimizer is not None and steps:
                     if clip:
                         nn.utils.clip_grad_norm_(parameters, clip)
                     if rate:
