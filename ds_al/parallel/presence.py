@@ -21,7 +21,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 
@@ -89,6 +89,7 @@ class Presence:
         self._launchers = launchers.launcher_processes()
         self._ended = threading.Event()
         self._now = threading.Event()
+        self._leaves_with_others = False
         self._talk: threading.Thread | None = None
         if store is not None:
             self._talk = self._start(self._talking, "ds_al presence")
@@ -182,6 +183,12 @@ class Presence:
                 return "no other rank told why: its process was killed, or left by os._exit()"
             time.sleep(0.02)
 
+    def failed(self) -> str:
+        """Returns what others have told of their failures so far; empty where none has."""
+        others = sorted((rank, record) for rank, record in self.records.items() if rank != self.rank)
+        told = [f"{self.name(rank)} failed: {record.failed}" for rank, record in others if record.failed]
+        return "; ".join(told)
+
     def all_failed_alike(self, *, seconds: float = 1.5) -> bool:
         """Whether all ranks fail for the reason of this one; waits a little until they have told."""
         limit = time.monotonic() + seconds
@@ -193,6 +200,15 @@ class Presence:
                 return False
             self._now.set()
             time.sleep(0.02)
+
+    @contextlib.contextmanager
+    def leaving_with_others(self) -> Iterator[None]:
+        """Ends this process where another rank fails inside, which the call inside would not notice for long."""
+        self._leaves_with_others = True
+        try:
+            yield
+        finally:
+            self._leaves_with_others = False
 
     # ---- threads -----------------------------------------------------------------------------------
 
@@ -238,6 +254,8 @@ class Presence:
                 self._look()
 
     def _look(self) -> None:
+        if self._leaves_with_others and (cause := self.failed()):
+            self._leave(cause)
         now = time.monotonic()
         # While the store does not answer, nothing is heard of anyone.
         late = {rank: now - self._heard[rank] for rank in self.records if now - self._heard[rank] > STOPPED}
