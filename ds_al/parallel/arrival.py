@@ -42,7 +42,6 @@ class Arrival:
         host: name of its machine.
         process: number of its process there.
         network: identity of the network that it is in (:func:`ds_al.parallel.reach.network`).
-        job: what all ranks of a job have in common; two jobs may meet on one port.
         software: releases and code.
     """
 
@@ -50,7 +49,6 @@ class Arrival:
     host: str = field(default_factory=socket.gethostname)
     process: int = field(default_factory=os.getpid)
     network: str = field(default_factory=reach.network)
-    job: dict[str, str] = field(default_factory=lambda: {"WORLD_SIZE": os.environ["WORLD_SIZE"]})
     software: dict[str, str] = field(default_factory=environment)
 
     @property
@@ -73,7 +71,7 @@ def await_all(rank: int, world: int, *, seconds: float, gloo: bool) -> list[Arri
 
     Raises:
         ALConfigError: a rank has not come, and those that have are named; another one has its number; software
-            differs; or a host does not reach another one.
+            differs; a host does not reach another one; or another job uses the port.
     """
     waiting = Waiting(rank, seconds=seconds)
     if rank:
@@ -85,6 +83,11 @@ def await_all(rank: int, world: int, *, seconds: float, gloo: bool) -> list[Arri
             "all ranks, with the same MASTER_ADDR and MASTER_PORT, or wait longer (DS_AL_START_SECONDS)"
         )
     own = Arrival(rank)
+    if (there := room.compare_set("world", "", str(world)).decode()) != str(world):
+        raise ALConfigError(
+            f"two jobs meet at {_where()} (MASTER_ADDR:MASTER_PORT): the one that is there has {there} ranks, that of "
+            f"rank {own.name} has {world}. {_ANOTHER}"
+        )
     if room.add(f"number {rank}", 1) > 1:
         _check_taken(own, room)
     room.set(str(rank), json.dumps(asdict(own)))
@@ -103,7 +106,7 @@ def _gathered(own: Arrival, world: int, room: Store, *, waiting: Waiting) -> lis
     """Waits for what all ranks tell.
 
     Raises:
-        ALConfigError: a rank has not come, or has failed; or one of another job has come.
+        ALConfigError: a rank has not come, has failed, or has come twice.
     """
     keys, planned = [str(rank) for rank in range(world)], launchers.planned_hosts()
     while True:
@@ -114,8 +117,6 @@ def _gathered(own: Arrival, world: int, room: Store, *, waiting: Waiting) -> lis
             if cause:
                 raise ALConfigError(cause) from error
         there = [Arrival(**json.loads(room.get(key))) for key in keys if room.check([key])]
-        if found := differences([(each.name, each.job) for each in there]):
-            raise ALConfigError(f"two jobs meet at {_where()}: {'; '.join(found)}. {_ANOTHER}")
         if room.check(["twice"]):
             raise ALConfigError(room.get("twice").decode())
         if len(there) == world:

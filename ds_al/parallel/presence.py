@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
+from typing import NoReturn
 
 from torch.distributed import Store
 
@@ -255,7 +256,9 @@ class Presence:
 
     def _look(self) -> None:
         if self._leaves_with_others and (cause := self.failed()):
-            self._leave(cause)
+            self.own.failed, self.own.lost = cause, True
+            self.end()  # rank 0 would take the store from those who do not know yet
+            self._exit(cause)
         now = time.monotonic()
         # While the store does not answer, nothing is heard of anyone.
         late = {rank: now - self._heard[rank] for rank in self.records if now - self._heard[rank] > STOPPED}
@@ -279,8 +282,10 @@ class Presence:
             self._leave(f"{what}, and training has not stopped for {_STOP:.0f} s")
 
     def _leave(self, why: str) -> None:
-        if self._ended.is_set():
-            return
+        if not self._ended.is_set():
+            self._exit(why)
+
+    def _exit(self, why: str) -> NoReturn:
         sys.stderr.write(f"\nrank {self.rank} ({self.own.host}): {why}: the job ends\n")
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()

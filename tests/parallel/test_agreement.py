@@ -166,3 +166,26 @@ def reaches_the_store_late() -> int:
 def test_a_rank_that_reaches_the_store_late_agrees_with_the_others() -> None:
     """It once took another way than they did, and all of them waited until the time was over."""
     assert run_ranks(f"{__name__}:reaches_the_store_late", 2, timeout=60) == [0, 0]
+
+
+def fails_while_it_joins() -> None:
+    """Worker: rank 1 fails where the others wait for it in DeepSpeed's start."""
+    import deepspeed
+
+    from ds_al.parallel.world import join_world
+
+    def broken(**options: Any) -> None:
+        raise RuntimeError("no backend")
+
+    if os.environ["RANK"] == "1":
+        deepspeed.init_distributed = broken
+    join_world()
+
+
+def test_a_rank_that_fails_while_the_ranks_join_ends_the_others() -> None:
+    """They once waited for as long as the time-out of the process group."""
+    with pytest.raises(RankFailure) as caught:
+        run_ranks(f"{__name__}:fails_while_it_joins", 3, timeout=60)
+    assert caught.value.codes == [1, 1, 1]
+    for rank in (0, 2):
+        assert "rank 1 (" in caught.value.outputs[rank] and "RuntimeError: no backend" in caught.value.outputs[rank]
