@@ -21,7 +21,8 @@ from ds_al.engine import ALPipelineEngine
 from ds_al.errors import ALConfigError
 from ds_al.module import ALPipelineModule
 from ds_al.optim import names, schedules
-from ds_al.parallel.agreement import agreed, environment, flat
+from ds_al.parallel.agreement import agreed, flat
+from ds_al.parallel.facts import environment
 from ds_al.parallel.world import join_world
 from ds_al.system.generators import Generators
 from ds_al.system.versions import check_deepspeed

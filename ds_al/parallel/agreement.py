@@ -7,18 +7,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import platform
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from functools import cache
-from importlib import metadata
-from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import distributed
@@ -26,15 +20,12 @@ from torch.distributed import Store
 
 from ds_al.errors import ALConfigError, ALError
 from ds_al.parallel import presence, store
+from ds_al.parallel.facts import Facts, differences
 from ds_al.parallel.world import start_seconds
-from ds_al.system import VERSION
 
 Value = TypeVar("Value")
-Facts = Mapping[str, Any]
-"""What has to be equal on all ranks, by name; values are compared by their JSON."""
 
 _SLICE = 1.0  # seconds between two looks at what other ranks tell of their failures
-_SHOWN = 200  # characters of a value in an error
 _rounds = 0
 
 
@@ -76,16 +67,9 @@ def agreed(
     outcomes = _exchange(topic, own, bounded=bounded)
     if any(outcome.error for outcome in outcomes):
         raise ALDisagreement(_errors(topic, outcomes))
-    if differences := _differences(outcomes):
-        raise ALDisagreement(f"{topic} is not the same on all ranks: {'; '.join(differences)}")
+    if found := differences([(outcome.who, outcome.facts) for outcome in outcomes]):
+        raise ALDisagreement(f"{topic} is not the same on all ranks: {'; '.join(found)}")
     return value
-
-
-def environment() -> dict[str, str]:
-    """Returns the facts of the software of this rank: releases, and the code of this package."""
-    releases = {name: metadata.version(name) for name in ("torch", "deepspeed")}
-    python = ".".join(platform.python_version_tuple()[:2])
-    return {"ds_al": VERSION, **releases, "python": python, "code of ds_al": _code(), "byte order": sys.byteorder}
 
 
 def flat(config: Any, name: str = "") -> dict[str, Any]:
@@ -97,15 +81,6 @@ def flat(config: Any, name: str = "") -> dict[str, Any]:
         for key, inner in config.items()
         for path, value in flat(inner, f"{name}.{key}" if name else str(key)).items()
     }
-
-
-@cache
-def _code() -> str:
-    """Hash of the files of this package."""
-    root, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 class _Outcome:
@@ -172,20 +147,6 @@ def _errors(topic: str, outcomes: list[_Outcome]) -> str:
         if outcome.error:
             ranks.setdefault(outcome.error, []).append(outcome.who)
     return "; ".join(f"{topic}, rank {', '.join(names)}: {error}" for error, names in ranks.items())
-
-
-def _differences(outcomes: list[_Outcome]) -> list[str]:
-    """Names each fact that differs, with its values and the ranks that have them."""
-    outcomes = [outcome for outcome in outcomes if outcome.facts]
-    found = []
-    for name in dict.fromkeys(name for outcome in outcomes for name in outcome.facts):
-        ranks: dict[str, list[str]] = {}
-        for outcome in outcomes:
-            ranks.setdefault(outcome.facts.get(name, "missing"), []).append(outcome.who)
-        if len(ranks) > 1:
-            values = (f"{value[:_SHOWN]} on rank {', '.join(names)}" for value, names in ranks.items())
-            found.append(f"{name} is {', '.join(values)}")
-    return found
 
 
 def _json(value: Any) -> str:

@@ -13,6 +13,8 @@ process is then a world of one rank.
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
 import socket
@@ -120,6 +122,15 @@ def launcher_processes() -> list[tuple[int, int]]:
         found.append((parent, child))
         child, parent = parent, parent_of(parent)
     return found
+
+
+def planned_hosts() -> list[str]:
+    """Returns the host of every rank, as the hostfile of DeepSpeed names it; empty where another launcher runs."""
+    for launcher, _ in launcher_processes():
+        if found := re.search(r"--world_info=([\w=-]+)", _command(launcher)):
+            slots = json.loads(base64.urlsafe_b64decode(found.group(1)))
+            return [host for host, own in slots.items() for _ in own]
+    return []
 
 
 def parent_of(process: int) -> int | None:

@@ -21,9 +21,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
+from typing import NoReturn
 
 from torch.distributed import Store
 
@@ -89,6 +90,7 @@ class Presence:
         self._launchers = launchers.launcher_processes()
         self._ended = threading.Event()
         self._now = threading.Event()
+        self._leaves_with_others = False
         self._talk: threading.Thread | None = None
         if store is not None:
             self._talk = self._start(self._talking, "ds_al presence")
@@ -182,6 +184,12 @@ class Presence:
                 return "no other rank told why: its process was killed, or left by os._exit()"
             time.sleep(0.02)
 
+    def failed(self) -> str:
+        """Returns what others have told of their failures so far; empty where none has."""
+        others = sorted((rank, record) for rank, record in self.records.items() if rank != self.rank)
+        told = [f"{self.name(rank)} failed: {record.failed}" for rank, record in others if record.failed]
+        return "; ".join(told)
+
     def all_failed_alike(self, *, seconds: float = 1.5) -> bool:
         """Whether all ranks fail for the reason of this one; waits a little until they have told."""
         limit = time.monotonic() + seconds
@@ -193,6 +201,15 @@ class Presence:
                 return False
             self._now.set()
             time.sleep(0.02)
+
+    @contextlib.contextmanager
+    def leaving_with_others(self) -> Iterator[None]:
+        """Ends this process where another rank fails inside, which the call inside would not notice for long."""
+        self._leaves_with_others = True
+        try:
+            yield
+        finally:
+            self._leaves_with_others = False
 
     # ---- threads -----------------------------------------------------------------------------------
 
@@ -238,6 +255,10 @@ class Presence:
                 self._look()
 
     def _look(self) -> None:
+        if self._leaves_with_others and (cause := self.failed()):
+            self.own.failed, self.own.lost = cause, True
+            self.end()  # rank 0 would take the store from those who do not know yet
+            self._exit(cause)
         now = time.monotonic()
         # While the store does not answer, nothing is heard of anyone.
         late = {rank: now - self._heard[rank] for rank in self.records if now - self._heard[rank] > STOPPED}
@@ -261,8 +282,10 @@ class Presence:
             self._leave(f"{what}, and training has not stopped for {_STOP:.0f} s")
 
     def _leave(self, why: str) -> None:
-        if self._ended.is_set():
-            return
+        if not self._ended.is_set():
+            self._exit(why)
+
+    def _exit(self, why: str) -> NoReturn:
         sys.stderr.write(f"\nrank {self.rank} ({self.own.host}): {why}: the job ends\n")
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()

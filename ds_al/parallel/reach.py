@@ -16,30 +16,41 @@ import struct
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 
 from torch.distributed import Store
 
 from ds_al.errors import ALConfigError
+from ds_al.parallel.waiting import Waiting
 
 _ATTEMPT = 5.0  # seconds for a connection between two hosts
 _ROUTE = 30.0  # seconds after which an address without a route, or that does not answer, counts as out of reach
 
 
-def await_address(address: str, port: int, *, seconds: float) -> None:
-    """Waits until something listens on a port of another host, or ``seconds`` are over.
+def network() -> str:
+    """Identifies the network of this process: two with the same one reach each other over its loopback interface."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/net')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def await_address(address: str, port: int, *, waiting: Waiting) -> None:
+    """Waits until something listens on a port of another host, or the time is over.
 
     Raises:
         ALConfigError: the host's name is unknown, it has no route, or does not answer at all.
     """
-    here, start = socket.gethostname(), time.monotonic()
-    while (waited := time.monotonic() - start) < seconds:
+    here, limit = socket.gethostname(), min(waiting.seconds, _ROUTE) - _ATTEMPT
+    while waiting.left:
         try:
             socket.create_connection((address, port), timeout=_ATTEMPT).close()
             return
         except ConnectionError:  # it answers: the first rank has not come yet
-            pass
+            waiting.say(f"rank 0, which does not listen on {address}:{port} (MASTER_ADDR:MASTER_PORT) yet")
         except OSError as error:
-            if waited > min(seconds, _ROUTE) - _ATTEMPT:
+            if waiting.waited > limit:
                 raise ALConfigError(
                     f"host {here} cannot reach the first rank at {address}:{port} (MASTER_ADDR:MASTER_PORT): "
                     f"{error.strerror or error}. Set MASTER_ADDR (--master_addr) to a name or an address of its host "
@@ -48,27 +59,30 @@ def await_address(address: str, port: int, *, seconds: float) -> None:
         time.sleep(0.2)
 
 
-def check_hosts(rank: int, hosts: Sequence[str], room: Store, *, seconds: float) -> None:
+def check_hosts(rank: int, hosts: Sequence[str], room: Store, *, networks: Sequence[str], seconds: float) -> None:
     """Checks that every host can connect to every other one where gloo will listen. Every rank must call it.
 
     Args:
         hosts: host of every rank.
         room: store that all ranks reach.
+        networks: network of every rank (:func:`network`), one for each host.
         seconds: time-out.
 
     Raises:
         ALConfigError: on all ranks: a host cannot reach another one.
     """
-    speakers = [hosts.index(host) for host in dict.fromkeys(hosts)]  # the first rank of each host
+    speakers = [networks.index(each) for each in dict.fromkeys(networks)]  # the first rank of each host
     if len(speakers) == 1:
         return
     limit = timedelta(seconds=seconds)
     with contextlib.ExitStack() as stack:  # the sockets stay open until all have tried
         if rank in speakers:
+            room.set(f"interfaces/{rank}", f"{_interfaces()} on {hosts[rank]}")
             room.set(f"faults/{rank}", json.dumps(_faults(rank, hosts, speakers, room, limit, stack)))
         keys = [f"faults/{speaker}" for speaker in speakers]
         room.wait(keys, limit)
         faults = [text for key in keys for text in json.loads(room.get(key))]
+        interfaces = "; ".join(room.get(f"interfaces/{speaker}").decode() for speaker in speakers) if faults else ""
     room.set(f"read/{rank}", "")
     if rank == 0 and faults:  # its end closes the store
         with contextlib.suppress(RuntimeError):
@@ -76,7 +90,7 @@ def check_hosts(rank: int, hosts: Sequence[str], room: Store, *, seconds: float)
     if faults:
         raise ALConfigError(
             f"{'; '.join(faults)}. Set GLOO_SOCKET_IFNAME on every host to the interface that joins the hosts "
-            f"({_interfaces()} on {hosts[rank]}), let a firewall pass TCP between them, and export the variable to the "
+            f"({interfaces}), let a firewall pass TCP between them, and export the variable to the "
             "other hosts (.deepspeed_env; docs/clusters.md)"
         )
 

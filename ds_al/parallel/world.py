@@ -5,20 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import time
-from datetime import timedelta
-from typing import Any, NoReturn
-
-from torch.distributed import Store
+from typing import Any
 
 from ds_al.errors import ALConfigError
-from ds_al.parallel import presence, reach, store
+from ds_al.parallel import arrival, presence, store
 from ds_al.parallel.buffers import remove_buffers
 from ds_al.parallel.launchers import LOOPBACK, PORT, launched
 from ds_al.system import extensions
 
 _unnamed = False
-_READING = 5.0  # seconds
 
 
 def join_world(**options: Any) -> None:
@@ -29,7 +24,8 @@ def join_world(**options: Any) -> None:
     DeepSpeed loses its names.
 
     Raises:
-        ALConfigError: a rank has not come within :func:`start_seconds`, or an extension cannot be compiled.
+        ALConfigError: a rank has not come within :func:`start_seconds`, the ranks cannot work together
+            (:func:`~ds_al.parallel.arrival.await_all`), or an extension cannot be compiled.
     """
     global _unnamed
     import deepspeed  # late: the launcher of ranks needs no engine
@@ -41,10 +37,9 @@ def join_world(**options: Any) -> None:
         with contextlib.ExitStack() as stack:
             if "RANK" in os.environ and "init_method" not in options:
                 store.host()
-                _stay_on_this_host()
-                gloo = get_accelerator().device_name() == "cpu"
-                _await_all(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), gloo=gloo)
+                _await_all(gloo=get_accelerator().device_name() == "cpu")
                 stack.enter_context(store.hosted())
+                stack.enter_context(presence.here().leaving_with_others())
             if get_accelerator().device_name() == "cpu":
                 name = extensions.SHARED_MEMORY
                 stack.enter_context(extensions.compiling(name, tell=os.environ.get("LOCAL_RANK", "0") == "0"))
@@ -72,55 +67,19 @@ def start_seconds() -> float:
     return seconds
 
 
+def _await_all(*, gloo: bool) -> None:
+    """Waits for all ranks; where they share this host, gloo and NCCL listen on its loopback interface alone."""
+    world, near = int(os.environ["WORLD_SIZE"]), os.environ["MASTER_ADDR"] in LOOPBACK
+    if near:
+        _stay_on_this_host()
+    if world > 1:
+        ranks = arrival.await_all(int(os.environ["RANK"]), world, seconds=start_seconds(), gloo=gloo)
+        if not near and len({rank.network for rank in ranks}) == 1:
+            _stay_on_this_host()
+
+
 def _stay_on_this_host() -> None:
-    """Lets gloo listen on the loopback interface where the address of the first rank says that all ranks are here."""
-    if os.environ["MASTER_ADDR"] in LOOPBACK:
-        loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
-        if loopback:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
-
-
-def _await_all(rank: int, world: int, *, gloo: bool) -> None:
-    """Waits until every rank has come, and checks that hosts can connect to each other where gloo listens.
-
-    Raises:
-        ALConfigError: a rank has not come, and those that have are named; or a host does not reach another one.
-    """
-    if world == 1:
-        return
-    limit = start_seconds()
-    deadline = time.monotonic() + limit
-    if rank:
-        reach.await_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), seconds=limit)
-    room = store.connect("start", seconds=max(deadline - time.monotonic(), 0.1))
-    if room is None:
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise ALConfigError(
-            f"rank {rank} ({socket.gethostname()}) has not reached rank 0 at {where} within {limit:.0f} s: start all "
-            "ranks, with the same MASTER_ADDR and MASTER_PORT, or wait longer (DS_AL_START_SECONDS)"
-        )
-    room.set(str(rank), socket.gethostname())
-    keys = [str(other) for other in range(world)]
-    try:
-        room.wait(keys, timedelta(seconds=max(deadline - time.monotonic(), 0.1)))
-    except RuntimeError:
-        _name_missing(room, keys, rank=rank, limit=limit)
-    if gloo:
-        reach.check_hosts(rank, [room.get(key).decode() for key in keys], room, seconds=limit)
-
-
-def _name_missing(room: Store, keys: list[str], *, rank: int, limit: float) -> NoReturn:
-    """Raises:
-    ALConfigError: always; it names the ranks that have come.
-    """
-    there = [key for key in keys if room.check([key])]
-    names = ", ".join(f"rank {key} ({room.get(key).decode()})" for key in there)
-    missing = ", ".join(key for key in keys if key not in there)
-    room.set(f"named by {rank}", "")
-    if rank == 0:  # its end takes the store from ranks that are still reading
-        with contextlib.suppress(RuntimeError):
-            room.wait([f"named by {key}" for key in there], timedelta(seconds=_READING))
-    raise ALConfigError(
-        f"rank {missing} of {len(keys)} has not come within {limit:.0f} s; {names} came: start the same script on all "
-        "ranks, or wait longer (DS_AL_START_SECONDS)"
-    )
+    loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+    if loopback:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={loopback[0]}")

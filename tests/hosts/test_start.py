@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from ds_al.parallel import facts
+from ds_al.parallel.world import join_world
 from tests.experiment.test_train import CONFIG
 from tests.support.engines import MICRO_BATCHES, make_engine
 from tests.support.hosts import Host, Places, finished, two_hosts
@@ -75,9 +79,94 @@ def test_a_firewall_that_passes_the_first_port_alone(hosts: tuple[Host, Host]) -
 def test_a_host_without_a_route_to_the_first_one(hosts: tuple[Host, Host]) -> None:
     hosts[1].run("ip", "route", "add", "unreachable", hosts[0].address)
     first, second = outputs(hosts, seconds="20")
+    assert f"rank 0 (node0) has waited 15 s for rank 1 of 2, which has not come to {hosts[0].address}:{PORT}" in first
+    assert "Is the command running there" in first
     assert f"host node1 cannot reach the first rank at {hosts[0].address}:{PORT} (MASTER_ADDR:MASTER_PORT)" in second
     assert "No route to host" in second
     assert "rank 1 of 2 has not come within 20 s; rank 0 (node0) came" in first
+
+
+def of_another_release(places: Places, package: str) -> None:
+    """Worker: joins the others; the second host has another release of a package."""
+    if places.here().name == "node1":
+        real, facts.VERSION = metadata.version, "0.0.9" if package == "ds_al" else facts.VERSION
+        facts.metadata.version = lambda name: "1.9.1" if name == package else real(name)
+    join_world()
+
+
+@pytest.mark.parametrize(("package", "other"), [("torch", "1.9.1"), ("ds_al", "0.0.9")])
+def test_another_release_on_one_host(hosts: tuple[Host, Host], package: str, other: str) -> None:
+    """It is found before gloo or NCCL of the two speak with each other."""
+    with pytest.raises(RankFailure) as caught:
+        run_ranks(
+            f"{__name__}:of_another_release", 2, env={"MASTER_ADDR": hosts[0].address}, places=Places(hosts),
+            package=package,
+        )  # fmt: skip
+    assert caught.value.seconds < 60
+    for output in caught.value.outputs:
+        assert f"the software is not the same on all ranks: {package} is " in output
+        assert f"{other} on rank 1 (node1)" in output and " on rank 0 (node0), " in output
+
+
+JOIN = """
+import sys, time
+from pathlib import Path
+import torch.distributed as dist
+from ds_al.experiment.process import run_rank
+from ds_al.parallel.world import join_world
+
+def main():
+    join_world()
+    Path(sys.argv[1], f"joined {dist.get_rank()}").touch()
+    while not Path(sys.argv[1], "go").exists():
+        time.sleep(0.05)
+    dist.barrier()
+
+run_rank(main)
+"""
+
+
+def joining(host: Host, rank: int, world: int, folder: Path) -> tuple[subprocess.Popen[str], Path]:
+    """A rank that joins the others, waits for a file, and meets them once more; and its output."""
+    env = {
+        "RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(world), "MASTER_ADDR": "node0",
+        "MASTER_PORT": str(PORT), "DS_AL_START_SECONDS": "50",
+    }  # fmt: skip
+    log = folder / f"log {host.name} {rank} {time.monotonic()}"
+    return host.start([sys.executable, "-c", JOIN, str(folder)], env=env, log=log), log
+
+
+def until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_two_jobs_on_one_port(hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    """The second one ends on both of its hosts, whatever its size; the first one goes on."""
+    first = [joining(host, rank, 2, tmp_path) for rank, host in enumerate(hosts)]
+    until(lambda: len(list(tmp_path.glob("joined *"))) == 2)
+    second = [joining(hosts[0], 0, 2, tmp_path), joining(hosts[1], 1, 2, tmp_path), joining(hosts[1], 2, 3, tmp_path)]
+    listens, taken, larger = finished(*zip(*second, strict=True), seconds=60)
+    assert f"rank 0 cannot listen on node0:{PORT} (MASTER_ADDR:MASTER_PORT)" in listens
+    assert f"two processes are rank 1 of the job at node0:{PORT} (MASTER_ADDR:MASTER_PORT): host node1, proc" in taken
+    assert "and host node1, process" in taken and "Choose another port" in taken
+    assert f"two jobs meet at node0:{PORT} (MASTER_ADDR:MASTER_PORT): the one that is there has 2 ranks" in larger
+    assert "that of rank 2 (node1) has 3. Choose another port" in larger
+    (tmp_path / "go").touch()
+    assert finished(*zip(*first, strict=True), seconds=60)
+    assert [process.returncode for process, _ in (*first, *second)] == [0, 0, 1, 1, 1]
+
+
+@pytest.mark.slow
+def test_one_number_for_two_hosts(hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    """Two processes are rank 1, and rank 2 has not come: all of them end, for the same reason."""
+    ranks = [joining(hosts[0], 0, 3, tmp_path), joining(hosts[0], 1, 3, tmp_path), joining(hosts[1], 1, 3, tmp_path)]
+    for text in finished(*zip(*ranks, strict=True), seconds=60):
+        assert "two processes are rank 1 of the job at" in text and "--node_rank of its own" in text, text
+    assert [process.returncode for process, _ in ranks] == [1, 1, 1]
 
 
 def commands(hosts: tuple[Host, Host], *options: str, roots: tuple[Path, Path] = (ROOT, ROOT)) -> list[str]:
@@ -93,9 +182,9 @@ def commands(hosts: tuple[Host, Host], *options: str, roots: tuple[Path, Path] =
         }  # fmt: skip
         script = [sys.executable, str(root / "run/train.py"), "--deepspeed_config", "config.json", *options]
         processes.append(host.start(script, env=env, log=log))
-    texts = finished(processes, logs, seconds=200)
+    texts = finished(processes, logs, seconds=100)
     assert [process.returncode for process in processes] == [1, 1], texts
-    assert time.monotonic() - start < 180
+    assert time.monotonic() - start < 60
     return texts
 
 
@@ -114,4 +203,5 @@ def test_hosts_with_different_code(hosts: tuple[Host, Host], tmp_path: Path) -> 
     with (other / "ds_al/layer.py").open("a") as file:
         file.write("# changed\n")
     for text in commands(hosts, roots=(ROOT, other)):
-        assert "code of ds_al is " in text and "rank 0 (node0)" in text and "rank 1 (node1)" in text, text
+        assert "the software is not the same on all ranks: code of ds_al is " in text, text
+        assert "rank 0 (node0)" in text and "rank 1 (node1)" in text, text

@@ -16,10 +16,12 @@ from torch import nn
 import ds_al
 from ds_al.models import build_twin
 from ds_al.parallel.world import join_world
+from tests import test_groups
 from tests.support.engines import MICRO_BATCHES, SEED, different, engine_config, engine_state, make_engine, merge
 from tests.support.hosts import Host, Places, two_hosts
 from tests.support.networks import NETWORKS
 from tests.support.ranks import RankFailure, run_ranks
+from tests.support.sockets import listening_here
 
 pytestmark = [pytest.mark.distributed, pytest.mark.alone]
 
@@ -51,9 +53,10 @@ def everything(places: Places | None, shared: str) -> dict[str, Any]:
         time.perf_counter = lambda: real() + AHEAD
     data = NETWORKS["mlp"]
     engine = make_engine("mlp", trace={"enabled": True, "batches": [1, 1], "folder": f"{shared}/trace"})
-    batches = iter(data.batches((BATCHES + 1) * MICRO_BATCHES))
+    batches, listens = iter(data.batches((BATCHES + 1) * MICRO_BATCHES)), listening_here()
     for _ in range(BATCHES):
         engine.train_batch(batches)
+        listens |= listening_here()
     found: dict[str, Any] = {
         "streaming": engine_state(engine),
         "losses": engine.gather_losses(),
@@ -73,6 +76,7 @@ def everything(places: Places | None, shared: str) -> dict[str, Any]:
     found["resumed"] = engine_state(resumed)
     found["bounds"] = measured()
     found["bp_1f1b"] = twin()
+    found["listens"] = listens | listening_here()
     found["segments"] = sorted(path.name for path in Path("/dev/shm").glob("deepspeed*"))
     return found
 
@@ -119,6 +123,8 @@ def test_two_hosts_train_and_do_all_that_one_host_does(hosts: tuple[Host, Host],
         assert apart["evaluation"] == together["evaluation"]
         assert apart["span"] < 60, "the events of both hosts are on one clock"
         assert apart["segments"] == []
+        assert together["listens"] == {"127.0.0.1"}
+    assert [rank["listens"] for rank in two] == [{host.address} for host in hosts]
     (offset, error), bounds = two[1]["clock"], [rank["bounds"] for rank in two]
     assert abs(offset - AHEAD) <= error + 1e-6 and error < 0.1
     assert bounds[0] == bounds[1] and [rank["clock"][0] for rank in one] == [0.0, pytest.approx(0.0, abs=0.1)]
@@ -145,6 +151,25 @@ def test_two_ranks_on_each_of_two_hosts(hosts: tuple[Host, Host], stages: int) -
     two = on(hosts, "replicas", 4, stages=stages)
     one = run_ranks(f"{__name__}:replicas", 4, places=None, stages=stages)
     assert different(merge(two), merge(one)) == []
+
+
+def grouped(places: Places | None, layers: int) -> list[dict[str, torch.Tensor]]:
+    """Worker: trains K layers whose groups span stages, each schedule of a group in turn."""
+    cases = test_groups.cases_of(["transformer"], layers=layers, micro_batches=(4,))
+    return test_groups.trained(cases)
+
+
+@pytest.mark.parametrize(("layers", "stages"), [(1, 2), pytest.param(2, 4, marks=pytest.mark.slow)])
+def test_groups_of_stages_on_two_hosts_leave_the_bits_of_one_host(
+    hosts: tuple[Host, Host], layers: int, stages: int
+) -> None:
+    """With K = 1 gradients go from host to host, with K = 2 within each host."""
+    two, one = (
+        on(hosts, "grouped", stages, layers=layers),
+        run_ranks(f"{__name__}:grouped", stages, places=None, layers=layers),
+    )
+    for number in range(3):
+        assert different(merge([rank[number] for rank in two]), merge([rank[number] for rank in one])) == []
 
 
 def linked(places: Places | None, method: str) -> None:

@@ -11,7 +11,8 @@ import pytest
 import ds_al
 from ds_al.errors import ALConfigError, ALDataError
 from ds_al.launch.ranks import RankFailure, run_ranks
-from ds_al.parallel.agreement import _differences, _Outcome, agreed, flat
+from ds_al.parallel.agreement import agreed, flat
+from ds_al.parallel.facts import differences
 from tests.support.engines import SEED, engine_config
 from tests.support.networks import NETWORKS
 
@@ -103,9 +104,9 @@ def test_a_disagreement_names_what_differs_and_where(
 
 
 def test_a_rank_without_facts_takes_no_part_in_the_comparison() -> None:
-    outcomes = [_Outcome(facts={"n": "1"}, who="0 (a)"), _Outcome(who="1 (b)"), _Outcome(facts={"n": "2"}, who="2 (b)")]
-    assert _differences(outcomes[:2]) == []
-    assert _differences(outcomes) == ["n is 1 on rank 0 (a), 2 on rank 2 (b)"]
+    ranks: list[tuple[str, dict[str, str]]] = [("0 (a)", {"n": "1"}), ("1 (b)", {}), ("2 (b)", {"n": "2"})]
+    assert differences(ranks[:2]) == []
+    assert differences(ranks) == ["n is 1 on rank 0 (a), 2 on rank 2 (b)"]
 
 
 def test_a_config_is_compared_by_its_paths() -> None:
@@ -165,3 +166,26 @@ def reaches_the_store_late() -> int:
 def test_a_rank_that_reaches_the_store_late_agrees_with_the_others() -> None:
     """It once took another way than they did, and all of them waited until the time was over."""
     assert run_ranks(f"{__name__}:reaches_the_store_late", 2, timeout=60) == [0, 0]
+
+
+def fails_while_it_joins() -> None:
+    """Worker: rank 1 fails where the others wait for it in DeepSpeed's start."""
+    import deepspeed
+
+    from ds_al.parallel.world import join_world
+
+    def broken(**options: Any) -> None:
+        raise RuntimeError("no backend")
+
+    if os.environ["RANK"] == "1":
+        deepspeed.init_distributed = broken
+    join_world()
+
+
+def test_a_rank_that_fails_while_the_ranks_join_ends_the_others() -> None:
+    """They once waited for as long as the time-out of the process group."""
+    with pytest.raises(RankFailure) as caught:
+        run_ranks(f"{__name__}:fails_while_it_joins", 3, timeout=60)
+    assert caught.value.codes == [1, 1, 1]
+    for rank in (0, 2):
+        assert "rank 1 (" in caught.value.outputs[rank] and "RuntimeError: no backend" in caught.value.outputs[rank]

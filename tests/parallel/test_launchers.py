@@ -6,9 +6,11 @@ import os
 import sys
 
 import pytest
+from deepspeed.launcher.runner import encode_world_info
 
 from ds_al.errors import ALConfigError
-from ds_al.parallel.launchers import first_node, launched, launcher_processes
+from ds_al.parallel import launchers
+from ds_al.parallel.launchers import first_node, launched, launcher_processes, planned_hosts
 
 SLURM = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2"}
 SLURM |= {"SLURM_STEP_NODELIST": "gpu[03-04]", "SLURM_JOB_ID": "1002"}
@@ -79,3 +81,13 @@ def test_the_first_node_of_a_list_of_slurm(nodes: str, first: str) -> None:
 def test_a_shell_or_a_test_runner_is_no_launcher() -> None:
     assert os.getppid() and sys.argv
     assert launcher_processes() == []
+
+
+def test_the_planned_hosts_are_those_of_the_hostfile(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = encode_world_info({"node0": [0, 1], "node1": [0]})
+    command = f"python -u -m deepspeed.launcher.launch --world_info={info} --node_rank=1 --master_addr=node0 train.py"
+    monkeypatch.setattr(launchers, "launcher_processes", lambda: [(7, 8)])
+    monkeypatch.setattr(launchers, "_command", lambda process: command)
+    assert planned_hosts() == ["node0", "node0", "node1"]
+    monkeypatch.setattr(launchers, "_command", lambda process: "torchrun train.py")
+    assert planned_hosts() == []
