@@ -120,5 +120,5 @@ class Links:
 
     def reset(self) -> None:
         """Discards the shapes of training messages. Every rank must call it, between batches."""
-        for channel in filter(None, (*self.training, *self.gradients)):
+        for channel in filter(None, (*self.training, *self.decoders, *self.gradients)):
             channel.reset()
