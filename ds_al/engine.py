@@ -69,6 +69,7 @@ from ds_al.parallel.replicas import Replicas
 from ds_al.parallel.topology import StageTopology
 from ds_al.partition.part import LayerPart
 from ds_al.partition.plan import explicit
+from ds_al.partition.rebalance import Rebalance
 from ds_al.runner import Runner
 from ds_al.schedule import AL_SCHEDULES, Barrier, RefreshDecoders, Repeated, SendDecoders
 from ds_al.stage import LocalStage
@@ -199,6 +200,12 @@ class ALPipelineEngine(PipelineEngine):
             recording=self.recording,
             parameters=self.module.parameters,
         )
+        self.rebalance: Rebalance | None = None
+        if self.al.repartition is not None:
+            self._check_can_move()
+            self.rebalance = Rebalance(
+                self.al.repartition, topology=self.topology, device=self.device, recording=self.recording
+            )
         self.watchdog = Watchdog.start(
             self.runner.progress,
             calls=self.calls,
@@ -375,6 +382,8 @@ class ALPipelineEngine(PipelineEngine):
             self.module.train()
         if self.tracing is not None:
             self.tracing.before_batch(micro_batches=self.micro_batches)
+        if self.rebalance is not None:
+            self.rebalance.before_batch()
         start = time.perf_counter()
         self._meter.start(self._totals())
         self.run.expect(self.micro_batches)
@@ -385,6 +394,8 @@ class ALPipelineEngine(PipelineEngine):
         self._report.set_metrics(self._meter.stop(self._totals(), micro_batches=self.stage.trained_micro_batches))
         if self.tracing is not None:
             self.tracing.after_batch()
+        if self.rebalance is not None:
+            self._move_if_better(self.rebalance)
         return loss
 
     def _train_schedule(self) -> PipeSchedule:
@@ -797,8 +808,16 @@ class ALPipelineEngine(PipelineEngine):
             moves.restore(self._state(), moved)
         return True
 
-    def _checked_bounds(self, bounds: Sequence[int] | str) -> list[int]:
-        layers, stages = self.module.num_layers, self.num_stages
+    def _move_if_better(self, rebalance: Rebalance) -> None:
+        bounds = rebalance.after_batch(self.layers, self.module.bounds, micro_batches=self.micro_batches)
+        if bounds is None:
+            return
+        if self.global_rank == 0 and self.steps_per_print():
+            print(f"ds_al: layers move after {self.global_steps} steps: {self.module.bounds} -> {bounds}", flush=True)
+        self.repartition(bounds)
+
+    def _check_can_move(self) -> None:
+        """Raises :class:`~ds_al.errors.ALConfigError` if something that the user gave cannot follow a layer."""
         given = {
             "more stages than AL layers": self.module.runs is not None,
             "an optimizer instance: give a callable, lambda groups: torch.optim.AdamW(groups)": isinstance(
@@ -812,6 +831,10 @@ class ALPipelineEngine(PipelineEngine):
         for what, is_given in given.items():
             if is_given:
                 raise ALConfigError(f"layers cannot change their stage with {what}")
+
+    def _checked_bounds(self, bounds: Sequence[int] | str) -> list[int]:
+        self._check_can_move()
+        layers, stages = self.module.num_layers, self.num_stages
         text = bounds if isinstance(bounds, str) else f"cuts:{','.join(str(bound) for bound in list(bounds)[1:-1])}"
         found = explicit(text, layers=layers, stages=stages)
         if not isinstance(bounds, str) and list(bounds) != found:

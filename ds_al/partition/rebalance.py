@@ -16,30 +16,68 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
+import torch
+from deepspeed import comm as dist
+
+from ds_al.config.associated_learning import RepartitionConfig
+from ds_al.layer import ALLayer
+from ds_al.parallel.topology import StageTopology
 from ds_al.partition.plan import balance
 from ds_al.trace.events import Event
+from ds_al.trace.recorder import Recorder, Recording
 
 IN_A_ROW = 2
 """Number of checks, one after the other, that must promise a gain before layers move: one may be noise."""
 
 
 class Rebalance:
-    """Decides when layers move, on every rank alike.
+    """Measures the layers of all stages, and decides when they move. Every rank must create one.
 
     Args:
-        every: number of batches between two checks.
-        threshold: ratio of the slowest stage's time now to that after the move, above which layers move.
+        config: how often, and for which gain.
+        topology: place of this rank.
+        device: device of the stage.
+        recording: holds a recorder during the batch of a check; one that is traced anyway is not checked.
     """
 
-    def __init__(self, *, every: int, threshold: float) -> None:
-        self.every, self.threshold = every, threshold
+    def __init__(
+        self, config: RepartitionConfig, *, topology: StageTopology, device: torch.device, recording: Recording
+    ) -> None:
+        self.config = config
+        self._topology, self._device, self._recording = topology, device, recording
+        self._recorder: Recorder | None = None
+        self._batch = self._promised = 0
         self._normal: list[float] = []
-        self._promised = 0
 
-    def due(self, batch: int) -> bool:
-        """Whether a batch is recorded, counted from 1; never the first one, in which layers warm up."""
-        return batch > 1 and batch % self.every == 0
+    def before_batch(self) -> None:
+        """Records the batch that begins if it is to be checked; never the first one, in which layers warm up."""
+        self._batch += 1
+        if self._batch > 1 and self._batch % self.config.every == 0 and self._recording.recorder is None:
+            self._recording.recorder = self._recorder = Recorder(self._topology.stage, device=self._device)
+
+    def after_batch(
+        self, layers: Sequence[tuple[int, ALLayer]], bounds: Sequence[int], *, micro_batches: int
+    ) -> list[int] | None:
+        """Returns the bounds of a better partition, the same on every rank, or ``None`` if the layers stay.
+
+        A check drains the pipeline: every rank waits until all have ended the batch.
+
+        Args:
+            layers: ``(index in the network, layer)`` of this stage.
+            bounds: the partition now, ``[0, ..., N]``.
+            micro_batches: number of micro-batches of the batch.
+        """
+        recorder, self._recorder = self._recorder, None
+        if recorder is None:
+            return None
+        self._recording.recorder = None
+        weights = {index: sum(weight.numel() for weight in layer.parameters()) for index, layer in layers}
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, layer_seconds(recorder.events, micro_batches=micro_batches, weights=weights))
+        seconds = [max(own[layer] for own in everyone if layer in own) for layer in range(bounds[-1])]  # of replicas
+        return self.decide(seconds, bounds)
 
     def decide(self, seconds: Sequence[float], bounds: Sequence[int]) -> list[int] | None:
         """Returns the bounds of a better partition, or ``None`` if the layers stay.
@@ -56,7 +94,7 @@ class Rebalance:
             costs.append([seconds[i] if start <= i < stop else slowdown * self._normal[i] for i in range(len(seconds))])
         best = balance(costs)
         gain = _slowest(costs, bounds) / _slowest(costs, best)
-        self._promised = self._promised + 1 if gain > self.threshold else 0
+        self._promised = self._promised + 1 if gain > self.config.threshold else 0
         if self._promised < IN_A_ROW:
             return None
         self._promised = 0
