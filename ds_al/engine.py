@@ -16,7 +16,7 @@ Nothing is sent from a later stage to an earlier one. Losses are sent downstream
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MethodType
 from typing import Any, ClassVar
@@ -38,6 +38,7 @@ from torch import Tensor
 
 from ds_al import host
 from ds_al.batch import BatchPreparation, input_check
+from ds_al.checkpoint import moves
 from ds_al.checkpoint.check import Wanted
 from ds_al.checkpoint.saving import Checkpoints
 from ds_al.checkpoint.state import StageState
@@ -60,12 +61,15 @@ from ds_al.local_run import LocalRun
 from ds_al.module import ALPipelineModule
 from ds_al.optim import build, masters, names, schedules
 from ds_al.optim.accepted import required
-from ds_al.optim.groups import ParamGroups, Selection, given_elsewhere
+from ds_al.optim.groups import Layers, ParamGroups, Selection, given_elsewhere
 from ds_al.optim.local import Factory, LocalOptimizer
 from ds_al.optim.unused import UnusedWeights
+from ds_al.parallel.agreement import agreed
 from ds_al.parallel.replicas import Replicas
 from ds_al.parallel.topology import StageTopology
 from ds_al.partition.part import LayerPart
+from ds_al.partition.plan import explicit
+from ds_al.partition.rebalance import Rebalance
 from ds_al.runner import Runner
 from ds_al.schedule import AL_SCHEDULES, Barrier, RefreshDecoders, Repeated, SendDecoders
 from ds_al.stage import LocalStage
@@ -132,45 +136,18 @@ class ALPipelineEngine(PipelineEngine):
             )
         super().__init__(model=model, training_data=None, **options)
         host.set_precision(self._config, dtype=settings.precision.dtype, zero_stage=settings.zero_stage)
-        self.layers = self.module.local_layers
-        for _, layer in self.layers:
-            layer.copies_inputs = self.al.copy_inputs
-        if self.optimizer is None and settings.precision.is_low:  # its masters come with an optimizer
-            for _, layer in self.layers:
-                masters.cast(layer, settings.precision.dtype)
-        if interval := self.module.activation_checkpoint_interval:
-            for _, layer in self.layers:
-                layer.recomputed = Recomputed(layer.f, interval=interval, copies_inputs=self.al.copy_inputs)
+        self._compiled: CompileConfig | None = None
+        self._prepare(self.module.local_layers)
         if self.al.compile is not None:
             self._compile(self.al.compile)
 
         self.calls = Calls()
         self.recording = Recording()
-        handlers: dict[type[PipeInstruction], Callable[..., None]] = {
+        self._handlers: dict[type[PipeInstruction], Callable[..., None]] = {
             kind: MethodType(handler, self) for kind, handler in self._INSTRUCTION_MAP.items()
         }
-        self.runner = Runner(handlers, observe=self._observe, recording=self.recording)
+        self.runner = Runner(self._handlers, observe=self._observe, recording=self.recording)
         self.generators = Generators()
-        place = self.module.place
-        common: dict[str, Any] = {
-            "stage_id": self.stage_id,
-            "base_seed": self.module.base_seed,
-            "device": self.device,
-            "number": self.replicas.number,
-            "loss_scales": self.optimizer.scales if self.optimizer is not None else {},
-            "fixed_shapes": self.num_stages > 1 and not self.dynamic_shape,
-            "generators": self.generators,
-            "recording": self.recording,
-        }
-        self.stage: LocalStage
-        index, part = self.layers[0]
-        if place is not None and place.size > 1 and isinstance(part, LayerPart):
-            self.stage = GroupStage(index, part, place=place, split=self.al.group_schedule != "1f1b", **common)
-        else:
-            self.stage = LocalStage(self.layers, **common)
-        self.unused = UnusedWeights(
-            self.layers, optimizer=self.optimizer, stage_id=self.stage_id, allowed=self.al.unused_parameters
-        )
         self.preparation = BatchPreparation(
             objective=self.module.objective,
             num_classes=self.module.num_classes,
@@ -179,7 +156,7 @@ class ALPipelineEngine(PipelineEngine):
             dtype=settings.precision.dtype if settings.precision.is_low else None,
             check=self.al.check_inputs,
             dynamic_shape=self.dynamic_shape,
-            check_input=input_check(self.layers),
+            check_input=input_check(self.module.local_layers),
         )
         self.checkpoints = Checkpoints(self.topology)
         self.links = Links(
@@ -188,19 +165,10 @@ class ALPipelineEngine(PipelineEngine):
             device=self.device,
             dynamic=self.dynamic_shape,
             decoders=self.module.objective.needs_earlier_decoders,
-            place=place,
+            place=self.module.place,
         )
         self.sender, self.receiver = self.links.training
         self.compression = COMPRESSIONS[self.al.message_dtype]()
-        self.decoder_copies: DecoderCopies | None = None
-        if self.module.objective.needs_earlier_decoders:
-            self.decoder_copies = DecoderCopies(
-                self.layers,
-                decoders=self.preparation.on_device(
-                    self.module.build_decoders(self.layers[0][0] + sum(layer.ends for _, layer in self.layers))
-                ),
-                channels=self.links.decoders,
-            )
         self.inference = Inference(
             self.module,
             topology=self.topology,
@@ -222,6 +190,79 @@ class ALPipelineEngine(PipelineEngine):
             )
             self.set_dataloader(self.loader)
 
+        self._meter = StageMeter()
+        self._take_layers()
+        self._schedules: dict[tuple[Any, ...], PipeSchedule] = {}
+        self.tracing = Tracing.of(
+            self.al,
+            topology=self.topology,
+            device=self.device,
+            recording=self.recording,
+            parameters=self.module.parameters,
+        )
+        self.rebalance: Rebalance | None = None
+        if self.al.repartition is not None:
+            self._check_can_move()
+            self.rebalance = Rebalance(
+                self.al.repartition, topology=self.topology, device=self.device, recording=self.recording
+            )
+        self.watchdog = Watchdog.start(
+            self.runner.progress,
+            calls=self.calls,
+            topology=self.topology,
+            seconds=self.al.stall_seconds,
+            on_stall=self.al.on_stall,
+        )
+
+    def _prepare(self, layers: Layers) -> None:
+        """Lets layers compute as the config says. Their masters, in low precision, come with the optimizer."""
+        for _, layer in layers:
+            layer.copies_inputs = self.al.copy_inputs
+            if self.optimizer is None and self.settings.precision.is_low:
+                masters.cast(layer, self.settings.precision.dtype)
+            if interval := self.module.activation_checkpoint_interval:
+                layer.recomputed = Recomputed(layer.f, interval=interval, copies_inputs=self.al.copy_inputs)
+
+    def _take_layers(self, *, watch: bool = True) -> None:
+        """Makes all that refers to the layers of this stage.
+
+        Args:
+            watch: whether the next batch is the first one, in which each trained weight must get a gradient.
+        """
+        self.layers = self.module.local_layers
+        place = self.module.place
+        common: dict[str, Any] = {
+            "stage_id": self.stage_id,
+            "base_seed": self.module.base_seed,
+            "device": self.device,
+            "number": self.replicas.number,
+            "loss_scales": self.optimizer.scales if self.optimizer is not None else {},
+            "fixed_shapes": self.num_stages > 1 and not self.dynamic_shape,
+            "generators": self.generators,
+            "recording": self.recording,
+        }
+        self.stage: LocalStage
+        index, part = self.layers[0]
+        if place is not None and place.size > 1 and isinstance(part, LayerPart):
+            self.stage = GroupStage(index, part, place=place, split=self.al.group_schedule != "1f1b", **common)
+        else:
+            self.stage = LocalStage(self.layers, **common)
+        allowed = self.al.unused_parameters if watch else "allow"
+        self.unused = UnusedWeights(
+            self.layers,
+            optimizer=self.optimizer,
+            stage_id=self.stage_id,
+            allowed=allowed,
+        )
+        self.decoder_copies: DecoderCopies | None = None
+        if self.module.objective.needs_earlier_decoders:
+            self.decoder_copies = DecoderCopies(
+                self.layers,
+                decoders=self.preparation.on_device(
+                    self.module.build_decoders(self.layers[0][0] + sum(layer.ends for _, layer in self.layers))
+                ),
+                channels=self.links.decoders,
+            )
         self._report = Report(
             stages=self.num_stages,
             layers=self.module.num_layers,
@@ -231,7 +272,6 @@ class ALPipelineEngine(PipelineEngine):
         )
         self.report = self._report.losses
         """Latest known ``(A_i, E_i)`` of every layer up to this stage, means over a batch; NaN where unknown."""
-        self._meter = StageMeter()
         common = {
             "load": self._load,
             "links": self.links,
@@ -245,22 +285,7 @@ class ALPipelineEngine(PipelineEngine):
             self.run = GroupRun(self.stage, **common)
         else:
             self.run = LocalRun(self.stage, counters=self.counters, **common)
-        handlers.update(self.run.handlers)
-        self._schedules: dict[tuple[Any, ...], PipeSchedule] = {}
-        self.tracing = Tracing.of(
-            self.al,
-            topology=self.topology,
-            device=self.device,
-            recording=self.recording,
-            parameters=self.module.parameters,
-        )
-        self.watchdog = Watchdog.start(
-            self.runner.progress,
-            calls=self.calls,
-            topology=self.topology,
-            seconds=self.al.stall_seconds,
-            on_stall=self.al.on_stall,
-        )
+        self._handlers.update(self.run.handlers)
 
     @torch.no_grad()
     def _broadcast_model(self) -> None:
@@ -357,6 +382,8 @@ class ALPipelineEngine(PipelineEngine):
             self.module.train()
         if self.tracing is not None:
             self.tracing.before_batch(micro_batches=self.micro_batches)
+        if self.rebalance is not None:
+            self.rebalance.before_batch()
         start = time.perf_counter()
         self._meter.start(self._totals())
         self.run.expect(self.micro_batches)
@@ -367,6 +394,8 @@ class ALPipelineEngine(PipelineEngine):
         self._report.set_metrics(self._meter.stop(self._totals(), micro_batches=self.stage.trained_micro_batches))
         if self.tracing is not None:
             self.tracing.after_batch()
+        if self.rebalance is not None:
+            self._move_if_better(self.rebalance)
         return loss
 
     def _train_schedule(self) -> PipeSchedule:
@@ -631,8 +660,8 @@ class ALPipelineEngine(PipelineEngine):
             raise ALConfigError(
                 f'the layers are compiled already, by "{BLOCK}.compile" or engine.compile(): do it once'
             )
-        compile_layers(self.layers, config, dynamic_shape=self.dynamic_shape)
-        self._is_compiled = True
+        compile_layers(self.module.local_layers, config, dynamic_shape=self.dynamic_shape)
+        self._is_compiled, self._compiled = True, config
 
     @joint_call
     def save_checkpoint(
@@ -737,6 +766,95 @@ class ALPipelineEngine(PipelineEngine):
             },
             device=self.device,
         )
+
+    @joint_call
+    def repartition(self, bounds: Sequence[int] | str) -> bool:
+        """Moves layers between the stages, with all their state; training continues bit for bit. Drains the pipeline.
+
+        Every rank calls it, after the same batch. The layers that move are built anew on their new stage, and the
+        stage's LR schedule on every rank: read :attr:`lr_scheduler` again afterwards.
+
+        Args:
+            bounds: of the stages, ``[0, ..., N]``, or the first layers of all stages but the first, ``"cuts:2,5"``.
+
+        Returns:
+            Whether a layer has moved.
+
+        Raises:
+            ALConfigError: on every rank, and nothing has changed: the bounds do not fit, or what the user gave to
+                ``initialize`` or changed since cannot follow a layer.
+        """
+        found = agreed(
+            "repartition", lambda: self._checked_bounds(bounds), facts=lambda found: {"bounds": found}, bounded=False
+        )
+        if found == self.module.bounds:
+            return False
+        self.flush()
+        with self.runner.timed("Repartition"), self.generators.aside():
+            former, count = self._report, self.stage.trained_micro_batches
+            moved = moves.move(self._state(), found)
+            self._make_optimizer_again()
+            arrived = [(index, layer) for index, layer in self.module.local_layers if index in moved.arrived]
+            self._prepare(arrived)
+            if self._compiled is not None:
+                compile_layers(arrived, self._compiled, dynamic_shape=self.dynamic_shape)
+            self.param_names = {weight: name for name, weight in self.module.named_parameters()}
+            self._take_layers(watch=count == 0)
+            self.stage.trained_micro_batches = count
+            self._report.continue_from(former, layers=found[self.stage_id + 1])
+            self.preparation.objective = self.module.objective
+            self.inference.reset()
+            self.links.reset()
+            moves.restore(self._state(), moved)
+        return True
+
+    def _move_if_better(self, rebalance: Rebalance) -> None:
+        bounds = rebalance.after_batch(self.layers, self.module.bounds, micro_batches=self.micro_batches)
+        if bounds is None:
+            return
+        if self.global_rank == 0 and self.steps_per_print():
+            print(f"ds_al: layers move after {self.global_steps} steps: {self.module.bounds} -> {bounds}", flush=True)
+        self.repartition(bounds)
+
+    def _check_can_move(self) -> None:
+        """Raises :class:`~ds_al.errors.ALConfigError` if something that the user gave cannot follow a layer."""
+        given = {
+            "more stages than AL layers": self.module.runs is not None,
+            "an optimizer instance: give a callable, lambda groups: torch.optim.AdamW(groups)": isinstance(
+                self.client_optimizer, torch.optim.Optimizer
+            ),
+            "model_parameters: freeze the others by requires_grad_(False)": self._selection is not None,
+            "an LR schedule instance: give a callable, lr_scheduler=lambda optimizer: ...": not (
+                self.client_lr_scheduler is None or callable(self.client_lr_scheduler)
+            ),
+        }
+        for what, is_given in given.items():
+            if is_given:
+                raise ALConfigError(f"layers cannot change their stage with {what}")
+
+    def _checked_bounds(self, bounds: Sequence[int] | str) -> list[int]:
+        self._check_can_move()
+        layers, stages = self.module.num_layers, self.num_stages
+        text = bounds if isinstance(bounds, str) else f"cuts:{','.join(str(bound) for bound in list(bounds)[1:-1])}"
+        found = explicit(text, layers=layers, stages=stages)
+        if not isinstance(bounds, str) and list(bounds) != found:
+            raise ALConfigError(f"got bounds {list(bounds)}: expected {stages + 1} of them, from 0 to {layers}")
+        return found
+
+    def _make_optimizer_again(self) -> None:
+        """Makes optimizer and LR schedule for the layers that this stage holds now; the optimizer stays the object that
+        it was."""
+        former, precision = self.optimizer, self.settings.precision
+        if former is None:
+            return
+        host.set_precision(self._config, dtype=torch.float32, zero_stage=0)  # as in DeepSpeed's constructor
+        try:
+            self._configure_optimizer(self.client_optimizer, None)
+        finally:
+            host.set_precision(self._config, dtype=precision.dtype, zero_stage=self.settings.zero_stage)
+        former.become(required(self.optimizer))
+        self.basic_optimizer = self.optimizer = former
+        self._configure_lr_scheduler()
 
     def reset_activation_shape(self) -> None:
         """Accepts new shapes of micro-batches; must be called on every rank, between batches."""

@@ -77,6 +77,10 @@ class Inference:
         self._tables: list[Tensor] = []
         self._generators, self._passes = generators, 0
 
+    def reset(self) -> None:
+        """Takes the layers that the module holds now."""
+        self.layers, self._earlier = self.module.local_layers, None
+
     @joint_call
     @_apart
     def evaluate(

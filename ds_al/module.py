@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from deepspeed import comm as dist
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from deepspeed.runtime import utils as ds_utils
@@ -126,7 +127,7 @@ class ALPipelineModule(PipelineModule):
         self._check_objectives()
         refuse_shared(self.local_layers)  # what could not be seen in the specifications
         for index, layer in self.local_layers:
-            layer.name = layer.name or f"{index} ({type(layer.f).__name__})"
+            layer.name = layer.name or _title(index, layer)
 
     @classmethod
     def from_layers(cls, layers: Sequence[Any], **options: Any) -> ALPipelineModule:
@@ -224,6 +225,32 @@ class ALPipelineModule(PipelineModule):
         """DeepSpeed's balanced partition counts in numpy's integers, which no seed can be made of."""
         super()._set_bounds(None if start is None else int(start), None if stop is None else int(stop))
 
+    def build_layer(self, index: int, device: torch.device) -> ALLayer:
+        """Builds a layer that another stage holds, to take over its state."""
+        layer = _built(self._layer_specs[index], self.base_seed + index)
+        if any(parameter.is_meta for parameter in layer.parameters()):  # of a model whose weights were freed
+            layer.to_empty(device=device)
+        layer.name = layer.name or _title(index, layer)
+        return layer.to(device)
+
+    def hold(self, parts: Sequence[int], arrived: Mapping[int, ALLayer]) -> None:
+        """Changes the partition: gives up the layers that this stage holds no more, and takes those that have arrived.
+
+        Args:
+            parts: bounds of the stages, ``[0, ..., N]``.
+            arrived: layers that this stage holds from now on, by index.
+        """
+        layers = {**dict(self.local_layers), **arrived}
+        for index, _ in self.local_layers:
+            delattr(self, str(index))
+        self.parts = list(parts)
+        self._set_bounds(start=parts[self.stage_id], stop=parts[self.stage_id + 1])
+        indices = range(self._local_start, self._local_stop)
+        self.forward_funcs = [layers[index] for index in indices]
+        self.fwd_map = {str(index): number for number, index in enumerate(indices)}
+        for index in indices:
+            self.add_module(str(index), layers[index])
+
     @property
     def local_layers(self) -> list[tuple[int, ALLayer]]:
         """``(index in the network, layer)`` of this stage's layers, in order; of a part of a layer where K < P."""
@@ -300,6 +327,10 @@ class TwinModule(PipelineModule):
         self.parts = explicit(method, layers=len(self._layer_specs), stages=self.num_stages)
         stage = self._topo.get_coord(self.global_rank).pipe
         self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
+
+
+def _title(index: int, layer: ALLayer) -> str:
+    return f"{index} ({type(layer.f).__name__})"
 
 
 def _check_layers(layers: Sequence[Any]) -> None:

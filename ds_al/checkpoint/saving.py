@@ -19,7 +19,7 @@ from ds_al.checkpoint.form import REMEDY
 from ds_al.checkpoint.own import INDEX
 from ds_al.checkpoint.parts import held
 from ds_al.checkpoint.plain import Tensors, unpack
-from ds_al.checkpoint.snapshot import check_finite
+from ds_al.checkpoint.snapshot import DECODER, check_finite
 from ds_al.checkpoint.state import StageState
 from ds_al.checkpoint.writer import Destination, Writer
 from ds_al.errors import ALCheckpointError
@@ -175,7 +175,7 @@ def read(state: StageState, folder: Path, index: Record, wanted: Wanted) -> Cont
         record = index["layers"][number]["files"]["training_states"]
         copies = tensors.get((number, optimizers.TRAINING)) or read_tensors(folder, record)
         contents.decoders.append(
-            {name.removeprefix(_DECODER): value for name, value in copies.items() if name.startswith(_DECODER)}
+            {name.removeprefix(DECODER): value for name, value in copies.items() if name.startswith(DECODER)}
         )
     source = index["stages"][source_of(state, index)]
     states = read_tensors(folder, source["files"]["random_states"])
@@ -186,7 +186,6 @@ def read(state: StageState, folder: Path, index: Record, wanted: Wanted) -> Cont
 
 
 _LOSSES = ("losses/latest", "losses/history")
-_DECODER = "decoder/"
 
 
 @torch.no_grad()
@@ -208,7 +207,7 @@ def apply(state: StageState, contents: Contents, wanted: Wanted) -> None:
         optimizers.restore(state, contents.optimizers)
     if contents.schedule is not None:
         state.lr_scheduler.load_state_dict(contents.schedule)
-    _losses(state, contents.losses)
+    restore_losses(state, contents.losses)
     if state.decoder_copies is not None:
         for number, copies in enumerate(contents.decoders):
             state.decoder_copies.restore(number, copies)
@@ -216,7 +215,12 @@ def apply(state: StageState, contents: Contents, wanted: Wanted) -> None:
     snapshot.set_random_states(contents.random)
 
 
-def _losses(state: StageState, tensors: Mapping[int, Mapping[str, Tensor]]) -> None:
+def restore_losses(state: StageState, tensors: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Restores the losses of a stage's layers: the latest, and those since they were gathered.
+
+    Args:
+        tensors: of each layer, as :func:`~ds_al.checkpoint.snapshot.training_state` returned them.
+    """
     for number, saved in tensors.items():
         state.report.losses[number] = saved["losses/latest"].to(state.report.losses.device)
     rows = [tensors[number]["losses/history"] for number, layer in state.layers if layer.ends]

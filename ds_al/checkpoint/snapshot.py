@@ -25,6 +25,9 @@ from ds_al.optim.finite import not_finite
 from ds_al.optim.masters import full_state
 from ds_al.partition.part import LayerPart
 
+DECODER = "decoder/"
+"""Begins the names of the weights of a copy of a decoder."""
+
 
 @dataclass
 class Snapshot:
@@ -70,7 +73,7 @@ def take(state: StageState, client_state: Mapping[str, Any], *, leave_out_frozen
     # A collective: replicas of a stage that shard its optimizer state gather it here.
     states, masters = (None, None) if state.optimizer is None else state.optimizer.gather()
     optimizer_states = optimizers.collect(state, states)
-    history = torch.stack(state.report.history) if state.report.history else torch.zeros(0, len(state.layers), 2)
+    history = kept_losses(state)
     for row, (index, layer) in enumerate(state.layers):
         record: Record = {"layer": index, "stage": state.stage, "modules": modules(layer), "optimizers": {}}
         shot.layers.append(record)
@@ -88,14 +91,32 @@ def take(state: StageState, client_state: Mapping[str, Any], *, leave_out_frozen
             shot.files.append((record, f"{role}_optim_states", name, tensors))
         if not layer.ends:  # losses and copies of decoders are on the last stage of a group
             continue
-        training: Tensors = {"losses/latest": state.report.losses[index], "losses/history": history[:, row]}
-        if state.decoder_copies is not None:
-            training |= {f"decoder/{name}": value for name, value in state.decoder_copies.state(index).items()}
-        scale = state.scales.get(index)
-        record["loss_scale"] = None if scale is None else scale.state()
-        record["schedule"] = optimizers.collect_schedule(state, training)
+        entries, training = training_state(state, index, history[:, row])
+        record |= entries
         shot.files.append((record, "training_states", part_file(layer, index, "training_states"), training))
     return shot
+
+
+def kept_losses(state: StageState) -> Tensor:
+    """Returns the losses ``(batches, layers, 2)`` since they were gathered."""
+    return torch.stack(state.report.history) if state.report.history else torch.zeros(0, len(state.layers), 2)
+
+
+def training_state(state: StageState, index: int, history: Tensor) -> tuple[Record, Tensors]:
+    """Returns what belongs to a layer beside its weights and its optimizers: entries of its record, and tensors.
+
+    Args:
+        history: losses ``(batches, 2)`` of the layer.
+    """
+    tensors: Tensors = {"losses/latest": state.report.losses[index], "losses/history": history}
+    if state.decoder_copies is not None:
+        tensors |= {f"{DECODER}{name}": value for name, value in state.decoder_copies.state(index).items()}
+    scale = state.scales.get(index)
+    record = {
+        "loss_scale": None if scale is None else scale.state(),
+        "schedule": optimizers.collect_schedule(state, tensors),
+    }
+    return record, tensors
 
 
 def check_finite(index: int, layer: ALLayer, values: Mapping[str, Any]) -> None:

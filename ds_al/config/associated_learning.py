@@ -87,6 +87,23 @@ class CheckpointConfig(StrictModel):
     )
 
 
+class RepartitionConfig(StrictModel):
+    """Moving of layers between stages while they train, where a stage has become slower than others."""
+
+    every: int = Field(
+        default=100,
+        ge=1,
+        description="Number of `train_batch()` calls between two checks. At a check the instructions of the batch are "
+        "recorded, and all ranks learn the seconds of every layer, which drains the pipeline.",
+    )
+    threshold: float = Field(
+        default=1.2,
+        gt=1.0,
+        description="The layers move if the slowest stage takes more than this many times as long as that of the best "
+        "partition would, at two checks one after the other.",
+    )
+
+
 class LinkConfig(StrictModel):
     """Artificial slow link between neighbouring stages of one machine, for tests and experiments."""
 
@@ -213,6 +230,12 @@ class ALConfig(StrictModel):
         default_factory=CheckpointConfig,
         description="Options of `save_checkpoint()`. Not for the `bp_*` methods, which save as DeepSpeed does.",
     )
+    repartition: RepartitionConfig | None = Field(
+        default=None,
+        description="Moves layers to other stages by itself where a stage has become slower, such as by another job on "
+        "its host; `{}` enables it. The weights are those of a run in which no layer moves. `engine.repartition()` "
+        "moves them by call. `null` is off. Not for the `bp_*` methods, nor where AL layers span stages.",
+    )
     stall_seconds: float | None = Field(
         default=1800.0,
         gt=0,
@@ -241,6 +264,13 @@ class ALConfig(StrictModel):
         if message_checksum and info.data.get("method") in BACKPROP_METHODS:
             raise ValueError("back-propagation's messages are DeepSpeed's own: expected false")
         return message_checksum
+
+    @field_validator("repartition")
+    @classmethod
+    def _of_local_stages(cls, repartition: RepartitionConfig | None, info: ValidationInfo) -> RepartitionConfig | None:
+        if repartition is not None and info.data.get("method") in BACKPROP_METHODS:
+            raise ValueError("back-propagation keeps its partition: expected null")
+        return repartition
 
     @field_validator("link")
     @classmethod

@@ -29,6 +29,7 @@ def check(settings: Settings, *, layers: int, stages: int) -> None:
             al.compile is not None,
             "compiled blocks would depend on where stages cut a layer: remove it",
         ),
+        f'"{BLOCK}.repartition"': (al.repartition is not None, "the parts of a layer keep their stages: remove it"),
         "loss scales (fp16, or bf16 with check_grad_overflow)": (
             precision.checks_overflow,
             "the stages of a layer would have to agree on an overflow: use bf16 without check_grad_overflow",

@@ -93,6 +93,10 @@ class LocalOptimizer(torch.optim.Optimizer):
                 part.state.pop(parameter, None)
         self._link()
 
+    def become(self, other: LocalOptimizer) -> None:
+        """Takes over layers, groups and instances of another one, so that what refers to this one steps those."""
+        vars(self).update(vars(other))
+
     def _link(self) -> None:
         parts = [part for part in self.parts.values() if part is not None]
         self.param_groups: ParamGroups = list(chain.from_iterable(part.param_groups for part in parts))

@@ -48,6 +48,9 @@ def lower(
 ) -> None:
     """Casts modules in place, and creates a master for each trained weight, which accumulates its gradients in float32.
 
+    A weight that has its master keeps it; where another rank steps the weight from now on, or this one does, the master
+    is replaced.
+
     Args:
         owned: whether this rank steps a weight. A weight stepped by another rank gets a placeholder of the same shape,
             which accumulates gradients but has no values and no memory.
@@ -57,8 +60,8 @@ def lower(
         keep = kept(module)
         masters: dict[nn.Parameter, nn.Parameter] = {}
         for parameter in module.parameters():
-            if trained(parameter) and parameter not in keep:
-                own = owned(parameter)
+            own = owned(parameter) if trained(parameter) and parameter not in keep else None
+            if own is not None and not _has_master(parameter, own=own):
                 masters[parameter] = nn.Parameter(
                     parameter.detach().to(torch.float32, copy=True)
                     if own
@@ -69,8 +72,23 @@ def lower(
         for parameter, master in masters.items():
             if hasattr(parameter, "use_muon"):
                 master.use_muon = parameter.use_muon  # type: ignore[attr-defined]
+            if stepped(parameter) is parameter:
+                parameter.register_post_accumulate_grad_hook(_hand_over)
             setattr(parameter, _MASTER, master)
-            parameter.register_post_accumulate_grad_hook(_hand_over)
+
+
+def _has_master(parameter: nn.Parameter, *, own: bool) -> bool:
+    master = stepped(parameter)
+    return master is not parameter and master.ds_al_is_elsewhere is not own  # type: ignore[attr-defined]
+
+
+def give_up(module: nn.Module) -> None:
+    """Frees the masters of a module that this rank trains no more: another rank steps its weights."""
+    for parameter in module.parameters():
+        master = stepped(parameter)
+        if master is not parameter:
+            master.data = torch.zeros((), device=parameter.device).expand(parameter.shape)
+            master.grad, master.ds_al_is_elsewhere = None, True  # type: ignore[attr-defined]
 
 
 def kept(module: nn.Module) -> set[Tensor]:

@@ -25,6 +25,7 @@ LABELS: dict[str, str] = {
     "ReduceTiedGrads": "reduce tied gradients",
     "LossBroadcast": "broadcast loss",
     "Evaluation": "evaluate",
+    "Repartition": "repartition",
 }
 """Display names; forward, backward and update as in the published profiler study."""
 

@@ -97,6 +97,11 @@ class Report:
         self._own = stages - 1 - stage
         self._earlier = slice(width * (stages - stage), width * stages + 2 * first_layer)
 
+    def continue_from(self, former: Report, *, layers: int) -> None:
+        """Takes over what is known of the first ``layers`` layers, and of all stages."""
+        self.flat.copy_(former.flat)
+        self.losses[layers:] = math.nan
+
     def remember(self, losses: Tensor) -> None:
         """Adds the losses of a batch to the history."""
         self.history.append(losses)

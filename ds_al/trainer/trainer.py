@@ -176,6 +176,7 @@ class ALTrainer:
         for _ in range(min(left, state.max_steps - state.global_step)):
             self._event("on_step_begin")
             self.engine.train_batch()
+            self.callback_handler.lr_scheduler = self.engine.lr_scheduler  # a new one where layers have moved
             state.global_step += 1
             state.epoch = state.global_step / self._steps_per_epoch
             self._event("on_step_end")

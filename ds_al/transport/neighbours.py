@@ -183,7 +183,7 @@ class Links:
 
     def reset(self) -> None:
         """Discards the shapes of training messages. Every rank must call it, between batches."""
-        for channel in (*self.training, *self.gradients):
+        for channel in (*self.training, *self.decoders, *self.gradients):
             if channel is not None:
                 channel.reset()
 

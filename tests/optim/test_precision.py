@@ -70,7 +70,7 @@ def trained(network: str, cases: list[dict[str, Any]]) -> list[State]:
         for _, layer in engine.layers:
             for p in layer.parameters():
                 assert stepped(p).dtype is torch.float32 and torch.equal(p, stepped(p).to(p.dtype))
-        assert first(engine._now.s).dtype is low and first(engine._now.t).dtype is low  # so messages are half as long
+        assert first(engine.run.s).dtype is low and first(engine.run.t).dtype is low  # so messages are half as long
         scores = engine.predict(batches[0][0])
         assert scores.dtype is torch.float32
         assert engine.evaluate(batches[:2])["samples"] == 16
