@@ -124,7 +124,7 @@ class Display(Observer):
         stages = _table(title, "stage", layers, "parameters", "idle", "peak activations", "sent")
         for stage, sent in enumerate(summary["bytes_sent"]):
             stages.add_row(
-                str(stage), _layers_of(bounds[stage], bounds[stage + 1]), f"{summary['parameters'][stage]:,}",
+                str(stage), _layers_on(bounds, stage, len(summary["bytes_sent"])), f"{summary['parameters'][stage]:,}",
                 f"{summary['idle'][stage]:.1%}", _bytes(summary["peak_activation_bytes"][stage]),
                 "-" if sent is None else _bytes(sent),
             )  # fmt: skip
@@ -155,6 +155,12 @@ class Display(Observer):
 def _layers_of(start: int, stop: int) -> str:
     """Names the layers of a stage, or the one of which it holds a part without an exit."""
     return f"{start + 1}..{stop}" if stop > start else f"a part of {start + 1}"
+
+
+def _layers_on(bounds: Sequence[int], stage: int, stages: int) -> str:
+    """Names the layers of a stage, which with ``bp_dualpipev`` holds two parts of the network."""
+    parts = [stage] if len(bounds) == stages + 1 else [stage, 2 * stages - 1 - stage]
+    return ", ".join(_layers_of(bounds[part], bounds[part + 1]) for part in parts)
 
 
 def _table(title: str, *columns: str) -> Table:
