@@ -27,7 +27,6 @@ from deepspeed.runtime.pipe.schedule import (
     TrainSchedule,
 )
 
-from ds_al.baseline import data_parallel
 from ds_al.baseline.schedules import BACKPROP_SCHEDULES
 from ds_al.config.settings import Settings
 from ds_al.optim import names
@@ -171,7 +170,7 @@ class BackpropPipelineEngine(PipelineEngine):
 
     def _exec_schedule(self, pipe_schedule: PipeSchedule) -> None:
         """Runs a schedule; replaces the 1F1B schedule that DeepSpeed's ``train_batch`` builds by the method's own."""
-        if type(pipe_schedule) is TrainSchedule and self.method != data_parallel.METHOD:
+        if type(pipe_schedule) is TrainSchedule and self.method in BACKPROP_SCHEDULES:
             pipe_schedule = BACKPROP_SCHEDULES[self.method](self.micro_batches, self.num_stages, self.stage_id)
         self._reserve_pipe_buffers(pipe_schedule.num_pipe_buffers())
         self.fwd_outputs: list[Any] = []

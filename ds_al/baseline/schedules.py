@@ -94,12 +94,10 @@ class WholePipeline(GroupSchedule):
         super().__init__(micro_batches, Place(stage_id, stages, stage_id, stages))
 
     def _forward(self, m: int) -> Step:
-        labels = (
-            []
-            if self.is_first_stage or not self.is_last_stage
-            else [LoadMicroBatch(buffer_id=m % self.num_pipe_buffers())]
-        )
-        return [*labels, *super()._forward(m)]
+        forward = super()._forward(m)
+        if self.is_first_stage or not self.is_last_stage:
+            return forward
+        return [LoadMicroBatch(buffer_id=m % self.num_pipe_buffers()), *forward]
 
     def _rest(self) -> Step:
         return [*super()._rest(), ReduceTiedGrads(), ReduceGrads()]

@@ -1,4 +1,4 @@
-"""``bp_zb_h1`` and ``bp_zb_h2``: back-propagation with less of a bubble, or none, and with the gradients of ``bp_1f1b``.
+"""``bp_zb_h1`` and ``bp_zb_h2``: back-propagation with less of a bubble, or none, and the gradients of ``bp_1f1b``.
 
 DeepSpeed's engine executes the schedules of :mod:`ds_al.group_schedule` for one group of all stages. In training its
 messages go through the channels of AL stages (:mod:`ds_al.transport`), which block nobody: DeepSpeed's own calls return
@@ -46,6 +46,7 @@ class ZeroBubbleEngine(BackpropPipelineEngine):
     """
 
     SENDS_AHEAD: ClassVar[bool] = True
+    total_loss: Tensor | None
 
     def __init__(self, *, model: PipelineModule, settings: Settings, **options: Any) -> None:
         super().__init__(model=model, settings=settings, **options)

@@ -117,8 +117,8 @@ class ALConfig(StrictModel):
         "`bp_zb_h1`, `bp_zb_h2`: zero bubble, with the weights of `bp_1f1b`, in float32 without ZeRO. `bp_dualpipev`: "
         "DeepSpeed's DualPipeV (DeepSpeed 0.19.8), for a `DualPipeVModule` and at least two micro-batches per stage. "
         "`bp_async`: emulates an asynchronous pipeline, whose gradients are one step late, in a single stage; its "
-        "seconds are not those of a pipeline. `bp_dp`: data parallel back-propagation, for a `PipelineModule` of a single stage, with a replica on every "
-        "rank (`ds_al.baseline.data_parallel`).",
+        "seconds are not those of a pipeline. `bp_dp`: data parallel back-propagation, for a `PipelineModule` of a "
+        "single stage, with a replica on every rank (`ds_al.baseline.data_parallel`).",
     )
     group_schedule: Literal["1f1b", "zb_h1", "zb_h2"] = Field(
         default="1f1b",

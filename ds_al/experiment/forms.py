@@ -71,7 +71,7 @@ class Form(ABC):
         """
         return total
 
-    def check_batch(self, micro_batches: int, *, stages: int) -> None:
+    def check_batch(self, micro_batches: int, *, stages: int) -> None:  # noqa: B027  most have nothing to check
         """Checks that so many micro-batches can be trained on so many stages.
 
         Raises:
