@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from ds_al.config.methods import BACKPROP_METHODS
+from ds_al.config.methods import BACKPROP_METHODS, EMULATED
 from ds_al.experiment.live import Averages, advice, slowest, stage_table
 from ds_al.experiment.observer import Observer, RunInfo, Snapshot, stage_means
 from ds_al.trace import Event
@@ -128,6 +128,7 @@ class Display(Observer):
                 f"{summary['idle'][stage]:.1%}", _bytes(summary["peak_activation_bytes"][stage]),
                 "-" if sent is None else _bytes(sent),
             )  # fmt: skip
+        emulated = ", emulated in one process: not the times of a pipeline" if summary["method"] in EMULATED else ""
         part = "validation" if summary["test_accuracy"] is None else "test"
         found = summary[f"{part}_accuracy"] or []
         exits = _table(f"{part} accuracy at every exit", "exit", "accuracy", "cost")
@@ -145,7 +146,7 @@ class Display(Observer):
             self.console.print(early)
         self.console.print(
             f"{summary['seconds']:.1f} s in all, {summary['training_seconds']:.1f} s of training, "
-            f"{summary['samples_per_second']:,.0f} samples/s, seed {summary['seed']}\n"
+            f"{summary['samples_per_second']:,.0f} samples/s, seed {summary['seed']}{emulated}\n"
             f"files in {self._info.folder}\n{part} accuracy {f'{found[-1]:.4f}' if found else 'not known'}",
             highlight=False,
             soft_wrap=True,
