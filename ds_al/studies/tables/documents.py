@@ -42,6 +42,8 @@ TABLES: Mapping[str, Blocks] = {
 SHOWN: Mapping[str, Blocks] = {
     **TABLES,
     "sleeping": schedules.sleeping_listed,
+    "dial": rivals.dial_listed,
+    "cores": rivals.cores_listed,
     "profile": schedules.profile_listed,
     "memory": schedules.memory_by_size,
     "scaling": scaling.scaling_listed,
