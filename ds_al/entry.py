@@ -13,8 +13,7 @@ from deepspeed.runtime import zero
 from deepspeed.runtime.config import DeepSpeedConfig
 
 from ds_al import host
-from ds_al.baseline import data_parallel
-from ds_al.baseline.engine import BackpropPipelineEngine
+from ds_al.baseline import build
 from ds_al.config.base import checked, read_file
 from ds_al.config.settings import Settings
 from ds_al.engine import ALPipelineEngine
@@ -99,8 +98,9 @@ def initialize(
     def checked() -> tuple[dict[str, Any], Settings]:
         own = read_config(args, config)
         settings = Settings.of(own, is_al=is_al, module=type(model).__name__, replicas=replicas)
-        if settings.al.method == data_parallel.METHOD:
-            data_parallel.check_module(model)
+        if not is_al:
+            micro_batches = settings.deepspeed["gradient_accumulation_steps"]
+            build.check(settings.al.method, own, model, micro_batches=micro_batches)
         names.check(own, settings.al)
         schedules.check(own, by_group=not is_al)
         _check_given(optimizer, lr_scheduler)
@@ -110,7 +110,7 @@ def initialize(
     _, settings = agreed("initialize", checked, facts=lambda found: {**environment(), **_facts(found[0], model)})
     ds_config = _deepspeed_config(settings.deepspeed, model)
     deepspeed.set_optimizer_flags(ds_config, model)
-    engine_class = ALPipelineEngine if is_al else BackpropPipelineEngine
+    engine_class = ALPipelineEngine if is_al else build.engine_class(settings.al.method)
     with Generators().aside():
         engine = engine_class(
             settings=settings,

@@ -1,7 +1,8 @@
 """Measures the schedules on ranks of this machine. One measurement must be selected.
 
     python run/bench.py --sleeping --json docs/results/sleeping.json
-    python run/bench.py --dial --stages 4,8 --json docs/results/dial.json
+    python run/bench.py --dial --stages 4,8 --batches 2 --forward-ms 30 --backward-ms 60 --json docs/results/dial.json
+    python run/bench.py --cores --json docs/results/cores.json
     python run/bench.py --features --json docs/results/features.json
     python run/bench.py --overhead --json docs/results/overhead.json
     python run/bench.py --layers --model vgg,transformer --json docs/results/layers.json
@@ -34,9 +35,11 @@ from ds_al.studies.bench.arguments import names, numbers, positive
 from ds_al.studies.bench.cases import SleepingCases, measure_memory
 from ds_al.studies.bench.dial import DialCases, measure_dial
 from ds_al.studies.bench.features import FeatureCases, measure_features
+from ds_al.studies.bench.forms import networks_on_two_stages
 from ds_al.studies.bench.layers import measure_layers
 from ds_al.studies.bench.overhead import METHODS as OVERHEAD_METHODS
 from ds_al.studies.bench.overhead import measure_overhead
+from ds_al.studies.bench.rivals import measure_cores
 from ds_al.studies.bench.traffic import measure_traffic
 from ds_al.studies.bench.workloads import METHODS
 from ds_al.studies.results import Row, StudyError, header, read, write
@@ -58,7 +61,11 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--dial", action="store_true",
-        help="time K layers on P stages, with each schedule inside a group, beside streaming and 1F1B",
+        help="time K layers on P stages, with each schedule inside a group, beside streaming, 1F1B and its rivals",
+    )  # fmt: skip
+    what.add_argument(
+        "--cores", action="store_true",
+        help="samples per second of real networks on two cores: streaming, one layer, 1F1B and its rivals",
     )  # fmt: skip
     what.add_argument(
         "--features", action="store_true", help="time features of DeepSpeed on sleeping layers: do stages wait?"
@@ -101,19 +108,22 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--micro-batches",
         type=numbers,
-        help="micro-batches per batch, comma-separated (default: 4,8,16; --memory: 4,8,16,32)",
+        help="micro-batches per batch, comma-separated (default: 4,8,16; --memory: 4,8,16,32; --cores: 2,4,8,16)",
     )
+    p.add_argument("--total", type=positive, default=32, help="with --cores: micro-batches per timed run (default: 32)")
     p.add_argument("--batches", type=positive, default=3, help="batches per timed run (default: 3)")
     p.add_argument(
         "--repeat", type=positive, default=3, help="repetitions per case; the median is reported (default: 3)"
     )
     p.add_argument("--forward-ms", type=amount, default=50.0, help="sleep of a layer's forward (default: 50)")
     p.add_argument("--backward-ms", type=amount, default=50.0, help="sleep of a layer's backward (default: 50)")
-    p.add_argument("--model", default="vgg,transformer", help="with --layers: comma-separated (default: %(default)s)")
+    p.add_argument(
+        "--model", default="vgg,transformer", help="with --layers and --cores: comma-separated (default: %(default)s)"
+    )
     p.add_argument("--preset", default="small", help="with --layers: preset of the models (default: small)")
     p.add_argument("--width", type=positive, default=64, help="with --memory: width of the layers (default: 64)")
     p.add_argument(
-        "--micro-batch", type=positive, help="samples per micro-batch (--memory: 8; --layers: 32; --bytes: 64)"
+        "--micro-batch", type=positive, help="samples per micro-batch (--memory: 8; --layers, --cores: 32; --bytes: 64)"
     )
     return p
 
@@ -128,7 +138,7 @@ def main() -> None:
         p.error("--current goes with --check")
     run = next(
         each
-        for each in (sleeping, dial, features, overhead, layers, traffic, check, memory)
+        for each in (sleeping, dial, cores, features, overhead, layers, traffic, check, memory)
         if getattr(args, each.__name__)
     )
     try:
@@ -171,6 +181,26 @@ def dial(args: argparse.Namespace, console: Console) -> None:
         rows = measure_dial(cases, progress=lambda row: bar.update(task, advance=1, description=str(row["schedule"])))
     settings = {name: getattr(cases, name) for name in ("forward", "backward", "batches", "repeat")}
     _keep(args, console, "dial", rows, **settings)
+
+
+def cores(args: argparse.Namespace, console: Console) -> None:
+    """Measures real networks on two cores."""
+    micro_batch, repeat = args.micro_batch or 32, args.repeat
+    models = tuple(args.model.split(","))
+    try:
+        networks = networks_on_two_stages(models, micro_batch=micro_batch)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("timing", total=repeat * len(networks))
+        rows = measure_cores(
+            networks,
+            micro_batches=args.micro_batches or (2, 4, 8, 16),
+            total=args.total,
+            repeat=repeat,
+            progress=lambda name, _: bar.update(task, advance=1, description=name),
+        )
+    _keep(args, console, "cores", rows, micro_batch=micro_batch, total=args.total, repeat=repeat)
 
 
 def features(args: argparse.Namespace, console: Console) -> None:

@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--methods", type=lambda text: text.split(","),
         help="only these methods, comma-separated: methods of the sweep, or any other schedule, objective, recipe or "
-        "baseline (bp_1f1b, bp_gpipe, bp_naive, bp_dp, bp_single)",
+        "baseline (bp_1f1b, bp_gpipe, bp_naive, bp_zb_h1, bp_zb_h2, bp_dualpipev, bp_dp, bp_async, bp_single)",
     )  # fmt: skip
     p.add_argument(
         "--data", metavar="DIR", type=Path, default=os.environ.get("DS_AL_DATA"),

@@ -36,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--method",
         help="schedule, instead of the config's: streaming, forward_first, parallel_backward, sequential; bp_1f1b, "
-        "bp_gpipe, bp_naive train the backprop twin, bp_dp trains it data parallel, a replica in every process",
+        "bp_gpipe, bp_naive, bp_zb_h1, bp_zb_h2, bp_dualpipev train the backprop twin, bp_dp trains it data parallel, "
+        "a replica in every process, and bp_async emulates an asynchronous pipeline in one process",
     )
     add("--stages", type=int, help="stages of the pipeline, instead of one per process (experiment.num_stages)")
     add("--epochs", type=int, help="number of epochs, instead of the config's")

@@ -29,15 +29,15 @@ def replica_module(twin: Sequence[LayerSpec], **options: Any) -> PipelineModule:
     return PipelineModule(list(twin), num_stages=1, **options)
 
 
-def check_module(module: PipelineModule) -> None:
-    """Checks that a module has one stage.
+def check_module(module: PipelineModule, method: str) -> None:
+    """Checks that a module has one stage, for a method that trains the whole network on every rank.
 
     Raises:
         ALConfigError: the module has several stages.
     """
     if module.num_stages != 1:
         raise ALConfigError(
-            f"{METHOD} got a PipelineModule of {module.num_stages} stages: expected 1, since every rank is a replica "
+            f"{method} got a PipelineModule of {module.num_stages} stages: expected 1, since every rank is a replica "
             "of the whole network. Build it with ds_al.baseline.data_parallel.replica_module, or use "
             "another bp_* method"
         )

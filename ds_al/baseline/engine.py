@@ -27,7 +27,6 @@ from deepspeed.runtime.pipe.schedule import (
     TrainSchedule,
 )
 
-from ds_al.baseline import data_parallel
 from ds_al.baseline.schedules import BACKPROP_SCHEDULES
 from ds_al.config.settings import Settings
 from ds_al.optim import names
@@ -59,10 +58,13 @@ class BackpropPipelineEngine(PipelineEngine):
 
     Args:
         settings: ``al.method`` is ``"bp_1f1b"`` (DeepSpeed's ``TrainSchedule``), ``"bp_gpipe"``,
-            ``"bp_naive"``, or ``"bp_dp"`` (:mod:`ds_al.baseline.data_parallel`).
+            ``"bp_naive"``, or ``"bp_dp"`` (:mod:`ds_al.baseline.data_parallel`); the engines of all others derive from
+            this one (:mod:`ds_al.baseline.build`).
     """
 
     config: Any
+    SENDS_AHEAD: ClassVar[bool] = False
+    """Whether a stage goes on before its neighbour has received a message."""
 
     def __init__(self, *, model: PipelineModule, settings: Settings, **options: Any) -> None:
         self.settings, self.al = settings, settings.al
@@ -97,7 +99,7 @@ class BackpropPipelineEngine(PipelineEngine):
             topology=self.topology,
             seconds=self.al.stall_seconds,
             on_stall=self.al.on_stall,
-            sends_ahead=False,
+            sends_ahead=self.SENDS_AHEAD,
         )
 
     def _is_supported_optimizer(self, optimizer_name: str) -> bool:
@@ -120,6 +122,7 @@ class BackpropPipelineEngine(PipelineEngine):
             self.tracing.before_batch(micro_batches=self.micro_batches)
         start = time.perf_counter()
         self._meter.start(self._totals())
+        self._start_batch()
         loss = super().train_batch(data_iter)
         self._wall += time.perf_counter() - start
         self._samples += self.train_batch_size()
@@ -128,6 +131,9 @@ class BackpropPipelineEngine(PipelineEngine):
         if self.tracing is not None:
             self.tracing.after_batch()
         return loss
+
+    def _start_batch(self) -> None:
+        """Called before each batch."""
 
     def _aggregate_total_loss(self) -> torch.Tensor:
         """Times the broadcast of each batch's loss from DeepSpeed's last stage to all others."""
@@ -164,7 +170,7 @@ class BackpropPipelineEngine(PipelineEngine):
 
     def _exec_schedule(self, pipe_schedule: PipeSchedule) -> None:
         """Runs a schedule; replaces the 1F1B schedule that DeepSpeed's ``train_batch`` builds by the method's own."""
-        if type(pipe_schedule) is TrainSchedule and self.method != data_parallel.METHOD:
+        if type(pipe_schedule) is TrainSchedule and self.method in BACKPROP_SCHEDULES:
             pipe_schedule = BACKPROP_SCHEDULES[self.method](self.micro_batches, self.num_stages, self.stage_id)
         self._reserve_pipe_buffers(pipe_schedule.num_pipe_buffers())
         self.fwd_outputs: list[Any] = []
@@ -229,7 +235,7 @@ class BackpropPipelineEngine(PipelineEngine):
             p2p.recv(arrival, stage)
             wait_until(arrival)
 
-    def _observe(self, instruction: PipeInstruction, seconds: float) -> Observation:
+    def _observe(self, instruction: PipeInstruction, seconds: float) -> Observation | None:
         """Counts all time of transfers as waiting: DeepSpeed's block until they are complete."""
         if isinstance(instruction, (SendActivation, SendGrad, RecvActivation, RecvGrad)):
             return Observation(wait=seconds, nbytes=self._latest_bytes)
@@ -263,6 +269,9 @@ class BackpropPipelineEngine(PipelineEngine):
                 sums += torch.stack([correct.double(), loss.double().sum() * len(labels), sums.new_tensor(len(labels))])
         self.reset_activation_shape()
         dist.broadcast(sums, self.topology.pipeline[-1], group=self.topology.pipeline_group)
+        return self._evaluation(sums)
+
+    def _evaluation(self, sums: torch.Tensor) -> dict[str, Any]:
         correct, loss, samples = sums.tolist()
         return {"accuracy": [correct / samples], "loss": [loss / samples], "samples": int(samples)}
 
@@ -279,7 +288,10 @@ class BackpropPipelineEngine(PipelineEngine):
         return StageStats(
             stage=self.stage_id,
             wall=self._wall,
-            wait_input=seconds["RecvActivation"] + seconds["RecvGrad"] + seconds["LossBroadcast"],
+            wait_input=seconds["RecvActivation"]
+            + seconds["RecvGrad"]
+            + seconds["CommitP2P"]
+            + seconds["LossBroadcast"],
             wait_queue=seconds["SendActivation"] + seconds["SendGrad"],
             wait_data=seconds["LoadMicroBatch"],
             bytes_sent=self.sent.total(),

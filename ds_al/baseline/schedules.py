@@ -1,4 +1,4 @@
-"""Backprop schedules that DeepSpeed lacks, for the backprop twin: GPipe and naive; diagrams as in ds_al.schedule."""
+"""Backprop schedules that DeepSpeed lacks, for the twin: GPipe, naive, zero bubble; diagrams as in ds_al.schedule."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from deepspeed.runtime.pipe.schedule import (
     TrainSchedule,
 )
 
+from ds_al.group_schedule import GroupSchedule, Place, ZeroBubbleH1, ZeroBubbleH2
 from ds_al.schedule import Step
 
 
@@ -85,8 +86,35 @@ class NaiveSchedule(BackpropSchedule):
         yield self.end()
 
 
+class WholePipeline(GroupSchedule):
+    """A schedule inside a group whose one group is the pipeline: the last stage loads labels, and weights that are tied
+    or replicated average their gradients before a step."""
+
+    def __init__(self, micro_batches: int, stages: int, stage_id: int) -> None:
+        super().__init__(micro_batches, Place(stage_id, stages, stage_id, stages))
+
+    def _forward(self, m: int) -> Step:
+        forward = super()._forward(m)
+        if self.is_first_stage or not self.is_last_stage:
+            return forward
+        return [LoadMicroBatch(buffer_id=m % self.num_pipe_buffers()), *forward]
+
+    def _rest(self) -> Step:
+        return [*super()._rest(), ReduceTiedGrads(), ReduceGrads()]
+
+
+class BackpropZeroBubbleH1(WholePipeline, ZeroBubbleH1):
+    """``bp_zb_h1``: :class:`~ds_al.group_schedule.ZeroBubbleH1` over all stages."""
+
+
+class BackpropZeroBubbleH2(WholePipeline, ZeroBubbleH2):
+    """``bp_zb_h2``: :class:`~ds_al.group_schedule.ZeroBubbleH2` over all stages."""
+
+
 BACKPROP_SCHEDULES: dict[str, type[PipeSchedule]] = {
     "bp_1f1b": TrainSchedule,
     "bp_gpipe": GPipeSchedule,
     "bp_naive": NaiveSchedule,
+    "bp_zb_h1": BackpropZeroBubbleH1,
+    "bp_zb_h2": BackpropZeroBubbleH2,
 }

@@ -131,8 +131,11 @@ class ALConfig(StrictModel):
         "barrier after every batch. `parallel_backward`: all stages run backward concurrently, after the forward "
         "of the last stage. `sequential`: one stage at a time. These four yield identical weights. `bp_1f1b`, "
         "`bp_gpipe`, `bp_naive`: back-propagation with DeepSpeed's own engine, for a plain `PipelineModule`. "
-        "`bp_dp`: data parallel back-propagation, for a `PipelineModule` of a single stage, with a replica on every "
-        "rank (`ds_al.baseline.data_parallel`).",
+        "`bp_zb_h1`, `bp_zb_h2`: zero bubble, with the weights of `bp_1f1b`, in float32 without ZeRO. `bp_dualpipev`: "
+        "DeepSpeed's DualPipeV (DeepSpeed 0.19.8), for a `DualPipeVModule` and at least two micro-batches per stage. "
+        "`bp_async`: emulates an asynchronous pipeline, whose gradients are one step late, in a single stage; its "
+        "seconds are not those of a pipeline. `bp_dp`: data parallel back-propagation, for a `PipelineModule` of a "
+        "single stage, with a replica on every rank (`ds_al.baseline.data_parallel`).",
     )
     group_schedule: Literal["1f1b", "zb_h1", "zb_h2"] = Field(
         default="1f1b",

@@ -60,6 +60,7 @@ class Description:
         form.check(experiment)
         check_partition(experiment)
         sizes = BatchSizes.of(config, form, replicas=layout.replicas)
+        form.check_batch(sizes.per_replica, stages=layout.stages)
         found = cls(config=config, experiment=experiment, form=form, layout=layout, sizes=sizes)
         engine = found.engine_config(steps=1)
         settings = Settings.of(engine, is_al=form.has_exits, module="run", replicas=layout.replicas)

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from ds_al.config.methods import BACKPROP_METHODS
+from ds_al.config.methods import BACKPROP_METHODS, EMULATED
 from ds_al.experiment.live import Averages, advice, slowest, stage_table
 from ds_al.experiment.observer import Observer, RunInfo, Snapshot, stage_means
 from ds_al.trace import Event
@@ -124,10 +124,11 @@ class Display(Observer):
         stages = _table(title, "stage", layers, "parameters", "idle", "peak activations", "sent")
         for stage, sent in enumerate(summary["bytes_sent"]):
             stages.add_row(
-                str(stage), _layers_of(bounds[stage], bounds[stage + 1]), f"{summary['parameters'][stage]:,}",
+                str(stage), _layers_on(bounds, stage, len(summary["bytes_sent"])), f"{summary['parameters'][stage]:,}",
                 f"{summary['idle'][stage]:.1%}", _bytes(summary["peak_activation_bytes"][stage]),
                 "-" if sent is None else _bytes(sent),
             )  # fmt: skip
+        emulated = ", emulated in one process: not the times of a pipeline" if summary["method"] in EMULATED else ""
         part = "validation" if summary["test_accuracy"] is None else "test"
         found = summary[f"{part}_accuracy"] or []
         exits = _table(f"{part} accuracy at every exit", "exit", "accuracy", "cost")
@@ -145,7 +146,7 @@ class Display(Observer):
             self.console.print(early)
         self.console.print(
             f"{summary['seconds']:.1f} s in all, {summary['training_seconds']:.1f} s of training, "
-            f"{summary['samples_per_second']:,.0f} samples/s, seed {summary['seed']}\n"
+            f"{summary['samples_per_second']:,.0f} samples/s, seed {summary['seed']}{emulated}\n"
             f"files in {self._info.folder}\n{part} accuracy {f'{found[-1]:.4f}' if found else 'not known'}",
             highlight=False,
             soft_wrap=True,
@@ -155,6 +156,12 @@ class Display(Observer):
 def _layers_of(start: int, stop: int) -> str:
     """Names the layers of a stage, or the one of which it holds a part without an exit."""
     return f"{start + 1}..{stop}" if stop > start else f"a part of {start + 1}"
+
+
+def _layers_on(bounds: Sequence[int], stage: int, stages: int) -> str:
+    """Names the layers of a stage, which with ``bp_dualpipev`` holds two parts of the network."""
+    parts = [stage] if len(bounds) == stages + 1 else [stage, 2 * stages - 1 - stage]
+    return ", ".join(_layers_of(bounds[part], bounds[part + 1]) for part in parts)
 
 
 def _table(title: str, *columns: str) -> Table:

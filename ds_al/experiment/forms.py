@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from deepspeed import comm as dist
-from deepspeed.pipe import PipelineModule
 from deepspeed.runtime.utils import set_random_seed
 from torch import Tensor, nn
 
-from ds_al.baseline import data_parallel
+from ds_al.baseline import build, data_parallel, delayed
 from ds_al.config.associated_learning import ALConfig
 from ds_al.config.base import BLOCK as AL_BLOCK
 from ds_al.config.methods import AL_METHODS
@@ -71,6 +70,13 @@ class Form(ABC):
             ALConfigError: replicas cannot share them evenly.
         """
         return total
+
+    def check_batch(self, micro_batches: int, *, stages: int) -> None:  # noqa: B027  most have nothing to check
+        """Checks that so many micro-batches can be trained on so many stages.
+
+        Raises:
+            ALConfigError: they are too few.
+        """
 
     def optimizer_steps(self, micro_batches: int, *, spanned: bool = False) -> int:
         """Returns the optimizer steps per batch of so many micro-batches in each replica.
@@ -242,12 +248,18 @@ class AssociatedLearning(Form):
 class BackpropPipeline(Form):
     """Form of the ``bp_*`` methods: the backprop twin in DeepSpeed's pipeline."""
 
+    def check_batch(self, micro_batches: int, *, stages: int) -> None:
+        """Checks what ``bp_dualpipev`` needs."""
+        if self.config.method == build.DUALPIPEV:
+            build.check_micro_batches(micro_batches, stages=stages)
+
     def reads_data(self, layout: Layout) -> bool:
         """Whether this is the first stage, which reads x, or the last one, which reads labels."""
         return layout.stage in (0, layout.stages - 1)
 
     def check(self, experiment: ExperimentConfig) -> None:
-        """Refuses partition methods that only an ``ALPipelineModule`` has."""
+        """Refuses partition methods that only an ``ALPipelineModule`` has, and a method that DeepSpeed lacks."""
+        build.module_class(self.config.method)
         method = experiment.partition_method
         if method.startswith(("measured", "cuts:")):
             raise ALConfigError(
@@ -258,7 +270,7 @@ class BackpropPipeline(Form):
     def build(self, network: Architecture, config: Mapping[str, Any], *, num_stages: int, loader: Loader) -> Any:
         """Builds a plain ``PipelineModule`` with cross-entropy, and its engine."""
         experiment = network.experiment
-        module = PipelineModule(
+        module = build.module_class(self.config.method)(
             network.twin_layers(),
             num_stages=num_stages,
             loss_fn=nn.CrossEntropyLoss(label_smoothing=experiment.label_smoothing or 0.0),
@@ -308,7 +320,7 @@ class BackpropPipeline(Form):
 
 @dataclass(frozen=True)
 class BackpropReplicas(BackpropPipeline):
-    """Form of ``bp_dp``: every process is a replica of the whole twin, and replicas share the micro-batches."""
+    """Form of ``bp_dp`` and ``bp_async``: every process is a replica of the whole twin, which share micro-batches."""
 
     def layout(self, *, num_stages: int | None, world: int, rank: int) -> Layout:
         """Assigns each process the whole network; refuses more than one stage."""
@@ -333,4 +345,5 @@ def form_of(config: ALConfig) -> Form:
     """Returns the form of a run that trains by ``config.method``."""
     if config.method in AL_METHODS:
         return AssociatedLearning(config)
-    return (BackpropReplicas if config.method == data_parallel.METHOD else BackpropPipeline)(config)
+    replicated = config.method in (data_parallel.METHOD, delayed.METHOD)
+    return (BackpropReplicas if replicated else BackpropPipeline)(config)

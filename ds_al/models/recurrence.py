@@ -26,17 +26,19 @@ def bidirectional_lstm(lstm: nn.LSTM, x: Tensor, lengths: Tensor, start: States 
         The hidden states ``(B, T, 2 D)``, 0 at padding, and the final ``(h, c)``.
     """
     w_ih, w_hh, b_ih, b_hh = (
-        torch.stack([getattr(lstm, name), getattr(lstm, f"{name}_reverse")])
-        for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+        [getattr(lstm, f"{name}_l0{side}") for side in ("", "_reverse")]
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
+    # Added before they are stacked: otherwise autograd would give both biases one memory for their gradients.
+    bias = torch.stack([b_ih[0] + b_hh[0], b_ih[1] + b_hh[1]])
     batch, steps, _ = x.shape
     time = torch.arange(steps, device=x.device)
     order = torch.where(time < lengths[:, None], lengths[:, None] - 1 - time, time)  # reverses; padding stays last
     both = torch.stack([x, _at(x, order)]).flatten(1, 2)
-    inputs = torch.baddbmm((b_ih + b_hh).unsqueeze(1), both, w_ih.transpose(1, 2)).unflatten(1, (batch, steps))
+    inputs = torch.baddbmm(bias.unsqueeze(1), both, torch.stack(w_ih).transpose(1, 2)).unflatten(1, (batch, steps))
 
     h, c = start if start is not None else 2 * (x.new_zeros(2, batch, lstm.hidden_size),)
-    recurrent = w_hh.transpose(1, 2).contiguous()
+    recurrent = torch.stack(w_hh).transpose(1, 2).contiguous()
     hs, cs = [], []
     for at_t in inputs.unbind(2):
         i, f, g, o = torch.baddbmm(at_t, h, recurrent).chunk(4, dim=2)

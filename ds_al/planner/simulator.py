@@ -1,9 +1,9 @@
 """Simulator of schedules: executes their instructions on stages with given costs, and returns when each one runs.
 
-The instructions come from the generators that the engines execute (:mod:`ds_al.schedule`), so each schedule is
-defined once. In every round each stage that is not blocked executes one instruction, vectorized by numpy over all
-stages and all repetitions of a random run: 1,024 stages take seconds. The order of instructions does not depend on
-their duration, so repetitions with different times share the same rounds.
+The instructions come from the generators that the engines execute (:mod:`ds_al.schedule`, :mod:`ds_al.group_schedule`),
+so each schedule is defined once. In every round each stage that is not blocked executes one instruction, vectorized by
+numpy over all stages and all repetitions of a random run: 1,024 stages take seconds. The order of instructions does not
+depend on their duration, so repetitions with different times share the same rounds.
 
 Shapes: ``P`` stages, ``N`` micro-batches of all batches together, ``R`` repetitions.
 """
@@ -20,6 +20,7 @@ from deepspeed.runtime.pipe.schedule import PipeSchedule
 from numpy.typing import ArrayLike, NDArray
 
 from ds_al.baseline.schedules import BACKPROP_SCHEDULES
+from ds_al.group_schedule import GROUP_SCHEDULES, Place
 from ds_al.schedule import AL_SCHEDULES
 from ds_al.trace import Event
 
@@ -27,11 +28,15 @@ Times = NDArray[np.float64]
 Places = NDArray[np.int64]
 
 _OPERATIONS = (
-    *("ForwardPass", "BackwardPass", "OptimizerStep", "SendActivation", "RecvActivation", "SendGrad", "RecvGrad"),
+    *("ForwardPass", "BackwardPass", "BackwardInput", "BackwardWeight", "OptimizerStep"),
+    *("SendActivation", "RecvActivation", "SendGrad", "RecvGrad"),
     *("Barrier", "LossBroadcast", "EndOfBatch", "EndOfRun"),
 )  # all others take no time
 _CODE = {name: number for number, name in enumerate(_OPERATIONS)}
-_COMPUTING = [_CODE[name] for name in ("ForwardPass", "BackwardPass", "OptimizerStep")]
+_COMPUTING = [_CODE[name] for name in _OPERATIONS[:5]]
+_ENDS = [_CODE[name] for name in ("BackwardPass", "BackwardWeight")]  # the last computation of a micro-batch
+ZERO_BUBBLE = {"bp_zb_h1": "zb_h1", "bp_zb_h2": "zb_h2"}
+"""Schedules of back-propagation that are those of one group of all stages."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,14 @@ class StageCost:
     """Backward of one micro-batch."""
     step: float = 0.0
     """One optimizer step."""
+    weights: float | None = None
+    """Part of the backward that computes the gradients of weights, which a split backward puts off; by default half."""
+
+    @property
+    def parts(self) -> tuple[float, float, float, float, float]:
+        """Forward, backward, its two halves for the input and for the weights, step."""
+        weights = self.backward / 2 if self.weights is None else self.weights
+        return self.forward, self.backward, self.backward - weights, weights, self.step
 
 
 def simulate(
@@ -53,6 +66,7 @@ def simulate(
     micro_batches: int,
     batches: int,
     steps_per_batch: int | None = None,
+    groups: Sequence[int] = (),
     queue_depth: int = 2,
     receive_slots: int = 2,
     latency: ArrayLike = 0.0,
@@ -64,17 +78,20 @@ def simulate(
     no time and wait for nothing have no event.
 
     Args:
-        method: a name of :data:`~ds_al.schedule.AL_SCHEDULES` or :data:`~ds_al.baseline.schedules.BACKPROP_SCHEDULES`.
+        method: a name of :data:`~ds_al.schedule.AL_SCHEDULES`, :data:`~ds_al.baseline.schedules.BACKPROP_SCHEDULES`,
+            :data:`~ds_al.group_schedule.GROUP_SCHEDULES` or :data:`ZERO_BUBBLE`.
         costs: cost of each stage, in order; they may differ.
         micro_batches: micro-batches per batch, M.
         batches: number of consecutive batches.
-        steps_per_batch: optimizer steps per batch of an AL schedule; by default M.
+        steps_per_batch: optimizer steps per batch; by default M with an AL schedule, and 1 inside groups.
+        groups: number of stages of each group, for a schedule inside groups; by default one group of all stages.
         queue_depth: maximum number of messages that an AL stage has in flight.
         receive_slots: messages that an AL stage buffers of its predecessor: one in use, the others received ahead.
         latency: latency of a message in seconds, independent of its size; one for all, or one for each of the
             ``P - 1`` links.
         transfer: seconds for which a message occupies the link, which is full duplex; one for all, or ``P - 1``. An AL
-            stage computes meanwhile; back-propagation sends with DeepSpeed's calls, which block for as long.
+            stage and a stage of a group compute meanwhile; back-propagation sends with DeepSpeed's calls, which block
+            for as long.
 
     Raises:
         RuntimeError: the schedules deadlock.
@@ -85,6 +102,7 @@ def simulate(
         micro_batches=micro_batches,
         batches=batches,
         steps_per_batch=steps_per_batch,
+        groups=groups,
         queue_depth=queue_depth,
         receive_slots=receive_slots,
         latency=latency,
@@ -102,6 +120,7 @@ def stage_ends(
     micro_batches: int,
     batches: int,
     steps_per_batch: int | None = None,
+    groups: Sequence[int] = (),
     queue_depth: int = 2,
     receive_slots: int = 2,
     latency: ArrayLike = 0.0,
@@ -111,8 +130,8 @@ def stage_ends(
     """Returns when each stage completed the computations of each batch, ``(P, batches, R)`` seconds after the start.
 
     Args:
-        method, costs, micro_batches, batches, steps_per_batch, queue_depth, receive_slots, latency, transfer: as for
-            :func:`simulate`.
+        method, costs, micro_batches, batches, steps_per_batch, groups, queue_depth, receive_slots, latency, transfer:
+            as for :func:`simulate`.
         factors: ``(P, N, R)``, multiply the time of forward and backward of a micro-batch on a stage; R is 1 without
             factors.
 
@@ -125,6 +144,7 @@ def stage_ends(
         micro_batches=micro_batches,
         batches=batches,
         steps_per_batch=steps_per_batch,
+        groups=groups,
         queue_depth=queue_depth,
         receive_slots=receive_slots,
         latency=latency,
@@ -134,10 +154,19 @@ def stage_ends(
 
 
 def instruction_names(
-    method: str, micro_batches: int, stages: int, stage: int, steps_per_batch: int | None = None
+    method: str,
+    micro_batches: int,
+    stages: int,
+    stage: int,
+    steps_per_batch: int | None = None,
+    groups: Sequence[int] = (),
 ) -> list[str]:
     """Returns the class names of a stage's instructions for one batch."""
     schedule: PipeSchedule
+    if (inside := ZERO_BUBBLE.get(method, method)) in GROUP_SCHEDULES:
+        place = places(groups or (stages,))[stage]
+        grouped = GROUP_SCHEDULES[inside](micro_batches, place, steps_per_batch or 1)
+        return [type(instruction).__name__ for step in grouped.steps() for instruction in step]
     if method in AL_SCHEDULES:
         schedule = AL_SCHEDULES[method](micro_batches, stages, stage, steps_per_batch or micro_batches)
     else:
@@ -147,12 +176,26 @@ def instruction_names(
     return names if method in AL_SCHEDULES else [*names, "LossBroadcast"]
 
 
+def places(groups: Sequence[int]) -> list[Place]:
+    """Returns the place of every stage, from the number of stages of each group."""
+    stages = sum(groups)
+    positions = [(position, size) for size in groups for position in range(size)]
+    return [Place(stage, stages, position, size) for stage, (position, size) in enumerate(positions)]
+
+
 @lru_cache(maxsize=16)
-def _program(method: str, micro_batches: int, stages: int, batches: int, steps_per_batch: int | None) -> NDArray[Any]:
+def _program(
+    method: str,
+    micro_batches: int,
+    stages: int,
+    batches: int,
+    steps_per_batch: int | None,
+    groups: tuple[int, ...],
+) -> NDArray[Any]:
     """Returns the operation codes of every stage, ``(P, length)``; EndOfBatch follows a batch's last computation."""
     rows, known = [], {}
     for stage in range(stages):
-        names = instruction_names(method, micro_batches, stages, stage, steps_per_batch)
+        names = instruction_names(method, micro_batches, stages, stage, steps_per_batch, groups)
         key = tuple(names)
         if key not in known:
             codes = np.array([_CODE[name] for name in names if name in _CODE], dtype=np.int8)
@@ -172,6 +215,7 @@ def _run(
     micro_batches: int,
     batches: int,
     steps_per_batch: int | None,
+    groups: Sequence[int],
     queue_depth: int,
     receive_slots: int,
     latency: ArrayLike,
@@ -180,13 +224,18 @@ def _run(
     events: list[Event] | None = None,
 ) -> _Simulation:
     """Simulates until all stages have finished."""
-    links = np.full(len(costs), np.nan)  # link of each stage to the next one; the last has none
+    stages = len(costs)
+    links = np.full(stages, np.nan)  # link of each stage to the next one; the last has none
+    grouped = ZERO_BUBBLE.get(method, method) in GROUP_SCHEDULES
+    # Channels of a group hold the messages of two micro-batches per stage (ds_al/transport/neighbours.py).
+    graphs = np.array([2 * place.size if grouped else 0 for place in places(tuple(groups) or (stages,))])
     run = _Simulation(
-        _program(method, micro_batches, len(costs), batches, steps_per_batch),
-        np.array([(cost.forward, cost.backward, cost.step) for cost in costs], dtype=float),
+        _program(method, micro_batches, stages, batches, steps_per_batch, tuple(groups)),
+        np.array([cost.parts for cost in costs], dtype=float),
         batches=batches,
-        queue_depth=queue_depth if method in AL_SCHEDULES else None,
-        receive_slots=receive_slots,
+        blocking=not (grouped or method in AL_SCHEDULES),
+        queue_depth=np.maximum(queue_depth, graphs),
+        receive_slots=np.maximum(receive_slots, graphs),
         latency=_per_link(latency, links),
         transfer=_per_link(transfer, links),
         factors=np.ones((1, 1, 1)) if factors is None else factors,
@@ -209,7 +258,8 @@ class _Simulation:
     """Simulator state: per-stage clocks and execution counts and, where other stages depend on them, completion times.
 
     Args:
-        queue_depth: queue depth of an AL schedule; ``None`` for back-propagation, whose sends block.
+        blocking: whether sends block, as with DeepSpeed's back-propagation.
+        queue_depth, receive_slots: of each stage, ``(P,)``; without meaning where sends block.
         events: list to append executed operations to, for a simulation with ``R = 1``.
     """
 
@@ -219,8 +269,9 @@ class _Simulation:
         costs: Times,
         *,
         batches: int,
-        queue_depth: int | None,
-        receive_slots: int,
+        blocking: bool,
+        queue_depth: Places,
+        receive_slots: Places,
         latency: Times,
         transfer: Times,
         factors: Times,
@@ -230,7 +281,7 @@ class _Simulation:
         stages, repeats = len(program), factors.shape[2]
         self.program, self.costs, self.factors, self.events = program, costs, factors, events
         self.latency, self.transfer = latency[:, None], transfer[:, None]
-        self.queue_depth, self.receive_slots = queue_depth, receive_slots
+        self.blocking, self.queue_depth, self.receive_slots = blocking, queue_depth, receive_slots
         self.stages = np.arange(stages)
         self.place = np.zeros(stages, dtype=np.int64)
         self.clock = np.zeros((stages, repeats))
@@ -240,8 +291,9 @@ class _Simulation:
         self.broadcast = np.zeros((batches, repeats))  # start of the loss broadcast on the last stage
         shape = (stages, total, repeats)
         self.activation_sent = np.zeros(shape)  # end of the transfer, before the latency
-        self.gradient_sent = np.zeros(shape if queue_depth is None else (1, 1, 1))
-        self.backward_end = np.zeros(shape if queue_depth is not None else (1, 1, 1))
+        returns = bool((program == _CODE["SendGrad"]).any())
+        self.gradient_sent = np.zeros(shape if returns else (1, 1, 1))
+        self.backward_end = np.zeros((1, 1, 1) if blocking else shape)
 
     def done(self) -> bool:
         """Whether all stages have finished."""
@@ -297,22 +349,33 @@ class _Simulation:
 
     def _BackwardPass(self, at: Places, number: Places) -> Places:
         self._compute(at, number, 1)
-        if self.queue_depth is not None:
+        return self._ended(at, number)
+
+    def _BackwardInput(self, at: Places, number: Places) -> Places:
+        self._compute(at, number, 2)
+        return at
+
+    def _BackwardWeight(self, at: Places, number: Places) -> Places:
+        self._compute(at, number, 3)
+        return self._ended(at, number)
+
+    def _ended(self, at: Places, number: Places) -> Places:
+        if not self.blocking:
             self.backward_end[at, number] = self.clock[at]
         return at
 
     def _OptimizerStep(self, at: Places, number: Places) -> Places:
-        self.clock[at] += self.costs[at, 2, None]
+        self.clock[at] += self.costs[at, 4, None]
         return at
 
     def _SendActivation(self, at: Places, number: Places) -> Places:
-        if self.queue_depth is None:
+        if self.blocking:
             self.clock[at] += self.transfer[at]
             self.activation_sent[at, number] = self.clock[at]
             return at
-        received = number - self.queue_depth  # the message that must be received before this one can be sent
-        freed = received - self.receive_slots  # the micro-batch that the next stage must have completed for that
-        able = freed < self.counts[_CODE["BackwardPass"], at + 1]
+        received = number - self.queue_depth[at]  # the message that must be received before this one can be sent
+        freed = received - self.receive_slots[at + 1]  # the micro-batch that the next stage must have completed for it
+        able = freed < self.counts[_ENDS][:, at + 1].sum(axis=0)
         at, number, received, freed = at[able], number[able], received[able], freed[able]
         arrival = self.activation_sent[at, np.maximum(received, 0)] + self.latency[at]
         arrival = np.where(received[:, None] >= 0, arrival, 0.0)
@@ -323,8 +386,12 @@ class _Simulation:
         return at
 
     def _SendGrad(self, at: Places, number: Places) -> Places:
-        self.clock[at] += self.transfer[at - 1]
-        self.gradient_sent[at, number] = self.clock[at]
+        if self.blocking:
+            self.clock[at] += self.transfer[at - 1]
+            self.gradient_sent[at, number] = self.clock[at]
+            return at
+        before = np.where(number[:, None] > 0, self.gradient_sent[at, np.maximum(number - 1, 0)], 0.0)
+        self.gradient_sent[at, number] = np.maximum(self.clock[at], before) + self.transfer[at - 1]
         return at
 
     def _RecvActivation(self, at: Places, number: Places) -> Places:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ds_al.config.methods import EMULATED
 from ds_al.errors import ALReportError
 from ds_al.system.secrets import without_secrets
 
@@ -93,6 +94,11 @@ class RunRecord:
         return str(self.facts.get("method") or block.get("method") or "method not recorded")
 
     @property
+    def is_emulated(self) -> bool:
+        """Whether the run has the accuracy of its method, but not its times."""
+        return self.method in EMULATED
+
+    @property
     def model(self) -> dict[str, Any]:
         """Name (``name``) and options of the network."""
         return _block(self, "model")
@@ -126,7 +132,9 @@ class RunRecord:
 
     @property
     def training_seconds(self) -> float | None:
-        """Seconds of training, without evaluation."""
+        """Seconds of training, without evaluation; ``None`` where the method is emulated."""
+        if self.is_emulated:
+            return None
         known = number(self.facts.get("training_seconds"))
         seconds = [number(row.get("seconds")) or 0.0 for row in self.epochs]
         return known if known is not None or not seconds else sum(seconds)

@@ -31,7 +31,7 @@ def methods(cells: Sequence[Cell], *, comparable: bool = True) -> Section:
         ],
         "epoch of it": [texts.with_sd(cell.over_seeds(_fact("best_epoch")), 1) for cell in cells],
         "training seconds": [texts.with_sd(cell.over_seeds(lambda run: run.training_seconds), 1) for cell in cells],
-        "samples/s": [texts.with_sd(cell.over_seeds(_fact("samples_per_second")), 0) for cell in cells],
+        "samples/s": [texts.with_sd(cell.over_seeds(_samples_per_second), 0) for cell in cells],
         "parameters": [texts.fixed(cell.over_seeds(_total("parameters")).mean, 0) for cell in cells],
         "rho": [texts.plain(cell.first.value("rho")) for cell in cells],
         "FLOPs": [texts.si(_flops(cell)) for cell in cells],
@@ -50,6 +50,8 @@ def methods(cells: Sequence[Cell], *, comparable: bool = True) -> Section:
     twins = [cell.first for cell in cells if cell.first.method.startswith("bp_")]
     if "FLOPs" in shown:
         paragraphs.append("FLOPs are those of training on one sample, forward and backward.")
+    if emulated := [run.method for run in twins if run.is_emulated]:
+        paragraphs.append(f"{emulated[0]} is emulated in one process: it has the accuracy of a pipeline, and no times.")
     if any(run.value("layers") is None and run.layers is not None for run in twins):
         paragraphs.append("The layers of a backprop twin include its classifier.")
     if without:
@@ -97,6 +99,10 @@ def _total(key: str) -> Callable[[RunRecord], float | None]:
     return lambda run: sum(found) if (found := numbers(run.value(key))) else None
 
 
+def _samples_per_second(run: RunRecord) -> float | None:
+    return None if run.is_emulated else number(run.value("samples_per_second"))
+
+
 def _seeds(cell: Cell) -> str:
     unfinished = len(cell.runs) - len(cell.finished)
     return f"{len({run.seed for run in cell.finished})}" + (f" (+ {unfinished} unfinished)" if unfinished else "")
@@ -129,6 +135,7 @@ def _overlap(one: Statistic, other: Statistic) -> bool:
 
 def _time_to(cells: Sequence[Cell]) -> list[Table]:
     """Builds the table of seconds of training until a validation accuracy was first reached."""
+    cells = [cell for cell in cells if not cell.first.is_emulated]
     ends = [max((value for _, _, value in run.validation()), default=None) for cell in cells for run in cell.shown]
     highest = max((end for end in ends if end is not None), default=None)
     if highest is None:
@@ -205,6 +212,8 @@ def _exits_chart(cells: Sequence[Cell]) -> list[Chart]:
 def _validation(cells: Sequence[Cell], *, over: str) -> Chart | None:
     series, rows = [], []
     for style, cell in styled(cells):
+        if over == "seconds" and cell.first.is_emulated:
+            continue
         by_epoch: dict[int, list[tuple[float, float]]] = {}
         for run in cell.shown:
             for epoch, seconds, value in run.validation():

@@ -17,6 +17,7 @@ _KIND_OF = {
     "OptimizerStep": "step",
     "RecvActivation": "receive",
     "RecvGrad": "receive",
+    "CommitP2P": "receive",
     "SendActivation": "send",
     "SendGrad": "send",
     "LoadMicroBatch": "load data",

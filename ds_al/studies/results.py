@@ -41,6 +41,7 @@ _TOLD_BY: Mapping[str, str] = {
     "memory": "peak_bytes",
     "features": "feature",
     "dial": "graphs_held",
+    "cores": "over_rival",
     "sleeping": "efficiency",
     "gpu": "part",
 }

@@ -14,6 +14,7 @@ CAUSES = ("wait_input", "wait_queue", "wait_data", "wait_barrier", "wait_copies"
 _WAITS = {
     "RecvActivation": "wait_input",
     "RecvGrad": "wait_input",
+    "CommitP2P": "wait_input",
     "RefreshDecoders": "wait_input",
     "SendActivation": "wait_queue",
     "SendGrad": "wait_queue",

@@ -17,6 +17,7 @@ LABELS: dict[str, str] = {
     "RecvGrad": "receive gradient",
     "SendActivation": "send",
     "SendGrad": "send gradient",
+    "CommitP2P": "exchange",
     "LoadMicroBatch": "load data",
     "Barrier": "barrier",
     "RefreshDecoders": "refresh decoders",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 _WAITS = (
     *("RecvActivation", "SendActivation", "RecvGrad", "SendGrad", "RefreshDecoders", "SendDecoders"),
-    *("Barrier", "LossBroadcast", "ReduceGrads"),
+    *("CommitP2P", "Barrier", "LossBroadcast", "ReduceGrads"),
 )  # for other ranks
 
 

@@ -15,7 +15,7 @@ _COMPUTING = {
 }
 _WAITING = {
     **dict.fromkeys((*MESSAGES, *(receiving for receiving, _ in MESSAGES.values())), "waits for a message"),
-    "LoadMicroBatch": "waits for a message",
+    **dict.fromkeys(("CommitP2P", "LoadMicroBatch"), "waits for a message"),
     **dict.fromkeys(("Barrier", "LossBroadcast", "ReduceGrads"), "waits for other ranks"),
 }
 _Place = tuple[int, int]  # replica and stage

@@ -109,6 +109,8 @@ def waits_for(
     if instruction == "SendGrad":
         what = "a free slot in its queue to" if queue else f"its gradients of micro-batch {micro_batch} to be taken by"
         return f"waits for {what} {name(stage - 1)}"
+    if instruction == "CommitP2P":
+        return "waits for the messages that it exchanges with its neighbours"
     if instruction == "LoadMicroBatch":
         return "waits for the data iterator"
     if instruction == "Barrier":

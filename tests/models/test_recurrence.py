@@ -36,6 +36,21 @@ def test_outputs_and_gradients_are_those_of_packed_sequences(starts: bool) -> No
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_gradients_accumulate() -> None:
+    """Each bias has a gradient in memory of its own, which a second micro-batch adds to."""
+    torch.manual_seed(3)
+    lstm, x = nn.LSTM(6, 8, batch_first=True, bidirectional=True).double(), torch.randn(4, 9, 6, dtype=torch.float64)
+
+    def loss() -> Tensor:
+        return bidirectional_lstm(lstm, x, LENGTHS, None)[0].square().sum()
+
+    once = torch.autograd.grad(loss(), list(lstm.parameters()))
+    for _ in range(3):
+        loss().backward()
+    for parameter, gradient in zip(lstm.parameters(), once, strict=True):
+        torch.testing.assert_close(parameter.grad, 3 * gradient)
+
+
 def test_padding_is_read_by_neither_direction() -> None:
     torch.manual_seed(2)
     x = torch.randn(4, 9, 6, dtype=torch.float64)

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds_al.baseline.schedules import BACKPROP_SCHEDULES
+from ds_al.group_schedule import GROUP_SCHEDULES
 from ds_al.planner import StageCost, bubble_formula, ideal_seconds, simulate, simulator, stage_ends
+from ds_al.planner.formulas import group_seconds
 from ds_al.schedule import AL_SCHEDULES
 from ds_al.trace.analysis import computing, critical_path, idle_share, span, stage_times
 
@@ -36,6 +38,37 @@ def test_equal_stages_take_the_time_of_the_formula(
     start, end = span(events)
     assert end - start == pytest.approx(ideal_seconds(method, **sizes, **times))
     assert idle_share(events) == pytest.approx(bubble_formula(method, **sizes, **times), abs=1e-9)
+
+
+@pytest.mark.parametrize("schedule", GROUP_SCHEDULES)
+@pytest.mark.parametrize("groups", [(2,), (4,), (2, 2), (4, 4), (2, 2, 2, 2), (8,)])
+@pytest.mark.parametrize("micro_batches", [1, 4, 16])
+def test_a_group_keeps_its_period_in_a_chain_of_groups(
+    schedule: str, groups: tuple[int, ...], micro_batches: int
+) -> None:
+    """Exactly that of the formula, with a step that takes time; no group waits for a later one."""
+    costs = [StageCost(1, 2, 0.3)] * sum(groups)
+    ends = stage_ends(schedule, costs, micro_batches=micro_batches, batches=6, groups=groups)[..., 0]
+    formula = group_seconds(schedule, size=groups[0], micro_batches=micro_batches, forward=1, halves=(1, 1), step=0.3)
+    assert ends.max(axis=0)[-1] - ends.max(axis=0)[-2] == pytest.approx(formula)
+    if len(groups) == 1 and schedule != "1f1b":
+        alone = stage_ends(f"bp_{schedule}", costs, micro_batches=micro_batches, batches=6)[..., 0]
+        assert (alone == ends).all()
+
+
+def test_the_largest_of_uneven_groups_sets_the_pace() -> None:
+    costs = [StageCost(1, 2)] * 4
+    ends = stage_ends("1f1b", costs, micro_batches=4, batches=6, groups=(1, 3))[..., 0]
+    assert ends.max(axis=0)[-1] - ends.max(axis=0)[-2] == (4 + 3 - 1) * 3
+
+
+def test_gradients_take_their_time_inside_a_group_and_not_between_groups() -> None:
+    """A micro-batch at a time: a message there and one back in each period of a group of two, nothing without one."""
+    costs, size = [StageCost(1, 2)] * 4, {"micro_batches": 1, "batches": 6, "latency": 0.5}
+    inside, between = (
+        stage_ends("1f1b", costs, **size, groups=groups)[..., 0].max(axis=0) for groups in ((2, 2), (1, 1, 1, 1))
+    )
+    assert inside[-1] - inside[-2] == 2 * 3 + 2 * 0.5 and between[-1] - between[-2] == 3
 
 
 def test_streaming_goes_at_the_pace_of_its_slowest_stage() -> None:

@@ -9,21 +9,23 @@ from typing import Any
 
 from deepspeed import comm as dist
 
+from ds_al.baseline import build
 from ds_al.group_schedule import GROUP_SCHEDULES
 from ds_al.launch.ranks import run_ranks, tell
-from ds_al.planner.formulas import group_graphs, group_seconds, ideal_seconds
+from ds_al.planner.formulas import group_fill, group_graphs, group_seconds, held_graphs, ideal_seconds
 from ds_al.studies.bench import workloads
 from ds_al.studies.bench.cases import START_UP, train, world_size
+from ds_al.studies.bench.interleaved import Span, turns
 
 Row = dict[str, Any]
 Key = tuple[str, int, int]
 """Schedule or method, K, M."""
-RIVALS = ("bp_1f1b",)
+RIVALS = ("bp_1f1b", "bp_zb_h1", "bp_zb_h2", build.DUALPIPEV)
 
 
 @dataclass(frozen=True)
 class DialCases:
-    """Cases to time: every schedule for every K < P, streaming at K = P, and the rivals, for every M."""
+    """Cases to time: every schedule for every K < P, streaming at K = P, and the rivals, for all M that they train."""
 
     stages: Sequence[int]
     layers: Sequence[int]
@@ -40,9 +42,18 @@ class DialCases:
         groups = [(name, k) for k in self.layers if k < stages and stages % k == 0 for name in GROUP_SCHEDULES]
         return [*groups, ("streaming", stages), *((name, 1) for name in RIVALS)]
 
+    def cases(self, stages: int) -> list[Key]:
+        """Returns ``(schedule or method, K, M)`` on P stages."""
+        return [
+            (name, k, m)
+            for m in self.micro_batches
+            for name, k in self.keys(stages)
+            if m >= workloads.least_micro_batches(name, stages)
+        ]
+
     def total(self) -> int:
         """Returns the number of timed runs."""
-        return self.repeat * len(self.micro_batches) * sum(len(self.keys(stages)) for stages in self.stages)
+        return self.repeat * sum(len(self.cases(stages)) for stages in self.stages)
 
     def ideal(self, name: str, *, stages: int, layers: int, micro_batches: int) -> float:
         """Returns the seconds of one case if only the sleeping layers took time."""
@@ -52,7 +63,14 @@ class DialCases:
         half = self.backward / 2
         size = stages // layers
         period = group_seconds(name, size=size, micro_batches=micro_batches, forward=self.forward, halves=(half, half))
-        return self.batches * period + (stages - size) * self.forward
+        fill = group_fill(name, size=size, micro_batches=micro_batches, weights=half)
+        return self.batches * period + (stages - size) * self.forward + fill
+
+    def graphs(self, name: str, *, stages: int, layers: int, micro_batches: int) -> float:
+        """Returns the graphs that a stage holds at the most, by formula."""
+        if name not in GROUP_SCHEDULES:
+            return held_graphs(name, stages=stages, micro_batches=micro_batches)
+        return group_graphs(name, size=stages // layers, micro_batches=micro_batches)
 
 
 def measure_dial(cases: DialCases, *, progress: Callable[[Row], None] | None = None) -> list[Row]:
@@ -60,7 +78,8 @@ def measure_dial(cases: DialCases, *, progress: Callable[[Row], None] | None = N
 
     Returns:
         Rows with ``method, schedule, stages, layers, micro_batches, batches, seconds`` (median), ``seconds_min,
-        seconds_max, ideal, efficiency`` (ideal / seconds) and ``graphs_held``, the largest number of a stage.
+        seconds_max, ideal, efficiency`` (ideal / seconds), ``graphs_held``, the largest number that was counted on a
+        stage, and ``graphs_formula``.
 
     Raises:
         RankFailure: a rank failed.
@@ -81,16 +100,13 @@ def measure_dial(cases: DialCases, *, progress: Callable[[Row], None] | None = N
                     }
                 )
 
-        total = sum(
-            cases.ideal(name, stages=stages, layers=k, micro_batches=m)
-            for name, k in cases.keys(stages)
-            for m in cases.micro_batches
-        )
+        total = sum(cases.ideal(name, stages=stages, layers=k, micro_batches=m) for name, k, m in cases.cases(stages))
         by_rank = run_ranks(
             f"{__name__}:time_dial", stages, timeout=START_UP + 3 * cases.repeat * total, news=news, cases=cases
         )
         for name, k, m in by_rank[0]:
-            spans = [rank[name, k, m] for rank in by_rank]
+            spans = [[span for span, _ in rank[name, k, m]] for rank in by_rank]
+            held = max(graphs for rank in by_rank for _, graphs in rank[name, k, m])
             seconds = [
                 max(end for _, end in repetition) - min(start for start, _ in repetition)
                 for repetition in zip(*spans, strict=True)
@@ -110,14 +126,16 @@ def measure_dial(cases: DialCases, *, progress: Callable[[Row], None] | None = N
                     "seconds_max": max(seconds),
                     "ideal": ideal,
                     "efficiency": ideal / median,
-                    "graphs_held": group_graphs(name, size=stages // k, micro_batches=m) if group else None,
+                    "graphs_held": held,
+                    "graphs_formula": cases.graphs(name, stages=stages, layers=k, micro_batches=m),
                 }
             )
     return rows
 
 
-def time_dial(cases: DialCases) -> dict[Key, list[tuple[float, float]]]:
-    """Worker: returns start and end of every repetition on this rank, in seconds of the clock that all ranks share."""
+def time_dial(cases: DialCases) -> dict[Key, list[tuple[Span, float]]]:
+    """Worker: returns start and end of every repetition on this rank, in seconds of the clock that all ranks share, and
+    the most graphs that it held."""
     world = world_size()
     sleep: dict[str, Any] = {"forward": cases.forward, "backward": cases.backward}
     engines = {
@@ -126,15 +144,17 @@ def time_dial(cases: DialCases) -> dict[Key, list[tuple[float, float]]]:
         else workloads.sleeping_engine(name, stages=world, **sleep)
         for name, k in cases.keys(world)
     }
-    for engine in engines.values():
-        train(engine, workloads.micro_batches(engine), micro_batches=2, batches=1)
-    keys = [(name, k, m) for m in cases.micro_batches for name, k in engines]
-    spans: dict[Key, list[tuple[float, float]]] = {key: [] for key in keys}
-    for _ in range(cases.repeat):
-        for name, k, m in keys:
+    for (name, _), engine in engines.items():
+        least = workloads.least_micro_batches(name, world)
+        train(engine, workloads.micro_batches(engine), micro_batches=max(2, least), batches=1)
+    spans: dict[Key, list[tuple[Span, float]]] = {key: [] for key in cases.cases(world)}
+    for number in range(cases.repeat):
+        for name, k, m in turns(list(spans), number):
             engine = engines[name, k]
+            workloads.GRAPHS.take_peak()
             span = train(engine, workloads.micro_batches(engine), micro_batches=m, batches=cases.batches)
-            spans[name, k, m].append(span)
+            parts = 2 if name == build.DUALPIPEV else 1
+            spans[name, k, m].append((span, workloads.GRAPHS.take_peak() / parts))
             if dist.get_rank() == world - 1:
                 tell(f"{name} {k} {m} {span[1] - span[0]}")
     return spans

@@ -20,7 +20,7 @@ from deepspeed.pipe import LayerSpec, PipelineModule
 from torch import Tensor, nn
 
 import ds_al
-from ds_al.baseline import data_parallel
+from ds_al.baseline import build, data_parallel
 from ds_al.baseline.schedules import BACKPROP_SCHEDULES
 from ds_al.compute.split import weight_queue
 from ds_al.config.base import BLOCK
@@ -39,6 +39,26 @@ ADAMW: Mapping[str, Any] = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam"
 CLASSES = 4
 
 
+class Graphs:
+    """Number of graphs of sleeping blocks that are alive in this process, and the most there were."""
+
+    def __init__(self) -> None:
+        self.alive = self.peak = 0
+
+    def add(self, number: int) -> None:
+        """Counts graphs that begin, or that have all gradients."""
+        self.alive += number
+        self.peak = max(self.peak, self.alive)
+
+    def take_peak(self) -> int:
+        """Returns the peak since the last call."""
+        peak, self.peak = self.peak, self.alive
+        return peak
+
+
+GRAPHS = Graphs()
+
+
 class _Sleep(torch.autograd.Function):
     """Adds a weight and sleeps; half of the backward pass is for the weight, and may be put off."""
 
@@ -46,17 +66,20 @@ class _Sleep(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, forward: float, backward: float) -> Tensor:
         ctx.seconds, ctx.weight, ctx.queue = backward, weight, weight_queue() if x.requires_grad else None
         time.sleep(forward)
+        GRAPHS.add(int(ctx.needs_input_grad[1] or ctx.queue is not None))
         return x + weight
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[override]
         if ctx.queue is None:
             time.sleep(ctx.seconds)
+            GRAPHS.add(-1)
             return gradient, gradient.sum().view(1), None, None
         time.sleep(ctx.seconds / 2)
 
         def of_weight() -> list[tuple[Tensor, Tensor]]:
             time.sleep(ctx.seconds / 2)
+            GRAPHS.add(-1)
             return [(ctx.weight, gradient.sum().view(1))]
 
         ctx.queue.add(of_weight)
@@ -100,13 +123,17 @@ def sleeping_engine(
     keys: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Builds an engine over sleeping layers, by default one per stage; its micro-batches are ``(1, CLASSES)``.
+    """Builds an engine over sleeping layers; its micro-batches are ``(1, CLASSES)``.
+
+    By default a stage has one layer, and with ``bp_dualpipev`` two of half the time.
 
     Args:
         keys: additional keys of DeepSpeed's config.
         options: keys of the ``"associated_learning"`` block in addition to the method.
     """
-    block = partial(LayerSpec, Sleeping, forward=forward, backward=backward)
+    parts = 2 if method == build.DUALPIPEV else 1
+    block = partial(LayerSpec, Sleeping, forward=forward / parts, backward=backward / parts)
+    layers = parts * stages if layers is None else layers
     return _engine(
         method, block, stages=stages, width=CLASSES, micro_batch=1, layers=layers, keys=keys, options=options
     )
@@ -219,6 +246,11 @@ def _engine(
     return _initialize(method, specs=specs, twin=None, stages=stages, micro_batch=micro_batch, block=options, keys=keys)
 
 
+def least_micro_batches(method: str, stages: int) -> int:
+    """Returns the least number of micro-batches that a method can train per batch."""
+    return 2 * stages if method == build.DUALPIPEV else 1
+
+
 def _initialize(
     method: str,
     *,
@@ -238,10 +270,11 @@ def _initialize(
     elif method == data_parallel.METHOD:
         model = data_parallel.replica_module(twin or (), loss_fn=nn.CrossEntropyLoss(), partition_method="uniform")
     else:
-        model = TwinModule(twin, num_stages=stages, loss_fn=nn.CrossEntropyLoss(), partition_method=partition)
+        kind = build.module_class(method) if method == build.DUALPIPEV else TwinModule
+        model = kind(twin, num_stages=stages, loss_fn=nn.CrossEntropyLoss(), partition_method=partition)
     config = {
         "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": 1,
+        "gradient_accumulation_steps": least_micro_batches(method, stages),
         "optimizer": dict(optimizer),
         "gradient_clipping": 0.0,  # DeepSpeed's default of 1.0 would synchronize all stages for a norm
         "steps_per_print": None,

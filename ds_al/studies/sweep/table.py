@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ds_al.config.methods import EMULATED
+
 Result = Mapping[str, Any]
 Row = dict[str, Any]
 
@@ -33,6 +35,8 @@ COLUMNS = (
     "parameters",
     "rho",
 )
+
+_TIMES = ("seconds_per_epoch", "seconds_per_epoch_sd", "samples_per_second", "seconds_to_twin")
 
 
 def rows(results: Sequence[Result]) -> list[Row]:
@@ -78,6 +82,8 @@ def _row(key: tuple[Any, ...], run: Sequence[Result], twins: Mapping[tuple[str, 
         row[name] = statistics.mean(known) if len(known) == len(values) else None
         if f"{name}_sd" in row:
             row[f"{name}_sd"] = statistics.stdev(known) if len(known) == len(values) > 1 else None
+    if done[0]["method"] in EMULATED:
+        row |= dict.fromkeys(_TIMES)
     row["peak_activation_bytes"] = max(done[0]["peak_activation_bytes"])
     row["parameters"] = sum(done[0]["parameters"])
     row["rho"] = None if row["K"] is None else done[0].get("rho")  # the twin records the rho of its AL form

@@ -12,14 +12,15 @@ from rich.console import Console
 
 from ds_al.figures.parts import Table
 from ds_al.studies.results import Results, Row, StudyError, origin, read
-from ds_al.studies.tables import costs, links, scaling, schedules, sweep
+from ds_al.studies.tables import costs, links, rivals, scaling, schedules, sweep
 from ds_al.studies.tables.write import document, terminal
 
 Blocks = Callable[[Sequence[Row]], list[Table | str]]
 
 TABLES: Mapping[str, Blocks] = {
     "sleeping": schedules.sleeping,
-    "dial": schedules.dial,
+    "dial": rivals.dial,
+    "cores": rivals.cores,
     "features": schedules.features,
     "overhead": schedules.overhead,
     "tracing_cost": schedules.tracing_cost,
@@ -41,6 +42,8 @@ TABLES: Mapping[str, Blocks] = {
 SHOWN: Mapping[str, Blocks] = {
     **TABLES,
     "sleeping": schedules.sleeping_listed,
+    "dial": rivals.dial_listed,
+    "cores": rivals.cores_listed,
     "profile": schedules.profile_listed,
     "memory": schedules.memory_by_size,
     "scaling": scaling.scaling_listed,

@@ -19,18 +19,6 @@ SLEEPING = (
     Column("ideal", "{ideal:.3f}"),
     Column("efficiency", "{efficiency:.3f}"),
 )
-DIAL = (
-    Column("P", "{stages}"),
-    Column("M", "{micro_batches}"),
-    Column("K", "{layers}"),
-    METHOD,
-    Column("schedule in a group", "{schedule}", left=True),
-    Column("seconds", "{seconds:.3f}"),
-    Column("spread", "{seconds_min:.3f}..{seconds_max:.3f}"),
-    Column("ideal", "{ideal:.3f}"),
-    Column("efficiency", "{efficiency:.3f}"),
-    Column("graphs held", "{graphs_held}"),
-)
 OVERHEAD = (
     Column("engine", "`{method}`", left=True),
     Column("stage", "{stage}", left=True),
@@ -93,13 +81,6 @@ def sleeping(rows: Sequence[Row]) -> list[Table | str]:
 def sleeping_listed(rows: Sequence[Row]) -> list[Table | str]:
     """Returns one line per case with its spread, for the terminal."""
     return [listed(rows, SLEEPING, caption="sleeping layers: seconds of all batches of M micro-batches")]
-
-
-def dial(rows: Sequence[Row]) -> list[Table | str]:
-    """Returns one line per P, M, K and schedule, with its spread and the graphs that a stage holds at the most."""
-    order = sorted(rows, key=lambda row: (row["stages"], row["micro_batches"], row["layers"]))
-    shown = [{**row, "graphs_held": row["graphs_held"] or "-"} for row in order]
-    return [listed(shown, DIAL, caption="K layers on P stages, sleeping: seconds of all batches of M micro-batches")]
 
 
 def overhead(rows: Sequence[Row]) -> list[Table | str]:
