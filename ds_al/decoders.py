@@ -50,6 +50,10 @@ class DecoderCopies:
         """Whether copies are refreshed before the forward of this micro-batch, counted from 0."""
         return micro_batch % self.refresh_every == 0
 
+    def refreshed_before(self, micro_batch: int) -> int:
+        """Returns how often copies are refreshed before this micro-batch."""
+        return -(-micro_batch // self.refresh_every)
+
     @torch.no_grad()
     def refresh(self) -> None:
         """Receives the predecessor's copies, and adds this stage's own decoders."""

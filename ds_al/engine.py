@@ -70,6 +70,7 @@ from ds_al.parallel.topology import StageTopology
 from ds_al.partition.part import LayerPart
 from ds_al.partition.plan import explicit
 from ds_al.partition.rebalance import Rebalance
+from ds_al.recovery.stage import StageRecovery
 from ds_al.runner import Runner
 from ds_al.schedule import AL_SCHEDULES, Barrier, RefreshDecoders, Repeated, SendDecoders
 from ds_al.stage import LocalStage
@@ -159,6 +160,9 @@ class ALPipelineEngine(PipelineEngine):
             check_input=input_check(self.module.local_layers),
         )
         self.checkpoints = Checkpoints(self.topology)
+        self._recovery: StageRecovery | None = None
+        if self.al.recovery is not None:
+            self._recovery = StageRecovery(self.al.recovery, self.topology)
         self.links = Links(
             self.topology,
             config=self.al,
@@ -166,6 +170,7 @@ class ALPipelineEngine(PipelineEngine):
             dynamic=self.dynamic_shape,
             decoders=self.module.objective.needs_earlier_decoders,
             place=self.module.place,
+            recovery=None if self._recovery is None else self._recovery.borders,
         )
         self.sender, self.receiver = self.links.training
         self.compression = COMPRESSIONS[self.al.message_dtype]()
@@ -213,6 +218,8 @@ class ALPipelineEngine(PipelineEngine):
             seconds=self.al.stall_seconds,
             on_stall=self.al.on_stall,
         )
+        if self._recovery is not None:
+            self._recovery.attach(self)
 
     def _prepare(self, layers: Layers) -> None:
         """Lets layers compute as the config says. Their masters, in low precision, come with the optimizer."""
@@ -380,6 +387,9 @@ class ALPipelineEngine(PipelineEngine):
             self.set_dataiterator(data_iter)
         if not self.module.training:
             self.module.train()
+        return self._train_batch() if self._recovery is None else self._recovery.train_batch(self._train_batch)
+
+    def _train_batch(self) -> Tensor:
         if self.tracing is not None:
             self.tracing.before_batch(micro_batches=self.micro_batches)
         if self.rebalance is not None:
@@ -418,8 +428,7 @@ class ALPipelineEngine(PipelineEngine):
         self.runner.run(pipe_schedule)
 
     def _end_batch(self) -> Tensor:
-        self.micro_steps += self.micro_batches
-        self.global_samples += self.train_batch_size()
+        self._count_batch()
         losses = self.stage.take_losses(self.micro_batches)
         self._report.remember(losses)
         index = self.layers[0][0]
@@ -430,6 +439,10 @@ class ALPipelineEngine(PipelineEngine):
         self.unused.after_batch()
         self._log()
         return self.agg_train_loss
+
+    def _count_batch(self) -> None:
+        self.micro_steps += self.micro_batches
+        self.global_samples += self.train_batch_size()
 
     def _count_step(self) -> None:
         self.global_steps += 1
@@ -541,7 +554,8 @@ class ALPipelineEngine(PipelineEngine):
         ``[..., 0]`` is the associated, ``[..., 1]`` the autoencoder loss, each the mean over a batch. Every
         rank must call it.
         """
-        history, self._report.history = self._report.history, []
+        history = self._report.history
+        self.forget_losses()
         losses = torch.stack(history).cpu() if history else torch.zeros(0, len(self.layers), 2)
         return torch.cat(self.gather(self.replicas.mean(losses.to(self.device)).cpu()), dim=1)
 
@@ -597,6 +611,7 @@ class ALPipelineEngine(PipelineEngine):
             ALConfigError: the size is no positive multiple of the micro-batch size times the number of replicas, or
                 ``steps_per_batch`` does not divide the new number of micro-batches.
         """
+        self._refuse_with_recovery("set_train_batch_size()")
         unit = self.micro_batch_size * self.replicas.count
         if type(train_batch_size) is not int or train_batch_size < 1 or train_batch_size % unit:
             raise ALConfigError(
@@ -690,10 +705,12 @@ class ALPipelineEngine(PipelineEngine):
         """
         if not save_dir:
             raise ALCheckpointError(f"save_checkpoint: got save_dir={save_dir!r}, expected a folder")
+        if asynchronous:
+            self._refuse_with_recovery("save_checkpoint(asynchronous=True)")
         options = self.al.checkpoint
         name = f"global_step{self.global_steps}" if tag is None else str(tag)
         self.checkpoints.save(
-            self._state(),
+            self.state(),
             Destination(Path(save_dir), name, latest=save_latest, keep=options.keep_last),
             client_state=client_state or {},
             leave_out_frozen=exclude_frozen_parameters,
@@ -738,16 +755,15 @@ class ALPipelineEngine(PipelineEngine):
             schedule=training and load_lr_scheduler_states,
             strict=load_module_strict,
         )
-        state = self._state()
+        state = self.state()
         path, client_state = self.checkpoints.load(state, load_dir, tag, wanted)
-        self.stage.trained_micro_batches = state.counters.pop("trained_micro_batches")
-        for counter, value in state.counters.items():
-            setattr(self, counter, value)
+        self.set_counters(state)
         if state.loaded_stages is not None:
             self.loaded_checkpoint_mp_world_size = state.loaded_stages
         return path, client_state
 
-    def _state(self) -> StageState:
+    def state(self) -> StageState:
+        """Returns the state of this stage that a save consists of."""
         return StageState(
             topology=self.topology,
             module=self.module,
@@ -784,6 +800,7 @@ class ALPipelineEngine(PipelineEngine):
             ALConfigError: on every rank, and nothing has changed: the bounds do not fit, or what the user gave to
                 ``initialize`` or changed since cannot follow a layer.
         """
+        self._refuse_with_recovery("repartition()")
         found = agreed(
             "repartition", lambda: self._checked_bounds(bounds), facts=lambda found: {"bounds": found}, bounded=False
         )
@@ -792,7 +809,7 @@ class ALPipelineEngine(PipelineEngine):
         self.flush()
         with self.runner.timed("Repartition"), self.generators.aside():
             former, count = self._report, self.stage.trained_micro_batches
-            moved = moves.move(self._state(), found)
+            moved = moves.move(self.state(), found)
             self._make_optimizer_again()
             arrived = [(index, layer) for index, layer in self.module.local_layers if index in moved.arrived]
             self._prepare(arrived)
@@ -805,7 +822,7 @@ class ALPipelineEngine(PipelineEngine):
             self.preparation.objective = self.module.objective
             self.inference.reset()
             self.links.reset()
-            moves.restore(self._state(), moved)
+            moves.restore(self.state(), moved)
         return True
 
     def _move_if_better(self, rebalance: Rebalance) -> None:
@@ -856,8 +873,46 @@ class ALPipelineEngine(PipelineEngine):
         self.basic_optimizer = self.optimizer = former
         self._configure_lr_scheduler()
 
+    # ---- for a process that takes the place of another one (ds_al/recovery) ---------------------------
+
+    def set_counters(self, state: StageState) -> None:
+        """Sets all counters to those of a state that was restored."""
+        self.stage.trained_micro_batches = state.counters.pop("trained_micro_batches")
+        for counter, value in state.counters.items():
+            setattr(self, counter, value)
+
+    def skip_batch(self) -> None:
+        """Moves the data, the counters and the LR schedule as :meth:`train_batch` does."""
+        data = self.data_iterator if self.is_first_stage() else None
+        if isinstance(data, ShuffledLoader) and self.batch_fn is None:
+            data.seek(data.position + self.micro_batches)
+        elif data is not None:
+            for _ in range(self.micro_batches):
+                self._next_batch()
+        self._count_batch()
+        self.stage.trained_micro_batches += self.micro_batches
+        steps = 1 if self.al.count == "batch" else self._steps_per_batch or self.micro_batches
+        for _ in range(steps):
+            self._count_step()
+
+    @property
+    def whole_report(self) -> Tensor:
+        """Losses and metrics of all stages up to this one, which messages carry."""
+        return self._report.flat
+
+    def forget_losses(self) -> None:
+        """Forgets the losses that :meth:`gather_losses` has returned."""
+        self._report.history = []
+
+    def _refuse_with_recovery(self, call: str) -> None:
+        if self._recovery is not None:
+            raise ALConfigError(f'{call} with "{BLOCK}.recovery": a new process could not repeat it. Leave it out')
+
+    # ---- more of what users of a PipelineEngine call -------------------------------------------------
+
     def reset_activation_shape(self) -> None:
         """Accepts new shapes of micro-batches; must be called on every rank, between batches."""
+        self._refuse_with_recovery("reset_activation_shape()")
         self.links.reset()
         self.stage.reset_shapes()
         self.preparation.reset_shape()

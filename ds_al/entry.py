@@ -8,21 +8,25 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.pipe import PipelineModule
 from deepspeed.runtime import zero
 from deepspeed.runtime.config import DeepSpeedConfig
 
 from ds_al import host
 from ds_al.baseline import build
+from ds_al.config import recovery
 from ds_al.config.base import checked, read_file
 from ds_al.config.settings import Settings
 from ds_al.engine import ALPipelineEngine
 from ds_al.errors import ALConfigError
 from ds_al.module import ALPipelineModule
 from ds_al.optim import names, schedules
+from ds_al.parallel import worker
 from ds_al.parallel.agreement import agreed, flat
 from ds_al.parallel.facts import environment
-from ds_al.parallel.world import join_world
+from ds_al.parallel.world import check_joined_here, join_world
+from ds_al.recovery.keeper import keep
 from ds_al.system.generators import Generators
 from ds_al.system.versions import check_deepspeed
 
@@ -108,10 +112,21 @@ def initialize(
         return own, settings
 
     _, settings = agreed("initialize", checked, facts=lambda found: {**environment(), **_facts(found[0], model)})
+    if settings.al.recovery is not None:
+        recovery.check(
+            settings,
+            replicas=replicas,
+            spanned=is_al and model.runs is not None,
+            measured=is_al and model.partition_table is not None,
+            device=get_accelerator().device_name(),
+        )
+        if not worker.IS_WORKER:
+            check_joined_here()
+            keep(settings.al.recovery)
     ds_config = _deepspeed_config(settings.deepspeed, model)
     deepspeed.set_optimizer_flags(ds_config, model)
     engine_class = ALPipelineEngine if is_al else build.engine_class(settings.al.method)
-    with Generators().aside():
+    with Generators().aside(), worker.collectives():
         engine = engine_class(
             settings=settings,
             args=args,

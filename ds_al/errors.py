@@ -34,6 +34,10 @@ class ALCheckpointError(ALError, RuntimeError):
     """A checkpoint is missing, incomplete, or does not fit the network or job."""
 
 
+class ALRecoveryError(ALError, RuntimeError):
+    """A process that took the place of another one cannot do again what that one did."""
+
+
 class ALReportError(ALError, RuntimeError):
     """A report cannot be built from these runs, or cannot be written."""
 

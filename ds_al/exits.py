@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from ds_al.errors import ALConfigError
+from ds_al.system import plain
 
 
+@plain.record
 @dataclass(frozen=True)
 class EarlyExit:
     """What one threshold does to a data set.

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from deepspeed import ops
 from deepspeed.pipe import PipelineModule
 from deepspeed.runtime import lr_schedules
 from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
@@ -19,6 +20,17 @@ OPTIMIZER_NAMES: frozenset[str] = frozenset(DEEPSPEED_OPTIMIZERS)
 """Names, in lower case, of the optimizers that DeepSpeed has itself (runtime/config.py, 0.19.8)."""
 SCHEDULES: dict[str, type] = {name: getattr(lr_schedules, name) for name in lr_schedules.VALID_LR_SCHEDULES}
 """DeepSpeed's LR schedules by name (runtime/lr_schedules.py, 0.19.0 and 0.19.8)."""
+
+
+@contextmanager
+def without_shared_memory() -> Iterator[None]:
+    """Lets DeepSpeed join ranks inside without buffers in shared memory, for which it would wait for all of them."""
+    name, known = "ShareMemCommBuilder", ops.__compatible_ops__
+    before, known[name] = known.get(name), False
+    try:
+        yield
+    finally:
+        known[name] = before
 
 
 # ---- modules (runtime/pipe/module.py, 0.19.0 and 0.19.8) ---------------------------------------------

@@ -75,7 +75,9 @@ class Inference:
         (self._sender, self._receiver), self._timed = channels, timed
         self._earlier: list[nn.Module] | None = None
         self._tables: list[Tensor] = []
-        self._generators, self._passes = generators, 0
+        self._generators = generators
+        self.passes = 0
+        """Batches so far, which number the draws of layers."""
 
     def reset(self) -> None:
         """Takes the layers that the module holds now."""
@@ -263,7 +265,7 @@ class Inference:
             self._sender.send((torch.zeros(1, dtype=torch.int64, device=self.device),))
         if self._receiver is not None:
             self._receiver.release()
-        self._passes += 1
+        self.passes += 1
         left = [part for stage in self.topology.gather(found) for part in stage]
         order = torch.cat([numbers for numbers, _, _ in left]).argsort()
         exits = torch.cat([torch.full((len(numbers),), exit) for numbers, _, exit in left])
@@ -292,7 +294,7 @@ class Inference:
             yield outputs, labels
             if self._receiver is not None:
                 self._receiver.release()
-            self._passes += 1
+            self.passes += 1
 
     def _iterator(self, batches: Iterable[Any] | None) -> Iterator[Any]:
         """The user's iterator: a ``DataLoader`` draws its seed here."""
@@ -343,7 +345,7 @@ class Inference:
 
     def _seed(self, layer: int, *, part: int) -> None:
         """Seeds a layer that draws in evaluation, too: by its index and the number of the batch."""
-        seed_layer(self.module.base_seed, layer=layer, step=self._passes, part=part)
+        seed_layer(self.module.base_seed, layer=layer, step=self.passes, part=part)
         self._generators.seed_host()
 
     def _exchange_decoders(self) -> None:

@@ -19,6 +19,7 @@ from ds_al.errors import ALConfigError, ALLayerError
 from ds_al.group_schedule import Place
 from ds_al.layer import ALLayer, predict
 from ds_al.objectives import Objective
+from ds_al.parallel import worker
 from ds_al.parallel.world import join_world
 from ds_al.partition.groups import Run, explicit_runs, spread
 from ds_al.partition.measure import Measuring, measure_stages
@@ -110,7 +111,7 @@ class ALPipelineModule(PipelineModule):
         if topology is None:
             num_stages = dist.get_world_size() if num_stages is None else num_stages
             _check_stages(num_stages, processes=dist.get_world_size())
-        with Generators().aside():  # DeepSpeed seeds all of them for every layer
+        with Generators().aside(), worker.collectives():  # DeepSpeed seeds all of them for every layer
             super().__init__(
                 layers,
                 num_stages=num_stages,

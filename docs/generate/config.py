@@ -13,7 +13,14 @@ from pydantic_core import PydanticUndefined
 
 from ds_al.config import deepspeed as deepspeed_keys
 from ds_al.config import precision
-from ds_al.config.associated_learning import ALConfig, CheckpointConfig, CompileConfig, LinkConfig, TraceConfig
+from ds_al.config.associated_learning import (
+    ALConfig,
+    CheckpointConfig,
+    CompileConfig,
+    LinkConfig,
+    RecoveryConfig,
+    TraceConfig,
+)
 from ds_al.config.base import BLOCK
 from ds_al.config.optimizers import MuonAdamWConfig, OptimizerConfig
 from ds_al.experiment import config as experiment
@@ -38,6 +45,7 @@ def page() -> str:
         _section(f'`"{BLOCK}.link"`', LinkConfig),
         _section(f'`"{BLOCK}.trace"`', TraceConfig),
         _section(f'`"{BLOCK}.checkpoint"`', CheckpointConfig),
+        _section(f'`"{BLOCK}.recovery"`', RecoveryConfig),
         _section('`"params"` of an optimizer of type `"MuonAdamW"`', MuonAdamWConfig),
         'It is available for `"optimizer"`, with the AL and the `bp_*` methods, and for `autoencoder_optimizer`. Muon '
         "steps parameters of two or more dimensions, a convolution's kernel as `out x rest`; AdamW steps all others, "

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from ds_al.checkpoint.form import REMEDY, check_form
 from ds_al.checkpoint.own import INDEX, check_tag, read_latest
-from ds_al.checkpoint.plain import Tensors
 from ds_al.errors import ALCheckpointError
+from ds_al.system.plain import Tensors
 
 FORMAT = 2
 """Version of the format; 1 was DeepSpeed's own files with an additional dict."""

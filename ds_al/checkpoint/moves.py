@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from ds_al.checkpoint import optimizers, snapshot
 from ds_al.checkpoint.folder import Record
-from ds_al.checkpoint.plain import Tensors
 from ds_al.checkpoint.saving import restore_losses
 from ds_al.checkpoint.snapshot import DECODER
 from ds_al.checkpoint.state import StageState
@@ -37,6 +36,7 @@ from ds_al.layer import ALLayer
 from ds_al.optim.masters import give_up, master_here
 from ds_al.parallel.agreement import agreed
 from ds_al.parallel.topology import StageTopology
+from ds_al.system.plain import Tensors
 
 _WEIGHTS, _MASTERS = "weights", "masters"
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ds_al.checkpoint.folder import Record
-from ds_al.checkpoint.plain import Tensors, pack, unpack
 from ds_al.checkpoint.state import StageState
 from ds_al.errors import ALCheckpointError
 from ds_al.optim.masters import stepped
+from ds_al.system.plain import Tensors, pack, unpack
 
 Name = tuple[int, str]
 """Index of the layer, and name of the parameter within it."""

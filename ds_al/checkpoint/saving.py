@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from deepspeed import comm as dist
 from torch import Tensor
 
 from ds_al.checkpoint import optimizers, snapshot
@@ -18,13 +17,14 @@ from ds_al.checkpoint.folder import Record, find, read_client_state, read_index,
 from ds_al.checkpoint.form import REMEDY
 from ds_al.checkpoint.own import INDEX
 from ds_al.checkpoint.parts import held
-from ds_al.checkpoint.plain import Tensors, unpack
 from ds_al.checkpoint.snapshot import DECODER, check_finite
 from ds_al.checkpoint.state import StageState
 from ds_al.checkpoint.writer import Destination, Writer
 from ds_al.errors import ALCheckpointError
 from ds_al.optim.masters import master_here
+from ds_al.parallel import meetings
 from ds_al.parallel.topology import StageTopology
+from ds_al.system.plain import Tensors, unpack
 
 Value = TypeVar("Value")
 
@@ -37,11 +37,10 @@ class Checkpoints:
     """
 
     def __init__(self, topology: StageTopology) -> None:
-        session = [uuid.uuid4().hex[:12]]
-        dist.broadcast_object_list(session, src=0)
+        session = meetings.broadcast(uuid.uuid4().hex[:12], source=0)
         self._stage = topology.stage
         self._writer = Writer(
-            stage=topology.stage, stages=topology.stages, session=session[0], writes=topology.replica == 0
+            stage=topology.stage, stages=topology.stages, session=session, writes=topology.replica == 0
         )
 
     def flush(self) -> None:
@@ -80,8 +79,14 @@ class Checkpoints:
 
         if asynchronous:
             self._writer.start(lambda: take().on_host(), destination)
+        elif meetings.are_over():
+            self._on_all(lambda: self._writer.skip(destination))
         else:
             self._on_all(lambda: self._writer.write(take, destination))
+
+    def skip(self) -> None:
+        """Counts a save that a process before this one has made."""
+        self._writer.skip()
 
     def load(self, state: StageState, load_dir: str, tag: str | None, wanted: Wanted) -> tuple[str, dict[str, Any]]:
         """Restores a stage's state from a checkpoint, see ``engine.load_checkpoint``.
@@ -122,9 +127,7 @@ class Checkpoints:
             problem = f"stage {self._stage}: {error}"
         except Exception as error:
             problem = f"stage {self._stage}: {type(error).__name__}: {error}"
-        problems: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(problems, problem)
-        for text in problems:
+        for text in meetings.gather(problem):
             if text is not None:
                 raise ALCheckpointError(text)
         return value[0]

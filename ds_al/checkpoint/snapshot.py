@@ -17,13 +17,13 @@ from ds_al.checkpoint import optimizers
 from ds_al.checkpoint.folder import FORMAT, Record
 from ds_al.checkpoint.form import RANDOM, stage_file
 from ds_al.checkpoint.parts import part_file
-from ds_al.checkpoint.plain import Tensors, pack, unpack
 from ds_al.checkpoint.state import StageState
 from ds_al.errors import ALCheckpointError
 from ds_al.layer import ALLayer
 from ds_al.optim.finite import not_finite
 from ds_al.optim.masters import full_state
 from ds_al.partition.part import LayerPart
+from ds_al.system.plain import Tensors, pack, unpack
 
 DECODER = "decoder/"
 """Begins the names of the weights of a copy of a decoder."""

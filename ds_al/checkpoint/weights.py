@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from deepspeed import comm as dist
 from deepspeed.pipe import PipelineModule
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from ds_al.errors import ALCheckpointError
 from ds_al.module import ALPipelineModule
 from ds_al.optim.finite import not_finite
 from ds_al.optim.masters import master_here
+from ds_al.parallel import meetings
 
 Names = Mapping[str, str] | Callable[[str], str | None]
 
@@ -85,9 +85,7 @@ def load_weights(target: Any, path: str | Path, *, names: Names | None = None, s
         problem = str(error)
     except Exception as error:  # a damaged file may raise anything
         problem = f"{str(path)!r} cannot be read: {type(error).__name__}: {error}"
-    problems: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    if found := [text for text in problems if text is not None]:
+    if found := [text for text in meetings.gather(problem) if text is not None]:
         raise ALCheckpointError(found[0])
     with torch.no_grad():
         for name, value in values.items():

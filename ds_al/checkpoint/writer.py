@@ -32,6 +32,7 @@ from ds_al.checkpoint.form import CLIENT, stage_file
 from ds_al.checkpoint.parts import join
 from ds_al.checkpoint.snapshot import Snapshot
 from ds_al.errors import ALCheckpointError
+from ds_al.parallel import meetings
 
 _POLL = 0.02
 _PATIENCE = 300.0
@@ -124,6 +125,16 @@ class Writer:
                 f"{error}. The one before it is untouched"
             ) from error
 
+    def skip(self, destination: Destination | None = None) -> None:
+        """Counts a save that a process before this one has written.
+
+        Args:
+            destination: of a save that is complete, except perhaps for ``latest``; by default nothing is left to do.
+        """
+        self._number += 1
+        if destination is not None and destination.latest and self.stage == 0:
+            write_text(destination.root / own.LATEST, destination.tag)
+
     # ---- one checkpoint ----------------------------------------------------------------------------
 
     def _begin(self, take: Callable[[], Snapshot], destination: Destination) -> Callable[[], None]:
@@ -189,6 +200,7 @@ class Writer:
                     f"stages {missing} have written nothing for {_PATIENCE:.0f} s: all stages have to call "
                     f"save_checkpoint, and all have to see the folder {str(destination.root)!r}"
                 )
+            meetings.attend()
             time.sleep(_POLL)
 
 

@@ -104,6 +104,34 @@ class RepartitionConfig(StrictModel):
     )
 
 
+class RecoveryConfig(StrictModel):
+    """Recovery of a stage whose process has died, while the other stages go on; see ``docs/recovery.md``."""
+
+    folder: str = Field(
+        default="recovery",
+        min_length=1,
+        description="Folder, on a disk of each host, for what a stage saves of its own, and for `recovery.jsonl`, "
+        "which tells of every death. The saves are removed when the job ends.",
+    )
+    every: int = Field(
+        ge=1,
+        description="Micro-batches between two saves of a stage; a multiple of the micro-batches of a batch. A process "
+        "that takes the place of another one trains at most about so many micro-batches again.",
+    )
+    max_restarts: int = Field(
+        default=3, ge=0, description="Number of processes of one rank that are replaced; the next death ends the job."
+    )
+    log: Literal["memory", "disk"] = Field(
+        default="memory",
+        description="Where a stage keeps the messages that it has sent since the saves of its successor.",
+    )
+    log_mib: float = Field(
+        default=1024.0,
+        gt=0,
+        description="Limit of these messages in MiB, for each border between stages; more of them end the job.",
+    )
+
+
 class LinkConfig(StrictModel):
     """Artificial slow link between neighbouring stages of one machine, for tests and experiments."""
 
@@ -238,6 +266,11 @@ class ALConfig(StrictModel):
         description="Moves layers to other stages by itself where a stage has become slower, such as by another job on "
         "its host; `{}` enables it. The weights are those of a run in which no layer moves. `engine.repartition()` "
         "moves them by call. `null` is off. Not for the `bp_*` methods, nor where AL layers span stages.",
+    )
+    recovery: RecoveryConfig | None = Field(
+        default=None,
+        description="Replaces the process of a stage that has died by a new one, while those of the other stages go "
+        "on, with the same bits as if nothing had happened. `null` is off.",
     )
     stall_seconds: float | None = Field(
         default=1800.0,

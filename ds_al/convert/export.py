@@ -32,6 +32,7 @@ from ds_al.layer import ALLayer
 from ds_al.module import ALPipelineModule
 from ds_al.optim.local import LocalOptimizer
 from ds_al.optim.masters import full_state
+from ds_al.parallel import worker
 from ds_al.tensors import Activation
 
 TEXT_EXAMPLE = (2, 8)
@@ -99,6 +100,8 @@ def export(
             "this network was not made by ds_al.from_pretrained, so there is no plain model to write: give "
             'program="torch.export" and example=x'
         )
+    if worker.IS_WORKER:
+        raise ALConfigError("export with recovery: save a checkpoint, and export that once the job has ended")
     written: list[Any] = [None]
     try:
         found = (

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from deepspeed import comm as dist
 
 from ds_al.data import AUGMENTATIONS, ShuffledLoader, Splits, load_data, ordered_batches
 from ds_al.data.config import DataConfig
@@ -17,10 +16,13 @@ from ds_al.data.loader import SizedDataset
 from ds_al.data.splits import Kind
 from ds_al.errors import ALConfigError, ALDataError
 from ds_al.models import AL_MODELS, TWINS
+from ds_al.parallel import meetings
 from ds_al.parallel.agreement import agreed
+from ds_al.system import plain
 from ds_al.tensors import Activation
 
 
+@plain.record
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
     """Facts of a data set that every stage knows; fields of the same names as in :class:`~ds_al.data.Splits`.
@@ -115,9 +117,8 @@ class RunData:
             return splits, DataFacts.of(splits)
 
         here = agreed("the data", loaded, facts=lambda found: {} if found is None else asdict(found[1]), bounded=False)
-        facts: list[Any] = [None if here is None else here[1]]
-        dist.broadcast_object_list(facts, src=0)
-        return cls(config=config, seed=seed, splits=here and here[0], facts=facts[0])
+        facts = meetings.broadcast(None if here is None else here[1], source=0)
+        return cls(config=config, seed=seed, splits=here and here[0], facts=facts)
 
     def training_loader(self, *, batch_size: int, share: tuple[int, int]) -> ShuffledLoader | None:
         """Makes the loader of training micro-batches, the same ones for AL and its twin, where data is read.

@@ -23,7 +23,7 @@ from ds_al.experiment.run_folder import RunFolder, check_probe, checkpoints_of, 
 from ds_al.experiment.stopping import Stop
 from ds_al.experiment.summary import best_epoch, run_facts, summarize
 from ds_al.experiment.wandb_run import WandbRun
-from ds_al.parallel import presence
+from ds_al.parallel import meetings, presence
 from ds_al.parallel.agreement import agreed
 from ds_al.parallel.world import join_world
 from ds_al.system.allocator import keep_freed_memory
@@ -100,7 +100,7 @@ class Job:
                 tracing.folder = self.info.folder / "trace"
             if self.layout.rank == 0:
                 self.data.save_vocabulary(self.info.folder / "vocabulary.json")
-            dist.barrier()  # the time that the observers take to start is no idle time of a stage
+            meetings.barrier()  # the time that the observers take to start is no idle time of a stage
             start = time.perf_counter()
             with self.stop.by_signals():
                 history = self._train(observers)
@@ -119,7 +119,7 @@ class Job:
         if self.loader is not None:
             self.loader.close()
         presence.here().end()
-        dist.barrier()
+        meetings.barrier()
         dist.destroy_process_group()
 
     def _engine_config(self) -> dict[str, Any]:
@@ -160,11 +160,14 @@ class Job:
         Raises:
             ALConfigError: on all ranks: it cannot be made, or one of them does not see it.
         """
-        made = agreed("the output folder", lambda: probed_folder(make_folder(self.experiment)) if self.writes else None)
-        folder: list[Any] = [made]
-        dist.broadcast_object_list(folder, src=self.layout.writer)
-        agreed("the output folder", lambda: check_probe(*folder[0]))
-        return folder[0][0]
+        made = agreed("the output folder", lambda: self._probed_folder() if self.writes else None)
+        folder, probe = meetings.broadcast(made, source=self.layout.writer)
+        agreed("the output folder", lambda: check_probe(Path(folder), probe))
+        return Path(folder)
+
+    def _probed_folder(self) -> tuple[str, str]:
+        folder, probe = probed_folder(make_folder(self.experiment))
+        return str(folder), probe
 
     def _observers(self) -> Observers:
         if not self.writes:

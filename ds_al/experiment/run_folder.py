@@ -50,11 +50,15 @@ class RunFolder(Observer):
         self._config, self._facts = config, facts
 
     def started(self, info: RunInfo) -> None:
-        """Writes ``config.json``, and opens ``metrics.jsonl``."""
+        """Writes ``config.json``, and opens ``metrics.jsonl``, whose lines a process that has died left there."""
         self._info = info
         (info.folder / _PROBE).unlink(missing_ok=True)
         write_json(info.folder / "config.json", {**without_secrets(self._config), RESOLVED: self._facts})
-        self._metrics: TextIO = (info.folder / "metrics.jsonl").open("w")
+        self._metrics: TextIO = (info.folder / "metrics.jsonl").open("a+")
+        self._metrics.seek(0)
+        lines = self._metrics.readlines()
+        self._there = sum(line.endswith("\n") for line in lines)
+        self._metrics.truncate(sum(len(line.encode()) for line in lines[: self._there]))
 
     def logged(self, row: Mapping[str, Any]) -> None:
         """Writes one line."""
@@ -90,6 +94,9 @@ class RunFolder(Observer):
         self._metrics.close()
 
     def _write(self, row: Mapping[str, Any]) -> None:
+        if self._there:
+            self._there -= 1
+            return
         self._metrics.write(json.dumps(_known(row)) + "\n")
         self._metrics.flush()
 

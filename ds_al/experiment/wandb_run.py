@@ -47,7 +47,8 @@ class WandbRun(Observer):
         mode = wandb_mode() if self._config.enabled else "disabled"
         if mode != "disabled":
             with self._guarded():
-                self._run = self._start(mode, _earlier_id(self._resumed_from))
+                own = str(info.folder / "checkpoints") if (info.folder / ID_FILE).exists() else None  # a process died
+                self._run = self._start(mode, _earlier_id(own or self._resumed_from))
                 (info.folder / ID_FILE).write_text(self._run.id + "\n")
 
     def _start(self, mode: str, earlier: str | None) -> Any:

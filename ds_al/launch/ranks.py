@@ -6,6 +6,7 @@ results. The ranks compute on the CPU unless ``env`` sets another accelerator.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import pickle
@@ -198,7 +199,7 @@ def main(target: str, folder: str) -> None:
     _end_with(os.getppid())
     import torch
 
-    from ds_al.parallel import presence, store
+    from ds_al.parallel import presence, store, worker
 
     torch.set_num_threads(1)
     module, function = target.split(":")
@@ -210,6 +211,8 @@ def main(target: str, folder: str) -> None:
             if not isinstance(error, SystemExit) or error.code:
                 presence.here().fail(error)
             raise
+    if worker.IS_WORKER:  # other ranks may need messages of this one again until all have come here
+        atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     path = _result(Path(folder), int(os.environ["RANK"]))

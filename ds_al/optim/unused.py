@@ -57,6 +57,10 @@ class UnusedWeights:
         if self._missing:
             self._missing = {name: weight for name, weight in self._missing.items() if weight.grad is None}
 
+    def end(self) -> None:
+        """Ends the watch in a process that continues after the first batch."""
+        self._missing = {}
+
     def after_batch(self) -> None:
         """Ends the watch.
 

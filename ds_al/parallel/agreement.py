@@ -19,7 +19,7 @@ from torch import distributed
 from torch.distributed import Store
 
 from ds_al.errors import ALConfigError, ALError
-from ds_al.parallel import presence, store
+from ds_al.parallel import meetings, presence, store
 from ds_al.parallel.facts import Facts, differences
 from ds_al.parallel.world import start_seconds
 
@@ -102,9 +102,7 @@ def _exchange(topic: str, own: _Outcome, *, bounded: bool) -> list[_Outcome]:
     rank, world = distributed.get_rank(), distributed.get_world_size()
     room = store.connect_group(f"agree/{_rounds}", seconds=start_seconds())
     if room is None:
-        gathered: list[Any] = [None] * world
-        distributed.all_gather_object(gathered, vars(own))
-        return [_Outcome(**outcome) for outcome in gathered]
+        return [_Outcome(**outcome) for outcome in meetings.gather(vars(own))]
     room.set(str(rank), json.dumps(vars(own)))
     keys = [str(other) for other in range(world)]
     _await(topic, room, keys, seconds=start_seconds() if bounded else None)

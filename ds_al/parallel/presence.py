@@ -76,9 +76,10 @@ class Presence:
         rank: of this process.
         world: number of ranks.
         store: connection to the store; ``None`` where there is none, or no other rank.
+        watches: whether this process ends where another one is stopped or silent; keepers do so for their workers.
     """
 
-    def __init__(self, rank: int, world: int, *, store: Store | None) -> None:
+    def __init__(self, rank: int, world: int, *, store: Store | None, watches: bool = True) -> None:
         self.rank, self.world = rank, world
         self.own = Record(socket.gethostname(), launchers.machine(), os.getpid(), read=[0] * world)
         self.records = {rank: self.own}
@@ -94,7 +95,7 @@ class Presence:
         self._talk: threading.Thread | None = None
         if store is not None:
             self._talk = self._start(self._talking, "ds_al presence")
-        if store is not None or self._launchers:
+        if watches and (store is not None or self._launchers):
             self._start(self._looking, "ds_al presence, looking")
         atexit.register(self.end)
 
@@ -296,12 +297,17 @@ class Presence:
 _here: Presence | None = None
 
 
-def start(rank: int, world: int) -> None:
-    """Starts the presence of this rank, once; an exception that ends the script is then told to the others."""
+def start(rank: int, world: int, *, name: str = "presence", watches: bool = True) -> None:
+    """Starts the presence of this rank, once; an exception that ends the script is then told to the others.
+
+    Args:
+        name: of the records in the store; processes with different names do not see each other.
+        watches: see :class:`Presence`.
+    """
     global _here
     if _here is not None:
         return
-    _here = Presence(rank, world, store=store.connect("presence") if world > 1 else None)
+    _here = Presence(rank, world, store=store.connect(name) if world > 1 else None, watches=watches)
     before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

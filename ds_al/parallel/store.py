@@ -27,7 +27,7 @@ from ds_al.parallel.launchers import LOOPBACK
 SECONDS = 5.0
 """Time-out of a connection."""
 
-_HOSTED = "TORCHELASTIC_USE_AGENT_STORE"
+HOSTED = "TORCHELASTIC_USE_AGENT_STORE"
 """Variable by which torchrun tells torch that the store is there already."""
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 _server: Any = None  # lives as long as the process
@@ -94,7 +94,7 @@ def host() -> None:
         ALConfigError: another process listens on the port.
     """
     global _server
-    if _server is not None or os.environ["RANK"] != "0" or _HOSTED in os.environ:
+    if _server is not None or os.environ["RANK"] != "0" or HOSTED in os.environ:
         return
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     listener = _listener(address, port)
@@ -132,7 +132,7 @@ def _listener(address: str, port: int) -> socket.socket:
 @contextmanager
 def hosted() -> Iterator[None]:
     """Lets torch connect to the store that :func:`host` has opened, instead of opening one."""
-    ours = {name: value for name, value in ((_HOSTED, "True"), (_RESTARTS, "0")) if name not in os.environ}
+    ours = {name: value for name, value in ((HOSTED, "True"), (_RESTARTS, "0")) if name not in os.environ}
     os.environ.update(ours)
     try:
         yield

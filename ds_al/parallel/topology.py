@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from deepspeed import comm as dist
 from deepspeed.pipe import PipelineModule
 
 from ds_al import host
+from ds_al.parallel import meetings
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,8 @@ class StageTopology:
 
     def gather(self, value: Any) -> list[Any]:
         """Returns the values of all stages, in order; drains the pipeline. Every rank must call it."""
-        values: list[Any] = [None] * self.stages
-        dist.all_gather_object(values, value, group=self.pipeline_group)
-        return values
+        return meetings.gather(value, group=self.pipeline_group)
 
     def barrier(self) -> None:
         """Waits for all stages of this replica."""
-        dist.barrier(group=self.pipeline_group)
+        meetings.barrier(group=self.pipeline_group)

@@ -8,12 +8,13 @@ import socket
 from typing import Any
 
 from ds_al.errors import ALConfigError
-from ds_al.parallel import arrival, presence, store
+from ds_al.parallel import arrival, presence, store, worker
 from ds_al.parallel.buffers import remove_buffers
 from ds_al.parallel.launchers import LOOPBACK, PORT, launched
 from ds_al.system import extensions
 
 _unnamed = False
+_joined_here = True
 
 
 def join_world(**options: Any) -> None:
@@ -27,11 +28,14 @@ def join_world(**options: Any) -> None:
         ALConfigError: a rank has not come within :func:`start_seconds`, the ranks cannot work together
             (:func:`~ds_al.parallel.arrival.await_all`), or an extension cannot be compiled.
     """
-    global _unnamed
+    global _unnamed, _joined_here
     import deepspeed  # late: the launcher of ranks needs no engine
     import torch.distributed as dist
     from deepspeed.accelerator import get_accelerator
 
+    if worker.IS_WORKER:
+        worker.join(**options)
+        return
     if not dist.is_initialized():
         os.environ |= launched(os.environ, port=options.get("distributed_port", PORT))
         with contextlib.ExitStack() as stack:
@@ -44,11 +48,26 @@ def join_world(**options: Any) -> None:
                 name = extensions.SHARED_MEMORY
                 stack.enter_context(extensions.compiling(name, tell=os.environ.get("LOCAL_RANK", "0") == "0"))
             deepspeed.init_distributed(**options)
+    elif not _unnamed:
+        _joined_here = False
     presence.start(dist.get_rank(), dist.get_world_size())
     if not _unnamed:
         _unnamed = True
         dist.barrier()  # until then another rank may not have opened this one's buffer
         remove_buffers(os.environ.get("MASTER_PORT", ""), rank=dist.get_rank())
+
+
+def check_joined_here() -> None:
+    """Checks that the script has left it to :func:`join_world` to make the process group.
+
+    Raises:
+        ALConfigError: it has made one itself.
+    """
+    if not _joined_here:
+        raise ALConfigError(
+            "recovery: the script has called init_distributed() or init_process_group() itself, which a new process "
+            "cannot repeat alone: remove the call, ALPipelineModule joins the ranks"
+        )
 
 
 def start_seconds() -> float:

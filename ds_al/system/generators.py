@@ -72,6 +72,15 @@ class Generators:
         self._passes += 1
 
     @property
+    def watched(self) -> tuple[int, bool]:
+        """Number of passes so far, and whether a layer drew in one of them; set in a process that continues."""
+        return self._passes, self._drawn
+
+    @watched.setter
+    def watched(self, seen: tuple[int, bool]) -> None:
+        self._passes, self._drawn = seen
+
+    @property
     def layers_drew(self) -> bool:
         """Whether a layer is known to have drawn from Python's or numpy's generator."""
         return self._drawn

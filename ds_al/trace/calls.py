@@ -82,6 +82,8 @@ class Calls:
     def __init__(self) -> None:
         self.position = Position()
         self.current: str | None = None
+        self.joint: Callable[..., Any] | None = None
+        """Makes the joint calls ``(method, args, options)``, where a process may take another one's place."""
 
     @contextmanager
     def counted(self, name: str, *, joint: bool) -> Iterator[None]:
@@ -125,8 +127,10 @@ def _calls(joint: bool) -> Callable[[Callable[Arguments, Result]], Callable[Argu
         @functools.wraps(method)
         def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
             engine: Any = args[0]
-            with engine.calls.counted(method.__name__, joint=joint):
-                return method(*args, **kwargs)
+            calls: Calls = engine.calls
+            through = calls.joint if joint and calls.current is None else None
+            with calls.counted(method.__name__, joint=joint):
+                return method(*args, **kwargs) if through is None else through(method, args, kwargs)
 
         return call
 

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ds_al.system import plain
 
+
+@plain.record
 @dataclass(frozen=True)
 class StageStats:
     """Statistics of one stage's ``train_batch()`` calls since the last reset, in seconds of the host.

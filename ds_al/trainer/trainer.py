@@ -36,6 +36,7 @@ from transformers.trainer_utils import (
 )
 
 from ds_al.checkpoint.own import INDEX
+from ds_al.config.base import BLOCK
 from ds_al.convert.export import export
 from ds_al.engine import ALPipelineEngine
 from ds_al.entry import initialize, read_config
@@ -378,6 +379,8 @@ class ALTrainer:
 
     def _engine(self, module: ALPipelineModule, config: str | Path | Mapping[str, Any]) -> ALPipelineEngine:
         content, replicas = read_config(None, config), dist.get_world_size() // module.num_stages
+        if content.get(BLOCK, {}).get("recovery") is not None:
+            raise ALConfigError(f'"{BLOCK}.recovery": an ALTrainer has none; train in a loop of your own, or remove it')
         self._steps_per_epoch, data = 0, None
         if self.train_dataset is not None:
             self._steps_per_epoch = steps_per_epoch(content, samples=len(self.train_dataset), replicas=replicas)

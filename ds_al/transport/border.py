@@ -34,6 +34,7 @@ from torch.distributed import PrefixStore, Store
 from ds_al.errors import ALTransportError
 from ds_al.parallel.pairs import connect
 from ds_al.transport.log import Entry, MessageLog
+from ds_al.transport.watched import WatchedGroup
 
 _POLL = 0.01  # seconds between two looks at the store
 _TIMEOUT = timedelta(minutes=30)  # of a transfer, as of torch's own groups; an end that waits longer connects again
@@ -143,6 +144,7 @@ class Border:
         self._prefix = f"border/{min(stages)}"
         self._room = PrefixStore(self._prefix, self._store)
         self._ends: dict[str, End] = {}
+        self._groups: dict[str, WatchedGroup] = {}
         self._generation = 0
         self._attempt = self._common_attempt = 0
 
@@ -173,7 +175,7 @@ class Border:
 
     def attend(self) -> None:
         """Makes the groups again if the generation has risen, as when the neighbour's process has died unnoticed."""
-        if self._present() > self._generation:
+        if self._has_risen():
             self.reform("a new process")
 
     def renew(self, attempt: int) -> None:
@@ -194,14 +196,17 @@ class Border:
             began, start = time.time(), time.perf_counter()
             for end in self._ends.values():
                 end.detach()
+            for group in self._groups.values():
+                group.close()
             self._generation, taken = self._meet(least)
             met, least = time.perf_counter(), self._generation + 1
             groups = self._connected()
             if groups is None:
                 continue
+            self._groups = {kind: WatchedGroup(group, lost=self._has_risen) for kind, group in groups.items()}
             connected = time.perf_counter()
             try:
-                messages, nbytes = self._go_on(groups, taken)
+                messages, nbytes = self._go_on(taken)
             except ALTransportError as error:
                 if not error.lost:
                     raise
@@ -252,14 +257,14 @@ class Border:
 
         thread = threading.Thread(target=make, name="ds_al border", daemon=True)
         thread.start()
-        while thread.is_alive() and self._present() == self._generation:
+        while thread.is_alive() and not self._has_risen():
             thread.join(_POLL / 5)
         return groups if not thread.is_alive() and len(groups) == len(self._ends) else None
 
-    def _go_on(self, groups: dict[str, Any], taken: dict[str, int]) -> tuple[int, int]:
+    def _go_on(self, taken: dict[str, int]) -> tuple[int, int]:
         """Continues all kinds in new groups; returns the number and the bytes of the messages that were sent again."""
         for kind, end in self._ends.items():
-            end.attach(groups[kind], taken=taken.get(kind, 0))
+            end.attach(self._groups[kind], taken=taken.get(kind, 0))
         messages = nbytes = 0
         for entry, message in self.log.since(taken):
             self._ends[entry.kind].resend(entry, message)
@@ -268,6 +273,10 @@ class Border:
 
     def _present(self) -> int:
         return self._store.add(self._name, 0)
+
+    def _has_risen(self) -> bool:
+        """Whether a process at this border has died since it was made."""
+        return self._present() > self._generation
 
     def _raise(self, generation: int) -> None:
         """Raises this generation by one, unless that has been done."""

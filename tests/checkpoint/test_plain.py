@@ -13,7 +13,7 @@ import torch
 
 import ds_al
 from ds_al.checkpoint.folder import read_tensors, verify, write_tensors
-from ds_al.checkpoint.plain import Tensors, pack, unpack
+from ds_al.system.plain import Tensors, pack, unpack
 
 
 def through(value: Any) -> Any:

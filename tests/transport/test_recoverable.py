@@ -10,15 +10,17 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
-from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed import PrefixStore, ProcessGroupGloo, Store, TCPStore
 
 from ds_al.config.associated_learning import ALConfig
 from ds_al.errors import ALConfigError, ALTransportError
@@ -27,6 +29,7 @@ from ds_al.transport import neighbours
 from ds_al.transport.border import Recovery
 from ds_al.transport.log import MessageLog
 from ds_al.transport.neighbours import EvaluationChannels, Links
+from ds_al.transport.watched import WatchedGroup
 
 STAGES, MESSAGES, EVERY, REFRESH, SIZE = 3, 40, 6, 4, 1000
 FORK = multiprocessing.get_context("fork")
@@ -278,6 +281,46 @@ def test_processes_may_be_killed_at_any_moment(tmp_path: Path) -> None:
     case = Case((), config=ALConfig(link={"delay_ms": 5}))
     seen, lives = keep(case, tmp_path, meanwhile=kill)
     assert seen == expected(case) and sum(lives) > 5
+
+
+# ---- a message of which a part has been transferred ------------------------------------------------------
+
+
+def transfer(port: int, *, sends: bool) -> None:
+    """Begins to send or to receive a large message, and waits to be killed."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    store = connect(port)
+    group = ProcessGroupGloo(PrefixStore("pair", store), 1, 2, timedelta(seconds=60))
+    tensors = [torch.ones(2**24)]
+    _ = group.send(tensors, 0, 0) if sends else group.recv(tensors, 0, 0)
+    store.set("begun", "")
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("sends", [True, False])
+def test_a_wait_ends_when_the_other_process_dies_in_the_middle_of_a_message(
+    sends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gloo's own does not, on either side."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store, is_dead = PrefixStore("job", server), threading.Event()
+    peer = FORK.Process(target=transfer, args=(server.port,), kwargs={"sends": sends}, daemon=True)
+    peer.start()
+    group = WatchedGroup(ProcessGroupGloo(PrefixStore("pair", store), 0, 2, timedelta(seconds=60)), lost=is_dead.is_set)
+    store.wait(["begun"])
+    tensors = [torch.zeros(2**24)]
+    work = group.recv(tensors, 1, 0) if sends else group.send(tensors, 1, 0)
+    time.sleep(0.002)
+    peer.kill()
+    peer.join()
+    is_dead.set()
+    start = time.monotonic()
+    with pytest.raises(RuntimeError):
+        while time.monotonic() < start + 5:  # a transfer that was complete before is no matter
+            work.wait()
+            work = group.recv(tensors, 1, 0) if sends else group.send(tensors, 1, 0)
+    assert time.monotonic() < start + 5
 
 
 # ---- the log ---------------------------------------------------------------------------------------------

@@ -1,14 +1,16 @@
 """Serialization of nested values as JSON and tensors, so that reading a checkpoint runs no code.
 
 ``None``, booleans, numbers, strings, lists and dicts with string keys are stored unchanged. Other values become a dict
-with one key that starts with ``$``; for a tensor its value is the tensor's name in a separate table.
+with one key that starts with ``$``; for a tensor its value is the tensor's name in a separate table. Of dataclasses
+only those of ds_al that are marked as :func:`record` have a form.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -17,7 +19,16 @@ from ds_al.errors import ALCheckpointError
 
 Tensors = dict[str, Tensor]
 
-_TENSOR, _TUPLE, _DICT, _COUNTER = "$tensor", "$tuple", "$dict", "$counter"
+_TENSOR, _TUPLE, _DICT, _COUNTER, _RECORD = "$tensor", "$tuple", "$dict", "$counter", "$record"
+_records: dict[str, Any] = {}
+
+Class = TypeVar("Class", bound=type)
+
+
+def record(kind: Class) -> Class:
+    """Decorates a dataclass of plain values, which :func:`pack` then stores by its name and fields."""
+    _records[kind.__name__] = kind
+    return kind
 
 
 def pack(value: Any, tensors: Tensors, *, at: str) -> Any:
@@ -41,6 +52,9 @@ def pack(value: Any, tensors: Tensors, *, at: str) -> Any:
             return {key: pack(item, tensors, at=f"{at}/{key}") for key, item in value.items()}
         pairs = [[key, pack(item, tensors, at=f"{at}/{key}")] for key, item in value.items()]
         return {_COUNTER if type(value) is Counter else _DICT: pairs}
+    if _records.get(type(value).__name__) is type(value):
+        fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+        return {_RECORD: [type(value).__name__, pack(fields, tensors, at=at)]}
     raise ALCheckpointError(
         f"{at}: a value of {type(value).__name__} cannot be saved: expected numbers, strings, tensors, or lists, "
         "tuples and dicts of them"
@@ -57,6 +71,9 @@ def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return tensors[value[_TENSOR]]
     if _TUPLE in value:
         return tuple(unpack(item, tensors) for item in value[_TUPLE])
+    if _RECORD in value:
+        name, fields = value[_RECORD]
+        return _records[name](**unpack(fields, tensors))
     for tag, kind in ((_DICT, dict), (_COUNTER, Counter)):
         if tag in value:
             return kind({key: unpack(item, tensors) for key, item in value[tag]})
