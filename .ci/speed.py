@@ -80,7 +80,7 @@ def against(args: argparse.Namespace, options: list[str]) -> None:
     found: dict[Path, list[Times]] = {}
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder, "tree")
-        subprocess.run(["git", "worktree", "add", "--detach", str(tree), args.commit], check=True)
+        subprocess.run(["git", "worktree", "add", "-q", "--detach", str(tree), args.commit], check=True)
         try:
             for turn in range(args.turns):
                 for root in (tree, ROOT):
