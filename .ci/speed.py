@@ -1,6 +1,6 @@
 """Times this tree beside a commit, in turns: the start of many ranks, the overhead of the engine, sleeping layers.
 
-    python .ci/speed.py COMMIT start --stages 16      seconds until all ranks have joined, built, and trained a batch
+    python .ci/speed.py COMMIT start --ranks 16       seconds until all ranks have joined, built, and trained a batch
     python .ci/speed.py COMMIT overhead               processor time of a micro-batch (run/bench.py --overhead)
     python .ci/speed.py COMMIT sleeping               time of a batch of layers that sleep (run/bench.py --sleeping)
 
@@ -52,14 +52,14 @@ def started() -> list[float]:
     return [*times, time.time()]
 
 
-def start(stages: int) -> Times:
+def start(count: int) -> Times:
     """Seconds from the start of the ranks until the last one was there."""
     from ds_al.launch.ranks import run_ranks, start_quickly
 
     start_quickly()
     run_ranks(f"{Path(__file__).stem}:started", 1)  # the process that ranks are forked from has then imported all
     begin = time.time()
-    ranks = run_ranks(f"{Path(__file__).stem}:started", stages, timeout=600.0)
+    ranks = run_ranks(f"{Path(__file__).stem}:started", count, timeout=600.0)
     names = ("joined", "engine built", "batch trained")
     return {name: max(rank[number] for rank in ranks) - begin for number, name in enumerate(names)}
 
@@ -80,12 +80,12 @@ def against(args: argparse.Namespace, options: list[str]) -> None:
     found: dict[Path, list[Times]] = {}
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder, "tree")
-        subprocess.run(["git", "worktree", "add", "--detach", str(tree), args.commit], check=True)
+        subprocess.run(["git", "worktree", "add", "-q", "--detach", str(tree), args.commit], check=True)
         try:
             for turn in range(args.turns):
                 for root in (tree, ROOT):
                     command = [sys.executable, str(Path(__file__).resolve()), args.commit, args.what, "--here"]
-                    command += ["--stages", str(args.stages), *options]
+                    command += ["--ranks", str(args.ranks), *options]
                     env = {**os.environ, "PYTHONPATH": str(root)}
                     text = subprocess.run(command, check=True, cwd=root, env=env, text=True, stdout=subprocess.PIPE)
                     found.setdefault(root, []).append(json.loads(text.stdout.splitlines()[-1]))
@@ -102,14 +102,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commit")
     parser.add_argument("what", choices=["start", *BENCHES], help="further options are those of run/bench.py")
-    parser.add_argument("--stages", type=int, default=16, help="of start (default: 16)")
+    parser.add_argument("--ranks", type=int, default=16, help="of start (default: 16)")
     parser.add_argument("--turns", type=int, default=5, help="runs of each tree (default: 5)")
     parser.add_argument("--here", action="store_true", help="times the tree of the current directory alone, once")
     args, options = parser.parse_known_args()
     if not args.here:
         against(args, options)
     else:
-        print(json.dumps(start(args.stages) if args.what == "start" else bench(args.what, options)))
+        print(json.dumps(start(args.ranks) if args.what == "start" else bench(args.what, options)))
 
 
 if __name__ == "__main__":

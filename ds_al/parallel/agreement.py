@@ -12,7 +12,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from typing import Any, TypeVar
 
 from torch import distributed
@@ -112,23 +111,27 @@ def _exchange(topic: str, own: _Outcome, *, bounded: bool) -> list[_Outcome]:
 def _await(topic: str, room: Store, keys: list[str], *, seconds: float | None) -> None:
     """Waits until all ranks have contributed."""
     here, start = presence.here(), time.monotonic()
-    while True:
-        try:
-            room.wait(keys, timedelta(seconds=_SLICE))
-            return
-        except RuntimeError as error:
-            missing = [int(key) for key in keys if not _has(room, key)]
-            names = ", ".join(here.name(rank) for rank in missing)
-            told = [here.records[rank] for rank in missing if rank in here.records]
-            if any(record.failed or record.ended for record in told):
-                raise ALDisagreement(f"{topic}: {here.cause()}") from error
-            waited = time.monotonic() - start
-            if seconds is not None and waited > seconds:
-                raise ALDisagreement(
-                    f"{topic}: {names} has not come within {seconds:.0f} s, "
-                    f"{', '.join(here.name(int(key)) for key in keys if int(key) not in missing)} came: run the same "
-                    "script on all ranks, or wait longer (DS_AL_START_SECONDS)"
-                ) from error
+    while not _come(room, keys):
+        missing = [int(key) for key in keys if not _has(room, key)]
+        names = ", ".join(here.name(rank) for rank in missing)
+        told = [here.records[rank] for rank in missing if rank in here.records]
+        if any(record.failed or record.ended for record in told):
+            raise ALDisagreement(f"{topic}: {here.cause()}")
+        if seconds is not None and time.monotonic() - start > seconds:
+            raise ALDisagreement(
+                f"{topic}: {names} has not come within {seconds:.0f} s, "
+                f"{', '.join(here.name(int(key)) for key in keys if int(key) not in missing)} came: run the same "
+                "script on all ranks, or wait longer (DS_AL_START_SECONDS)"
+            )
+
+
+def _come(room: Store, keys: list[str]) -> bool:
+    """Whether all keys come within a moment."""
+    try:
+        return store.await_keys(room, keys, seconds=_SLICE)
+    except RuntimeError:  # rank 0 has ended
+        time.sleep(_SLICE)
+        return False
 
 
 def _has(room: Store, key: str) -> bool:

@@ -111,11 +111,11 @@ def _gathered(own: Arrival, world: int, room: Store, *, waiting: Waiting) -> lis
     keys, planned = [str(rank) for rank in range(world)], launchers.planned_hosts()
     while True:
         try:
-            room.wait(keys, timedelta(seconds=min(max(waiting.left, 0.1), _SLICE)))
+            all_came = store.await_keys(room, keys, seconds=min(waiting.left, _SLICE))
         except RuntimeError as error:
-            cause = presence.here().failed()
-            if cause:
-                raise ALConfigError(cause) from error
+            raise ALConfigError(f"rank 0 at {_where()} has ended: its output shows the cause") from error
+        if not all_came and (cause := presence.here().failed()):
+            raise ALConfigError(cause)
         there = [Arrival(**json.loads(room.get(key))) for key in keys if room.check([key])]
         if room.check(["twice"]):
             raise ALConfigError(room.get("twice").decode())

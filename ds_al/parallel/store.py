@@ -87,6 +87,23 @@ def _opened(name: str, address: str, port: int, *, seconds: float) -> Store:
     return PrefixStore(f"ds_al/{os.environ.get(_RESTARTS, '0')}/{name}", client)
 
 
+def await_keys(room: Store, keys: list[str], *, seconds: float) -> bool:
+    """Waits until all keys are there, and returns whether they are.
+
+    It asks again and again, since torch prints a warning of each wait of its own that was in vain.
+
+    Raises:
+        RuntimeError: rank 0 has ended, and with it the store.
+    """
+    deadline, pause = time.monotonic() + seconds, 0.001
+    while not room.check(keys):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, 0.02)
+    return True
+
+
 def host() -> None:
     """Opens the store on rank 0, unless it is open: torch would open it on all interfaces.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +131,21 @@ def test_two_hosts_train_and_do_all_that_one_host_does(hosts: tuple[Host, Host],
     assert bounds[0] == bounds[1] and [rank["clock"][0] for rank in one] == [0.0, pytest.approx(0.0, abs=0.1)]
     assert [bool(list((host.folder / "cache").glob("*"))) for host in hosts] == [True, False]
     assert {path.name for path in (tmp_path / "far").iterdir()} == {"trace", "checkpoints"}
+
+
+def interfaces(places: Places) -> tuple[set[str], str | None]:
+    """Worker: where this rank listens once an engine is made, and which interface NCCL is told."""
+    make_engine("mlp")
+    return listening_here(), os.environ.get("NCCL_SOCKET_IFNAME")
+
+
+def test_ranks_that_share_a_host_stay_on_its_loopback_interface(hosts: tuple[Host, Host]) -> None:
+    """Whatever ``MASTER_ADDR`` is: only the store listens there."""
+    env, first = {"MASTER_ADDR": hosts[0].address}, hosts[0]
+    one, two = run_ranks(f"{__name__}:interfaces", 2, env=env, places=Places((first, first)))
+    assert (one, two) == (({first.address, "127.0.0.1"}, "=lo"), ({"127.0.0.1"}, "=lo"))
+    apart = on(hosts, "interfaces", 2)
+    assert apart == [({host.address}, None) for host in hosts]
 
 
 def replicas(places: Places | None, stages: int) -> dict[str, Any]:
