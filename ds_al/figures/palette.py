@@ -72,10 +72,6 @@ METHODS: dict[str, Look] = {
     "bp_async": Look(GREY, "--", "h"),
     "bp_interleaved": Look(PURPLE, "-.", "D"),
     "bp_zero_bubble": Look(GREEN, "-.", "P"),
-    "bp_zb_h1": Look(GREEN, "--", "<"),
-    "bp_zb_h2": Look(GREEN, "-", ">"),
-    "bp_dualpipev": Look(PURPLE, "--", "h"),
-    "bp_async": Look(ORANGE, ":", "*"),
     "bp_dp": Look(BLACK, ":", "X"),
 }
 """Style of every method that can be run or predicted."""

@@ -31,6 +31,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from ds_al.group_schedule import GROUP_SCHEDULES
+from ds_al.planner.formulas import dualpipev_seconds
 from ds_al.planner.groups import predict_groups, predict_zero_bubble
 from ds_al.planner.prediction import STATES, Prediction, seconds_per_batch
 from ds_al.planner.simulator import ZERO_BUBBLE, StageCost
@@ -158,7 +159,9 @@ def _by_formula(method: str, work: Work, stages: int, micro_batches: int, machin
     slowest = times.max()  # the slowest stage sets the pace
     fill = {
         "bp_interleaved": (p - 1) / chunks * pace.max(),
-        "bp_dualpipev": ((p - 1) * (work.forward / 2 + work.backward) - work.forward / 2) * slowest,
+        "bp_dualpipev": dualpipev_seconds(
+            stages=p, micro_batches=0, forward=work.forward * slowest, backward=work.backward * slowest
+        ),
     }.get(method, 0.0)
     busiest_link = m * chunks * max(transfers, default=0.0)
     # The last micro-batch starts after the other forwards of the first chunk; its gradients return to the first stage.

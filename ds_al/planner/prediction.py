@@ -15,7 +15,6 @@ STATES = 4
 """Tensors per parameter: itself, its gradient, AdamW's two running means."""
 _SERIAL = ("parallel_backward", "sequential", "bp_naive")  # micro-batches do not overlap
 _DRAINS = (*_SERIAL, "forward_first", "bp_1f1b", "bp_gpipe")  # all batches take equally long
-_UNTIL_STEADY = 4  # batches, after which all groups of a chain have the period of the slowest
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,9 @@ def seconds_per_batch(
     """
     stages = len(costs)
     links = machines.each_link(stages)
-    # With jitter the result is the mean of several batches.
-    batches = 2 if method in _DRAINS else 3 if method == "streaming" else _UNTIL_STEADY
+    # Each group of a chain takes a batch more than the one before it to find its period. With jitter the result is the
+    # mean of several batches.
+    batches = 2 if method in _DRAINS else 3 if method == "streaming" else 3 + len(groups)
     run = partial(
         stage_ends,
         method,

@@ -24,7 +24,8 @@ _KNOWN = ("method", "stages", "micro_batches", "batches", "seconds")
 
 
 def against(files: Sequence[Path], *, profile: Path) -> list[Row]:
-    """Rows ``source, workload, method, schedule, stages, layers, micro_batches, batches, times, measured, predicted, error``.
+    """Rows ``source, workload, method, schedule, stages, layers, micro_batches, batches, times, measured, predicted,
+    error``.
 
     ``times`` is the source of the stage times: ``"own"`` or ``"profile"``. ``error`` is predicted / measured - 1.
 
@@ -120,10 +121,11 @@ def _seconds(row: Mapping[str, Any], costs: list[StageCost]) -> float:
     method, micro_batches = row["method"], row["micro_batches"]
     if method == "bp_dp":
         method, micro_batches, costs = "bp_1f1b", -(-micro_batches // row["stages"]), costs[:1]
-    size = {"micro_batches": micro_batches, "batches": row["batches"]}
+    size: dict[str, Any] = {"micro_batches": micro_batches, "batches": row["batches"]}
     if method in BY_FORMULA:
-        times = {"forward": costs[0].forward, "backward": costs[0].backward}
-        return ideal_seconds(method, stages=row["stages"], **size, **times) + row["batches"] * costs[0].step
+        one = costs[0]
+        alone = ideal_seconds(method, stages=row["stages"], forward=one.forward, backward=one.backward, **size)
+        return alone + row["batches"] * one.step
     groups = group_sizes(row["stages"], row["layers"]) if method == "groups" else ()
     ends = stage_ends(row["schedule"] if method == "groups" else method, costs, **size, groups=groups)
     return float(ends[:, -1, 0].max())
