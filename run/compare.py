@@ -53,6 +53,10 @@ def parser() -> argparse.ArgumentParser:
         "baseline (bp_1f1b, bp_gpipe, bp_naive, bp_zb_h1, bp_zb_h2, bp_dualpipev, bp_dp, bp_async, bp_single)",
     )  # fmt: skip
     p.add_argument(
+        "--set", dest="assignments", metavar="KEY=VALUE", action="append", default=[],
+        help="set a config key for all runs, such as experiment.epochs=4; may be repeated",
+    )  # fmt: skip
+    p.add_argument(
         "--data", metavar="DIR", type=Path, default=os.environ.get("DS_AL_DATA"),
         help="root folder of the sweep's data paths (default: $DS_AL_DATA, else the working directory)",
     )  # fmt: skip
@@ -74,7 +78,14 @@ def main() -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
     try:
-        sweep = Output.of(path, seeds=args.seeds, json=args.json, runs=args.runs, methods=args.methods or ())
+        sweep = Output.of(
+            path,
+            seeds=args.seeds,
+            json=args.json,
+            runs=args.runs,
+            methods=args.methods or (),
+            assignments=args.assignments,
+        )
         for group in sweep.waits:
             tell(f"{group}: waits for settings to be chosen")
         if not args.table_only:

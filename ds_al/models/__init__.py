@@ -45,7 +45,8 @@ def build_al(name: str, *, preset: str | None = None, **options: Any) -> list[AL
 
     Args:
         name: a key of :data:`AL_MODELS`.
-        preset: ``"paper"`` or ``"small"``, sizes from :data:`~ds_al.models.presets.PRESETS`; ``options`` override them.
+        preset: ``"paper"``, ``"small"`` or ``"deep"``, sizes from :data:`~ds_al.models.presets.PRESETS`; ``options``
+            override them.
         options: keyword arguments of the builder. The same options describe both forms of a model: options of the twin
             alone (its head) are ignored here.
     Raises:

@@ -1,4 +1,5 @@
-"""Size presets of the models: ``paper``, the published experiments, and ``small``, which trains on two cores.
+"""Size presets of the models: ``paper``, the published experiments, ``small``, which trains on two cores, and ``deep``,
+eight blocks of that size, so that they can be grouped into 1, 2, 4 and 8 AL layers.
 
 A preset is a set of options of both forms of a model; options given explicitly override it. It contains neither the
 properties of the data (shape of images, number of classes, vocabulary) nor K: every preset has one AL layer per block
@@ -30,6 +31,15 @@ _PUBLISHED_TEXT: dict[str, Any] = {
     "objective": "mse",
 }
 
+_SMALL_TRANSFORMER: dict[str, Any] = {
+    "num_blocks": 4,
+    "width": 64,
+    "heads": 4,
+    "feed_forward": 128,
+    "dropout": 0.1,
+    "attention_dropout": 0.0,
+}
+
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "vgg": {
         "paper": {
@@ -40,10 +50,12 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "head_hidden": 2500,
         },
         "small": {"blocks": vgg.SMALL},
+        "deep": {"blocks": vgg.DEEP},
     },
     "resnet": {
         "paper": {**_PUBLISHED_VISION, "widths": resnet.PUBLISHED, "blocks_per_stage": 2, "norm": "batch"},
         "small": {"widths": resnet.SMALL, "blocks_per_stage": 2},
+        "deep": {"widths": resnet.SMALL, "blocks_per_stage": 2, "num_layers": 8},
     },
     "lstm": {
         "paper": {**_PUBLISHED_TEXT, "embedding_width": 300, "width": 256, "dropout": 0.0},
@@ -51,14 +63,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "transformer": {
         "paper": {**_PUBLISHED_TEXT, "width": 300, "heads": 6, "feed_forward": 256, "dropout": 0.3},
-        "small": {
-            "num_blocks": 4,
-            "width": 64,
-            "heads": 4,
-            "feed_forward": 128,
-            "dropout": 0.1,
-            "attention_dropout": 0.0,
-        },
+        "small": _SMALL_TRANSFORMER,
+        "deep": {**_SMALL_TRANSFORMER, "num_blocks": 8},
     },
     "mlp": {"small": {"widths": mlp.SMALL}},
 }

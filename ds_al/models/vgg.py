@@ -20,6 +20,8 @@ from ds_al.spec import ALLayerSpec
 
 SMALL: tuple[Block, ...] = ((32, "M"), (64, "M"), (128, "M"), (128, 128))
 """Four blocks for images of 28x28; with the default bridges, the first two and the last two take equal time."""
+DEEP: tuple[Block, ...] = ((32, "M"), (48,), (48, "M"), (96,), (96, "M"), (192,), (192,), (192,))
+"""Eight blocks for images of 32x32, so that 8 AL layers exist; with the recipe's bridges, they take similar times."""
 PUBLISHED: tuple[Block, ...] = ((128, 256, "M"), (256, 512, "M"), (512, "M"), (512, "M"))
 """Four blocks for images of 32x32, from the published experiments."""
 

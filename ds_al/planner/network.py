@@ -23,7 +23,7 @@ from ds_al.data import load_data
 from ds_al.data.config import DataConfig
 from ds_al.errors import ALConfigError
 from ds_al.experiment.architecture import Architecture
-from ds_al.experiment.config import experiment_config
+from ds_al.experiment.config import experiment_config, override
 from ds_al.experiment.inputs import DataFacts
 from ds_al.models.cost import NetworkCost, isolated, network_cost
 from ds_al.partition.layer_times import measure
@@ -70,12 +70,20 @@ class PlannedNetwork:
     config: ALConfig
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> PlannedNetwork:
+    def of(cls, config: Mapping[str, Any], *, layers: int | None = None) -> PlannedNetwork:
         """Builds the network of a config for ``run/train.py``. A data set that is not known by name is loaded.
+
+        Args:
+            config: the config.
+            layers: number of AL layers, K, instead of the config's.
 
         Raises:
             ALConfigError: a block is missing, or has a key or value that training would refuse.
         """
+        if layers is not None:
+            model = experiment_config(config).model
+            place = "options" if "num_layers" in model.options else "al_options"
+            config = override(dict(config), [f"experiment.model.{place}.num_layers={layers}"])
         experiment, block = experiment_config(config), al_config(config)
         size = config.get("train_micro_batch_size_per_gpu")
         if not isinstance(size, int) or size < 1:
@@ -145,7 +153,8 @@ class PlannedNetwork:
         # Scale the blocks to the twin, which also computes gradients of all block inputs but the first, and a head.
         later = sum(blocks[1:])
         blocks[1:] = [block * (cost.twin.flops - blocks[0]) / later if later else block for block in blocks[1:]]
-        layers = zip(al or [layer.total.flops for layer in cost.layers], blocks, sizes.messages, strict=True)
+        bridges = [1 - layer.f.flops / layer.total.flops for layer in cost.layers]
+        layers = zip(al or [layer.total.flops for layer in cost.layers], blocks, sizes.messages, bridges, strict=True)
         return Work(
             forward=forward,
             backward=backward,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ from rich.table import Table as RichTable
 from ds_al.figures import charts, terminal
 from ds_al.figures import markdown as text
 from ds_al.figures.parts import Chart, Series, Table
-from ds_al.planner.predict import BY_FORMULA, METHODS, Prediction
+from ds_al.planner.predict import BY_FORMULA, METHODS
+from ds_al.planner.prediction import Prediction
 
+_OVERVIEW = "K >= P: streaming; K < P: the best schedule inside groups; others: bp_*; (f) by formula, at the least"
 _UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12}
 
 
@@ -34,7 +37,7 @@ def table(predictions: Sequence[Prediction]) -> RichTable:
     for own in cases(predictions):
         best = min(each.seconds for each in own)
         for each in own:
-            name = each.method + (" (f)" if each.method in BY_FORMULA else "")
+            name = each.name + (" (f)" if each.method in BY_FORMULA else "")
             rows.append(
                 [
                     name + (" *" if each.seconds == best else ""),
@@ -54,22 +57,33 @@ def table(predictions: Sequence[Prediction]) -> RichTable:
 
 
 def overview(predictions: Sequence[Prediction]) -> RichTable:
-    """Builds a table for the terminal with a row per P and M: the best time, and the multiple of it by method."""
-    methods = list(dict.fromkeys(each.method for each in predictions))
+    """Builds a table for the terminal with a row per P and M: the best time, and the multiple of it by method, and by K
+    with the best schedule inside groups."""
+    methods = sorted(dict.fromkeys(map(_column, predictions)), key=lambda name: not name.startswith("K"))
     rows, ends = [], []
     groups = cases(predictions)
     for number, own in enumerate(groups):
         best = min(each.seconds for each in own)
-        multiples = {each.method: f"{each.seconds / best:.2f}" for each in own}
+        slowest_first = sorted(own, key=lambda each: -each.seconds)
+        multiples = {_column(each): f"{each.seconds / best:.2f}" for each in slowest_first}
         cells = (multiples.get(method, "-") for method in methods)
         rows.append([str(own[0].stages), str(own[0].micro_batches), f"{best:.4g}", *cells])
         if number + 1 == len(groups) or groups[number + 1][0].stages != own[0].stages:
             ends.append(number)
     # A heading has a line per word, so that the table fits 80 columns.
-    heads = [name.replace("_", "\n") + ("\n(f)" if name in BY_FORMULA else "") for name in methods]
+    heads = [_head(name) for name in methods]
     columns = ("P", "M", "seconds", *heads)
-    content = Table("(f) by formula, at the least", columns, rows, frozenset(range(len(columns))))
+    content = Table(_OVERVIEW, columns, rows, frozenset(range(len(columns))))
     return terminal.table(content, title="per batch, and times the best", sections=ends)
+
+
+def _head(name: str) -> str:
+    short = "K >=\nP" if name == "streaming" else name.removeprefix("bp_").replace("_", "\n")
+    return short + ("\n(f)" if name in BY_FORMULA else "")
+
+
+def _column(each: Prediction) -> str:
+    return f"K = {each.layers}" if each.schedule else each.method
 
 
 def markdown(predictions: Sequence[Prediction]) -> str:
@@ -82,7 +96,7 @@ def markdown(predictions: Sequence[Prediction]) -> str:
     for own in cases(predictions):
         best = min(each.seconds for each in own)
         for each in own:
-            name = f"`{each.method}`" + (" (f)" if each.method in BY_FORMULA else "")
+            name = (each.name if each.schedule else f"`{each.name}`") + (" (f)" if each.method in BY_FORMULA else "")
             rows.append(
                 [
                     str(each.stages),
@@ -118,12 +132,16 @@ def draw(predictions: Sequence[Prediction], path: Path) -> list[Path]:
 def _panel(predictions: Sequence[Prediction], *, title: str) -> Chart:
     numbers = sorted({each.micro_batches for each in predictions})
     best = {m: min(each.seconds for each in predictions if each.micro_batches == m) for m in numbers}
+    columns = dict.fromkeys(map(_column, predictions))
     series = []
-    for style, method in enumerate(METHODS):
-        times = {each.micro_batches: each.seconds for each in predictions if each.method == method}
+    for style, name in enumerate([*METHODS, *(column for column in columns if column not in METHODS)]):
+        times: dict[int, float] = {}
+        for each in predictions:
+            if _column(each) == name:
+                times[each.micro_batches] = min(each.seconds, times.get(each.micro_batches, math.inf))
         if times:
-            multiples = [times[m] / best[m] for m in numbers]
-            series.append(Series(method, x=numbers, y=multiples, style=style, method=method))
+            run = [m for m in numbers if m in times]  # a method may need more micro-batches than the least
+            series.append(Series(name, x=run, y=[times[m] / best[m] for m in run], style=style, method=name))
     return Chart(
         title,
         x_label="M, micro-batches per batch",

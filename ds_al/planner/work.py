@@ -19,6 +19,8 @@ class Layer:
     """Forward and backward of the twin, in any unit."""
     message_bytes: float
     """Bytes of the layer's output, per micro-batch."""
+    bridge: float = 0.0
+    """Share of ``al`` that b, g and h take, on the last stage of a group."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Work:
     step: float = 0.0
     """u, seconds."""
     rho: float = 1.0
+    weights: float = 0.5
+    """Share of the backward that computes the gradients of weights."""
     message_bytes: float = 0.0
     """Bytes of an activation between stages, per micro-batch."""
     target_bytes: float = 0.0
@@ -90,7 +94,7 @@ class Machines:
     receive_slots: int = 2
     """Number of messages that an AL stage buffers of its predecessor."""
     steps_per_batch: int | None = None
-    """Optimizer steps per batch of an AL method; by default M."""
+    """Optimizer steps per batch of an AL method; by default M, and 1 inside groups."""
     repeat: int = 8
     """Number of random runs to average; without jitter there is one."""
     settled: int = 256

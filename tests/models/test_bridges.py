@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ds_al.errors import ALConfigError
+from ds_al.experiment.recipes import RECIPES
 from ds_al.models import PRESETS, build_al, build_twin
 from ds_al.models.cost import NetworkCost, model_cost
 from ds_al.models.vision import ResidualBlock
@@ -125,8 +126,23 @@ def test_every_preset_makes_both_forms() -> None:
     for name, presets in PRESETS.items():
         data = TEXTS if name in ("lstm", "transformer") else IMAGES
         for preset in presets:
-            assert len(build_al(name, preset=preset, **data)) == 4
-            assert len(build_twin(name, preset=preset, **data)) in (4, 5)
+            blocks = 8 if preset == "deep" else 4
+            assert len(build_al(name, preset=preset, **data)) == blocks
+            assert len(build_twin(name, preset=preset, **data)) in (blocks, blocks + 1)
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet", "transformer"])
+def test_eight_blocks_are_one_two_four_and_eight_layers_with_the_recipe(name: str) -> None:
+    """K = 1 with ``greedy`` is back-propagation: one layer of all blocks, whose loss is the network's own."""
+    data = TEXTS if name == "transformer" else IMAGES
+    for recipe in (RECIPES["ours"][name]["al_options"], {"objective": "greedy"}):
+        counts = [len(build_al(name, preset="deep", num_layers=k, **data, **recipe)) for k in (1, 2, 4, 8)]
+        assert counts == [1, 2, 4, 8]
+    (whole,) = build(build_al(name, preset="deep", num_layers=1, objective="greedy", **data))
+    assert sum(p.numel() for p in whole.f.parameters()) == sum(
+        p.numel() for layer in build(build_al(name, preset="deep", **data)) for p in layer.f.parameters()
+    )
+    assert isinstance(whole.g, nn.Identity)
 
 
 def test_the_published_networks_have_their_published_sizes() -> None:
@@ -158,7 +174,8 @@ def test_options_override_a_preset_and_unknown_presets_are_refused() -> None:
         layer = build_al("resnet", preset="paper", code_width=9, **IMAGES)[0].build()
     assert layer.g[0].out_features == 9
     for make in (build_al, build_twin):
-        with pytest.raises(ALConfigError, match=r"preset='huge' for 'vgg': expected one of \['paper', 'small'\]"):
+        known = r"preset='huge' for 'vgg': expected one of \['deep', 'paper', 'small'\]"
+        with pytest.raises(ALConfigError, match=known):
             make("vgg", preset="huge", **IMAGES)
     with pytest.raises(ALConfigError, match=r"preset='paper' for 'mlp': expected one of \['small'\]"):
         build_al("mlp", preset="paper", in_shape=(4,), num_classes=CLASSES)

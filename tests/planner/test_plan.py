@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from ds_al.errors import ALConfigError
 from ds_al.planner import (
     COMPARED,
+    METHODS,
     Jitter,
     Layer,
     Link,
@@ -48,6 +49,10 @@ WORK = Work(forward=4.0, backward=8.0)
         ("sequential", 8 * 12.0),
         ("bp_interleaved", (8 + 1.5) * 3.0),
         ("bp_zero_bubble", 8 * 3.0),
+        ("bp_zb_h1", 8 * 3.0 + 3 * 1.0),
+        ("bp_zb_h2", 8 * 3.0),
+        ("bp_dualpipev", 8 * 3.0 + 3 * (0.5 + 2.0) - 0.5),
+        ("bp_async", 8 * 3.0),
         ("bp_dp", 2 * 12.0),
     ],
 )
@@ -76,9 +81,10 @@ def test_there_is_no_break_even_without_overhead() -> None:
 
 def test_memory_and_bytes_by_method() -> None:
     work = Work(4.0, 8.0, message_bytes=100, target_bytes=10, parameter_bytes=4000)
-    found = {p.method: p for p in grid(work, stages=[4], micro_batches=[8])}
-    assert set(found) == set(COMPARED)
+    found = {p.method: p for p in grid(work, stages=[4], micro_batches=[8], methods=METHODS)}
+    assert set(found) == set(METHODS)
     assert [found[m].graphs for m in ("streaming", "bp_1f1b", "bp_gpipe")] == [1, 4, 8]
+    assert [found[m].graphs for m in ("bp_zb_h1", "bp_zb_h2", "bp_dualpipev", "bp_async")] == [4, 7, 4.5, 4]
     assert found["streaming"].bytes_per_batch == 8 * 110 and found["bp_1f1b"].bytes_per_batch == 8 * 200
     assert found["bp_dp"].bytes_per_batch == 2 * 3 / 4 * 4000
 
@@ -93,12 +99,12 @@ def test_a_slow_link_costs_back_propagation_more() -> None:
 
 def test_advice_names_the_fastest_even_where_it_is_not_ours() -> None:
     few = list(grid(Work(4.0, 8.0, rho=1.1), stages=[8], micro_batches=[4]))
-    without = [p for p in few if p.method not in ("bp_zero_bubble", "bp_dp")]
+    without = [p for p in few if p.method in ("streaming", "bp_1f1b", "bp_gpipe")]
     assert "use streaming" in advice(without, Work(4.0, 8.0, rho=1.1), even=71)
     many = list(grid(Work(4.0, 8.0, rho=1.5), stages=[4], micro_batches=[64]))
     text = advice(many, Work(4.0, 8.0, rho=1.5), even=7)
     assert (
-        "do not use streaming here, use a zero-bubble" in text
+        "do not use streaming here, use zero bubble (bp_zb_h2)" in text
         and "streaming takes 1.50 times as long" in text
         and "up to M = 6" in text
     )
@@ -155,13 +161,13 @@ def test_streaming_wins_on_a_link_that_gradients_would_have_to_cross_again() -> 
     """50 ms away, and 4 micro-batches on 8 stages: whoever waits for a gradient waits for the whole way back."""
     work = Work(0.4, 0.8, step=0.01, rho=1.1, message_bytes=1e5, target_bytes=1e3, parameter_bytes=4e8)
     text = sentence(work, stages=8, micro_batches=4, machines=Machines(Link(12.5e6, 0.05)))
-    assert ": use streaming; the next best, bp_zero_bubble, takes " in text and "rho = 1.1, u = 10 ms" in text
+    assert ": use streaming; the best back-propagation, bp_zb_h2, takes " in text and "rho = 1.1, u = 10 ms" in text
 
 
 def test_zero_bubble_wins_on_a_fast_link_by_rho() -> None:
     work = Work(0.4, 0.8, rho=1.2, message_bytes=1e5, parameter_bytes=4e11)
     text = sentence(work, stages=4, micro_batches=32, machines=Machines(Link(50e9, 1e-5)))
-    assert "do not use streaming here, use a zero-bubble pipeline, by its formula, if its memory is there" in text
+    assert "do not use streaming here, use zero bubble (bp_zb_h2), if its memory is there" in text
     assert "streaming takes 1.20 times as long" in text and "up to M = 15 (the break-even is M = 16)" in text
 
 
@@ -175,7 +181,7 @@ def test_1f1b_wins_where_its_bubble_is_small_and_the_others_are_not_to_be_had() 
 def test_data_parallel_wins_where_the_gradients_are_small() -> None:
     work = Work(0.4, 0.8, rho=1.1, message_bytes=1e8, parameter_bytes=4e6)
     text = sentence(work, stages=8, micro_batches=64, machines=Machines(Link(125e6, 1e-3)))
-    assert "do not use streaming here, use data parallel training, if the model and its optimizer fit" in text
+    assert "do not use streaming here, use data parallel training (bp_dp), if the model and its optimizer fit" in text
 
 
 def test_what_is_known_by_formula_cannot_be_faster_than_its_messages() -> None:
@@ -205,10 +211,12 @@ def test_memory_is_parameters_and_what_waits_for_backward() -> None:
         1.0, 2.0, message_bytes=10, target_bytes=2, parameter_bytes=400, al_parameter_bytes=480,
         activation_bytes=80, al_activation_bytes=100,
     )  # fmt: skip
-    held = {p.method: p.memory_bytes for p in grid(work, stages=[4], micro_batches=[8])}
+    held = {p.method: p.memory_bytes for p in grid(work, stages=[4], micro_batches=[8], methods=METHODS)}
     assert held["streaming"] == 4 * 480 / 4 + 100 / 4 + 4 * 12
     assert held["bp_1f1b"] == 4 * 400 / 4 + 4 * 80 / 4
     assert held["bp_gpipe"] == 4 * 400 / 4 + 8 * 80 / 4
+    assert held["bp_zb_h1"] == held["bp_1f1b"] and held["bp_zb_h2"] == 4 * 400 / 4 + 7 * 80 / 4
+    assert held["bp_async"] == 5 * 400 / 4 + 4 * 80 / 4
     assert held["bp_dp"] == 4 * 400 + 80
 
 
@@ -263,7 +271,7 @@ def test_every_number_of_stages_has_a_panel_with_all_methods(tmp_path: Path, mon
     draw(list(grid(WORK, stages=[2, 4, 8], micro_batches=[2, 4])), tmp_path / "plan.png")
     shown = [axes for axes in figures[0].axes if axes.get_visible()]
     assert [axes.get_title(loc="left") for axes in shown] == ["P = 2", "P = 4", "P = 8"]
-    assert all(len(axes.lines) == len(COMPARED) for axes in shown)
+    assert [len(axes.lines) for axes in shown] == [len(COMPARED), len(COMPARED), len(COMPARED) - 1]  # bp_async: M >= P
 
 
 class Done(NamedTuple):
@@ -301,7 +309,8 @@ def test_the_command_advises_tabulates_and_draws(tmp_path: Path, plan: Callable[
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Streaming is ") == 4 and "P = 4, M = 8, rho = " in done.stdout
     rows = json.loads(path.read_text())["rows"]
-    assert len(rows) == 4 * len(COMPARED)
+    by_setting = [len(COMPARED) - (stages > m) for stages in (2, 4) for m in (2, 8)]  # bp_async needs M >= P
+    assert len(rows) == sum(by_setting) + 2 * 3 + 2 * 6  # three schedules for K = 1 on 2 stages, and K = 1, 2 on 4
     assert (tmp_path / "plan.png").exists() and (tmp_path / "plan.csv").exists()
 
 
@@ -309,7 +318,7 @@ def test_by_default_there_is_a_row_per_setting_and_a_sentence_per_number_of_stag
     done = plan("--forward-ms", "400", "--rho", "1.05", "--step-ms", "5", "--stages", "2,8", "--micro-batches", "4..64")
     assert done.returncode == 0, done.stderr
     assert [line[:5] for line in done.stdout.splitlines() if line.startswith("P =")] == ["P = 2", "P = 8"]
-    assert "streaming at M = 4" in done.stdout and len(done.stdout.splitlines()) < 24
+    assert "streaming at M = 4" in done.stdout and len(done.stdout.splitlines()) < 28
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,13 @@ def test_a_cells_key_changes_with_its_config_alone(tmp_path: Path) -> None:
     assert not set(keys) & set(changed)
 
 
+def test_a_key_is_set_for_all_runs(tmp_path: Path) -> None:
+    sweep(tmp_path)
+    read = read_sweep(tmp_path / "suite.yaml")
+    found = list(runs_of(read, folder=tmp_path, seeds=1, assignments=["experiment.epochs=7"]))
+    assert {run.config["experiment"]["epochs"] for run in found} == {7}
+
+
 def test_the_same_work_is_done_once(tmp_path: Path) -> None:
     """``bp`` takes one process whatever P is, so it would come up for every P."""
     found = [(run.method, run.layers, run.stages, run.seed) for run in sweep(tmp_path)]

@@ -12,6 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ds_al.planner.formulas import ideal_seconds
+from ds_al.planner.groups import group_sizes
+from ds_al.planner.predict import BY_FORMULA
 from ds_al.planner.simulator import StageCost, stage_ends
 from ds_al.studies.results import Results, StudyError, read
 
@@ -21,13 +24,14 @@ _KNOWN = ("method", "stages", "micro_batches", "batches", "seconds")
 
 
 def against(files: Sequence[Path], *, profile: Path) -> list[Row]:
-    """Rows ``source, workload, method, stages, layers, micro_batches, batches, times, measured, predicted, error``.
+    """Rows ``source, workload, method, schedule, stages, layers, micro_batches, batches, times, measured, predicted,
+    error``.
 
     ``times`` is the source of the stage times: ``"own"`` or ``"profile"``. ``error`` is predicted / measured - 1.
 
     Args:
-        files: files of run/profile.py, run/bench.py --sleeping and run/scaling.py --sleeping. Rows of networks
-            without stage times are omitted.
+        files: files of run/profile.py, run/bench.py --sleeping or --dial, and run/scaling.py --sleeping. Rows of
+            networks without stage times are omitted.
         profile: profile of sleeping layers by run/profile.py, which provides the overheads for the other files.
 
     Raises:
@@ -76,13 +80,15 @@ def _rows(file: Path, overheads: Mapping[str, StageCost]) -> Iterator[Row]:
         else:
             if row.get("workload", "sleeping") != "sleeping" or not {"forward", "backward"} <= settings.keys():
                 continue
-            costs = _costs(row["method"], row["stages"], layers, settings, overheads)
+            held = row["stages"] if results.kind == "dial" else layers  # a stage of a group sleeps as a layer does
+            costs = _costs(row["method"], row["stages"], held, settings, overheads)
         predicted = _seconds(row, costs)
         yield {
             "source": file.name,
             "workload": row.get("workload", "sleeping"),
             "study": row.get("study", ""),
             "method": row["method"],
+            "schedule": row.get("schedule", ""),
             "stages": row["stages"],
             "layers": layers,
             "micro_batches": row["micro_batches"],
@@ -97,9 +103,10 @@ def _rows(file: Path, overheads: Mapping[str, StageCost]) -> Iterator[Row]:
 def _costs(
     method: str, stages: int, layers: int, settings: Mapping[str, Any], overheads: Mapping[str, StageCost]
 ) -> list[StageCost]:
-    """Returns the costs of sleeping stages; a data parallel replica holds all layers, with 1F1B's engine overhead."""
+    """Returns the costs of sleeping stages; a data parallel replica holds all layers. A method that was not
+    profiled has the overhead of 1F1B or streaming."""
     replicated = method == "bp_dp"
-    beyond = overheads["bp_1f1b" if replicated else method]
+    beyond = overheads.get(method, overheads["bp_1f1b" if method.startswith("bp_") else "streaming"])
     held = layers if replicated else layers / stages
     return [
         StageCost(
@@ -114,7 +121,14 @@ def _seconds(row: Mapping[str, Any], costs: list[StageCost]) -> float:
     method, micro_batches = row["method"], row["micro_batches"]
     if method == "bp_dp":
         method, micro_batches, costs = "bp_1f1b", -(-micro_batches // row["stages"]), costs[:1]
-    return float(stage_ends(method, costs, micro_batches=micro_batches, batches=row["batches"])[:, -1, 0].max())
+    size: dict[str, Any] = {"micro_batches": micro_batches, "batches": row["batches"]}
+    if method in BY_FORMULA:
+        one = costs[0]
+        alone = ideal_seconds(method, stages=row["stages"], forward=one.forward, backward=one.backward, **size)
+        return alone + row["batches"] * one.step
+    groups = group_sizes(row["stages"], row["layers"]) if method == "groups" else ()
+    ends = stage_ends(row["schedule"] if method == "groups" else method, costs, **size, groups=groups)
+    return float(ends[:, -1, 0].max())
 
 
 def work_of_profile(path: Path) -> dict[str, float]:

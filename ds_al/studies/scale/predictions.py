@@ -13,7 +13,8 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
-from ds_al.planner.predict import AL, SIMULATED, Prediction, predict
+from ds_al.planner.predict import AL, SIMULATED, predict
+from ds_al.planner.prediction import Prediction
 from ds_al.planner.show import bytes_per_second
 from ds_al.planner.stragglers import Jitter, spread_speeds
 from ds_al.planner.work import Link, Machines, Work

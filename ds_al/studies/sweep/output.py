@@ -42,7 +42,10 @@ class Output:
     json: Path
 
     @classmethod
-    def of(cls, path: Path, *, seeds: int, json: Path, runs: Path | None = None, methods: Sequence[str] = ()) -> Output:
+    def of(
+        cls, path: Path, *, seeds: int, json: Path, runs: Path | None = None, methods: Sequence[str] = (),
+        assignments: Sequence[str] = (),
+    ) -> Output:  # fmt: skip
         """Reads a sweep.
 
         Args:
@@ -51,6 +54,7 @@ class Output:
             json: file of results.
             runs: file of run results; by default in the folder of ``json``.
             methods: methods to add to all groups, if no group defines them.
+            assignments: ``"key=value"`` for all runs.
 
         Raises:
             ALConfigError: the sweep or a config is invalid.
@@ -58,7 +62,7 @@ class Output:
         """
         sweep = read_sweep(path)
         with_methods(sweep, methods)
-        every = list(runs_of(sweep, folder=path.parent, seeds=seeds))
+        every = list(runs_of(sweep, folder=path.parent, seeds=seeds, assignments=assignments))
         file = RunFile(runs) if runs else RunFile.beside(json)
         file.read()
         return cls(sweep, every, waiting(sweep, path.parent), file, seeds, json)

@@ -151,13 +151,14 @@ def read_sweep(path: Path) -> Sweep:
     return sweep
 
 
-def runs_of(sweep: Sweep, *, folder: Path, seeds: int) -> Iterator[Run]:
+def runs_of(sweep: Sweep, *, folder: Path, seeds: int, assignments: Sequence[str] = ()) -> Iterator[Run]:
     """Yields all runs ordered by seed, so that an interrupted sweep has complete rows of few seeds.
 
     Args:
         sweep: the sweep.
         folder: folder of the sweep file, to which paths of config files are relative.
         seeds: number of seeds, 0 .. seeds - 1.
+        assignments: ``"key=value"`` for all runs, which override keys that a group sets for all of its methods.
 
     Raises:
         ALConfigError: a config file is missing or wrong, or a key cannot be set.
@@ -170,7 +171,7 @@ def runs_of(sweep: Sweep, *, folder: Path, seeds: int) -> Iterator[Run]:
             name = group.config or sweep.config
             if name is None:
                 raise ALConfigError(f"sweep {sweep.name!r}, group {group.name!r}: give a config, there or to the sweep")
-            base = override(read_file(folder / name), _assignments(group.set))
+            base = override(read_file(folder / name), [*_assignments(group.set), *assignments])
             tuned = chosen[group.tuned] if group.tuned else {}
             seen = set()
             for stages in group.stages:

@@ -130,7 +130,7 @@ def planner(rows: Sequence[Row]) -> list[Table | str]:
         blocks += [
             f"`{first['source']}`, {first['workload']}{study}, {whose}:",
             crossed(
-                [{**row, "size": _size(row)} for row in own],
+                [{**row, "method": row.get("schedule") or row["method"], "size": _size(row)} for row in own],
                 [METHOD],
                 [Column("{size}", "{measured:.2f} s ({error*100:+.1f} %)")],
             ),

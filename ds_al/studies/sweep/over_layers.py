@@ -1,0 +1,60 @@
+"""Accuracy over K, read from the results of a sweep: for the planner and the frontier."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ds_al.studies.results import Row, StudyError
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Test accuracies of one group of a sweep, means over seeds.
+
+    Attributes:
+        group: name of the group.
+        twin: row of back-propagation.
+        methods: rows by method, each in the order of K.
+    """
+
+    group: str
+    twin: Row
+    methods: dict[str, list[Row]]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], *, group: str = "") -> Accuracies:
+        """Takes the first group whose name contains a text and that has back-propagation and a method with AL layers.
+
+        Args:
+            rows: rows of a sweep (:mod:`ds_al.studies.sweep.table`).
+            group: text of the group's name.
+
+        Raises:
+            StudyError: there is no such group.
+        """
+        for name in dict.fromkeys(row["group"] for row in rows if group in row["group"]):
+            own = [row for row in rows if row["group"] == name and row["test_accuracy"] is not None]
+            twin = next((row for row in own if row["K"] is None), None)
+            methods: dict[str, list[Row]] = {}
+            for row in sorted((row for row in own if row["K"] is not None), key=lambda row: row["K"]):
+                methods.setdefault(row["method"], []).append(row)
+            if twin is not None and methods:
+                return cls(name, twin, methods)
+        raise StudyError(f"no finished group with {group!r} in its name: expected back-propagation and AL layers")
+
+    @property
+    def best(self) -> str:
+        """The method with the best validation accuracy, mean over the K that all methods have."""
+        common = set.intersection(*({row["K"] for row in rows} for rows in self.methods.values()))
+
+        def score(name: str) -> float:
+            return statistics.mean(row["validation_accuracy"] for row in self.methods[name] if row["K"] in common)
+
+        return max(self.methods, key=score) if common else next(iter(self.methods))
+
+    def points(self, method: str | None = None) -> dict[int, float]:
+        """Returns the last exit's difference to the twin in points, by K; by default of the :attr:`best` method."""
+        rows = self.methods[self.best if method is None else method]
+        return {row["K"]: 100 * (row["test_accuracy"] - self.twin["test_accuracy"]) for row in rows}
