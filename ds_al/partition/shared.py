@@ -71,24 +71,27 @@ def refuse_shared(layers: Iterable[tuple[int, ALLayerSpec | ALLayer]]) -> None:
 
 
 def refuse_shared_by_runs(index: int, layer: ALLayer, runs: Sequence[range]) -> None:
-    """Checks that no two runs of blocks of a layer's f share a tensor that training changes: stages hold a run each.
+    """Checks that no two runs of blocks of a layer's f share a tensor that training changes: stages hold a run each,
+    the last one with all that comes after f.
 
     Raises:
         ALConfigError: two runs share a weight or a buffer; the error names both places.
     """
     owners: dict[int, tuple[int, str, bool]] = {}
+    blocks = [(f"f.{name}", block) for name, block in layer.f._modules.items() if block is not None]
+    rest = [(name, part) for name, part in layer.named_children() if name != "f"]
     for number, run in enumerate(runs):
-        for name, block in list(layer.f._modules.items())[run.start : run.stop]:
-            for module in (block, *_hidden(block)) if block is not None else ():
-                for path, tensor, changes in _tensors(module):
-                    use = (number, f"f.{name}.{path}", changes)
-                    former = owners.setdefault(_address(tensor), use)
-                    if former[0] != number and (former[2] or changes):
-                        raise ALConfigError(
-                            f"AL layer {index}: {former[1]} and {use[1]} are one tensor, and two stages would each "
-                            "learn a copy of it: let no stage begin between these blocks (partition_method='cuts:...'),"
-                            " use fewer stages, or give each block a copy (copy.deepcopy)"
-                        )
+        held = [*blocks[run.start : run.stop], *(rest if number == len(runs) - 1 else ())]
+        for name, module in ((name, each) for name, part in held for each in (part, *_hidden(part))):
+            for path, tensor, changes in _tensors(module):
+                use = (number, f"{name}.{path}", changes)
+                former = owners.setdefault(_address(tensor), use)
+                if former[0] != number and (former[2] or changes):
+                    raise ALConfigError(
+                        f"AL layer {index}: {former[1]} and {use[1]} are one tensor, and two stages would each learn a "
+                        "copy of it: let no stage begin between them (partition_method='cuts:...'), use fewer stages, "
+                        "or give each a copy (copy.deepcopy)"
+                    )
 
 
 def _hidden(block: nn.Module) -> Iterator[nn.Module]:
