@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError
 from ds_al.layer import ALLayer
+from ds_al.partition.part import run_of
 from ds_al.spec import ALLayerSpec, _build
 from ds_al.system.generators import Generators
 
@@ -78,11 +79,10 @@ def refuse_shared_by_runs(index: int, layer: ALLayer, runs: Sequence[range]) -> 
         ALConfigError: two runs share a weight or a buffer; the error names both places.
     """
     owners: dict[int, tuple[int, str, bool]] = {}
-    blocks = [(f"f.{name}", block) for name, block in layer.f._modules.items() if block is not None]
     rest = [(name, part) for name, part in layer.named_children() if name != "f"]
     for number, run in enumerate(runs):
-        held = [*blocks[run.start : run.stop], *(rest if number == len(runs) - 1 else ())]
-        for name, module in ((name, each) for name, part in held for each in (part, *_hidden(part))):
+        held = [("f", run_of(layer.f, run)), *(rest if number == len(runs) - 1 else ())]
+        for name, module in (each for name, part in held for each in ((name, part), *_hidden(name, part))):
             for path, tensor, changes in _tensors(module):
                 use = (number, f"{name}.{path}", changes)
                 former = owners.setdefault(_address(tensor), use)
@@ -94,12 +94,13 @@ def refuse_shared_by_runs(index: int, layer: ALLayer, runs: Sequence[range]) -> 
                     )
 
 
-def _hidden(block: nn.Module) -> Iterator[nn.Module]:
-    """Yields modules that parts of a block use without listing them, such as another use of a tied module."""
-    for part in block.modules():
+def _hidden(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yields modules that parts of a module use without listing them, such as another use of a tied module, each with
+    the path of the part."""
+    for path, part in module.named_modules(prefix=name):
         for value in vars(part).values():
             if isinstance(value, tuple):
-                yield from (each for each in value if isinstance(each, nn.Module))
+                yield from ((path, each) for each in value if isinstance(each, nn.Module))
 
 
 def _parts(layer: ALLayerSpec | ALLayer) -> Iterator[tuple[str, Any]]:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.distributed
 BATCHES, MICRO_BATCHES, LM = 2, 4, "causal-lm"
 LAYERS: dict[str, dict[str, Any]] = {
     "from_layers": {"schedule": "zb_h1", "objective": "contrast"},
-    "bert": {"schedule": "zb_h2", "options": {"objective": "mse", "code_width": 6}},
+    "bert": {"layers": 1, "schedule": "zb_h2", "options": {"objective": "mse", "code_width": 6}},
     "llama lm tied": {"schedule": "1f1b", "options": {}},
     "llama lm": {"schedule": "zb_h1", "options": {"objective": "readout", "bridge_blocks": 1}},
 }
@@ -68,8 +68,8 @@ def make_engine(name: str, stages: int, models: str) -> tuple[ds_al.ALPipelineEn
     else:
         lm = CASES[name].task == LM
         module = ds_al.from_pretrained(
-            f"{models}/{name}", task=CASES[name].task, num_al_layers=2, base_seed=SEED, num_stages=stages,
-            **case["options"],
+            f"{models}/{name}", task=CASES[name].task, num_al_layers=case.get("layers", 2), base_seed=SEED,
+            num_stages=stages, **case["options"],
         )  # fmt: skip
         batches = texts(lm=lm)
     config = engine_config(
@@ -102,7 +102,7 @@ def trained(stages: int, folder: str, models: str) -> dict[str, Any]:
 def refused(models: str) -> str:
     """Worker: the error of a model whose output embedding, part of h of the first layer, is its input embedding."""
     with pytest.raises(ALConfigError) as error:
-        ds_al.from_pretrained(f"{models}/gpt2 lm", task=LM, num_al_layers=1, objective="readout")
+        ds_al.from_pretrained(f"{models}/gpt2 lm", task=LM, num_al_layers=2, objective="readout", num_stages=3)
     return str(error.value)
 
 
@@ -110,7 +110,7 @@ def test_converted_networks_train_and_come_back_as_on_one_stage(tmp_path: Path) 
     models = tmp_path / "models"
     for name in {*LAYERS, "gpt2 lm"} - {"from_layers"}:
         CASES[name].build().save_pretrained(models / name)
-    for message in run_ranks(f"{__name__}:refused", 2, models=str(models)):
+    for message in run_ranks(f"{__name__}:refused", 3, models=str(models)):
         assert "AL layer 0: f.0." in message and "h." in message and "learn a copy" in message
     folders = {stages: tmp_path / str(stages) for stages in (1, 3)}
     ranks = {
