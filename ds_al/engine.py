@@ -55,6 +55,7 @@ from ds_al.decoders import DecoderCopies
 from ds_al.errors import ALCheckpointError, ALConfigError, ALDataError
 from ds_al.group.run import GroupRun
 from ds_al.group.stage import GroupStage
+from ds_al.group.together import Together
 from ds_al.group_schedule import GROUP_SCHEDULES
 from ds_al.inference import Inference
 from ds_al.local_run import LocalRun
@@ -286,12 +287,16 @@ class ALPipelineEngine(PipelineEngine):
             "report": self._report,
             "target_tensors": self.preparation.objective.target_tensors,
             "scale": self._scale,
+            "counters": self.counters,
         }
         self.run: LocalRun | GroupRun
+        self.together: Together | None = None
         if isinstance(self.stage, GroupStage):
             self.run = GroupRun(self.stage, **common)
+            if self.al.group_step == "together" and self.optimizer is not None:
+                self.optimizer.together = self.together = Together(self.links, device=self.device)
         else:
-            self.run = LocalRun(self.stage, counters=self.counters, **common)
+            self.run = LocalRun(self.stage, **common)
         self._handlers.update(self.run.handlers)
 
     @torch.no_grad()
@@ -570,6 +575,8 @@ class ALPipelineEngine(PipelineEngine):
         match instruction:
             case Barrier() | ReduceGrads():
                 return Observation(wait=seconds)
+            case OptimizerStep() if self.together is not None:
+                return Observation(wait=self.together.take_waited())
             case LoadMicroBatch():
                 return Observation(wait=self.counters.waited_for_data)
             case RecvActivation():

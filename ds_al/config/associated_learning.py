@@ -170,6 +170,13 @@ class ALConfig(StrictModel):
         description="Schedule inside a group of stages, where an AL layer spans several stages (K < P). `1f1b`: one "
         "forward, one backward. `zb_h1`, `zb_h2`: zero bubble, with gradients of weights put off.",
     )
+    group_step: Literal["alone", "together"] = Field(
+        default="alone",
+        description="Optimizer steps of the stages of a group (K < P). `alone`: a stage steps as soon as its own "
+        "gradients are complete. `together`: before each step the stages of an AL layer exchange the norms of their "
+        "gradients and whether they overflow, and wait for each other, as `layer_gradient_clipping` and loss scales "
+        "need it; the zero-bubble schedules then have idle time at each step.",
+    )
     queue_depth: int = Field(
         default=2,
         ge=1,

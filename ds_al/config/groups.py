@@ -19,11 +19,13 @@ def check(settings: Settings, *, layers: int, stages: int) -> None:
             number.
     """
     al, precision = settings.al, settings.precision
+    together = al.group_step == "together"
     refused = {
         f'"{BLOCK}.method": {al.method!r}': (al.method != "streaming", 'expected "streaming"'),
         f'"{BLOCK}.layer_gradient_clipping"': (
-            al.layer_gradient_clipping > 0,
-            "the norm of a layer's gradients would have to be summed over its stages: remove it",
+            al.layer_gradient_clipping > 0 and not together,
+            f'the norm of a layer\'s gradients is summed over its stages: set "{BLOCK}.group_step": "together", which '
+            "lets them wait for each other at each step",
         ),
         f'"{BLOCK}.compile"': (
             al.compile is not None,
@@ -31,8 +33,9 @@ def check(settings: Settings, *, layers: int, stages: int) -> None:
         ),
         f'"{BLOCK}.repartition"': (al.repartition is not None, "the parts of a layer keep their stages: remove it"),
         "loss scales (fp16, or bf16 with check_grad_overflow)": (
-            precision.checks_overflow,
-            "the stages of a layer would have to agree on an overflow: use bf16 without check_grad_overflow",
+            precision.checks_overflow and not together,
+            f'the stages of a layer agree on an overflow: set "{BLOCK}.group_step": "together", or use bf16 without '
+            "check_grad_overflow",
         ),
     }
     for name, (given, why) in refused.items():

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from ds_al.convert.bodies import ClassTokenBody, DenseBody, EveryTokenBody, LastTokenBody, PooledBody
 from ds_al.convert.private_blocks import PrivateBlocks
-from ds_al.convert.text import Embeddings, GPT2Embeddings, PlainEmbeddings, TextBlocks, TextInput, TypedEmbeddings
+from ds_al.convert.text import (
+    Embeddings,
+    GPT2Embeddings,
+    PlainEmbeddings,
+    TextBlocks,
+    TextInput,
+    TypedEmbeddings,
+    run_of_list,
+)
 from ds_al.tensors import Activation
 
 CLASSIFY, GENERATE, LOOK = "sequence-classification", "causal-lm", "image-classification"
@@ -142,6 +150,17 @@ class ImageBlocks(nn.Module):
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks, between which stages may cut."""
+        return len(self.blocks)
+
+    def part(self, run: range) -> ImageBlocks:
+        """Returns a run of the blocks, with the names that they have here."""
+        part = copy.copy(self)
+        part._modules = {"blocks": run_of_list(self.blocks, run)}
+        return part
 
     def forward(self, s: Tensor) -> Tensor:
         """Runs the blocks without a mask."""

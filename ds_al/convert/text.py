@@ -10,6 +10,7 @@ the model's padding token.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -183,6 +184,18 @@ class TextBlocks(nn.Module):
         self.config = config
         self.rotary = rotary
 
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks, between which stages may cut."""
+        return len(self.blocks)
+
+    def part(self, run: range) -> TextBlocks:
+        """Returns a run of the blocks, with the names that they have here."""
+        part = copy.copy(self)
+        part._modules = {**self._modules, "blocks": run_of_list(self.blocks, run)}
+        part.masks = self.masks[run.start : run.stop]
+        return part
+
     def forward(self, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Updates the hidden states; all other tensors are returned unchanged."""
         hidden, *between, mask = s
@@ -194,6 +207,13 @@ class TextBlocks(nn.Module):
         for block, name in zip(self.blocks, self.masks, strict=True):
             hidden = block(hidden, attention_mask=made[name], **extra)
         return (hidden, *between, mask)
+
+
+def run_of_list(modules: nn.ModuleList, run: range) -> nn.ModuleList:
+    """Returns a run of the modules of a list, under the names that they have in it."""
+    part = copy.copy(modules)
+    part._modules = dict(list(modules._modules.items())[run.start : run.stop])
+    return part
 
 
 def attention_masks() -> dict[str, Callable[[Any, Tensor, Tensor | None, Tensor | None], Any]]:

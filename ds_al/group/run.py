@@ -29,7 +29,8 @@ from deepspeed.runtime.pipe.schedule import (
 
 from ds_al.group.stage import GroupStage, MicroBatch, context_of
 from ds_al.group_schedule import BackwardInput, BackwardWeight
-from ds_al.tensors import Activation, Target
+from ds_al.tensors import Activation, Target, first
+from ds_al.trace import StageCounters
 from ds_al.trace.metrics import Report
 from ds_al.transport.compression import Compression
 from ds_al.transport.message import pack, unpack
@@ -47,6 +48,7 @@ class GroupRun:
         report: losses and metrics, part of every message.
         target_tensors: number of tensors of a target.
         scale: returns the factor of the losses.
+        counters: counts the samples.
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class GroupRun:
         report: Report,
         target_tensors: int,
         scale: Callable[[], float],
+        counters: StageCounters,
     ) -> None:
         self.stage = stage
         self._load, self._scale = load, scale
         self._sender, self._receiver = links.training
         self._gradient_sender, self._gradient_receiver = links.gradients
         self._compression, self._report, self._target_tensors = compression, report, target_tensors
+        self._counters = counters
         self._buffers: dict[int, MicroBatch] = {}
         self.handlers: Mapping[type[PipeInstruction], Callable[..., None]] = {
             LoadMicroBatch: self._exec_load_micro_batch,
@@ -103,7 +107,9 @@ class GroupRun:
 
     def _exec_forward_pass(self, buffer_id: int) -> None:
         """[2] Runs this stage's blocks."""
-        self.stage.run_forward(self._buffers[buffer_id])
+        batch = self._buffers[buffer_id]
+        self._counters.samples += first(batch.s).shape[0]
+        self.stage.run_forward(batch)
 
     def _exec_send_activation(self, buffer_id: int) -> None:
         """[3] Sends what the next stage needs; waits only for a free slot."""

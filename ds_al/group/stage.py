@@ -171,7 +171,8 @@ class GroupStage(LocalStage):
         losses = self.part.local_losses(batch.s_out, batch.t_out, batch.t)
         learning = [loss for loss in losses if loss.requires_grad]
         if learning:
-            torch.autograd.backward(learning, self._gradients(scale, len(learning)))
+            own = self._scales[self.index].value * scale if self._scales else scale
+            torch.autograd.backward(learning, self._gradients(own, len(learning)))
         batch.losses = tuple(loss.detach() for loss in losses)
         self._losses += batch.losses
         self._generators.after_pass()

@@ -6,6 +6,7 @@ Steps of :meth:`LocalOptimizer.step`; none of them combines several layers:
 
     [1] scales     divide gradients by the layer's loss scale; drop them if the layer overflows    (fp16, bf16)
     [2] clip       gradients to a norm over the layer's f and b, and over its g and h
+                   [1] and [2] with the other stages of the layer, where it spans several
     [3] shards     drop gradients of weights that another replica of the stage steps               (ZeRO-1)
     [4] step       both instances
     [5] masters    round masters to the weights                                                    (fp16, bf16)
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,16 @@ from ds_al.optim.masters import master_here, stepped
 from ds_al.optim.zero import Shards
 
 Factory = Callable[[ParamGroups], torch.optim.Optimizer]
+
+
+class Together(Protocol):
+    """Exchange with the other stages of a layer, see :class:`ds_al.group.together.Together`."""
+
+    def finite(self, own: bool) -> bool:
+        """Returns whether the gradients of all stages are finite."""
+
+    def norms(self, own: Tensor) -> Tensor:
+        """Returns the norms ``(n,)`` of the gradients of all stages."""
 
 
 class LocalOptimizer(torch.optim.Optimizer):
@@ -67,11 +78,12 @@ class LocalOptimizer(torch.optim.Optimizer):
         self.clip = clip
         self.scales = scales or {}
         self.shards = shards
+        self.together: Together | None = None
+        """Exchange with the other stages of the layer, where it spans several and they step together."""
         apart = autoencoder is not None and autoencoder is not associated
         sides = {side: split(layers, side, selection, targets_apart=apart) for side in SIDES}
         # Groups and instances split the weights of a side (as MuonAdamW does); clipping depends on the layers alone.
-        clipped = (trained_masters(layer, side, selection) for side in SIDES for _, layer in layers)
-        self._clipped = [parameters for parameters in clipped if parameters]
+        self._clipped = {side: [trained_masters(layer, side, selection) for _, layer in layers] for side in SIDES}
         self._of_layer = {index: trained_parameters(layer, selection) for index, layer in layers}
         self._weights = [parameter for parameters in self._of_layer.values() for parameter in parameters]
         self._rounded = [parameter for parameter in self._weights if stepped(parameter) is not parameter]
@@ -110,11 +122,14 @@ class LocalOptimizer(torch.optim.Optimizer):
         """Performs one step, [1] to [6] of the module docstring."""
         for index, scale in self.scales.items():  # [1]
             masters = [stepped(parameter) for parameter in self._of_layer[index]]
-            if not scale.admits([master.grad for master in masters if master.grad is not None]):
+            gradients = [master.grad for master in masters if master.grad is not None]
+            if not scale.admits(gradients, agree=None if self.together is None else self.together.finite):
                 _drop_gradients(masters)
         if self.clip > 0:  # [2]
-            for parameters in self._clipped:
-                nn.utils.clip_grad_norm_(parameters, self.clip)
+            for side, layers in self._clipped.items():
+                together = self.together if side == "associated" else None  # one stage alone has g and h
+                for parameters in layers:
+                    _clip(parameters, self.clip, together)
         _drop_gradients(self.elsewhere)  # [3]
         for part in self.parts.values():  # [4]
             if part is not None:
@@ -297,6 +312,22 @@ def _step(part: torch.optim.Optimizer) -> None:
         for weight, gradient in others.items():
             weight.grad = gradient
     part.step()
+
+
+def _clip(parameters: list[nn.Parameter], maximum: float, together: Together | None) -> None:
+    """Clips gradients to a norm, which with ``together`` is that of the gradients of all stages of the layer.
+
+    A norm is computed as ``clip_grad_norm_`` does, from the norms of the single gradients in their order.
+    """
+    if together is None:
+        if parameters:
+            nn.utils.clip_grad_norm_(parameters, maximum)
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    own = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(0)
+    total = torch.linalg.vector_norm(together.norms(own))
+    if gradients:
+        torch._foreach_mul_(gradients, torch.clamp(maximum / (total + 1e-6), max=1.0))
 
 
 def _drop_gradients(parameters: Iterable[Tensor]) -> None:

@@ -8,7 +8,7 @@ decision, since they check the same averaged gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -52,8 +52,11 @@ class LayerScale:
         """Factor of the losses until the next step."""
         return float(self._scaler.cur_scale)
 
-    def admits(self, gradients: Sequence[Tensor]) -> bool:
+    def admits(self, gradients: Sequence[Tensor], *, agree: Callable[[bool], bool] | None = None) -> bool:
         """Divides a layer's gradients in place by the scale, and updates the scale.
+
+        Args:
+            agree: returns whether the gradients of all stages of the layer are finite, where it spans several.
 
         Returns:
             Whether all gradients are finite, so that the layer can step.
@@ -65,6 +68,8 @@ class LayerScale:
         if before != 1.0 and gradients:
             torch._foreach_mul_(list(gradients), 1.0 / before)
         finite = not gradients or bool(torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all())
+        if agree is not None:
+            finite = agree(finite)
         at_end = before <= self._minimum and self._scaler.cur_hysteresis == 1
         self._scaler.update_scale(not finite)
         if finite:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
@@ -11,25 +12,54 @@ from ds_al.layer import ALLayer
 from ds_al.tensors import Activation, Target
 
 
+@runtime_checkable
+class Divisible(Protocol):
+    """A module of blocks that stages may cut, beside ``nn.Sequential``."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks."""
+
+    def part(self, run: range) -> nn.Module:
+        """Returns the module of a run of the blocks, with the names of the whole."""
+
+
 def blocks(f: nn.Module) -> int:
-    """Returns the number of blocks of f, between which stages may cut it: the children of an ``nn.Sequential``.
+    """Returns the number of blocks of f, between which stages may cut it: the children of an ``nn.Sequential``, and the
+    blocks of those that are :class:`Divisible`.
 
     A subclass that overrides ``forward`` is one block, unless it declares ``runs_in_order = True``: its forward of any
     run of children, one run after another, is that of the whole.
     """
-    if not isinstance(f, nn.Sequential) or not f:
-        return 1
-    in_order = type(f).forward is nn.Sequential.forward or getattr(f, "runs_in_order", False)
-    return len(f) if in_order else 1
+    return _divisible(f) if isinstance(f, Divisible) else sum(map(_divisible, _children(f).values())) or 1
 
 
 def run_of(f: nn.Module, run: range) -> nn.Module:
     """Returns a run of the blocks of f, under the same names."""
     if run == range(blocks(f)):
         return f
-    part = copy.copy(f)
-    part._modules = dict(list(f._modules.items())[run.start : run.stop])
+    if isinstance(f, Divisible):
+        return f.part(run)
+    part, at = copy.copy(f), 0
+    part._modules = {}
+    for name, child in _children(f).items():
+        size = _divisible(child)
+        own = range(max(run.start - at, 0), min(run.stop - at, size))
+        if own:
+            part._modules[name] = child if len(own) == size else child.part(own)  # type: ignore[operator]
+        at += size
     return part
+
+
+def _children(f: nn.Module) -> dict[str, nn.Module]:
+    in_order = type(f).forward is nn.Sequential.forward or getattr(f, "runs_in_order", False)
+    if not isinstance(f, nn.Sequential) or not in_order:
+        return {}
+    return {name: child for name, child in f._modules.items() if child is not None}
+
+
+def _divisible(module: nn.Module) -> int:
+    return module.num_blocks if isinstance(module, Divisible) else 1
 
 
 class LayerPart(ALLayer):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ds_al.errors import ALConfigError
 from ds_al.layer import ALLayer
+from ds_al.partition.part import run_of
 from ds_al.spec import ALLayerSpec, _build
 from ds_al.system.generators import Generators
 
@@ -71,32 +72,35 @@ def refuse_shared(layers: Iterable[tuple[int, ALLayerSpec | ALLayer]]) -> None:
 
 
 def refuse_shared_by_runs(index: int, layer: ALLayer, runs: Sequence[range]) -> None:
-    """Checks that no two runs of blocks of a layer's f share a tensor that training changes: stages hold a run each.
+    """Checks that no two runs of blocks of a layer's f share a tensor that training changes: stages hold a run each,
+    the last one with all that comes after f.
 
     Raises:
         ALConfigError: two runs share a weight or a buffer; the error names both places.
     """
     owners: dict[int, tuple[int, str, bool]] = {}
+    rest = [(name, part) for name, part in layer.named_children() if name != "f"]
     for number, run in enumerate(runs):
-        for name, block in list(layer.f._modules.items())[run.start : run.stop]:
-            for module in (block, *_hidden(block)) if block is not None else ():
-                for path, tensor, changes in _tensors(module):
-                    use = (number, f"f.{name}.{path}", changes)
-                    former = owners.setdefault(_address(tensor), use)
-                    if former[0] != number and (former[2] or changes):
-                        raise ALConfigError(
-                            f"AL layer {index}: {former[1]} and {use[1]} are one tensor, and two stages would each "
-                            "learn a copy of it: let no stage begin between these blocks (partition_method='cuts:...'),"
-                            " use fewer stages, or give each block a copy (copy.deepcopy)"
-                        )
+        held = [("f", run_of(layer.f, run)), *(rest if number == len(runs) - 1 else ())]
+        for name, module in (each for name, part in held for each in ((name, part), *_hidden(name, part))):
+            for path, tensor, changes in _tensors(module):
+                use = (number, f"{name}.{path}", changes)
+                former = owners.setdefault(_address(tensor), use)
+                if former[0] != number and (former[2] or changes):
+                    raise ALConfigError(
+                        f"AL layer {index}: {former[1]} and {use[1]} are one tensor, and two stages would each learn a "
+                        "copy of it: let no stage begin between them (partition_method='cuts:...'), use fewer stages, "
+                        "or give each a copy (copy.deepcopy)"
+                    )
 
 
-def _hidden(block: nn.Module) -> Iterator[nn.Module]:
-    """Yields modules that parts of a block use without listing them, such as another use of a tied module."""
-    for part in block.modules():
+def _hidden(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yields modules that parts of a module use without listing them, such as another use of a tied module, each with
+    the path of the part."""
+    for path, part in module.named_modules(prefix=name):
         for value in vars(part).values():
             if isinstance(value, tuple):
-                yield from (each for each in value if isinstance(each, nn.Module))
+                yield from ((path, each) for each in value if isinstance(each, nn.Module))
 
 
 def _parts(layer: ALLayerSpec | ALLayer) -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@
        ---- 1 ---->  ---- 2 ---->  ---- 1 ---->         a group of two ranks per border and kind of message
 
     kinds: "training" (s, t, report) · "decoders" (copies of decoders) · "evaluation"
-           "gradients" (from the later stage to the earlier one, inside a group)
+           inside a group "gradients", from the later stage to the earlier one, and "together", in both directions
 
 All ranks connect the kinds in the same order, and of each kind first the borders 1, which do not touch, then the
 borders 2: no rank waits for one that waits for it, and no chain of ranks waits for each other. With ``recovery`` a
@@ -94,7 +94,12 @@ class Links:
         if decoders:
             self.decoders = self._open("decoders", first=(None, None) if recovery is None else recovery.decoders)
         self.evaluation = self._open_evaluation()
-        self.gradients = Channels(None, None) if place is None else self._open_back(place, dynamic=dynamic)
+        none = Channels(None, None)
+        self.gradients = none if place is None else self._open_back("gradients", place, dynamic=dynamic)
+        self.together = self.together_back = none
+        if place is not None and config.group_step == "together":
+            self.together = self._open_on("together", place)
+            self.together_back = self._open_back("together back", place, dynamic=True)
         for border in self._borders.values():
             border.form()
 
@@ -114,15 +119,20 @@ class Links:
             None if before is None else RenewedReceiver(before, "evaluation", make=make[1]),
         )
 
-    def _open_back(self, place: Place, *, dynamic: bool) -> Channels:
-        """Opens the channels of gradients: to the previous stage of the group, and from the next one."""
+    def _open_on(self, kind: str, place: Place) -> Channels:
+        """Opens channels to the next stage of the group, and from the previous one."""
+        here, make = self._topology.stage, self._makers(dynamic=True, link=None)
+        return self._channels(kind, (-1 if place.is_last else here + 1, -1 if place.is_first else here - 1), make)
+
+    def _open_back(self, kind: str, place: Place, *, dynamic: bool) -> Channels:
+        """Opens channels to the previous stage of the group, and from the next one."""
         here, common = self._topology.stage, self._common(dynamic)
         make = (
             partial(Sender, queue_depth=self._graphs, stages=(here, here - 1), **common),
             partial(Receiver, slots=self._graphs, stages=(here, here + 1), **common),
         )
         ends = -1 if place.is_first else here - 1, -1 if place.is_last else here + 1
-        return self._channels("gradients", ends, make)
+        return self._channels(kind, ends, make)
 
     def _makers(self, *, dynamic: bool, link: LinkConfig | None) -> tuple[MakeSender, MakeReceiver]:
         """What makes a sender to the next stage, and a receiver from the previous one, of a process group."""
@@ -174,12 +184,16 @@ class Links:
     @property
     def senders(self) -> list[Sender | RecoverableSender]:
         """Senders used in training."""
-        return [each.sender for each in (self.training, self.decoders, self.gradients) if each.sender is not None]
+        return [each.sender for each in self._of_training if each.sender is not None]
 
     @property
     def receivers(self) -> list[Receiver | RecoverableReceiver]:
         """Receivers used in training."""
-        return [each.receiver for each in (self.training, self.decoders, self.gradients) if each.receiver is not None]
+        return [each.receiver for each in self._of_training if each.receiver is not None]
+
+    @property
+    def _of_training(self) -> tuple[Channels, ...]:
+        return self.training, self.decoders, self.gradients, self.together, self.together_back
 
     def reset(self) -> None:
         """Discards the shapes of training messages. Every rank must call it, between batches."""

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import ds_al
+from ds_al.errors import ALConfigError
 from ds_al.launch.ranks import run_ranks
 from tests.support.engines import SEED, different, engine_config, engine_state, merge
 from tests.support.hugging_face_models import CASES, WORDS, V
@@ -20,9 +21,9 @@ pytestmark = pytest.mark.distributed
 BATCHES, MICRO_BATCHES, LM = 2, 4, "causal-lm"
 LAYERS: dict[str, dict[str, Any]] = {
     "from_layers": {"schedule": "zb_h1", "objective": "contrast"},
-    "bert": {"schedule": "zb_h2", "options": {"objective": "mse", "code_width": 6}},
+    "bert": {"layers": 1, "schedule": "zb_h2", "options": {"objective": "mse", "code_width": 6}},
     "llama lm tied": {"schedule": "1f1b", "options": {}},
-    "gpt2 lm": {"schedule": "zb_h1", "options": {"objective": "readout", "bridge_blocks": 1}},
+    "llama lm": {"schedule": "zb_h1", "options": {"objective": "readout", "bridge_blocks": 1}},
 }
 
 
@@ -67,8 +68,8 @@ def make_engine(name: str, stages: int, models: str) -> tuple[ds_al.ALPipelineEn
     else:
         lm = CASES[name].task == LM
         module = ds_al.from_pretrained(
-            f"{models}/{name}", task=CASES[name].task, num_al_layers=2, base_seed=SEED, num_stages=stages,
-            **case["options"],
+            f"{models}/{name}", task=CASES[name].task, num_al_layers=case.get("layers", 2), base_seed=SEED,
+            num_stages=stages, **case["options"],
         )  # fmt: skip
         batches = texts(lm=lm)
     config = engine_config(
@@ -98,10 +99,19 @@ def trained(stages: int, folder: str, models: str) -> dict[str, Any]:
     return found
 
 
+def refused(models: str) -> str:
+    """Worker: the error of a model whose output embedding, part of h of the first layer, is its input embedding."""
+    with pytest.raises(ALConfigError) as error:
+        ds_al.from_pretrained(f"{models}/gpt2 lm", task=LM, num_al_layers=2, objective="readout", num_stages=3)
+    return str(error.value)
+
+
 def test_converted_networks_train_and_come_back_as_on_one_stage(tmp_path: Path) -> None:
     models = tmp_path / "models"
-    for name in set(CASES) & set(LAYERS):
+    for name in {*LAYERS, "gpt2 lm"} - {"from_layers"}:
         CASES[name].build().save_pretrained(models / name)
+    for message in run_ranks(f"{__name__}:refused", 3, models=str(models)):
+        assert "AL layer 0: f.0." in message and "h." in message and "learn a copy" in message
     folders = {stages: tmp_path / str(stages) for stages in (1, 3)}
     ranks = {
         stages: run_ranks(f"{__name__}:trained", stages, stages=stages, folder=str(folder), models=str(models))
