@@ -41,7 +41,7 @@ class Checkpoints:
         dist.broadcast_object_list(session, src=0)
         self._stage = topology.stage
         self._writer = Writer(
-            stage=topology.stage, stages=topology.stages, session=session[0], writes=topology.replica == 0
+            stage=topology.stage, ranks=topology.pipeline, session=session[0], writes=topology.replica == 0
         )
 
     def flush(self) -> None:
