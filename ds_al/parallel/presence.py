@@ -195,10 +195,6 @@ class Presence:
         """Whether any rank has told that it fails."""
         return any(record.failed for record in self.records.values())
 
-    def without_a_word(self, ranks: Sequence[int]) -> str:
-        """Says that the processes of some ranks have gone."""
-        return f"the process of {', '.join(map(self.name, ranks))} has gone without a word"
-
     def cause(self, *, seconds: float = _LINGER) -> str:
         """Returns what others tell of their failures or ends; waits a little until they have told."""
         start, gone, read = time.monotonic(), list[int](), 0
@@ -214,7 +210,8 @@ class Presence:
             if gone != (found := self.gone()):  # what a process has told before its end may not be read yet
                 gone, read = found, self.own.beat + 2
             if gone and (silent or self.own.beat >= read):
-                return f"{self.without_a_word(gone)}: it was killed, or left by os._exit()"
+                names = ", ".join(map(self.name, gone))
+                return f"the process of {names} has gone without a word: it was killed, or left by os._exit()"
             elif failed and not gone:
                 return "; ".join(f"{self.name(rank)} failed: {record.failed}" for rank, record in failed)
             if time.monotonic() > (min(limit, start + _EXITING) if silent else limit):
@@ -309,8 +306,8 @@ class Presence:
         stopped = [rank for rank in late if self._is_stopped(self.records[rank])]
         if stopped:
             self._leave(f"the process of {', '.join(map(self.name, stopped))} is stopped", kill=stopped)
-        if gone := [rank for rank in self.gone() if rank in late]:
-            self._leave(self.without_a_word(gone))
+        if any(rank in late for rank in self.gone()):
+            self._leave(self.cause())
         silent = [rank for rank, seconds in late.items() if seconds > PATIENCE and rank != self.rank]
         if silent:
             self._leave(f"{', '.join(map(self.name, silent))}: not heard of for {PATIENCE:.0f} s")
