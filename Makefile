@@ -24,7 +24,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test test-fast test-all test-matrix same-bits lint format docs doctor bench gpu
+.PHONY: help install train test test-fast test-all test-matrix same-bits lint format docs doctor bench gpu reliability
 .PHONY: sample-report wheel test-wheel clean distclean
 
 help: ## show this list
@@ -35,7 +35,7 @@ help: ## show this list
 	@echo "  PORT=$(PORT)	the port at which the ranks meet"
 	@echo "  RANKS=$(RANKS)	how many processes train, one stage each"
 	@echo "  CONFIG=$(CONFIG)	what is trained"
-	@echo "  ARGS=$(ARGS)	further arguments, for train, test, doctor, bench and gpu"
+	@echo "  ARGS=$(ARGS)	further arguments, for train, test, doctor, bench, gpu and reliability"
 	@echo "  MATRIX_TESTS=$(MATRIX_TESTS)	what test-matrix runs, instead of its own choice"
 	@echo "  BASE=$(BASE)	the commit that same-bits compares with"
 	@echo "  WORKERS=$(WORKERS)	how many processes test, test-fast and test-all run tests in, side by side"
@@ -113,6 +113,10 @@ gpu: ## test and measure on one GPU within ten minutes, into docs/results/gpu.js
 	@echo "==> Testing and measuring on one GPU"
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH} \
 		$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) run/gpu.py $(ARGS)
+
+reliability: $(STAMP) ## inject faults, kills and inputs within 30 minutes, into docs/results/reliability.json and docs/reliability.md
+	@echo "==> Injecting faults"
+	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python run/reliability.py $(ARGS)
 
 wheel: $(STAMP) ## build the wheel into dist/
 	@echo "==> Building the wheel"

@@ -72,8 +72,8 @@ def _machine() -> dict[str, Any] | None:
 
 
 def _explain(args: argparse.Namespace, machine: dict[str, Any]) -> None:
-    from ds_al.studies.gpu.parts import plan
     from ds_al.studies.gpu.study import data_path, study
+    from ds_al.studies.parts import plan
 
     data = data_path(args.data_path)
     print(f"CIFAR-10: {data or 'not found, give --data-path'}")
@@ -83,8 +83,8 @@ def _explain(args: argparse.Namespace, machine: dict[str, Any]) -> None:
 
 
 def _measure(args: argparse.Namespace, machine: dict[str, Any]) -> None:
-    from ds_al.studies.gpu.parts import run_parts
     from ds_al.studies.gpu.study import data_path, study
+    from ds_al.studies.parts import run_parts
 
     parts = study(data=data_path(args.data_path), accuracy_minutes=args.accuracy_minutes)
     run_parts(parts, path=args.json, minutes=args.minutes, machine=machine, say=_say)
@@ -95,7 +95,7 @@ def _write(args: argparse.Namespace) -> list[str]:
     from ds_al.studies.gpu.page import page
     from ds_al.studies.gpu.picture import draw_accuracy
     from ds_al.studies.results import read
-    from ds_al.studies.tables.gpu import outcome
+    from ds_al.studies.tables.parts import outcome
 
     results = read(args.json) if args.json.exists() else None
     rows = results.rows if results is not None else ()

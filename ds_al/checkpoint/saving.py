@@ -40,7 +40,7 @@ class Checkpoints:
         session = meetings.broadcast(uuid.uuid4().hex[:12], source=0)
         self._stage = topology.stage
         self._writer = Writer(
-            stage=topology.stage, stages=topology.stages, session=session, writes=topology.replica == 0
+            stage=topology.stage, ranks=topology.pipeline, session=session, writes=topology.replica == 0
         )
 
     def flush(self) -> None:

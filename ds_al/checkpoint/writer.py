@@ -14,7 +14,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +32,13 @@ from ds_al.checkpoint.form import CLIENT, stage_file
 from ds_al.checkpoint.parts import join
 from ds_al.checkpoint.snapshot import Snapshot
 from ds_al.errors import ALCheckpointError
-from ds_al.parallel import meetings
+from ds_al.parallel import meetings, presence
 
 _POLL = 0.02
 _PATIENCE = 300.0
 """Timeout in seconds without any progress in the folder."""
 _LATE = 5.0
-"""Seconds after which every host sees a renamed folder."""
+"""Seconds after which every host sees a renamed folder, and in which stages write on where a rank has failed."""
 
 _WRITERS: weakref.WeakSet[Writer] = weakref.WeakSet()
 
@@ -71,13 +71,15 @@ class Writer:
     """Writes one stage's part of checkpoints, one after another.
 
     Args:
-        stage, stages: index of this stage, and number of stages.
+        stage: index of this stage.
+        ranks: the ranks that write, by stage.
         session: identifier of the job, equal on all stages.
         writes: whether this rank writes files; only the first replica does.
     """
 
-    def __init__(self, *, stage: int, stages: int, session: str, writes: bool = True) -> None:
-        self.stage, self.stages, self.session, self.writes = stage, stages, session, writes
+    def __init__(self, *, stage: int, ranks: Sequence[int], session: str, writes: bool = True) -> None:
+        self.stage, self.ranks, self.session, self.writes = stage, ranks, session, writes
+        self.stages = len(ranks)
         self._number = 0
         self._thread: threading.Thread | None = None
         self._failure: tuple[Destination, BaseException] | None = None
@@ -122,7 +124,7 @@ class Writer:
             destination, error = failure
             raise ALCheckpointError(
                 f"the checkpoint {str(destination.folder)!r}, saved while training went on, failed: "
-                f"{error}. The one before it is untouched"
+                f"{_named(error)}. The one before it is untouched"
             ) from error
 
     def skip(self, destination: Destination | None = None) -> None:
@@ -170,16 +172,19 @@ class Writer:
         """Reports an exception inside to the other stages, by a marker."""
         try:
             yield
-        except Exception as error:
-            text = str(error) if isinstance(error, ALCheckpointError) else f"{type(error).__name__}: {error}"
+        except BaseException as error:
+            text = _named(error)
             with suppress(OSError):
                 write_text(part / f"stage_{self.stage:02d}.failed", f"stage {self.stage}: {text}")
+            if not isinstance(error, Exception):  # sys.exit() or Ctrl-C
+                raise
             raise ALCheckpointError(f"{text} (writing to {str(part)!r})") from error
 
     def _await(self, part: Path, destination: Destination) -> None:
         """Waits until all stages have written; on other stages than the first, until that one has published."""
         seen, changed = -1, time.monotonic()
         while True:
+            absent = presence.here().absent()  # before the look: what a process writes, it has written by then
             names = _names(part)
             if names is None and self.stage != 0:  # the first stage has renamed the folder
                 return _check_published(part, destination)
@@ -194,14 +199,24 @@ class Writer:
             written = _bytes(part)
             if written != seen:
                 seen, changed = written, time.monotonic()
-            elif time.monotonic() - changed > _PATIENCE:
-                missing = sorted(set(range(self.stages)) - done) or [0]
+            missing = sorted(set(range(self.stages)) - done) or [0]
+            ended = [stage for stage in missing if self.ranks[stage] in absent]
+            if ended or (presence.here().fails() and time.monotonic() - changed > _LATE):
+                raise ALCheckpointError(
+                    f"stages {ended or missing} {'have ended' if ended else 'are late'} before they had written to "
+                    f"{str(part)!r}: {presence.here().cause()}"
+                )
+            if time.monotonic() - changed > _PATIENCE:
                 raise ALCheckpointError(
                     f"stages {missing} have written nothing for {_PATIENCE:.0f} s: all stages have to call "
                     f"save_checkpoint, and all have to see the folder {str(destination.root)!r}"
                 )
             meetings.attend()
             time.sleep(_POLL)
+
+
+def _named(error: BaseException) -> str:
+    return str(error) if isinstance(error, ALCheckpointError) else f"{type(error).__name__}: {error}"
 
 
 def _check_published(part: Path, destination: Destination) -> None:

@@ -144,6 +144,11 @@ def is_stopped(process: int) -> bool:
     return _state(process)[:1] == ["T"]
 
 
+def has_ended(process: int) -> bool:
+    """Whether a process of this machine has ended, its parent may not know of it yet."""
+    return _state(process)[:1] in ([], ["Z"], ["X"])
+
+
 def machine() -> str:
     """Identifies this machine, and the table of processes that this process sees."""
     boot, table = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")

@@ -4,7 +4,8 @@ Every rank posts one small :class:`Record` in the store and reads those of all o
 it lives, why it failed, that it has ended, that the job has to stop. A second thread looks at what the first one has
 read, since a store on a stopped host never answers. The job ends, with a diagnosis and exit code 1, where
 
-* the process of a rank on this machine is stopped for :data:`STOPPED` seconds;
+* the process of a rank on this machine is stopped for :data:`STOPPED` seconds; it is killed, as it cannot end itself;
+* the process of a rank on this machine has gone for :data:`STOPPED` seconds, and did not tell of its end;
 * a rank is not heard of for :data:`PATIENCE` seconds, as one that keeps Python's lock may be for a while;
 * the launcher of this rank has gone.
 
@@ -17,27 +18,30 @@ import atexit
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import NoReturn
 
 from torch.distributed import Store
 
+from ds_al.errors import ALTransportError
 from ds_al.parallel import launchers, store
 
 STOPPED = 20.0
-"""Seconds without a word of a stopped process after which the job ends."""
+"""Seconds without a word of a process that is stopped, or has gone, after which the job ends."""
 PATIENCE = 300.0
 """Seconds without a word of any rank after which the job ends."""
 _TICK = 0.5  # seconds between two readings of the records
 _LOOK = 0.25  # seconds between two looks at what has been read, and at the launcher
 _LINGER = 3.0  # seconds for which a rank that has failed waits until all others know why
-_PARTING = 1.5  # seconds for which rank 0, which holds the store, waits until all others know that it ends
+_PARTING = 10.0  # seconds for which rank 0, which holds the store, waits until all others know that it ends
+_EXITING = 2.0  # seconds for which a process that has closed its sockets may still be there
 _SLEPT = 5.0  # seconds between two looks after which this process counts as stopped meanwhile
 _STOP = 30.0  # seconds that training has to come to its end once the launcher has gone
 
@@ -133,10 +137,11 @@ class Presence:
         self.own.ended = True
         limit = time.monotonic() + (_LINGER if self.own.failed else _PARTING if self.rank == 0 else 0.0)
         last = self.own.beat + 1  # the beat that tells of the end
-        while self._talk is not None and self._talk.is_alive():
+        while self._talks:
             self._now.set()
+            gone = self.gone()
             known = all(
-                record.ended or record.read[self.rank] >= last
+                record.ended or record.read[self.rank] >= last or rank in gone
                 for rank, record in self.records.items()
                 if rank != self.rank
             )
@@ -167,18 +172,50 @@ class Presence:
         record = self.records.get(rank)
         return f"rank {rank}" if record is None else f"rank {rank} ({record.host})"
 
+    def absent(self) -> list[int]:
+        """Returns the ranks on this machine whose process has ended."""
+        return [
+            rank
+            for rank, record in sorted(self.records.items())
+            if record.machine == self.own.machine and launchers.has_ended(record.process)
+        ]
+
+    def gone(self) -> list[int]:
+        """Returns the ranks on this machine whose process has ended, and that have told neither a failure nor an end.
+
+        Once the store is lost, nothing is known of other ranks than rank 0, which held it.
+        """
+        known = set(self.records) if self._talks else {0}
+        return [rank for rank in self.absent() if rank in known and not self._told(rank)]
+
+    def _told(self, rank: int) -> bool:
+        record = self.records[rank]
+        return record.ended or bool(record.failed)
+
+    def fails(self) -> bool:
+        """Whether any rank has told that it fails."""
+        return any(record.failed for record in self.records.values())
+
     def cause(self, *, seconds: float = _LINGER) -> str:
         """Returns what others tell of their failures or ends; waits a little until they have told."""
-        limit = time.monotonic() + seconds
+        start, gone, read = time.monotonic(), list[int](), 0
+        limit = start + seconds
         while True:
             self._now.set()
             others = sorted((rank, record) for rank, record in self.records.items() if rank != self.rank)
             failed = [(rank, record) for rank, record in others if record.failed]
-            told = [(rank, record) for rank, record in failed if not record.lost] or failed
-            silent = self._talk is None or not self._talk.is_alive()
+            told = [(rank, record) for rank, record in failed if not record.lost]
+            silent = not self._talks
             if told:
                 return "; ".join(f"{self.name(rank)} failed: {record.failed}" for rank, record in told)
-            if silent or time.monotonic() > limit:
+            if gone != (found := self.gone()):  # what a process has told before its end may not be read yet
+                gone, read = found, self.own.beat + 2
+            if gone and (silent or self.own.beat >= read):
+                names = ", ".join(map(self.name, gone))
+                return f"the process of {names} has gone without a word: it was killed, or left by os._exit()"
+            elif failed and not gone:
+                return "; ".join(f"{self.name(rank)} failed: {record.failed}" for rank, record in failed)
+            if time.monotonic() > (min(limit, start + _EXITING) if silent else limit):
                 ended = [self.name(rank) for rank, record in others if record.ended]
                 if ended:
                     return f"{', '.join(ended)} had come to the end of its script: every rank has to train as long"
@@ -211,6 +248,10 @@ class Presence:
             yield
         finally:
             self._leaves_with_others = False
+
+    @property
+    def _talks(self) -> bool:
+        return self._talk is not None and self._talk.is_alive()
 
     # ---- threads -----------------------------------------------------------------------------------
 
@@ -252,7 +293,7 @@ class Presence:
             if self._launchers and any(launchers.parent_of(child) != parent for parent, child in self._launchers):
                 self._launchers = []
                 self._leave_without_launcher()
-            if self._talk is not None and self._talk.is_alive():
+            if self._talks or (self._talk is not None and not self.records.get(0, self.own).ended):
                 self._look()
 
     def _look(self) -> None:
@@ -265,7 +306,9 @@ class Presence:
         late = {rank: now - self._heard[rank] for rank in self.records if now - self._heard[rank] > STOPPED}
         stopped = [rank for rank in late if self._is_stopped(self.records[rank])]
         if stopped:
-            self._leave(f"the process of {', '.join(map(self.name, stopped))} is stopped")
+            self._leave(f"the process of {', '.join(map(self.name, stopped))} is stopped", kill=stopped)
+        if any(rank in late for rank in self.gone()):
+            self._leave(self.cause())
         silent = [rank for rank, seconds in late.items() if seconds > PATIENCE and rank != self.rank]
         if silent:
             self._leave(f"{', '.join(map(self.name, silent))}: not heard of for {PATIENCE:.0f} s")
@@ -282,15 +325,23 @@ class Presence:
         if not self._ended.wait(_STOP):
             self._leave(f"{what}, and training has not stopped for {_STOP:.0f} s")
 
-    def _leave(self, why: str) -> None:
+    def _leave(self, why: str, *, kill: Sequence[int] = ()) -> None:
         if not self._ended.is_set():
-            self._exit(why)
+            self._exit(why, kill=kill)
 
-    def _exit(self, why: str) -> NoReturn:
+    def _exit(self, why: str, *, kill: Sequence[int] = ()) -> NoReturn:
         sys.stderr.write(f"\nrank {self.rank} ({self.own.host}): {why}: the job ends\n")
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
+        self.fail(ALTransportError(why))
+        last, limit = self.own.beat + 1, time.monotonic() + _TICK
+        while self._talks and self.own.beat <= last and time.monotonic() < limit:  # until the store has it
+            self._now.set()
+            time.sleep(0.01)
+        for rank in kill:
+            with contextlib.suppress(OSError):  # another rank was faster
+                os.kill(self.records[rank].process, signal.SIGKILL)
         os._exit(1)
 
 

@@ -44,6 +44,7 @@ _TOLD_BY: Mapping[str, str] = {
     "cores": "over_rival",
     "sleeping": "efficiency",
     "gpu": "part",
+    "reliability": "promise",
 }
 """A column by which to recognize each kind, tried in this order, for files of earlier versions that name no kind."""
 

@@ -26,5 +26,5 @@ def test_a_folder_that_is_renamed_while_a_stage_looks_into_it_is_published(
 
     monkeypatch.setattr(os, "scandir", renamed_meanwhile)
     monkeypatch.setattr(os, "listdir", renamed_meanwhile)
-    writer = Writer(stage=1, stages=2, session="session")
+    writer = Writer(stage=1, ranks=[0, 1], session="session")
     writer._await(part, Destination(tmp_path, "tag"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -74,7 +75,11 @@ def trains(*, kind: str, where: str) -> None:
         ("Ctrl-C", "callback", r"failed: KeyboardInterrupt"),
         ("sys.exit(0)", "layer", r"failed: ALLayerError: .*sys.exit\(0\) was called inside train_batch"),
         ("sys.exit(0)", "callback", r"had come to the end of its script"),
-        ("os._exit(0)", "layer", r"no other rank told why: its process was killed, or left by os._exit"),
+        (
+            "os._exit(0)",
+            "layer",
+            r"process of rank 0 \(.*\) has gone without a word: it was killed, or left by os._exit",
+        ),
     ],
 )
 def test_the_neighbour_tells_the_cause(kind: str, where: str, cause: str) -> None:
@@ -89,8 +94,6 @@ def test_the_neighbour_tells_the_cause(kind: str, where: str, cause: str) -> Non
 
 
 def contains(pattern: str, text: str) -> bool:
-    import re
-
     return re.search(pattern, text) is not None
 
 
@@ -114,14 +117,13 @@ def test_a_stage_that_trains_fewer_batches_fails_the_job() -> None:
 
 
 def stops() -> None:
-    """Worker: the process of one rank is stopped between two batches."""
+    """Worker: the process of one rank is stopped between two batches. Nothing would ever end it."""
     presence.STOPPED = 1.0
     engine = make_engine()
     data = iter(NETWORKS["mlp"].batches(4 * MICRO_BATCHES))
     engine.train_batch(data)
     time.sleep(1.0)
     if not engine.is_first_stage():
-        subprocess.Popen(["sh", "-c", f"sleep 6; kill -CONT {os.getpid()}"])
         os.kill(os.getpid(), signal.SIGSTOP)
     engine.evaluate(NETWORKS["mlp"].batches(4))
 
@@ -129,10 +131,49 @@ def stops() -> None:
 def test_a_stopped_process_ends_the_job() -> None:
     with pytest.raises(RankFailure) as caught:
         run_ranks(f"{__name__}:stops", 2, timeout=60)
-    assert caught.value.codes == [1, 1]
+    assert caught.value.codes == [1, -signal.SIGKILL]
     assert (
         "the process of rank 1 (" in caught.value.outputs[0] and "is stopped: the job ends" in caught.value.outputs[0]
     )
+
+
+def waits_alone() -> None:
+    """Worker: one rank is killed while the other does not talk to it, as in a long computation of its own."""
+    presence.STOPPED = 1.0
+    engine = make_engine()
+    engine.train_batch(iter(NETWORKS["mlp"].batches(MICRO_BATCHES)))
+    engine.gather(None)
+    if engine.is_first_stage():
+        time.sleep(600)
+    time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_has_gone_ends_a_rank_that_does_not_wait_for_it() -> None:
+    """Rank 0 once went on for as long as its own work took: minutes in which nobody knew."""
+    with pytest.raises(RankFailure) as caught:
+        run_ranks(f"{__name__}:waits_alone", 2, timeout=60)
+    assert caught.value.codes == [1, -signal.SIGKILL] and caught.value.seconds < 30
+    why = r"process of rank 1 \(.*\) has gone without a word: it was killed, .*: the job ends"
+    assert re.search(why, caught.value.outputs[0])
+
+
+def ends_late() -> None:
+    """Worker: rank 0 ends its script, and the other one works on for longer than a lost rank may."""
+    presence.STOPPED = 1.0
+    engine = make_engine()
+    engine.train_batch(iter(NETWORKS["mlp"].batches(MICRO_BATCHES)))
+    engine.gather(None)
+    if engine.is_first_stage():
+        sys.exit(0)
+    time.sleep(4.0)
+    sys.exit(3)
+
+
+def test_a_rank_may_work_on_after_the_others_have_come_to_their_end() -> None:
+    with pytest.raises(RankFailure) as caught:
+        run_ranks(f"{__name__}:ends_late", 2, timeout=60)
+    assert caught.value.codes == [0, 3], caught.value
 
 
 LAUNCHER = """

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from ds_al.launch.ranks import tell
-from ds_al.studies.gpu import accuracy, cost, packages, parts
+from ds_al.studies import parts
+from ds_al.studies.gpu import accuracy, cost, packages
 from ds_al.studies.gpu.machine import gpu
 from ds_al.studies.gpu.page import page
 from ds_al.studies.gpu.picture import draw_accuracy
 from ds_al.studies.gpu.study import data_path, study
 from ds_al.studies.results import StudyError, read
-from ds_al.studies.tables.gpu import outcome
+from ds_al.studies.tables.parts import outcome
 from tests.support.parquet_files import write_images
 from tests.support.ranks import ROOT, run_ranks
 from tests.support.scripts import call
@@ -251,7 +252,7 @@ Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 1000
 def test_a_test_is_a_row_with_the_reason_of_a_failure(tmp_path: Path) -> None:
     (tmp_path / "test_own.py").write_text(TESTS)
     (tmp_path / "test_own.txt").write_text(RANKS)
-    check = parts.Part("tests", "Tests", "ds_al.studies.gpu.checks:run", 1)
+    check = parts.Part("tests", "Tests", "ds_al.studies.checks:run", 1)
     (row,), _ = run([replace(check, options={"arguments": [str(tmp_path)], "workers": 1})], tmp_path / "gpu.json")
     found = {each["test"].rpartition("::")[2]: (each["outcome"], each["reason"]) for each in row["rows"]}
     assert found["test_passes"] == ("passed", "") and found["test_waits"] == ("skipped", "not here")

@@ -22,7 +22,7 @@ from ds_al.config.base import BLOCK, read_file
 from ds_al.experiment.config import override
 from ds_al.experiment.job import Job
 from ds_al.launch.ranks import tell
-from ds_al.studies.gpu.parts import ROOT, tell_row
+from ds_al.studies.parts import ROOT, tell_row
 from ds_al.studies.results import Row, StudyError
 from ds_al.studies.sweep.runner import history_of
 

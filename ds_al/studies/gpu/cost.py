@@ -29,7 +29,7 @@ from ds_al.models.cost import NetworkCost, model_cost
 from ds_al.parallel.world import join_world
 from ds_al.studies.bench import overhead, workloads
 from ds_al.studies.bench.cases import train
-from ds_al.studies.gpu.parts import tell_row
+from ds_al.studies.parts import tell_row
 from ds_al.studies.results import Row
 from ds_al.trace import ActivationMeter
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ds_al.figures.parts import Table
 from ds_al.studies.results import Results, Row, origin
 from ds_al.studies.tables import gpu as tables
+from ds_al.studies.tables import parts as of_parts
 from ds_al.studies.tables.write import document
 
 Blocks = list[Table | str]
@@ -29,7 +30,7 @@ def page(results: Results | None, *, picture: str | None = None) -> str:
         _ABOUT,
         f"On one {about['gpu']} ({about['memory_bytes'] / 2**30:.0f} GiB), CUDA {about['cuda']}, NCCL {about['nccl']}: "
         f"{origin(results.header)}",
-        tables.parts(results.rows),
+        of_parts.parts(results.rows),
     ]
     for name, blocks_of in _SECTIONS.items():
         if name in parts and parts[name]["rows"]:
@@ -40,11 +41,11 @@ def page(results: Results | None, *, picture: str | None = None) -> str:
 
 
 def _tests(rows: Sequence[Row]) -> Blocks:
-    return [_counted(rows), tables.tests(rows)]
+    return [_counted(rows), of_parts.tests(rows)]
 
 
 def _ranks(rows: Sequence[Row]) -> Blocks:
-    return [_RANKS, _counted(rows), tables.tests(rows)]
+    return [_RANKS, _counted(rows), of_parts.tests(rows)]
 
 
 def _cost(rows: Sequence[Row]) -> Blocks:

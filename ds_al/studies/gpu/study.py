@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ds_al.studies.gpu import accuracy, checks, cost
-from ds_al.studies.gpu.parts import ROOT, Part
+from ds_al.studies import checks
+from ds_al.studies.gpu import accuracy, cost
+from ds_al.studies.parts import ROOT, Part
 
 _HERE = "ds_al.studies.gpu"
 DATA = "cifar10"
@@ -25,14 +26,14 @@ def study(*, data: str | None, accuracy_minutes: float) -> list[Part]:
         Part(
             "tests",
             "Tests on the GPU, and bits of one stage",
-            f"{_HERE}.checks:run",
+            "ds_al.studies.checks:run",
             2.25,
             {"arguments": [*others, "-m", "cuda"], "workers": min(8, os.cpu_count() or 1)},
         ),
         Part(
             "ranks",
             "Several ranks on the GPU",
-            f"{_HERE}.checks:run",
+            "ds_al.studies.checks:run",
             1.75,
             {"arguments": [on_one_gpu, "-m", "cuda", "--ranks-share-gpu"], "workers": 2},
         ),

@@ -2,41 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from ds_al.figures.parts import Table
 from ds_al.studies.results import Row
-from ds_al.studies.tables.write import Column, Template, listed, number
-
-
-def parts(rows: Sequence[Row]) -> Table:
-    """Returns one line per part: whether it was done, or why not."""
-    return _listed(
-        rows,
-        {
-            "part": "{title}",
-            "outcome": outcome,
-            "seconds": "{seconds:.0f} of {limit:.0f}",
-            "run": "{date}",
-        },
-    )
-
-
-def outcome(row: Row) -> str:
-    """Returns whether a part was done, with the number of failures that it reports, or why not."""
-    failed = sum(each.get("outcome") == "failed" or bool(each.get("failure")) for each in row["rows"])
-    return (f"done, {failed} failed" if failed else "done") if row["done"] else cell(row["reason"])
-
-
-def tests(rows: Sequence[Row]) -> Table:
-    """Returns one line per test."""
-    columns: dict[str, Template] = {
-        "test": "`{test}`",
-        "outcome": "{outcome}",
-        "seconds": "{seconds:.1f}",
-        "why": lambda row: cell(row["reason"]),
-    }
-    return _listed(rows, columns)
+from ds_al.studies.tables.parts import cell, in_cells
+from ds_al.studies.tables.write import Template, number
 
 
 def engines(rows: Sequence[Row]) -> Table:
@@ -49,7 +20,7 @@ def engines(rows: Sequence[Row]) -> Table:
         "of which layers and losses": number("maths_us", ".0f"),
         "of which engine": number("engine_us", ".0f"),
     }
-    return _listed(rows, columns)
+    return in_cells(rows, columns)
 
 
 def networks(rows: Sequence[Row]) -> Table:
@@ -68,7 +39,7 @@ def networks(rows: Sequence[Row]) -> Table:
         "peak MiB": number("peak_bytes", ",.0f", times=2**-20),
         "counted MiB": number("counted_bytes", ",.0f", times=2**-20),
     }
-    return _listed(rows, columns)
+    return in_cells(rows, columns)
 
 
 def accuracy(rows: Sequence[Row]) -> Table:
@@ -85,14 +56,4 @@ def accuracy(rows: Sequence[Row]) -> Table:
         "validation accuracy, %": lambda row: cell(row["failure"]) or f"{100 * row['validation_accuracy'][-1]:.2f}",
         "test accuracy, %": number("test_accuracy", ".2f", times=100),
     }
-    return _listed(rows, columns)
-
-
-def cell(text: str) -> str:
-    """Returns the first line of a text, as far as it fits into a cell."""
-    line = next(iter(text.strip().splitlines()), "").replace("|", "\\|")
-    return line if len(line) <= 200 else f"{line[:200]} ..."
-
-
-def _listed(rows: Sequence[Row], columns: Mapping[str, Template | Callable[[Row], str]]) -> Table:
-    return listed(rows, [Column(title, show, left=True) for title, show in columns.items()])
+    return in_cells(rows, columns)

@@ -17,10 +17,9 @@ from typing import Any
 
 from ds_al.launch.ranks import RankFailure, run_ranks, tell
 from ds_al.studies.results import Row, header, read, write
-from ds_al.studies.tables.gpu import outcome
+from ds_al.studies.tables.parts import outcome
 
-ROOT = Path(__file__).resolve().parents[3]
-KIND = "gpu"
+ROOT = Path(__file__).resolve().parents[2]
 _LEAST = 15.0  # seconds; a part that has less is not started
 _TAIL = 2000  # characters kept of a failed part's output
 
@@ -73,6 +72,7 @@ def run_parts(
     path: Path,
     minutes: float,
     machine: Mapping[str, Any],
+    kind: str = "gpu",
     device: str = "cuda",
     say: Callable[[str], None] = print,
 ) -> list[Row]:
@@ -82,7 +82,8 @@ def run_parts(
         parts: all parts.
         path: results file, of an earlier run or new.
         minutes: time of all parts together; what a part leaves is given to those after it.
-        machine: facts of the GPU, for the header.
+        machine: facts of the machine, for the header.
+        kind: kind of the results.
         device: where the parts compute: DeepSpeed's name of an accelerator.
         say: called with lines of progress.
 
@@ -103,7 +104,7 @@ def run_parts(
         known[part.name] = row = run_part(part, seconds=seconds, key=keys[part.name], device=device, say=say)
         say(f"{part.title}: {outcome(row)}, {row['seconds']:.0f} s")
         rows = [known[each.name] for each in parts if each.name in known]
-        write(path, kind=KIND, header=header(minutes=minutes, **machine), rows=rows, as_csv=False)
+        write(path, kind=kind, header=header(minutes=minutes, **machine), rows=rows, as_csv=False)
     return [known[part.name] for part in parts]
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ds_al.studies.gpu.parts import ROOT, tell_row
+from ds_al.studies.parts import ROOT, tell_row
 from ds_al.studies.results import StudyError
 
 _TAIL = 1500  # characters kept of a failure
