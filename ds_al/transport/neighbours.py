@@ -94,7 +94,9 @@ class Links:
         if decoders:
             self.decoders = self._open("decoders", first=(None, None) if recovery is None else recovery.decoders)
         self.evaluation = self._open_evaluation()
-        self.gradients = Channels(None, None) if place is None else self._open_back(place, dynamic=dynamic)
+        self.gradients = Channels(None, None)
+        if place is not None:
+            self.gradients = self._open_back(place, dynamic=dynamic, link=config.link)
         for border in self._borders.values():
             border.form()
 
@@ -114,12 +116,13 @@ class Links:
             None if before is None else RenewedReceiver(before, "evaluation", make=make[1]),
         )
 
-    def _open_back(self, place: Place, *, dynamic: bool) -> Channels:
+    def _open_back(self, place: Place, *, dynamic: bool, link: LinkConfig | None) -> Channels:
         """Opens the channels of gradients: to the previous stage of the group, and from the next one."""
         here, common = self._topology.stage, self._common(dynamic)
+        sender, receiver = _kinds(link)
         make = (
-            partial(Sender, queue_depth=self._graphs, stages=(here, here - 1), **common),
-            partial(Receiver, slots=self._graphs, stages=(here, here + 1), **common),
+            partial(sender, queue_depth=self._graphs, stages=(here, here - 1), **common),
+            partial(receiver, slots=self._graphs, stages=(here, here + 1), **common),
         )
         ends = -1 if place.is_first else here - 1, -1 if place.is_last else here + 1
         return self._channels("gradients", ends, make)
@@ -127,8 +130,7 @@ class Links:
     def _makers(self, *, dynamic: bool, link: LinkConfig | None) -> tuple[MakeSender, MakeReceiver]:
         """What makes a sender to the next stage, and a receiver from the previous one, of a process group."""
         here, common = self._topology.stage, self._common(dynamic)
-        sender = Sender if link is None else partial(SlowSender, link=link)
-        receiver = Receiver if link is None else SlowReceiver
+        sender, receiver = _kinds(link)
         return (
             partial(sender, queue_depth=self._depth, stages=(here, here + 1), **common),
             partial(receiver, slots=self._slots, stages=(here, here - 1), **common),
@@ -207,3 +209,8 @@ class Links:
     def reformed(self) -> list[Reformed]:
         """How the borders of this stage were made, each time."""
         return [reformed for border in self._borders.values() for reformed in border.reformed]
+
+
+def _kinds(link: LinkConfig | None) -> tuple[Callable[..., Sender], Callable[..., Receiver]]:
+    """What makes the ends of a channel of training, which an artificial link slows."""
+    return (Sender, Receiver) if link is None else (partial(SlowSender, link=link), SlowReceiver)
