@@ -14,7 +14,8 @@ def ideal_seconds(
         micro_batches: micro-batches per batch, M.
         batches: number of batches.
         forward, backward: seconds per micro-batch and stage; for AL methods those of the AL form, including bridges.
-            The two halves of a split backward pass, and the two parts of a stage of ``bp_dualpipev``, are equal.
+            The two halves of a split backward pass, and the two parts of a stage of ``bp_dualpipev``, are equal. The
+            times of ``bp_zb_*`` are for ``b = 2 f``; otherwise they may take longer.
     """
     p, m, n, f, b = stages, micro_batches, batches, forward, backward
     return {

@@ -95,7 +95,9 @@ class Links:
             self.decoders = self._open("decoders", first=(None, None) if recovery is None else recovery.decoders)
         self.evaluation = self._open_evaluation()
         none = Channels(None, None)
-        self.gradients = none if place is None else self._open_back("gradients", place, dynamic=dynamic)
+        self.gradients = none
+        if place is not None:
+            self.gradients = self._open_back("gradients", place, dynamic=dynamic, link=config.link)
         self.together = self.together_back = none
         if place is not None and config.group_step == "together":
             self.together = self._open_on("together", place)
@@ -124,12 +126,13 @@ class Links:
         here, make = self._topology.stage, self._makers(dynamic=True, link=None)
         return self._channels(kind, (-1 if place.is_last else here + 1, -1 if place.is_first else here - 1), make)
 
-    def _open_back(self, kind: str, place: Place, *, dynamic: bool) -> Channels:
+    def _open_back(self, kind: str, place: Place, *, dynamic: bool, link: LinkConfig | None = None) -> Channels:
         """Opens channels to the previous stage of the group, and from the next one."""
         here, common = self._topology.stage, self._common(dynamic)
+        sender, receiver = _kinds(link)
         make = (
-            partial(Sender, queue_depth=self._graphs, stages=(here, here - 1), **common),
-            partial(Receiver, slots=self._graphs, stages=(here, here + 1), **common),
+            partial(sender, queue_depth=self._graphs, stages=(here, here - 1), **common),
+            partial(receiver, slots=self._graphs, stages=(here, here + 1), **common),
         )
         ends = -1 if place.is_first else here - 1, -1 if place.is_last else here + 1
         return self._channels(kind, ends, make)
@@ -137,8 +140,7 @@ class Links:
     def _makers(self, *, dynamic: bool, link: LinkConfig | None) -> tuple[MakeSender, MakeReceiver]:
         """What makes a sender to the next stage, and a receiver from the previous one, of a process group."""
         here, common = self._topology.stage, self._common(dynamic)
-        sender = Sender if link is None else partial(SlowSender, link=link)
-        receiver = Receiver if link is None else SlowReceiver
+        sender, receiver = _kinds(link)
         return (
             partial(sender, queue_depth=self._depth, stages=(here, here + 1), **common),
             partial(receiver, slots=self._slots, stages=(here, here - 1), **common),
@@ -221,3 +223,8 @@ class Links:
     def reformed(self) -> list[Reformed]:
         """How the borders of this stage were made, each time."""
         return [reformed for border in self._borders.values() for reformed in border.reformed]
+
+
+def _kinds(link: LinkConfig | None) -> tuple[Callable[..., Sender], Callable[..., Receiver]]:
+    """What makes the ends of a channel of training, which an artificial link slows."""
+    return (Sender, Receiver) if link is None else (partial(SlowSender, link=link), SlowReceiver)

@@ -25,7 +25,7 @@ def config(**keys: Any) -> ALConfig:
 def test_every_method_has_a_form() -> None:
     assert {type(form_of(config(method=method))) for method in AL_METHODS} == {AssociatedLearning}
     forms = {method: type(form_of(config(method=method))) for method in BACKPROP_METHODS}
-    assert forms.pop("bp_dp") is BackpropReplicas and set(forms.values()) == {BackpropPipeline}
+    assert forms.pop("bp_dp") is forms.pop("bp_async") is BackpropReplicas and set(forms.values()) == {BackpropPipeline}
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,13 @@ def test_every_method_has_a_form() -> None:
 def test_a_form_refuses_the_keys_of_others(method: str, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ALConfigError, match=message):
         form_of(config(method=method)).check(experiment(**keys))
+
+
+def test_dualpipev_needs_a_micro_batch_per_part_of_the_network() -> None:
+    form_of(config(method="bp_zb_h1")).check_batch(1, stages=4)
+    form_of(config(method="bp_dualpipev")).check_batch(8, stages=4)
+    with pytest.raises(ALConfigError, match="got 7 for 4 stages of bp_dualpipev: expected at least 8"):
+        form_of(config(method="bp_dualpipev")).check_batch(7, stages=4)
 
 
 @pytest.mark.parametrize("keys", [{"partition_memory": 1.0}, {"partition_cache": "off"}], ids=str)

@@ -32,6 +32,8 @@ UNEQUAL = [StageCost(2, 3, 1), StageCost(1, 5), StageCost(4, 2, 2), StageCost(1,
 def test_equal_stages_take_the_time_of_the_formula(
     method: str, stages: int, micro_batches: int, batches: int, forward: int, backward: int
 ) -> None:
+    if method.startswith("bp_zb"):  # whose formulas are for equal times of F, I and W
+        backward = 2 * forward
     sizes = {"stages": stages, "micro_batches": micro_batches, "batches": batches}
     times = {"forward": float(forward), "backward": float(backward)}
     events = simulate(method, [StageCost(forward, backward)] * stages, micro_batches=micro_batches, batches=batches)
