@@ -3,6 +3,7 @@
     python run/bench.py --sleeping --json docs/results/sleeping.json
     python run/bench.py --dial --stages 4,8 --batches 2 --forward-ms 30 --backward-ms 60 --json docs/results/dial.json
     python run/bench.py --cores --json docs/results/cores.json
+    python run/bench.py --repartition --json docs/results/repartition.json
     python run/bench.py --features --json docs/results/features.json
     python run/bench.py --overhead --json docs/results/overhead.json
     python run/bench.py --layers --model vgg,transformer --json docs/results/layers.json
@@ -39,6 +40,7 @@ from ds_al.studies.bench.forms import networks_on_two_stages
 from ds_al.studies.bench.layers import measure_layers
 from ds_al.studies.bench.overhead import METHODS as OVERHEAD_METHODS
 from ds_al.studies.bench.overhead import measure_overhead
+from ds_al.studies.bench.repartition import RepartitionCases, measure_repartition
 from ds_al.studies.bench.rivals import measure_cores
 from ds_al.studies.bench.traffic import measure_traffic
 from ds_al.studies.bench.workloads import METHODS
@@ -66,6 +68,10 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--cores", action="store_true",
         help="samples per second of real networks on two cores: streaming, one layer, 1F1B and its rivals",
+    )  # fmt: skip
+    what.add_argument(
+        "--repartition", action="store_true",
+        help="time sleeping layers while a stage is slower for a while, with and without layers that move",
     )  # fmt: skip
     what.add_argument(
         "--features", action="store_true", help="time features of DeepSpeed on sleeping layers: do stages wait?"
@@ -111,7 +117,9 @@ def parser() -> argparse.ArgumentParser:
         help="micro-batches per batch, comma-separated (default: 4,8,16; --memory: 4,8,16,32; --cores: 2,4,8,16)",
     )
     p.add_argument("--total", type=positive, default=32, help="with --cores: micro-batches per timed run (default: 32)")
-    p.add_argument("--batches", type=positive, default=3, help="batches per timed run (default: 3)")
+    p.add_argument(
+        "--batches", type=positive, help="batches per timed run, or of a phase (default: 3; --repartition: 20)"
+    )
     p.add_argument(
         "--repeat", type=positive, default=3, help="repetitions per case; the median is reported (default: 3)"
     )
@@ -138,7 +146,7 @@ def main() -> None:
         p.error("--current goes with --check")
     run = next(
         each
-        for each in (sleeping, dial, cores, features, overhead, layers, traffic, check, memory)
+        for each in (sleeping, dial, cores, repartition, features, overhead, layers, traffic, check, memory)
         if getattr(args, each.__name__)
     )
     try:
@@ -155,7 +163,7 @@ def sleeping(args: argparse.Namespace, console: Console) -> None:
         methods=args.methods or METHODS,
         stages=args.stages or (2, 4),
         micro_batches=args.micro_batches or (4, 8, 16),
-        batches=args.batches,
+        batches=args.batches or 3,
         forward=args.forward_ms / 1000,
         backward=args.backward_ms / 1000,
         repeat=args.repeat,
@@ -171,7 +179,7 @@ def dial(args: argparse.Namespace, console: Console) -> None:
         stages=args.stages or (4, 8),
         layers=(1, 2, 4),
         micro_batches=args.micro_batches or (4, 8, 16),
-        batches=args.batches,
+        batches=args.batches or 3,
         forward=args.forward_ms / 1000,
         backward=args.backward_ms / 1000,
         repeat=args.repeat,
@@ -203,11 +211,28 @@ def cores(args: argparse.Namespace, console: Console) -> None:
     _keep(args, console, "cores", rows, micro_batch=micro_batch, total=args.total, repeat=repeat)
 
 
+def repartition(args: argparse.Namespace, console: Console) -> None:
+    """Times a stage that is slower for a while."""
+    stages = (args.stages or (4,))[0]
+    cases = RepartitionCases(
+        stages=stages,
+        layers=4 * stages,
+        micro_batches=(args.micro_batches or (4,))[0],
+        batches=max(args.batches or 20, 2),
+        forward=args.forward_ms / 1000,
+        backward=args.backward_ms / 1000,
+        slowdown=2.0,
+    )
+    with console.status(f"timing {stages} stages of which one is slower for a while"):
+        rows = measure_repartition(cases)
+    _keep(args, console, "repartition", rows, **asdict(cases))
+
+
 def features(args: argparse.Namespace, console: Console) -> None:
     """Times features."""
     cases = FeatureCases(
         micro_batches=(args.micro_batches or (8,))[0],
-        batches=args.batches,
+        batches=args.batches or 3,
         forward=args.forward_ms / 1000,
         backward=args.backward_ms / 1000,
         repeat=args.repeat,

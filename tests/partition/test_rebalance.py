@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from ds_al.config.associated_learning import RepartitionConfig
+from ds_al.launch.ranks import run_ranks
 from ds_al.parallel.topology import StageTopology
 from ds_al.partition.rebalance import Rebalance, layer_seconds
+from ds_al.studies.bench.workloads import micro_batches, sleeping_engine
 from ds_al.trace.events import Event
 from ds_al.trace.recorder import Recording
+from tests.support.engines import different, engine_state, merge
 
 
 def rebalance(threshold: float = 1.2) -> Rebalance:
@@ -70,3 +73,25 @@ def test_seconds_of_layers_are_medians_and_steps_are_divided_by_weights() -> Non
     ]
     found = layer_seconds(events, micro_batches=3, weights={0: 30, 1: 10})
     assert found == pytest.approx({0: 0.1 + 0.3, 1: 0.2 + 0.1})
+
+
+def slow_and_fast() -> list[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Worker: sleeping layers, three of four on the last stage, that stay and that move by themselves."""
+    found = []
+    for block in ({}, {"repartition": {"every": 1, "threshold": 1.1}}):
+        engine = sleeping_engine("streaming", stages=2, layers=4, forward=0.01, backward=0.01, options=block)
+        engine.repartition([0, 1, 4])
+        engine.set_train_batch_size(2)
+        data = micro_batches(engine)
+        for _ in range(6):
+            engine.train_batch(data)
+        found.append((engine.module.bounds, engine_state(engine)))
+    return found
+
+
+@pytest.mark.distributed
+def test_an_engine_moves_its_layers_by_itself_and_its_weights_stay_the_same() -> None:
+    stay, move = zip(*run_ranks(f"{__name__}:slow_and_fast", 2), strict=True)
+    assert [bounds for bounds, _ in stay] == [[0, 1, 4]] * 2
+    assert [bounds for bounds, _ in move] == [[0, 2, 4]] * 2
+    assert different(merge([state for _, state in stay]), merge([state for _, state in move])) == []

@@ -43,6 +43,19 @@ def test_sleeping_writes_a_row_for_every_method(tmp_path: Path) -> None:
         assert len(list(csv.DictReader(file))) == len(METHODS)
 
 
+def test_repartition_writes_a_row_for_every_phase(tmp_path: Path) -> None:
+    path = tmp_path / "repartition.json"
+    short = ["--forward-ms", "1", "--backward-ms", "1", "--batches", "2", "--micro-batches", "1"]
+    done = bench("--repartition", "--stages", "2", *short, "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["moves"], row["phase"]) for row in rows] == [
+        (moves, phase) for moves in (False, True) for phase in ("before", "during", "after")
+    ]
+    assert [row["best"] for row in rows[:3]] == pytest.approx([1 / 0.008, 1 / 0.012, 1 / 0.008])  # 4 of 2 ms, 3 of 4
+    assert all(row["bounds"] == "0 4 8" for row in rows[:3])
+
+
 def test_memory_is_flat_for_streaming_and_grows_for_backprop() -> None:
     rows = measure_memory(
         methods=("streaming", "bp_1f1b", "bp_gpipe"), stages=(3,), micro_batches=(2, 4, 8), width=16, micro_batch=4

@@ -122,21 +122,21 @@ def sleeping_engine(
     layers: int | None = None,
     keys: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
+    block: type[Sleeping] = Sleeping,
 ) -> Any:
     """Builds an engine over sleeping layers; its micro-batches are ``(1, CLASSES)``.
 
     By default a stage has one layer, and with ``bp_dualpipev`` two of half the time.
 
     Args:
+        block: class of the layers' f.
         keys: additional keys of DeepSpeed's config.
         options: keys of the ``"associated_learning"`` block in addition to the method.
     """
     parts = 2 if method == build.DUALPIPEV else 1
-    block = partial(LayerSpec, Sleeping, forward=forward / parts, backward=backward / parts)
+    spec = partial(LayerSpec, block, forward=forward / parts, backward=backward / parts)
     layers = parts * stages if layers is None else layers
-    return _engine(
-        method, block, stages=stages, width=CLASSES, micro_batch=1, layers=layers, keys=keys, options=options
-    )
+    return _engine(method, spec, stages=stages, width=CLASSES, micro_batch=1, layers=layers, keys=keys, options=options)
 
 
 def dial_engine(schedule: str, *, stages: int, layers: int, forward: float, backward: float) -> Any:

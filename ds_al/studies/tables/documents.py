@@ -21,6 +21,7 @@ TABLES: Mapping[str, Blocks] = {
     "sleeping": schedules.sleeping,
     "dial": rivals.dial,
     "cores": rivals.cores,
+    "repartition": schedules.repartition,
     "features": schedules.features,
     "overhead": schedules.overhead,
     "tracing_cost": schedules.tracing_cost,

@@ -19,6 +19,15 @@ SLEEPING = (
     Column("ideal", "{ideal:.3f}"),
     Column("efficiency", "{efficiency:.3f}"),
 )
+REPARTITION = (
+    Column("layers", "{moves}", left=True),
+    Column("phase", "{phase}", left=True),
+    Column("slowdown", "{slowdown:g}"),
+    Column("batches/s", "{batches_per_second:.3f}"),
+    Column("in the second half", "{batches_per_second_late:.3f}"),
+    Column("best partition", "{best:.3f}"),
+    Column("bounds at the end", "{bounds}", left=True),
+)
 OVERHEAD = (
     Column("engine", "`{method}`", left=True),
     Column("stage", "{stage}", left=True),
@@ -81,6 +90,12 @@ def sleeping(rows: Sequence[Row]) -> list[Table | str]:
 def sleeping_listed(rows: Sequence[Row]) -> list[Table | str]:
     """Returns one line per case with its spread, for the terminal."""
     return [listed(rows, SLEEPING, caption="sleeping layers: seconds of all batches of M micro-batches")]
+
+
+def repartition(rows: Sequence[Row]) -> list[Table | str]:
+    """Returns a line per phase, without moves and with them."""
+    shown = [{**row, "moves": "move" if row["moves"] else "stay"} for row in rows]
+    return [listed(shown, REPARTITION, caption="sleeping layers, one stage slower for a while: batches per second")]
 
 
 def overhead(rows: Sequence[Row]) -> list[Table | str]:
