@@ -37,7 +37,7 @@ class Job:
     Attributes:
         folder: of this job, absolute.
         method: of :data:`~ds_al.studies.bench.workloads.METHODS`.
-        recovers: whether keepers replace processes; else every stage saves a checkpoint, from which the next job goes on.
+        recovers: whether keepers replace processes; else the job saves checkpoints, from which the next one goes on.
         stages: number of ranks.
         micro_batch, micro_batches, batches: samples, micro-batches per batch, and batches of the whole job.
         every: micro-batches between two saves.
