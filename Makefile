@@ -5,6 +5,7 @@ PORT        ?= 29500
 RANKS       ?= 2
 CONFIG      ?= ds_configs/fashion_mnist_vgg_al.json
 ARGS        ?=
+PICTURE     ?= docs/figures/recovery.png
 WORKERS     ?= 2
 TORCH_INDEX ?=
 MATRIX_TESTS ?=
@@ -24,7 +25,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test test-fast test-all test-matrix same-bits lint format docs doctor bench gpu reliability
+.PHONY: help install train test test-fast test-all test-matrix same-bits lint format docs doctor bench demo gpu reliability
 .PHONY: sample-report wheel test-wheel clean distclean
 
 help: ## show this list
@@ -36,6 +37,7 @@ help: ## show this list
 	@echo "  RANKS=$(RANKS)	how many processes train, one stage each"
 	@echo "  CONFIG=$(CONFIG)	what is trained"
 	@echo "  ARGS=$(ARGS)	further arguments, for train, test, doctor, bench, gpu and reliability"
+	@echo "  PICTURE=$(PICTURE)	what demo draws"
 	@echo "  MATRIX_TESTS=$(MATRIX_TESTS)	what test-matrix runs, instead of its own choice"
 	@echo "  BASE=$(BASE)	the commit that same-bits compares with"
 	@echo "  WORKERS=$(WORKERS)	how many processes test, test-fast and test-all run tests in, side by side"
@@ -95,6 +97,10 @@ docs: $(STAMP) ## write the generated pages: docs/{api,config,robustness,archite
 doctor: $(STAMP) ## say what works on this machine
 	@echo "==> Examining the environment"
 	OMP_NUM_THREADS=1 $(BIN)/python -m ds_al doctor $(ARGS)
+
+demo: $(STAMP) ## show recovery: a stage is killed twice, and no bit differs; under three minutes, draws PICTURE
+	@echo "==> Killing a stage twice, into $(PICTURE)"
+	OMP_NUM_THREADS=1 $(BIN)/python run/demo.py --picture $(PICTURE) $(ARGS)
 
 bench: $(STAMP) ## measure in short, into docs/results/bench*.json, and compare with what is committed
 	@echo "==> Timing schedules on sleeping layers, into docs/results/bench.json"

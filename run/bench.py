@@ -4,6 +4,7 @@
     python run/bench.py --dial --stages 4,8 --batches 2 --forward-ms 30 --backward-ms 60 --json docs/results/dial.json
     python run/bench.py --cores --json docs/results/cores.json
     python run/bench.py --repartition --json docs/results/repartition.json
+    python run/bench.py --recovery --json docs/results/recovery.json
     python run/bench.py --features --json docs/results/features.json
     python run/bench.py --overhead --json docs/results/overhead.json
     python run/bench.py --layers --model vgg,transformer --json docs/results/layers.json
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +42,7 @@ from ds_al.studies.bench.forms import networks_on_two_stages
 from ds_al.studies.bench.layers import measure_layers
 from ds_al.studies.bench.overhead import METHODS as OVERHEAD_METHODS
 from ds_al.studies.bench.overhead import measure_overhead
+from ds_al.studies.bench.recovery import RecoveryCases, measure_recovery
 from ds_al.studies.bench.repartition import RepartitionCases, measure_repartition
 from ds_al.studies.bench.rivals import measure_cores
 from ds_al.studies.bench.traffic import measure_traffic
@@ -72,6 +75,10 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--repartition", action="store_true",
         help="time sleeping layers while a stage is slower for a while, with and without layers that move",
+    )  # fmt: skip
+    what.add_argument(
+        "--recovery", action="store_true",
+        help="kill a stage, and time its recovery beside a restart of the whole job, and of 1F1B",
     )  # fmt: skip
     what.add_argument(
         "--features", action="store_true", help="time features of DeepSpeed on sleeping layers: do stages wait?"
@@ -118,7 +125,12 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--total", type=positive, default=32, help="with --cores: micro-batches per timed run (default: 32)")
     p.add_argument(
-        "--batches", type=positive, help="batches per timed run, or of a phase (default: 3; --repartition: 20)"
+        "--batches",
+        type=positive,
+        help="batches per timed run, or of a phase (default: 3; --repartition: 20; --recovery: 60)",
+    )
+    p.add_argument(
+        "--every", type=positive, default=32, help="with --recovery: micro-batches between two saves (default: 32)"
     )
     p.add_argument(
         "--repeat", type=positive, default=3, help="repetitions per case; the median is reported (default: 3)"
@@ -146,7 +158,7 @@ def main() -> None:
         p.error("--current goes with --check")
     run = next(
         each
-        for each in (sleeping, dial, cores, repartition, features, overhead, layers, traffic, check, memory)
+        for each in (sleeping, dial, cores, repartition, recovery, features, overhead, layers, traffic, check, memory)
         if getattr(args, each.__name__)
     )
     try:
@@ -226,6 +238,26 @@ def repartition(args: argparse.Namespace, console: Console) -> None:
     with console.status(f"timing {stages} stages of which one is slower for a while"):
         rows = measure_repartition(cases)
     _keep(args, console, "repartition", rows, **asdict(cases))
+
+
+def recovery(args: argparse.Namespace, console: Console) -> None:
+    """Kills stages."""
+    cases = RecoveryCases(
+        stages=(args.stages or (3,))[0],
+        micro_batches=(args.micro_batches or (4,))[0],
+        batches=args.batches or 60,
+        every=args.every,
+        repeat=args.repeat,
+    )
+    with tempfile.TemporaryDirectory() as folder, console.status("starting jobs") as status:
+
+        def progress(line: str) -> None:
+            status.update(line)
+            if not console.is_terminal:
+                print(line, flush=True)
+
+        rows = measure_recovery(cases, Path(folder), progress=progress)
+    _keep(args, console, "recovery", rows, **asdict(cases))
 
 
 def features(args: argparse.Namespace, console: Console) -> None:

@@ -42,6 +42,7 @@ _TOLD_BY: Mapping[str, str] = {
     "features": "feature",
     "dial": "graphs_held",
     "cores": "over_rival",
+    "recovery": "recomputed",
     "repartition": "slowdown",
     "sleeping": "efficiency",
     "gpu": "part",

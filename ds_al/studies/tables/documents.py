@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ds_al.figures.parts import Table
 from ds_al.studies.results import Results, Row, StudyError, origin, read
-from ds_al.studies.tables import costs, links, rivals, scaling, schedules, sweep
+from ds_al.studies.tables import costs, links, recovery, rivals, scaling, schedules, sweep
 from ds_al.studies.tables.write import document, terminal
 
 Blocks = Callable[[Sequence[Row]], list[Table | str]]
@@ -21,6 +21,7 @@ TABLES: Mapping[str, Blocks] = {
     "sleeping": schedules.sleeping,
     "dial": rivals.dial,
     "cores": rivals.cores,
+    "recovery": recovery.recovery,
     "repartition": schedules.repartition,
     "features": schedules.features,
     "overhead": schedules.overhead,
