@@ -293,14 +293,19 @@ class Presence:
             if self._launchers and any(launchers.parent_of(child) != parent for parent, child in self._launchers):
                 self._launchers = []
                 self._leave_without_launcher()
+            if self._leaves_with_others:
+                self._leave_with_others()
             if self._talks or (self._talk is not None and not self.records.get(0, self.own).ended):
                 self._look()
 
-    def _look(self) -> None:
-        if self._leaves_with_others and (cause := self.failed()):
+    def _leave_with_others(self) -> None:
+        gone = self._talk is not None and not self._talks
+        if cause := self.failed() or ("rank 0 has ended, and with it the store" if gone else ""):
             self.own.failed, self.own.lost = cause, True
             self.end()  # rank 0 would take the store from those who do not know yet
             self._exit(cause)
+
+    def _look(self) -> None:
         now = time.monotonic()
         # While the store does not answer, nothing is heard of anyone.
         late = {rank: now - self._heard[rank] for rank in self.records if now - self._heard[rank] > STOPPED}
