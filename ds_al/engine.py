@@ -16,6 +16,7 @@ Nothing is sent from a later stage to an earlier one. Losses are sent downstream
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MethodType
@@ -127,6 +128,9 @@ class ALPipelineEngine(PipelineEngine):
         self.topology = StageTopology.of(model)
         if model.runs is not None:
             groups.check(settings, layers=model.num_layers, stages=self.topology.stages)
+            self.al = groups.chosen(settings, sizes=list(Counter(layer for layer, _ in model.runs).values()))
+            if self.al is not settings.al and self.topology.stage == self.topology.replica == 0:
+                print(f"group_schedule auto: {self.al.group_schedule}", flush=True)
         self.replicas = Replicas(self.topology.replica, self.topology.replicas, group=self.topology.replica_group)
         self._selection = None
         if model_parameters is not None:

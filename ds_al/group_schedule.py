@@ -27,6 +27,7 @@ from deepspeed.runtime.pipe.schedule import (
     SendGrad,
 )
 
+from ds_al.errors import ALConfigError
 from ds_al.schedule import Step
 
 
@@ -195,3 +196,65 @@ GROUP_SCHEDULES: dict[str, type[GroupSchedule]] = {
     "zb_h1": ZeroBubbleH1,
     "zb_h2": ZeroBubbleH2,
 }
+
+
+def group_seconds(
+    schedule: str,
+    *,
+    size: int,
+    micro_batches: int,
+    forward: float,
+    halves: tuple[float, float],
+    step: float = 0.0,
+) -> float:
+    """Returns the period of a group of equal stages, from one optimizer step to the next.
+
+    No schedule with whole backward passes has a shorter period than ``1f1b``: between two steps the signal has to go
+    down and up the group once more. A split backward pass fills that gap with the gradients of weights put off.
+
+    Args:
+        schedule: a name of :data:`GROUP_SCHEDULES`.
+        size: number of stages of the group, G.
+        micro_batches: micro-batches per step, M.
+        forward: seconds of a forward pass, f.
+        halves: seconds of a backward pass for the input and for the weights, b_in and b_w.
+        step: seconds of an optimizer step, u.
+    """
+    for_input, for_weights = halves
+    busy = micro_batches * (forward + for_input + for_weights) + step
+    gap = (size - 1) * (forward + for_input)
+    if schedule == "1f1b":
+        return busy + gap + (size - 1) * for_weights
+    deferred = group_graphs(schedule, size=size, micro_batches=micro_batches)
+    return busy + max(0.0, gap + for_weights - deferred * for_weights)
+
+
+def group_graphs(schedule: str, *, size: int, micro_batches: int) -> int:
+    """Returns the largest number of micro-batches whose graphs a stage of a group holds; arguments as above."""
+    return min({"1f1b": size, "zb_h1": size, "zb_h2": 2 * size - 1}[schedule], micro_batches)
+
+
+def fastest(*, size: int, micro_batches: int, graphs: int | None = None, together: bool = False) -> str:
+    """Returns the schedule with the shortest period at ``f = b_in = b_w``; of equal ones, that with the fewest graphs.
+
+    Args:
+        size, micro_batches: as for :func:`group_seconds`.
+        graphs: the most micro-batches whose graphs a stage may hold.
+        together: whether the stages step together, which leaves no time between steps to fill: then ``1f1b``.
+
+    Raises:
+        ALConfigError: every schedule holds more graphs.
+    """
+    held = {name: group_graphs(name, size=size, micro_batches=micro_batches) for name in GROUP_SCHEDULES}
+    fitting = [name for name in GROUP_SCHEDULES if graphs is None or held[name] <= graphs]
+    if not fitting:
+        raise ALConfigError(
+            f'"group_graphs": got {graphs}: a stage of a group of {size} stages holds the graphs of at least '
+            f"{min(held.values())} of {micro_batches} micro-batches: raise it, or use activation checkpointing, fewer "
+            "micro-batches per step, or fewer stages"
+        )
+    period = {
+        name: group_seconds(name, size=size, micro_batches=micro_batches, forward=1.0, halves=(1.0, 1.0))
+        for name in fitting
+    }
+    return "1f1b" if together or size == 1 else min(fitting, key=lambda name: (period[name], held[name]))

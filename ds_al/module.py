@@ -22,7 +22,7 @@ from ds_al.objectives import Objective
 from ds_al.parallel import worker
 from ds_al.parallel.world import join_world
 from ds_al.partition.groups import Run, explicit_runs, spread
-from ds_al.partition.measure import Measuring, measure_stages
+from ds_al.partition.measure import Found, Measuring, measure_groups, measure_stages
 from ds_al.partition.part import LayerPart, blocks, run_of
 from ds_al.partition.plan import describe, explicit
 from ds_al.partition.shared import refuse_shared, refuse_shared_by_runs
@@ -172,7 +172,9 @@ class ALPipelineModule(PipelineModule):
         """Cuts layers between their blocks, and replaces the layers by one part per stage."""
         whole = [_built(spec, self.base_seed + i) for i, spec in enumerate(self._al_layers)]
         costs = [_block_costs(layer, method) for layer in whole]
-        if method.startswith("cuts:"):
+        if method == "measured":
+            self.runs = self._measured_runs([len(row) for row in costs])
+        elif method.startswith("cuts:"):
             self.runs = explicit_runs(method, blocks=[len(row) for row in costs], stages=self.num_stages)
         else:
             self.runs = spread(costs, self.num_stages)
@@ -209,13 +211,33 @@ class ALPipelineModule(PipelineModule):
             self._build_for_timing,
             layers=len(self._layer_specs),
             measuring=self._measuring,
-            stages=self._topo.get_axis_comm_lists("data") or [[rank] for rank in range(dist.get_world_size())],
+            stages=self._ranks_of_stages(),
         )
-        names = [_name(spec) for spec in self._layer_specs]
+        self._tell_measured(found, [_name(spec) for spec in self._layer_specs])
+        return found.bounds
+
+    def _measured_runs(self, blocks: Sequence[int]) -> list[Run]:
+        """The same by blocks of layers that span stages."""
+        if self._measuring is None:
+            raise ALConfigError('partition_method "measured" needs a micro-batch: give ALPipelineModule(example=x)')
+        units = [(layer, block) for layer, count in enumerate(blocks) for block in range(count)]
+
+        def build(index: int) -> ALLayer:
+            layer, block = units[index]
+            whole = self._build_for_timing(layer)
+            return whole if blocks[layer] == 1 else LayerPart(whole, range(block, block + 1))
+
+        found, runs = measure_groups(build, blocks=blocks, measuring=self._measuring, stages=self._ranks_of_stages())
+        self._tell_measured(found, [f"{layer}, block {block}" for layer, block in units])
+        return runs
+
+    def _ranks_of_stages(self) -> list[list[int]]:
+        return self._topo.get_axis_comm_lists("data") or [[rank] for rank in range(dist.get_world_size())]
+
+    def _tell_measured(self, found: Found, names: Sequence[str]) -> None:
         self.partition_table = describe(found.times, found.bounds, names, steps=found.steps) + f"\n{found.origin}"
         if self.global_rank == 0:
             print(self.partition_table, flush=True)
-        return found.bounds
 
     def _build_for_timing(self, index: int) -> ALLayer:
         """A layer that may be spoilt: parts that are modules already are to be trained, not timed."""
@@ -405,12 +427,12 @@ def _count(layer: ALLayer) -> int:
 def _block_costs(layer: ALLayer, method: str) -> list[float]:
     """Returns the cost of each block of f, and of b, g and h with the last one."""
     count = _count(layer)
-    if method == "uniform" or method.startswith("cuts:"):
+    if method in ("uniform", "measured") or method.startswith("cuts:"):
         return [1.0] * count
     if method != "parameters":
         raise ALConfigError(
-            f"got partition_method={method!r} for more stages than AL layers: expected 'parameters', 'uniform', or "
-            "'cuts:2,5', the first blocks of the stages after the first one"
+            f"got partition_method={method!r} for more stages than AL layers: expected 'measured', 'parameters', "
+            "'uniform', or 'cuts:2,5', the first blocks of the stages after the first one"
         )
     parts = [run_of(layer.f, range(i, i + 1)) for i in range(count)]
     own = [float(sum(p.numel() for p in part.parameters())) for part in parts]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from deepspeed.runtime.pipe.schedule import PipeInstruction
 
-from ds_al.group_schedule import GROUP_SCHEDULES, Place
-from ds_al.planner.formulas import group_graphs, group_seconds
+from ds_al.errors import ALConfigError
+from ds_al.group_schedule import GROUP_SCHEDULES, Place, fastest, group_graphs, group_seconds
 
 FORWARD, HALVES = 1.0, (1.0, 1.0)
 SECONDS = {"ForwardPass": 1.0, "BackwardPass": 2.0, "BackwardInput": 1.0, "BackwardWeight": 1.0}
@@ -81,3 +81,14 @@ def test_gradients_accumulate_in_the_order_of_micro_batches(schedule: str) -> No
         for kinds in (("ForwardPass",), ("BackwardPass", "BackwardInput"), ("BackwardPass", "BackwardWeight")):
             order = [one.kwargs["buffer_id"] for one in own if type(one).__name__ in kinds]
             assert order == [m % buffers for m in range(8)]
+
+
+def test_auto_takes_the_fastest_schedule_whose_graphs_fit() -> None:
+    assert fastest(size=4, micro_batches=8) == "zb_h2"
+    assert fastest(size=4, micro_batches=8, graphs=6) == "zb_h1"
+    assert (
+        fastest(size=2, micro_batches=2) == "zb_h1"
+    )  # which then holds as few graphs as 1f1b, and zb_h2 gains nothing
+    assert fastest(size=4, micro_batches=8, together=True) == fastest(size=1, micro_batches=8) == "1f1b"
+    with pytest.raises(ALConfigError, match=r'"group_graphs": got 3: .* at least 4 of 8 micro-batches'):
+        fastest(size=4, micro_batches=8, graphs=3)

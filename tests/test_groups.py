@@ -1,4 +1,4 @@
-"""Layers that span several stages, K < P: every schedule inside a group leaves the bits of one process."""
+"""Layers that span several stages, K < P: objectives, inference, checkpoints, what is refused; and DeepSpeed's 1F1B."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from deepspeed.pipe import LayerSpec
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -19,38 +18,13 @@ from ds_al.layer import ALLayer
 from ds_al.models import build_al
 from ds_al.module import TwinModule
 from ds_al.partition.shared import refuse_shared_by_runs
-from ds_al.spec import ALLayerSpec
-from tests.support import reference
-from tests.support.networks import Block, Network, tokens
+from tests.group.networks import MODELS, network
+from tests.support.networks import Network, tokens
 
 pytestmark = pytest.mark.distributed
 
 BATCHES, SEED = 3, 7
 State = dict[str, Tensor]
-SMALL: dict[str, dict[str, Any]] = {
-    "vgg": {"in_shape": (1, 8, 8), "num_classes": 4, "blocks": ((4, "M"), (6, "M"), (8,), (8,)), "code_width": 6},
-    "resnet": {"in_shape": (1, 8, 8), "num_classes": 4, "widths": (4, 6), "code_width": 6},
-    "transformer": {
-        "vocab_size": 20,
-        "num_classes": 4,
-        "width": 8,
-        "heads": 2,
-        "feed_forward": 12,
-        "dropout": 0.2,
-        "max_length": 7,
-        "code_width": 6,
-        "num_blocks": 8,
-    },
-    "lstm": {
-        "vocab_size": 20,
-        "num_classes": 4,
-        "embedding_width": 6,
-        "width": 5,
-        "dropout": 0.2,
-        "code_width": 6,
-        "num_blocks": 4,
-    },
-}
 
 
 def refused(cases: dict[str, Any]) -> dict[str, str]:
@@ -67,61 +41,6 @@ def refused(cases: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-class Dense(nn.Sequential):
-    """Blocks of linear, tanh and dropout."""
-
-    def __init__(self, width_in: int, width_out: int, *, count: int) -> None:
-        super().__init__(*(Block(width_out if i else width_in, width_out) for i in range(count)))
-
-
-def network(name: str, layers: int) -> Network:
-    """A network of K layers, each of several blocks."""
-    if name == "mlp":
-        return Network(lambda: _mlp(layers), lambda generator, size: torch.randn(size, 12, generator=generator))
-    make_input = tokens if "vocab_size" in SMALL[name] else _images
-    return Network(lambda: build_al(name, num_layers=layers, **SMALL[name]), make_input)
-
-
-def _images(generator: torch.Generator, size: int) -> Tensor:
-    return torch.randn(size, 1, 8, 8, generator=generator)
-
-
-def _mlp(layers: int) -> list[ALLayerSpec]:
-    return [
-        ALLayerSpec(
-            f=LayerSpec(Dense, 16 if i else 12, 16, count=8 // layers),
-            b=LayerSpec(Block, 16, 6),
-            g=LayerSpec(nn.Linear, 6 if i else 4, 6),
-            h=LayerSpec(nn.Linear, 6, 6 if i else 4),
-        )
-        for i in range(layers)
-    ]
-
-
-def trained(cases: list[dict[str, Any]]) -> list[State]:
-    """Worker: trains case after case; weights, buffers and optimizer state by layer and name."""
-    results = []
-    for case in cases:
-        net = network(case["network"], case["layers"])
-        method = case.get("partition", "uniform")
-        module = ds_al.ALPipelineModule(net.layers(), num_classes=net.classes, base_seed=SEED, partition_method=method)
-        config = {
-            "train_micro_batch_size_per_gpu": 8,
-            "gradient_accumulation_steps": case["micro_batches"],
-            "steps_per_print": None,
-            "optimizer": {"type": "AdamW", "params": {"lr": 3e-3, "torch_adam": True}},
-            "associated_learning": {"group_schedule": case["schedule"], "steps_per_batch": 1, **case.get("al", {})},
-        }
-        engine, *_ = ds_al.initialize(model=module, config=config)
-        batches = iter(net.batches(BATCHES * case["micro_batches"]))
-        for _ in range(BATCHES):
-            engine.train_batch(batches)
-        engine.flush()
-        results.append(_state(engine.layers, engine.optimizer.state))
-        engine.destroy()
-    return results
-
-
 def _state(layers: Any, optimizer_state: Any) -> State:
     state: State = {}
     for index, layer in layers:
@@ -132,51 +51,11 @@ def _state(layers: Any, optimizer_state: Any) -> State:
     return state
 
 
-def expected(case: dict[str, Any]) -> State:
-    """The same by the plain loop over whole layers, with accumulation in the order of micro-batches."""
-    net = network(case["network"], case["layers"])
-    layers: list[ALLayer] = net.build(SEED)
-    optimizers = reference.train(
-        layers,
-        net.batches(BATCHES * case["micro_batches"]),
-        num_classes=net.classes,
-        make_optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3, fused=True),
-        base_seed=SEED,
-        accumulate=case["micro_batches"],
-    )
-    states = {p: s for pair in optimizers for each in pair if each for p, s in each.state.items()}
-    return _state(list(enumerate(layers)), states)
-
-
-def check(stages: int, cases: list[dict[str, Any]]) -> None:
-    ranks = run_ranks(f"{__name__}:trained", stages, cases=cases)
-    for number, case in enumerate(cases):
-        got: State = {name: value for rank in ranks for name, value in rank[number].items()}
-        want = expected(case)
-        assert got.keys() == want.keys(), case
-        assert [name for name in want if not torch.equal(got[name], want[name])] == [], case
-
-
-def cases_of(networks: list[str], *, layers: int, micro_batches: tuple[int, ...]) -> list[dict[str, Any]]:
-    return [
-        {"network": name, "layers": layers, "micro_batches": count, "schedule": schedule}
-        for name in networks
-        for count in micro_batches
-        for schedule in ("1f1b", "zb_h1", "zb_h2")
-    ]
-
-
-@pytest.mark.parametrize(("layers", "stages"), [(1, 2), (1, 4), (2, 3)])
-def test_a_group_leaves_the_bits_of_one_process(layers: int, stages: int) -> None:
-    """K = 1 is exact back-propagation through all stages; K = 2 on 3 stages has groups of different sizes."""
-    check(stages, cases_of(["mlp", "vgg", "transformer", "lstm"], layers=layers, micro_batches=(1, 4)))
-
-
 def measured(cases: list[dict[str, Any]]) -> list[Any]:
     """Worker: trains, then evaluates and predicts."""
     results = []
     for case in cases:
-        options = dict(SMALL["transformer"], objective=case.get("objective", "mse"))
+        options = dict(MODELS["transformer"], objective=case.get("objective", "mse"))
         net = Network(lambda options=options: build_al("transformer", num_layers=2, **options), tokens)
         module = ds_al.ALPipelineModule(
             net.layers(),

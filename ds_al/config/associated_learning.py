@@ -165,10 +165,18 @@ class ALConfig(StrictModel):
         "seconds are not those of a pipeline. `bp_dp`: data parallel back-propagation, for a `PipelineModule` of a "
         "single stage, with a replica on every rank (`ds_al.baseline.data_parallel`).",
     )
-    group_schedule: Literal["1f1b", "zb_h1", "zb_h2"] = Field(
+    group_schedule: Literal["1f1b", "zb_h1", "zb_h2", "auto"] = Field(
         default="1f1b",
         description="Schedule inside a group of stages, where an AL layer spans several stages (K < P). `1f1b`: one "
-        "forward, one backward. `zb_h1`, `zb_h2`: zero bubble, with gradients of weights put off.",
+        "forward, one backward. `zb_h1`, `zb_h2`: zero bubble, with gradients of weights put off. `auto`: the "
+        "fastest of them for the size of the largest group and the micro-batches per step, by its formula, whose "
+        "graphs are at most `group_graphs`.",
+    )
+    group_graphs: int | None = Field(
+        default=None,
+        ge=1,
+        description="The most micro-batches whose graphs a stage of a group may hold, for `group_schedule: auto`: "
+        "memory for activations, divided by that of a micro-batch. `null` is no limit.",
     )
     group_step: Literal["alone", "together"] = Field(
         default="alone",
@@ -293,6 +301,13 @@ class ALConfig(StrictModel):
         description="Action after a stall is printed: `end` ends every rank with exit code 1; `continue` keeps "
         "waiting, and prints again after 2, 4, 8 ... times `stall_seconds`.",
     )
+
+    @field_validator("group_graphs")
+    @classmethod
+    def _of_auto(cls, group_graphs: int | None, info: ValidationInfo) -> int | None:
+        if group_graphs is not None and info.data.get("group_schedule") != "auto":
+            raise ValueError('it is for "group_schedule": "auto", which chooses by it')
+        return group_graphs
 
     @field_validator("message_dtype")
     @classmethod

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from ds_al.config.associated_learning import ALConfig
 from ds_al.config.base import BLOCK
 from ds_al.config.settings import Settings
 from ds_al.errors import ALConfigError
+from ds_al.group_schedule import fastest
 
 
 def check(settings: Settings, *, layers: int, stages: int) -> None:
@@ -44,3 +48,22 @@ def check(settings: Settings, *, layers: int, stages: int) -> None:
                 f"{name} with {stages} stages for {layers} AL layers, where a layer spans several stages: {why}, or "
                 f"start at most {layers} stages"
             )
+
+
+def chosen(settings: Settings, *, sizes: Sequence[int]) -> ALConfig:
+    """Returns the block with the schedule that ``"auto"`` chooses; the same on every rank.
+
+    Args:
+        sizes: number of stages of each group.
+
+    Raises:
+        ALConfigError: no schedule holds as few graphs as ``group_graphs`` says.
+    """
+    al = settings.al
+    if al.group_schedule != "auto":
+        return al
+    micro_batches = settings.deepspeed["gradient_accumulation_steps"] // (al.steps_per_batch or 1)
+    name = fastest(
+        size=max(sizes), micro_batches=micro_batches, graphs=al.group_graphs, together=al.group_step == "together"
+    )
+    return al.model_copy(update={"group_schedule": name})

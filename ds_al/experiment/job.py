@@ -108,6 +108,8 @@ class Job:
                 tracing.finish()
             observers.trained((tracing.events or ()) if tracing is not None else ())
             summary = {**self._summary(history, seconds=time.perf_counter() - start), "folder": str(self.info.folder)}
+            if self.spanned:
+                summary["group_schedule"] = self.engine.al.group_schedule
             observers.finished(summary, history)
             return summary
         except BaseException:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ds_al.layer import ALLayer
+from ds_al.partition.part import LayerPart
 from ds_al.tensors import Activation, first, stop_gradient
 from ds_al.trace.meter import ActivationMeter
 
@@ -74,7 +75,7 @@ def measure(
     decoders: list[nn.Module] = []
     for index in range(layers):
         layer = build(index).to(device).train()
-        if layer.objective.needs_earlier_decoders:
+        if layer.objective.needs_earlier_decoders and layer.ends:
             layer.objective.earlier = list(decoders)
             decoders.append(copy.deepcopy(layer.h).requires_grad_(False))
         if t is None:
@@ -103,18 +104,31 @@ def _first_target(layer: ALLayer, x: Any, num_classes: int) -> Any:
 def _once(
     layer: ALLayer, s: Any, t: Any, optimizer: torch.optim.Optimizer | None, device: torch.device
 ) -> tuple[float, float, float]:
+    if isinstance(layer, LayerPart) and layer.run.start:
+        s = _leaves(s)
     marks = [_now(device)]
     s_out, t_out = layer(s, t)
     marks.append(_now(device))
-    learning: list[Tensor] = [loss for loss in layer.local_losses(s_out, t_out, t) if loss.requires_grad]
+    outputs = layer.local_losses(s_out, t_out, t) if layer.ends else _tuple(s_out)
+    learning: list[Tensor] = [output for output in outputs if output.requires_grad]
     if learning:
-        torch.autograd.backward(learning)
+        torch.autograd.backward(learning, None if layer.ends else [torch.ones_like(output) for output in learning])
     marks.append(_now(device))
     if optimizer is not None:
         optimizer.step()
         optimizer.zero_grad()
     marks.append(_now(device))
     return marks[1] - marks[0], marks[2] - marks[1], marks[3] - marks[2]
+
+
+def _tuple(s: Any) -> tuple[Tensor, ...]:
+    return s if isinstance(s, tuple) else (s,)
+
+
+def _leaves(s: Any) -> Any:
+    """Returns ``s`` with gradients, as it arrives from the blocks of the same layer before."""
+    leaves = tuple(part.detach().requires_grad_() if part.is_floating_point() else part for part in _tuple(s))
+    return leaves if isinstance(s, tuple) else leaves[0]
 
 
 def _held(layer: ALLayer, optimizer: torch.optim.Optimizer | None) -> int:

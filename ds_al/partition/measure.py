@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,7 @@ from ds_al.layer import ALLayer
 from ds_al.optim import names as optimizer_names
 from ds_al.optim.local import LocalOptimizer
 from ds_al.partition import cache as time_cache
+from ds_al.partition.groups import Run, spread
 from ds_al.partition.layer_times import MakeOptimizer, adamw, measure
 from ds_al.partition.plan import balance
 from ds_al.system import provenance
@@ -74,7 +76,51 @@ def measure_stages(build: Build, *, layers: int, measuring: Measuring, stages: S
     Raises:
         ALConfigError: no partition satisfies the memory limit, or the config cannot be honoured.
     """
-    al, world = al_config(measuring.config), dist.get_world_size()
+    al = al_config(measuring.config)
+    times, origin = _measured(build, layers=layers, measuring=measuring, al=al, stages=stages)
+    steps = _steps(measuring.config, al)
+    bounds = balance(
+        [[layer.cost(steps) for layer in rank] for rank in times],
+        memory=[max(column) for column in zip(*([layer.memory for layer in rank] for rank in times), strict=True)],
+        limit=math.inf if measuring.memory_limit is None else measuring.memory_limit,
+    )
+    return Found(bounds, times, steps, origin)
+
+
+def measure_groups(
+    build: Build, *, blocks: Sequence[int], measuring: Measuring, stages: Sequence[Sequence[int]]
+) -> tuple[Found, list[Run]]:
+    """Does what :func:`measure_stages` does where layers span stages, and returns what each stage holds.
+
+    A layer's bridge, g and h, and their losses, are part of its last block. Stages step once per batch unless the
+    config says otherwise. A block costs what it costs on the slowest rank.
+
+    Args:
+        build: builds the part of a layer that is one block, by the index of the block over all layers.
+        blocks: number of blocks of each layer.
+
+    Raises:
+        ALConfigError: a memory limit is given, or the config cannot be honoured.
+    """
+    if measuring.memory_limit is not None:
+        raise ALConfigError(
+            "memory_limit for more stages than AL layers: the activations of a stage depend on its place in a group; "
+            "leave it out, and limit the graphs that a stage holds (group_graphs)"
+        )
+    al, count = al_config(measuring.config), sum(blocks)
+    times, origin = _measured(build, layers=count, measuring=measuring, al=al, stages=stages)
+    steps = (al.steps_per_batch or 1) / measuring.config.get("gradient_accumulation_steps", 1)
+    costs = iter([max(rank[index].cost(steps) for rank in times) for index in range(count)])
+    runs = spread([[next(costs) for _ in range(size)] for size in blocks], len(stages))
+    bounds = [0, *accumulate(len(run) for _, run in runs)]
+    return Found(bounds, times, steps, origin), runs
+
+
+def _measured(
+    build: Build, *, layers: int, measuring: Measuring, al: ALConfig, stages: Sequence[Sequence[int]]
+) -> tuple[time_cache.Times, str]:
+    """Returns the times of the layers on the slowest rank of each stage, and their origin."""
+    world = dist.get_world_size()
     deepspeed_keys.honour(measuring.config, al)
     device = torch.device(get_accelerator().current_device_name())
     interval = measuring.config.get("pipeline", {}).get("activation_checkpoint_interval", 0) or measuring.interval
@@ -105,13 +151,7 @@ def measure_stages(build: Build, *, layers: int, measuring: Measuring, stages: S
                 time_cache.write(facts, times)
     steps = _steps(measuring.config, al)
     replicas = [[times[rank] for rank in ranks] for ranks in stages]
-    times = [max(ranks, key=lambda rank: sum(layer.cost(steps) for layer in rank)) for ranks in replicas]
-    bounds = balance(
-        [[layer.cost(steps) for layer in rank] for rank in times],
-        memory=[max(column) for column in zip(*([layer.memory for layer in rank] for rank in times), strict=True)],
-        limit=math.inf if measuring.memory_limit is None else measuring.memory_limit,
-    )
-    return Found(bounds, times, steps, origin)
+    return [max(ranks, key=lambda rank: sum(layer.cost(steps) for layer in rank)) for ranks in replicas], origin
 
 
 def _facts(

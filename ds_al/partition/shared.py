@@ -82,9 +82,9 @@ def refuse_shared_by_runs(index: int, layer: ALLayer, runs: Sequence[range]) -> 
     rest = [(name, part) for name, part in layer.named_children() if name != "f"]
     for number, run in enumerate(runs):
         held = [("f", run_of(layer.f, run)), *(rest if number == len(runs) - 1 else ())]
-        for name, module in (each for at, part in held for each in ((at, part), *_hidden(at, part))):
+        for place, module in (each for name, part in held for each in ((name, part), *_hidden(name, part))):
             for path, tensor, changes in _tensors(module):
-                use = (number, f"{name}.{path}", changes)
+                use = (number, f"{place}.{path}", changes)
                 former = owners.setdefault(_address(tensor), use)
                 if former[0] != number and (former[2] or changes):
                     raise ALConfigError(

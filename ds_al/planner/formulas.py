@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ds_al.group_schedule import group_graphs, group_seconds
+
 
 def ideal_seconds(
     method: str, *, stages: int, micro_batches: int, batches: int, forward: float, backward: float
@@ -58,42 +60,11 @@ def bubble_formula(
     return 1 - batches * micro_batches * (forward + backward) / ideal
 
 
-def group_seconds(
-    schedule: str,
-    *,
-    size: int,
-    micro_batches: int,
-    forward: float,
-    halves: tuple[float, float],
-    step: float = 0.0,
-) -> float:
-    """Returns the period of a group of equal stages, from one optimizer step to the next.
-
-    No schedule with whole backward passes has a shorter period than ``1f1b``: between two steps the signal has to go
-    down and up the group once more. A split backward pass fills that gap with the gradients of weights put off.
-
-    Args:
-        schedule: a name of :data:`~ds_al.group_schedule.GROUP_SCHEDULES`.
-        size: number of stages of the group, G.
-        micro_batches: micro-batches per step, M.
-        forward: seconds of a forward pass, f.
-        halves: seconds of a backward pass for the input and for the weights, b_in and b_w.
-        step: seconds of an optimizer step, u.
-    """
-    for_input, for_weights = halves
-    busy = micro_batches * (forward + for_input + for_weights) + step
-    gap = (size - 1) * (forward + for_input)
-    if schedule == "1f1b":
-        return busy + gap + (size - 1) * for_weights
-    deferred = group_graphs(schedule, size=size, micro_batches=micro_batches)
-    return busy + max(0.0, gap + for_weights - deferred * for_weights)
-
-
 def group_fill(schedule: str, *, size: int, micro_batches: int, weights: float) -> float:
     """Returns how much later than the first stage of a group its last one ends: ``zb_h2`` runs on without a drain.
 
     Args:
-        schedule, size, micro_batches: as above.
+        schedule, size, micro_batches: as for :func:`~ds_al.group_schedule.group_seconds`.
         weights: seconds of the gradients of weights, b_w.
     """
     deferred = group_graphs(schedule, size=size, micro_batches=micro_batches)
@@ -116,8 +87,3 @@ def held_graphs(method: str, *, stages: int, micro_batches: int) -> float:
         "bp_zb_h2": min(2 * p - 1, m),
         "bp_dualpipev": p + 1 / 2,
     }[method]
-
-
-def group_graphs(schedule: str, *, size: int, micro_batches: int) -> int:
-    """Returns the largest number of micro-batches whose graphs a stage of a group holds; arguments as above."""
-    return min({"1f1b": size, "zb_h1": size, "zb_h2": 2 * size - 1}[schedule], micro_batches)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ds_al.errors import ALTransportError
 from ds_al.tensors import is_channels_last
 
-_ALIGNMENT = 64  # bytes, as of torch's own allocations, so that kernels choose the same paths
+_ON_CPU, _ON_CUDA = 64, 512  # bytes, as torch aligns its own allocations, so that kernels choose the same paths
 HEADER = 128  # int64 numbers
 _DTYPES = [
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128,
@@ -27,22 +27,26 @@ class Layout:
     Attributes:
         tensors: shape and dtype of each tensor.
         channels_last: whether each tensor is a feature map in channels-last memory format (:mod:`ds_al.tensors`).
+        alignment: bytes of which the offset of each tensor is a multiple.
     """
 
     tensors: tuple[tuple[tuple[int, ...], torch.dtype], ...]
     channels_last: tuple[bool, ...]
+    alignment: int = _ON_CPU
 
     @classmethod
     def of(cls, message: tuple[Tensor, ...]) -> Layout:
         """Returns the layout of a message."""
         return cls(
-            tuple((tuple(tensor.shape), tensor.dtype) for tensor in message), tuple(map(is_channels_last, message))
+            tuple((tuple(tensor.shape), tensor.dtype) for tensor in message),
+            tuple(map(is_channels_last, message)),
+            _ON_CUDA if any(tensor.is_cuda for tensor in message) else _ON_CPU,
         )
 
     @cached_property
     def nbytes(self) -> int:
         """Size of the flat buffer in bytes."""
-        return sum(_padded(shape, dtype) for shape, dtype in self.tensors)
+        return sum(self._padded(shape, dtype) for shape, dtype in self.tensors)
 
     def views(self, buffer: Tensor) -> tuple[Tensor, ...]:
         """Returns the tensors of a message as views of a flat ``uint8`` buffer."""
@@ -55,18 +59,22 @@ class Layout:
                 views.append(flat.view(batch, height, width, channels).permute(0, 3, 1, 2))
             else:
                 views.append(flat.view(shape))
-            offset += _padded(shape, dtype)
+            offset += self._padded(shape, dtype)
         return tuple(views)
 
+    def _padded(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        return -(-math.prod(shape) * dtype.itemsize // self.alignment) * self.alignment
+
     def encode(self) -> list[int]:
-        """Encodes the layout as ``HEADER`` integers: count; dtype, rank (negative: channels last), sizes of each; 0.
+        """Encodes the layout as ``HEADER`` integers: count, alignment; dtype, rank (negative: channels last), sizes of
+        each; 0.
 
         The last one makes the sum 0, so that a changed bit is noticed.
 
         Raises:
             ALTransportError: the message has too many tensors or dimensions, or a dtype that cannot be sent.
         """
-        numbers = [len(self.tensors)]
+        numbers = [len(self.tensors), self.alignment]
         for (shape, dtype), last in zip(self.tensors, self.channels_last, strict=True):
             if dtype not in _DTYPES:
                 raise ALTransportError(f"a tensor of dtype {dtype} cannot be sent between stages: use one of {_DTYPES}")
@@ -90,17 +98,13 @@ class Layout:
                 "got a header with other bits than were sent. A memory or a network between the two is faulty: check "
                 "or replace both hosts, and resume from the last checkpoint"
             )
-        tensors, channels_last, at = [], [], 1
+        tensors, channels_last, at = [], [], 2
         for _ in range(numbers[0]):
             dtype, rank = _DTYPES[numbers[at]], abs(numbers[at + 1])
             channels_last.append(numbers[at + 1] < 0)
             tensors.append((tuple(numbers[at + 2 : at + 2 + rank]), dtype))
             at += 2 + rank
-        return cls(tuple(tensors), tuple(channels_last))
+        return cls(tuple(tensors), tuple(channels_last), numbers[1])
 
     def __str__(self) -> str:
         return ", ".join(f"{list(shape)} {str(dtype).removeprefix('torch.')}" for shape, dtype in self.tensors)
-
-
-def _padded(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    return -(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT

@@ -92,6 +92,7 @@ COVERING = {
         *(Case(name, 1, 4, schedule) for name, schedule in zip(NAMES, itertools.cycle(SCHEDULES))),
         Case("users", 1, 8, "zb_h1"),
         Case("mlp", 1, 1, "zb_h2", "cuts:7"),
+        Case("mlp", 1, 4, "auto"),
     ],
     3: [
         *(Case(name, 2, 4, schedule) for name, schedule in zip(NAMES, itertools.cycle(SCHEDULES[::-1]))),

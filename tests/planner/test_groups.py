@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ds_al.group_schedule import group_graphs, group_seconds
 from ds_al.planner import Layer, Link, Machines, Wishes, Work, best_of_all, grid, group_sizes, predict, predict_groups
-from ds_al.planner.formulas import group_graphs, group_seconds
 from ds_al.planner.groups import GroupedStages
 from ds_al.planner.network import Device, PlannedNetwork
 from ds_al.studies.bench.predictions import against

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds_al.baseline.schedules import BACKPROP_SCHEDULES
-from ds_al.group_schedule import GROUP_SCHEDULES
+from ds_al.group_schedule import GROUP_SCHEDULES, group_seconds
 from ds_al.planner import StageCost, bubble_formula, ideal_seconds, simulate, simulator, stage_ends
-from ds_al.planner.formulas import group_seconds
 from ds_al.schedule import AL_SCHEDULES
 from ds_al.trace.analysis import computing, critical_path, idle_share, span, stage_times
 

@@ -10,9 +10,9 @@ from typing import Any
 from deepspeed import comm as dist
 
 from ds_al.baseline import build
-from ds_al.group_schedule import GROUP_SCHEDULES
+from ds_al.group_schedule import GROUP_SCHEDULES, group_graphs, group_seconds
 from ds_al.launch.ranks import run_ranks, tell
-from ds_al.planner.formulas import group_fill, group_graphs, group_seconds, held_graphs, ideal_seconds
+from ds_al.planner.formulas import group_fill, held_graphs, ideal_seconds
 from ds_al.studies.bench import workloads
 from ds_al.studies.bench.cases import START_UP, train, world_size
 from ds_al.studies.bench.interleaved import Span, turns

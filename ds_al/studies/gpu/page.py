@@ -118,6 +118,14 @@ Gloo cannot take the place of NCCL there. It sends no tensor of a GPU, and DeepS
 neighbour when it is made; pinned copies on the host would need an engine that replaces this and every later transfer,
 waits for the device at each message, and so would show nothing of the path that NCCL takes. With `DS_ACCELERATOR=cpu`
 the same ranks talk over gloo, and the same tests run there.""",
+    """\
+## Where the host waits for the GPU
+
+Streaming does not wait: the host queues kernels ahead. These wait, by reading, and were not measured: the check of an
+overflow (`fp16`, and `bf16` with `check_grad_overflow`), at each step; the LSTM, since torch's packed sequences take
+their lengths on the host, in each forward pass; message checksums, and headers with `dynamic_shape`, at each message;
+a stage inside a group of stages, which reads the state of the random number generators of each message; and stages
+that step together (`group_step`), at each step.""",
 ]
 
 _RANKS = """\
