@@ -60,8 +60,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--resume",
-        metavar="DIR",
-        help="continues from the latest checkpoint of the run in this folder (runs/<name>/<time>)",
+        metavar="DIR|auto",
+        help="continues from the latest checkpoint of the run in this folder (runs/<name>/<time>), in a new one; auto "
+        "continues the latest run of the experiment in its own folder, from its last complete checkpoint",
     )
     add(
         "--trace",

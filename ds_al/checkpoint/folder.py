@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -52,6 +53,21 @@ def find(load_dir: str | Path, tag: str | None = None) -> Path:
     if not (folder / INDEX).is_file():
         raise ALCheckpointError(f"no checkpoint in {str(folder)!r}: {_lacks_index(folder, root)}")
     return folder
+
+
+def newest(root: Path) -> str | None:
+    """Returns the tag of the complete checkpoint of a folder that has trained longest; ``None`` without one.
+
+    It is that of ``latest``, or a later one where the process ended before it could write that file.
+    """
+    folders = {path.parent.name: path.parent for path in root.glob(f"[!.]*/{INDEX}")}
+    with contextlib.suppress(ALCheckpointError):
+        folders[read_latest(root)] = find(root)
+    trained = {}
+    for tag, folder in folders.items():
+        with contextlib.suppress(ALCheckpointError):
+            trained[tag] = read_index(folder)["counters"]["trained_micro_batches"]
+    return max(trained, key=lambda tag: trained[tag], default=None)
 
 
 def opened(path: str | Path, tag: str | None = None) -> tuple[Path, Record]:

@@ -83,8 +83,8 @@ class ExperimentConfig(StrictModel):
     )
     max_seconds: float | None = Field(
         default=None, gt=0, description="Ends training after the epoch in which the training "
-                                                 "time, without evaluations, exceeds this. A resumed run counts from "
-                                                 "0."
+                                                 "time, without evaluations, exceeds this. A run that is resumed in a "
+                                                 "new folder counts from 0."
     )  # fmt: skip
     seed: int = Field(
         default=0, ge=0, lt=2**31, description="Seed of weights, dropout, data order and validation split."
@@ -136,6 +136,11 @@ class ExperimentConfig(StrictModel):
         ge=0,
         description="Epochs between checkpoints; 0 saves only that of the last epoch. The last two are kept, unless "
         "`associated_learning.checkpoint.keep_last` is set, `null` for all.",
+    )
+    checkpoint_batches: int | None = Field(
+        default=None,
+        ge=1,
+        description="Batches between further checkpoints, within an epoch; `null` saves none there.",
     )
     log_every: int = Field(
         default=10,

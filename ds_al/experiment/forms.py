@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -117,13 +118,17 @@ class Form(ABC):
             loader: training micro-batches, where this process reads data.
         """
 
-    def resume(self, engine: Any, folder: str, *, loader: Loader) -> None:
-        """Loads the latest checkpoint of a folder, and moves the loader to the micro-batch that follows it."""
-        engine.load_checkpoint(folder)
+    def resume(self, engine: Any, folder: str, *, tag: str | None, loader: Loader) -> dict[str, Any]:
+        """Loads a checkpoint, the latest without a tag, and moves the loader to the micro-batch that follows it.
 
-    def save(self, engine: Any, folder: Path, *, tag: str, complete: bool) -> None:
-        """Saves a checkpoint; with ``complete``, all its files exist when this returns."""
-        engine.save_checkpoint(str(folder), tag=tag)
+        Returns:
+            The ``state`` that it was saved with.
+        """
+        return engine.load_checkpoint(folder, tag=tag)[1]
+
+    def save(self, engine: Any, folder: Path, *, tag: str, complete: bool, state: dict[str, Any]) -> None:
+        """Saves a checkpoint with a state of the run; with ``complete``, all its files exist when this returns."""
+        engine.save_checkpoint(str(folder), tag=tag, client_state=state)
 
     def checkpoint_defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Returns keys of the engine's config that bound the number of checkpoints, where the config does not."""
@@ -208,9 +213,9 @@ class AssociatedLearning(Form):
         """Returns the bounds of the stages by their exits."""
         return engine.module.bounds
 
-    def save(self, engine: Any, folder: Path, *, tag: str, complete: bool) -> None:
+    def save(self, engine: Any, folder: Path, *, tag: str, complete: bool, state: dict[str, Any]) -> None:
         """Saves a checkpoint, and waits for an asynchronous one where it must be complete."""
-        super().save(engine, folder, tag=tag, complete=complete)
+        super().save(engine, folder, tag=tag, complete=complete, state=state)
         if complete and self.config.checkpoint.asynchronous:
             engine.flush()
 
@@ -285,29 +290,31 @@ class BackpropPipeline(Form):
             engine.set_dataiterator(iter(loader))
         return engine
 
-    def save(self, engine: Any, folder: Path, *, tag: str, complete: bool) -> None:
+    def save(self, engine: Any, folder: Path, *, tag: str, complete: bool, state: dict[str, Any]) -> None:
         """Saves a checkpoint, and removes all but the last :data:`KEEP`, which DeepSpeed's engine does not do."""
-        super().save(engine, folder, tag=tag, complete=complete)
+        super().save(engine, folder, tag=tag, complete=complete, state=state)
         dist.barrier()  # all ranks have written
         if dist.get_rank() == 0:
             saved = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
             for old in saved[:-KEEP]:
                 shutil.rmtree(old)
 
-    def resume(self, engine: Any, folder: str, *, loader: Loader) -> None:
-        """Loads the latest checkpoint, and moves the loader, which DeepSpeed's engine does not do."""
-        super().resume(engine, folder, loader=loader)
+    def resume(self, engine: Any, folder: str, *, tag: str | None, loader: Loader) -> dict[str, Any]:
+        """Loads a checkpoint, and moves the loader, which DeepSpeed's engine does not do."""
+        state = super().resume(engine, folder, tag=tag, loader=loader)
         if loader is not None:
             _, replicas = loader.share
             loader.seek(engine.global_samples // (loader.batch_size * replicas))
+        return state
 
     def evaluate(self, engine: Any, batches: Iterable[Any], **exits: Any) -> dict[str, Any]:
         """Evaluates the last layer, the one exit of the twin."""
         return engine.evaluate(batches)
 
     def epoch_losses(self, engine: Any) -> tuple[dict[str, Any], Tensor | None]:
-        """Returns the loss of the last batch."""
-        return {"loss": float(engine.agg_train_loss)}, None
+        """Returns the loss of the last batch; NaN where a resumed epoch had none left."""
+        loss = engine.agg_train_loss
+        return {"loss": math.nan if loss is None else float(loss)}, None
 
     def latest_losses(self, engine: Any, stages: Iterable[int]) -> list[list[float]]:
         """Returns the loss of the last batch for every stage."""

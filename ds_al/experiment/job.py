@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from ds_al.experiment.hyperparameters import hyperparameters
 from ds_al.experiment.inputs import RunData
 from ds_al.experiment.observer import Observers, RunInfo, Snapshot
 from ds_al.experiment.process import quiet
-from ds_al.experiment.run_folder import RunFolder, check_probe, checkpoints_of, make_folder, probed_folder
+from ds_al.experiment.resuming import Origin
+from ds_al.experiment.run_folder import RunFolder, check_probe, epochs_of, make_folder, probed_folder
 from ds_al.experiment.stopping import Stop
 from ds_al.experiment.summary import best_epoch, run_facts, summarize
 from ds_al.experiment.wandb_run import WandbRun
@@ -32,6 +34,7 @@ from ds_al.trace import ActivationMeter
 
 History = list[dict[str, Any]]
 """Metrics of each epoch of this run."""
+_EPOCHS = "epochs"  # in the state of a checkpoint: epochs whose rows are written
 
 
 def join() -> None:
@@ -50,7 +53,8 @@ class Job:
 
     Args:
         config: the whole config, DeepSpeed's keys and both blocks.
-        resume: folder of an earlier run, or of its checkpoints, to continue from.
+        resume: folder of an earlier run, or of its checkpoints, to continue from; ``"auto"`` continues the latest run
+            of the experiment in its own folder (:mod:`ds_al.experiment.resuming`).
 
     Attributes:
         form: the form of the run (:mod:`ds_al.experiment.forms`).
@@ -67,7 +71,8 @@ class Job:
         self.layout, self.sizes = layout, sizes = described.layout, described.sizes
         experiment = self.experiment
         agreed("the output folder", lambda: make_folder(experiment))
-        self.resume = resume = agreed("the checkpoint", lambda: None if resume is None else str(checkpoints_of(resume)))
+        found = agreed("the checkpoint", lambda: Origin.of(resume, make_folder(experiment)), facts=Origin.facts)
+        self.origin = origin = Origin(**meetings.broadcast(vars(found), source=layout.writer))
         self.stop = Stop()
         if experiment.keep_freed_memory and get_accelerator().device_name() == "cpu":
             keep_freed_memory()
@@ -85,8 +90,10 @@ class Job:
         with quiet():
             config = self._engine_config()
             self.engine = self.form.build(self.network, config, num_stages=layout.stages, loader=self.loader)
-            if resume is not None:
-                self.form.resume(self.engine, resume, loader=self.loader)
+            state: Mapping[str, Any] = {}
+            if origin.checkpoints is not None and origin.trained:
+                state = self.form.resume(self.engine, origin.checkpoints, tag=origin.tag, loader=self.loader)
+        self._epochs = state.get(_EPOCHS)
         self._peak_activation_bytes: int | None = None
 
     def run(self) -> dict[str, Any]:
@@ -130,6 +137,7 @@ class Job:
 
     def _info(self) -> RunInfo:
         first_batch = self.engine.global_samples // self.sizes.samples
+        first_epoch = self.budget.position(first_batch)[0] if self._epochs is None else self._epochs
         parameters = sum(parameter.numel() for parameter in self.engine.module.parameters())
         return RunInfo(
             name=self.experiment.name,
@@ -149,7 +157,7 @@ class Job:
             batches_per_epoch=self.budget.batches_per_epoch,
             total_batches=self.budget.total_batches,
             epochs=self.budget.epochs,
-            first_epoch=self.budget.position(first_batch)[0],
+            first_epoch=first_epoch,
             first_batch=first_batch,
             optimizer_steps=self.form.optimizer_steps(self.sizes.per_replica, spanned=self.spanned),
             loss=self.form.loss,
@@ -162,13 +170,16 @@ class Job:
         Raises:
             ALConfigError: on all ranks: it cannot be made, or one of them does not see it.
         """
-        made = agreed("the output folder", lambda: self._probed_folder() if self.writes else None)
+        made = agreed("the output folder", self._probed_folder)
         folder, probe = meetings.broadcast(made, source=self.layout.writer)
-        agreed("the output folder", lambda: check_probe(Path(folder), probe))
+        agreed("the output folder", lambda: None if meetings.repeat() else check_probe(Path(folder), probe))
         return Path(folder)
 
-    def _probed_folder(self) -> tuple[str, str]:
-        folder, probe = probed_folder(make_folder(self.experiment))
+    def _probed_folder(self) -> tuple[str, str] | None:
+        parent = make_folder(self.experiment)
+        if not self.writes or meetings.repeat():
+            return None
+        folder, probe = probed_folder(parent, run=self.origin.run)
         return str(folder), probe
 
     def _observers(self) -> Observers:
@@ -176,7 +187,7 @@ class Job:
             return Observers()
         facts = without_secrets(run_facts(self.info, self.network, device=self.engine.device))
         settings = {**hyperparameters(self.config, self.info), **facts}
-        wandb = WandbRun(self.experiment.wandb, settings, resumed_from=self.resume)
+        wandb = WandbRun(self.experiment.wandb, settings, resumed_from=self.origin.checkpoints)
         return Observers(RunFolder(self.config, facts), wandb, Display())
 
     def _train(self, observers: Observers) -> History:
@@ -185,7 +196,7 @@ class Job:
         Raises:
             Stopped: a signal has stopped the run; its checkpoint is saved.
         """
-        history: History = []
+        history = self._earlier()
         for epoch in range(self.info.first_epoch, self.budget.epochs):
             row = self._train_epoch(epoch, observers)
             history.append(row)
@@ -195,14 +206,21 @@ class Job:
             observers.epoch(row)
             every = self.experiment.checkpoint_every
             if last or (every and (epoch + 1) % every == 0):
-                self._save(f"epoch_{epoch + 1}", complete=last)
+                self._save(f"epoch_{epoch + 1}", complete=last, epochs=epoch + 1)
             if last:
                 break
         return history
 
-    def _save(self, tag: str, *, complete: bool) -> None:
+    def _earlier(self) -> History:
+        """Returns the rows of the epochs that the run in this folder has trained before; every rank gets them."""
+        rows = epochs_of(self.info.folder) if self.writes else None
+        return meetings.broadcast(rows, source=self.layout.writer)  # type: ignore[no-any-return]
+
+    def _save(self, tag: str, *, complete: bool, epochs: int) -> None:
+        """Saves a checkpoint, after so many epochs whose rows are written."""
+        state = {_EPOCHS: epochs}
         with quiet():
-            self.form.save(self.engine, self.info.folder / "checkpoints", tag=tag, complete=complete)
+            self.form.save(self.engine, self.info.folder / "checkpoints", tag=tag, complete=complete, state=state)
 
     def _train_epoch(self, epoch: int, observers: Observers) -> dict[str, Any]:
         """Trains the batches of an epoch that are left, and returns its metrics.
@@ -220,8 +238,11 @@ class Job:
             if self.writes and batch % self.experiment.log_every == 0:
                 observers.logged(self._row(epoch, batch, seconds=time.perf_counter() - since))
                 since = time.perf_counter()
+            within = self.experiment.checkpoint_batches
+            if within is not None and batch % within == 0 and batch != end:
+                self._save(f"batch_{batch}", complete=False, epochs=epoch)
             if self.stop.after(batch):
-                self._save(f"batch_{batch}", complete=True)
+                self._save(f"batch_{batch}", complete=True, epochs=epoch)
                 raise self.stop.stopped(batch, folder=self.info.folder / "checkpoints")
         stats = engine.gather(engine.stats())
         seconds = max(each.wall for each in stats)
@@ -231,7 +252,7 @@ class Job:
         return {
             "epoch": epoch + 1,
             "seconds": seconds,
-            "samples_per_second": (end - before) * self.sizes.samples / seconds,
+            "samples_per_second": (end - before) * self.sizes.samples / seconds if seconds else 0.0,
             "learning_rate": engine.get_lr()[0],
             "idle": [each.idle for each in stats],
             "wait_data": stats[0].wait_data,

@@ -8,7 +8,7 @@ import math
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,11 +23,13 @@ from ds_al.experiment.exits import draw_exits
 from ds_al.experiment.observer import Observer, RunInfo, stage_means
 from ds_al.figures import palette
 from ds_al.figures.timeline import draw
+from ds_al.parallel import meetings
 from ds_al.system.secrets import without_secrets
 from ds_al.trace import Event
 from ds_al.trace.analysis import computing
 from ds_al.trace.timelines import timeline
 
+CONFIG_FILE, METRICS_FILE = "config.json", "metrics.jsonl"
 _PROBE = ".probe"  # removed when the run starts
 
 
@@ -36,7 +38,8 @@ class RunFolder(Observer):
 
     Files: ``config.json`` (resolved, without secrets), ``metrics.jsonl``, ``summary.json``, ``curves.png``,
     ``early_exit.png``; for a traced run ``timeline.png``. The engine adds ``checkpoints/`` and ``trace/``, W&B
-    ``wandb/`` and ``wandb_id``. A resumed run continues the count of batches.
+    ``wandb/`` and ``wandb_id``. A resumed run continues the count of batches; one that goes on in its folder keeps the
+    rows up to its checkpoint.
 
     Lines of ``metrics.jsonl``, by ``kind``: ``log``, as they happen (``experiment.log_every``); at the end of an epoch
     ``batch``, one per batch with its losses, means over the replicas, and ``epoch``.
@@ -53,12 +56,9 @@ class RunFolder(Observer):
         """Writes ``config.json``, and opens ``metrics.jsonl``, whose lines a process that has died left there."""
         self._info = info
         (info.folder / _PROBE).unlink(missing_ok=True)
-        write_json(info.folder / "config.json", {**without_secrets(self._config), RESOLVED: self._facts})
-        self._metrics: TextIO = (info.folder / "metrics.jsonl").open("a+")
-        self._metrics.seek(0)
-        lines = self._metrics.readlines()
-        self._there = sum(line.endswith("\n") for line in lines)
-        self._metrics.truncate(sum(len(line.encode()) for line in lines[: self._there]))
+        self._there = _keep_rows(info)
+        write_json(info.folder / CONFIG_FILE, {**without_secrets(self._config), RESOLVED: self._facts})
+        self._metrics: TextIO = (info.folder / METRICS_FILE).open("a")
 
     def logged(self, row: Mapping[str, Any]) -> None:
         """Writes one line."""
@@ -99,6 +99,40 @@ class RunFolder(Observer):
             return
         self._metrics.write(json.dumps(_known(row)) + "\n")
         self._metrics.flush()
+
+
+def _rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yields the rows of ``metrics.jsonl``; the last one may be cut where the process was killed."""
+    try:
+        lines = (folder / METRICS_FILE).read_text().splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
+
+
+def _keep_rows(info: RunInfo) -> int:
+    """Leaves the rows in ``metrics.jsonl`` that are not written again, of a run that goes on in its folder.
+
+    Returns:
+        The number of rows that this run has written already, by a process whose place this one takes.
+    """
+    trained = info.batches_until(info.first_epoch - 1)
+    limits = {"log": ("batch", info.first_batch), "batch": ("batch", trained), "epoch": ("epoch", info.first_epoch)}
+    rows = list(_rows(info.folder))
+    kept = [row for row in rows if row[limits[row["kind"]][0]] <= limits[row["kind"]][1]]
+    there = len(rows) - len(kept) if meetings.repeat() else 0
+    part = info.folder / f".{METRICS_FILE}.part"
+    part.write_text("".join(json.dumps(row) + "\n" for row in (rows if there else kept)))
+    part.replace(info.folder / METRICS_FILE)
+    return there
+
+
+def epochs_of(folder: Path) -> list[dict[str, Any]]:
+    """Returns the metrics of the epochs that are in ``metrics.jsonl``."""
+    rows = [row for row in _rows(folder) if row["kind"] == "epoch"]
+    return [{name: value for name, value in row.items() if name != "kind"} for row in rows]
 
 
 def _known(value: Any) -> Any:
@@ -144,7 +178,9 @@ def checkpoints_of(folder: str | Path) -> Path:
     given, folder = str(folder), Path(folder).expanduser()
     inside = folder / "checkpoints"
     if not given or not folder.is_dir():
-        raise ALConfigError(f"got --resume {given!r}, which is no folder: give runs/<name>/<time> of a run")
+        raise ALConfigError(
+            f"got --resume {given!r}, which is no folder: give runs/<name>/<time> of a run, or auto for the latest one"
+        )
     return inside if inside.is_dir() and not (folder / "latest").exists() else folder
 
 
@@ -160,15 +196,18 @@ def new_folder(parent: Path) -> Path:
             count += 1
 
 
-def probed_folder(parent: Path) -> tuple[Path, str]:
+def probed_folder(parent: Path, *, run: str | None = None) -> tuple[Path, str]:
     """Makes a folder with a file by which other ranks recognize it; returns its absolute path, and the file's text.
+
+    Args:
+        run: folder of a run that goes on in it, instead of a new one.
 
     Raises:
         ALConfigError: the folder cannot be made, or nothing can be written to it.
     """
     text = uuid.uuid4().hex
     try:
-        folder = new_folder(parent.resolve())
+        folder = new_folder(parent.resolve()) if run is None else Path(run)
         (folder / _PROBE).write_text(text)
     except (OSError, ValueError) as error:
         raise ALConfigError(

@@ -69,6 +69,7 @@ def summarize(
         seconds: of the whole run.
     """
     best = best_epoch(history)
+    here = [row for row in history if len(row["idle"]) == info.stages]  # a run may go on with other numbers of stages
     return {
         "name": info.name,
         "method": info.method,
@@ -90,10 +91,10 @@ def summarize(
         "seconds": seconds,
         "training_seconds": sum(row["seconds"] for row in history),
         "samples_per_second": _over_time(history, [row["samples_per_second"] for row in history]),
-        "idle": [_over_time(history, [row["idle"][stage] for row in history]) for stage in range(info.stages)],
+        "idle": [_over_time(here, [row["idle"][stage] for row in here]) for stage in range(info.stages)],
         "wait_data_seconds": sum(row["wait_data"] for row in history),
         "peak_activation_bytes": list(peak_activation_bytes),
-        "bytes_sent": [_bytes_sent(history, stage) for stage in range(info.stages)],
+        "bytes_sent": [_bytes_sent(here, stage) for stage in range(info.stages)],
         "parameters": info.parameters,
     }
 

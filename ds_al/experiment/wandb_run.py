@@ -7,6 +7,7 @@ import math
 import netrc
 import os
 import re
+import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,11 +48,14 @@ class WandbRun(Observer):
         mode = wandb_mode() if self._config.enabled else "disabled"
         if mode != "disabled":
             with self._guarded():
-                own = str(info.folder / "checkpoints") if (info.folder / ID_FILE).exists() else None  # a process died
-                self._run = self._start(mode, _earlier_id(own or self._resumed_from))
+                same = info.folder / "checkpoints" if (info.folder / ID_FILE).exists() else self._resumed_from
+                earlier = _earlier_id(same)
+                own = earlier or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+                (info.folder / ID_FILE).write_text(own + "\n")  # before W&B has it: a process may be killed meanwhile
+                self._run = self._start(mode, own, resumes=earlier is not None)
                 (info.folder / ID_FILE).write_text(self._run.id + "\n")
 
-    def _start(self, mode: str, earlier: str | None) -> Any:
+    def _start(self, mode: str, own: str, *, resumes: bool) -> Any:
         import wandb
 
         info = self._info
@@ -77,8 +81,8 @@ class WandbRun(Observer):
                 dir=None if "WANDB_DIR" in os.environ else str(info.folder),
                 config=dict(self._facts),
                 mode=mode,
-                id=earlier,
-                resume="allow" if earlier else None,
+                id=own,
+                resume="allow" if resumes else None,
                 settings=wandb.Settings(x_disable_stats=not self._config.system_metrics, **limits),
             )
 
@@ -233,7 +237,7 @@ def settings_files() -> dict[str, str]:
     return found
 
 
-def _earlier_id(checkpoints: str | None) -> str | None:
+def _earlier_id(checkpoints: str | Path | None) -> str | None:
     """Reads the id of the W&B run that belongs to a folder of checkpoints; ``None`` where there was none."""
     if checkpoints is None:
         return None

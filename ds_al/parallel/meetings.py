@@ -162,6 +162,11 @@ def are_over() -> bool:
     return _room is not None and _room.others_have_posted()
 
 
+def repeat() -> bool:
+    """Whether this process does again what one before it has done, whose place it takes."""
+    return _room is not None and _room.journal.next is not None
+
+
 def gather(value: Any, *, group: Any = None) -> list[Any]:
     """Returns the values of all ranks of a group, in their order. Every one of them must call it."""
     if _room is not None:

@@ -1,15 +1,17 @@
 """DeepSpeed's extensions in C++, which torch compiles at their first use: what is compiled, and locks left behind.
 
-A compilation holds a file ``lock`` open. One that is killed leaves the file, and torch then waits for it forever.
+A compilation holds a file ``lock`` open, and so does every later start, which loads what was compiled. One that is
+killed leaves the file, and torch then waits for it forever.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,8 @@ def compiling(name: str | None, *, tell: bool) -> Iterator[None]:
     if name is None:
         yield
         return
-    _await_lock(folder_of(name) / "lock", tell=tell)
+    with _one_at_a_time(folder_of(name)):
+        _await_lock(folder_of(name) / "lock", compiled=is_compiled(name), tell=tell)
     if is_compiled(name) or not tell:
         yield
         return
@@ -71,8 +74,25 @@ def compiling(name: str | None, *, tell: bool) -> Iterator[None]:
     print(f"compiled {name} in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
 
 
-def _await_lock(lock: Path, *, tell: bool) -> None:
-    """Waits while another process compiles.
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Lets one process of ds_al after the other look at the lock in a folder, so that one alone removes it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        guard = os.open(folder / ".ds_al", os.O_CREAT | os.O_RDWR)
+    except OSError:  # compiled by another user, into a folder of theirs
+        yield
+        return
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(guard, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(guard)
+
+
+def _await_lock(lock: Path, *, compiled: bool, tell: bool) -> None:
+    """Waits while another process compiles; removes the lock of one that was killed while it loaded what is compiled.
 
     Raises:
         ALConfigError: none does, as far as this machine knows.
@@ -82,6 +102,9 @@ def _await_lock(lock: Path, *, tell: bool) -> None:
         unheld = 0 if is_held(lock) else unheld + 1
         age = time.time() - _modified(lock)
         if unheld > 5 and (age > _LONGEST or not _on_network(lock)):
+            if compiled:
+                lock.unlink(missing_ok=True)
+                return
             raise ALConfigError(
                 f"{lock} was left by a compilation that has been killed, and torch would wait for it forever: remove "
                 "this file, and start again"

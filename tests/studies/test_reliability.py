@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ds_al.studies.reliability import faults, job
+from ds_al.studies.reliability import faults, job, kills
 from ds_al.studies.reliability.faults import Cell, first_error
 from ds_al.studies.reliability.page import page
 from ds_al.studies.reliability.study import KIND, PROMISES, study
@@ -52,6 +52,22 @@ def test_a_job_with_a_fault_ends_and_leaves_nothing() -> None:
 @pytest.mark.parametrize("place", faults.PLACES, ids=str)
 def test_every_fault_at_every_place(place: tuple[str, str, int]) -> None:
     assert broken([cell for cell in faults.table() if (cell.place, cell.form, cell.rank) == place]) == ""
+
+
+@pytest.mark.distributed
+@pytest.mark.alone
+def test_a_run_that_was_killed_goes_on_in_its_folder() -> None:
+    row = kills.series(0, kills=1, batches=40)
+    assert row["failure"] == "" and row["rows"] == 40 and row["wandb_runs"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.alone
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("number", [1, 2])
+def test_kills_leave_no_trace(number: int) -> None:
+    assert kills.series(number, kills=10)["failure"] == ""
 
 
 def test_every_instruction_of_every_schedule_has_its_faults() -> None:

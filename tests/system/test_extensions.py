@@ -38,6 +38,14 @@ def test_a_lock_that_nobody_holds_is_refused_by_name(folder: Path) -> None:
         pass
 
 
+def test_a_process_that_is_killed_while_it_loads_what_is_compiled_does_not_stop_the_next_one(folder: Path) -> None:
+    """A run that was killed in its first second could not be started again until someone removed the file."""
+    (folder / "op.so").touch()
+    (folder / "lock").touch()
+    with extensions.compiling("op", tell=False):
+        assert not (folder / "lock").exists()
+
+
 def test_a_lock_that_is_held_is_waited_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     handle = os.open(folder / "lock", os.O_CREAT | os.O_EXCL)
 
