@@ -25,6 +25,7 @@ if __name__ == "profile":
     _spec.loader.exec_module(_module)
 else:
     import argparse
+    from functools import partial
     from pathlib import Path
 
     from rich.console import Console
@@ -35,7 +36,7 @@ else:
     from ds_al.studies.bench.profile import ProfileCases
     from ds_al.studies.bench.recorded import Recorded
     from ds_al.studies.bench.tracing_cost import measure_tracing_cost
-    from ds_al.studies.bench.workloads import METHODS
+    from ds_al.studies.bench.workloads import METHODS, RECORDED
     from ds_al.studies.results import header, write
     from ds_al.studies.tables.documents import fill, show
     from ds_al.system.arguments import amount, output_file
@@ -45,7 +46,12 @@ def parser() -> argparse.ArgumentParser:
     """Builds the command line parser."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("files", nargs="*", type=Path, metavar="JSON", help="with --tables: results files")
-    p.add_argument("--methods", type=names, default=METHODS, help=f"comma-separated, of {','.join(METHODS)}")
+    p.add_argument(
+        "--methods",
+        type=partial(names, known=RECORDED),
+        default=METHODS,
+        help=f"comma-separated, of {','.join(RECORDED)} (default: all but the last one)",
+    )
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument("--sleeping", action="store_true", help="sleeping layers, one per stage")
     what.add_argument("--model", choices=sorted(AL_MODELS), help="a small network on random data")

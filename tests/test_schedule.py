@@ -16,6 +16,7 @@ from ds_al.planner.formulas import ideal_seconds
 from ds_al.schedule import AL_SCHEDULES
 
 SCHEDULES = {**AL_SCHEDULES, **BACKPROP_SCHEDULES}
+ZERO_BUBBLE = ("bp_zb_h1", "bp_zb_h2")
 SHORT = {
     "LoadMicroBatch": "load",
     "RecvActivation": "recv",
@@ -152,7 +153,7 @@ def simulate(method: str, *, stages: int, micro_batches: int, batches: int, rend
             return max(clock)
 
 
-@pytest.mark.parametrize("method", SCHEDULES)
+@pytest.mark.parametrize("method", [name for name in SCHEDULES if name not in ZERO_BUBBLE])
 @pytest.mark.parametrize("stages", range(1, 9))
 def test_no_deadlock_and_the_ideal_time(method: str, stages: int) -> None:
     for micro_batches in range(1, 17):
@@ -160,6 +161,14 @@ def test_no_deadlock_and_the_ideal_time(method: str, stages: int) -> None:
         ideal = ideal_seconds(method, **size, batches=1, forward=1, backward=1)
         assert simulate(method, **size, batches=1) == ideal, size
         simulate(method, **size, batches=1, rendezvous=True)  # a transport without buffers gets through, too
+
+
+@pytest.mark.parametrize("method", ZERO_BUBBLE)
+def test_zero_bubble_needs_messages_that_block_nobody(method: str) -> None:
+    """Its times are those of its formula in tests/planner; DeepSpeed's calls, which block, would never end."""
+    simulate(method, stages=4, micro_batches=8, batches=2)
+    with pytest.raises(AssertionError, match="deadlock"):
+        simulate(method, stages=4, micro_batches=8, batches=2, rendezvous=True)
 
 
 @pytest.mark.parametrize("method", AL_SCHEDULES)

@@ -41,6 +41,18 @@ def row_of(page: str, caption: str, name: str) -> list[str]:
     return next(row for row in rows if row and row[0] == name)
 
 
+def test_an_emulated_method_has_its_accuracy_and_no_times(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    make_run(tmp_path, method="bp_async", time="20261124-110000")
+    page = page_of(tmp_path)
+    row = row_of(page, "Methods:", "bp_async")
+    assert row[5] == "0.9200" and row.count("not recorded") == 2  # seconds, and samples per second
+    assert "bp_async is emulated in one process" in page
+    with pytest.raises(StopIteration):
+        row_of(page, "Seconds of training until", "bp_async")
+    assert "bp_async" in page[page.index("Validation accuracy, last exit") :]
+
+
 def test_numbers_of_the_methods(tmp_path: Path) -> None:
     make_seeds(tmp_path, best_validation_accuracy=0.95, best_epoch=2, rho=1.25, flops=2.5e9)
     page = page_of(tmp_path)

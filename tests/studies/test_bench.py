@@ -14,6 +14,8 @@ from ds_al.studies.bench.cases import measure_memory
 from ds_al.studies.bench.layers import measure_layers
 from ds_al.studies.bench.recipe_time import measure_recipe
 from ds_al.studies.bench.workloads import METHODS
+from ds_al.studies.results import read
+from ds_al.studies.tables.documents import tables_of
 from tests.support.scripts import call
 
 pytestmark = [pytest.mark.distributed, pytest.mark.alone]
@@ -102,3 +104,30 @@ def test_a_recipe_and_its_twin_take_turns() -> None:
     assert (row["variant"], half["variant"]) == ("", "half bridges")
     assert (row["network"], row["K"], row["micro_batch"], row["repeats"]) == ("vgg", 2, 100, 2)
     assert row["al_ms"] > 0 < row["twin_ms"] and row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+
+
+def test_the_dial_is_timed_beside_the_rivals(tmp_path: Path) -> None:
+    path = tmp_path / "dial.json"
+    short = ["--forward-ms", "2", "--backward-ms", "4", "--batches", "1", "--repeat", "1", "--micro-batches", "4"]
+    done = bench("--dial", "--stages", "2", *short, "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    rivals = ["bp_1f1b", "bp_zb_h1", "bp_zb_h2", "bp_dualpipev"]
+    assert [row["method"] for row in rows] == ["groups"] * 3 + ["streaming", *rivals]
+    assert [row["graphs_held"] for row in rows] == [row["graphs_formula"] for row in rows]
+    assert "times the best rival" in tables_of(read(path))
+
+
+def test_real_networks_are_measured_beside_the_rivals(tmp_path: Path) -> None:
+    path = tmp_path / "cores.json"
+    short = ["--model", "mlp", "--micro-batches", "2,4", "--total", "4", "--micro-batch", "2", "--repeat", "1"]
+    done = bench("--cores", *short, "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["micro_batches"], row["method"]) for row in rows if row["method"] == "bp_dualpipev"] == [
+        (4, "bp_dualpipev")
+    ]
+    assert len(rows) == 5 + 6 and all(row["samples_per_s"] > 0 for row in rows)
+    for row in rows:
+        assert (row["method"] == row["rival"]) <= (row["over_rival"] == 1)
+    assert "times the best rival" in tables_of(read(path))

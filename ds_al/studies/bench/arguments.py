@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from ds_al.studies.bench.workloads import METHODS
 
 
-def names(text: str) -> tuple[str, ...]:
+def names(text: str, *, known: Sequence[str] = METHODS) -> tuple[str, ...]:
     """Parses comma-separated names of methods."""
     parts = tuple(part for part in text.split(",") if part)
-    if not parts or any(part not in METHODS for part in parts):
-        raise argparse.ArgumentTypeError(f"got {text!r}: expected names of {','.join(METHODS)}")
+    if not parts or any(part not in known for part in parts):
+        raise argparse.ArgumentTypeError(f"got {text!r}: expected names of {','.join(known)}")
     return parts
 
 

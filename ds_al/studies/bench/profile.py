@@ -10,6 +10,7 @@ from typing import Any
 from ds_al.launch.ranks import run_ranks, tell
 from ds_al.planner import StageCost, simulate
 from ds_al.planner.formulas import bubble_formula, ideal_seconds
+from ds_al.planner.predict import SIMULATED
 from ds_al.studies.bench import workloads
 from ds_al.studies.bench.cases import START_UP, Row, train, world_size
 from ds_al.trace import ActivationMeter, Event, Recorder
@@ -57,11 +58,20 @@ class ProfileCases:
     @property
     def recordings(self) -> int:
         """Total number of recorded runs."""
-        return len(self.methods) * len(self.micro_batches) * self.repeat
+        return len(self.pairs) * self.repeat
+
+    @property
+    def pairs(self) -> list[tuple[str, int]]:
+        """``(method, M)`` of all cases; a method that needs more micro-batches than M is left out."""
+        return [
+            (method, m)
+            for m in self.micro_batches
+            for method in self.methods
+            if m >= workloads.least_micro_batches(method, self.stages)
+        ]
 
     def sleep_seconds(self) -> float:
         """Ideal seconds of all recordings of sleeping layers."""
-        pairs = [(method, m) for method in self.methods for m in self.micro_batches]
         return self.repeat * sum(
             ideal_seconds(
                 method,
@@ -71,7 +81,7 @@ class ProfileCases:
                 forward=self.forward,
                 backward=self.backward,
             )
-            for method, m in pairs
+            for method, m in self.pairs
         )
 
 
@@ -104,11 +114,11 @@ def record_on_rank(cases: ProfileCases) -> dict[tuple[str, int], list[list[Event
     engines = {method: cases.engine(method) for method in cases.methods}
     data = {method: cases.data(engine) for method, engine in engines.items()}
     for method, engine in engines.items():
-        train(engine, data[method], micro_batches=2, batches=2)  # sends shapes, starts threads, allocates memory
-    pairs = [(method, m) for m in cases.micro_batches for method in cases.methods]
-    runs: dict[tuple[str, int], list[list[Event]]] = {pair: [] for pair in pairs}
+        least = max(2, workloads.least_micro_batches(method, cases.stages))
+        train(engine, data[method], micro_batches=least, batches=2)  # sends shapes, starts threads, allocates memory
+    runs: dict[tuple[str, int], list[list[Event]]] = {pair: [] for pair in cases.pairs}
     for _ in range(cases.repeat):
-        for method, m in pairs:
+        for method, m in cases.pairs:
             runs[method, m].append(_record(engines[method], data[method], micro_batches=m, cases=cases))
             if engines[method].is_last_stage():
                 tell(f"{method}, {m} micro-batches")
@@ -140,16 +150,19 @@ def profile_rows(runs: Runs, cases: ProfileCases) -> list[Row]:
     (:class:`~ds_al.trace.analysis.StageTime`); ``bubble`` (1 - busy) with its minimum and maximum over the repetitions,
     ``bubble_formula`` (:func:`~ds_al.planner.formulas.bubble_formula` with the mean measured forward and backward of
     all stages) and ``difference``; ``bubble_simulated``, the bubble of the same schedule with each stage's own mean
-    times (:func:`~ds_al.planner.simulate`), for unequal stages; ``forward_ms, backward_ms, step_ms`` per micro-batch
-    or step; ``bytes_per_micro_batch`` sent; ``critical_path``, the stage's share of the critical path; ``peak_bytes``
-    held for backward, if memory was recorded.
+    times (:func:`~ds_al.planner.simulate`), for unequal stages, or the formula's where it is not simulated;
+    ``forward_ms, backward_ms, step_ms`` per micro-batch or step; ``bytes_per_micro_batch`` sent; ``critical_path``, the
+    stage's share of the critical path; ``peak_bytes`` held for backward, if memory was recorded.
     """
     rows = []
     for (method, m), repetitions in runs.items():
         times = [stage_times(events) for events in repetitions]
         formula = statistics.median(_formula(method, m, events, cases) for events in repetitions)
         events = typical(repetitions)
-        simulated = stage_times(simulate(method, _costs(events, cases), micro_batches=m, batches=cases.batches))
+        simulated = [formula] * cases.stages
+        if method in SIMULATED:
+            ideal = simulate(method, _costs(events, m, cases), micro_batches=m, batches=cases.batches)
+            simulated = [each.bubble for each in stage_times(ideal)]
         for stage in range(cases.stages):
             own = [each[stage] for each in times]
             shares = {name: statistics.median(getattr(time, name) for time in own) for name in ("busy", *CAUSES)}
@@ -170,8 +183,8 @@ def profile_rows(runs: Runs, cases: ProfileCases) -> list[Row]:
                     "bubble_max": max(bubbles),
                     "bubble_formula": formula,
                     "difference": bubble - formula,
-                    "bubble_simulated": simulated[stage].bubble,
-                    **_instruction_times(events, stage),
+                    "bubble_simulated": simulated[stage],
+                    **_instruction_times(events, stage, micro_batches=m * cases.batches),
                     "bytes_per_micro_batch": bytes_sent(events)[stage] / (m * cases.batches),
                     "critical_path": _critical_share(events, stage),
                     "peak_bytes": _peak(events, stage),
@@ -195,17 +208,23 @@ def _formula(method: str, micro_batches: int, events: Sequence[Event], cases: Pr
     )
 
 
-def _costs(events: Sequence[Event], cases: ProfileCases) -> list[StageCost]:
-    times = [_instruction_times(events, stage) for stage in range(cases.stages)]
+def _costs(events: Sequence[Event], micro_batches: int, cases: ProfileCases) -> list[StageCost]:
+    total = micro_batches * cases.batches
+    times = [_instruction_times(events, stage, micro_batches=total) for stage in range(cases.stages)]
     return [StageCost(t["forward_ms"] / 1000, t["backward_ms"] / 1000, t["step_ms"] / 1000) for t in times]
 
 
-def _instruction_times(events: Sequence[Event], stage: int) -> dict[str, float]:
-    named = {"forward_ms": "ForwardPass", "backward_ms": "BackwardPass", "step_ms": "OptimizerStep"}
+def _instruction_times(events: Sequence[Event], stage: int, *, micro_batches: int) -> dict[str, float]:
+    """Returns milliseconds per micro-batch, in as many passes as there are, and per step."""
     own = [event for event in computing(events) if event.stage == stage]
+
+    def seconds(start: str) -> list[float]:
+        return [event.seconds for event in own if event.instruction.startswith(start)]
+
     return {
-        column: 1000 * statistics.mean(event.seconds for event in own if event.instruction == name)
-        for column, name in named.items()
+        "forward_ms": 1000 * sum(seconds("Forward")) / micro_batches,
+        "backward_ms": 1000 * sum(seconds("Backward")) / micro_batches,
+        "step_ms": 1000 * statistics.mean(seconds("OptimizerStep")),
     }
 
 

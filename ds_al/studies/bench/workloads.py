@@ -33,7 +33,9 @@ TOKENS, VOCABULARY = 64, 2000
 """Sequence length and vocabulary size."""
 
 METHODS: tuple[str, ...] = (*AL_SCHEDULES, *BACKPROP_SCHEDULES)
-"""Methods with a pipeline schedule, i.e. all except ``bp_dp``."""
+"""Methods with a pipeline schedule of ours, or of every supported DeepSpeed."""
+RECORDED: tuple[str, ...] = (*METHODS, build.DUALPIPEV)
+"""Methods whose pipelines can be recorded; the last one's schedule is DeepSpeed's own."""
 SGD: Mapping[str, Any] = {"type": "SGD", "params": {"lr": 1e-3}}
 ADAMW: Mapping[str, Any] = {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}
 CLASSES = 4
