@@ -104,10 +104,6 @@ class Script:
 
 def run(folder: str, deaths: list[Death], **options: Any) -> Result:
     """Worker: one rank."""
-    if os.environ.get("KEEP_DUMP") and worker.IS_WORKER:
-        import faulthandler
-
-        faulthandler.dump_traceback_later(float(os.environ["KEEP_DUMP"]))
     return Script(folder, deaths).run(**options)
 
 
