@@ -64,6 +64,9 @@ class Script:
         how = self.own.get((point, at)) if worker.IS_WORKER else None
         if how == "exit":
             os._exit(3)
+        elif how == "keeper":
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
         elif how == "raise":
             raise ValueError("this layer fails")
         elif how is not None:
@@ -104,10 +107,6 @@ class Script:
 
 def run(folder: str, deaths: list[Death], **options: Any) -> Result:
     """Worker: one rank."""
-    if os.environ.get("KEEP_DUMP") and worker.IS_WORKER:
-        import faulthandler
-
-        faulthandler.dump_traceback_later(float(os.environ["KEEP_DUMP"]))
     return Script(folder, deaths).run(**options)
 
 

@@ -120,3 +120,21 @@ def test_an_exception_ends_the_job_with_its_cause(tmp_path: Path) -> None:
         ranks(2, tmp_path, [Death(1, 0, "forward", 5, "raise")])
     assert all(code for code in failure.value.codes)
     assert len((tmp_path / "processes_1").read_text().split()) == 1
+
+
+@pytest.mark.slow
+def test_a_keeper_that_dies_ends_the_job(tmp_path: Path) -> None:
+    """Its worker ends with it, and the others learn why, though no launcher tells them."""
+    with pytest.raises(RankFailure, match=r"the keeper of rank 1 \(.*\) has gone") as failure:
+        ranks(2, tmp_path, [Death(1, 0, "forward", 5, "keeper")])
+    assert failure.value.seconds < 120
+    assert all(code for code in failure.value.codes)
+    for rank in range(2):
+        await_end([int(process) for process in (tmp_path / f"processes_{rank}").read_text().split()])
+
+
+@pytest.mark.slow
+def test_a_stopped_process_is_replaced(tmp_path: Path) -> None:
+    deaths = [Death(1, 0, "forward", 5, "SIGSTOP")]
+    expected = undisturbed(2, tmp_path / "undisturbed")
+    check(ranks(2, tmp_path, deaths), expected, tmp_path, deaths)

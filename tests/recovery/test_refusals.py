@@ -1,0 +1,53 @@
+"""What has no recovery is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ds_al.config import recovery
+from ds_al.config.settings import Settings
+from ds_al.errors import ALConfigError
+from tests.support.engines import engine_config
+
+FITS: dict[str, Any] = {"replicas": 1, "spanned": False, "measured": False, "device": "cpu"}
+
+
+def check(*, facts: dict[str, Any] | None = None, keys: dict[str, Any] | None = None, **al: Any) -> None:
+    config = engine_config(keys=keys, recovery={"every": 8}, **al)
+    recovery.check(Settings.of(config, is_al=True), **{**FITS, **(facts or {})})
+
+
+def test_what_fits_is_accepted() -> None:
+    check()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"method": "forward_first"}, "method"),
+        ({"trace": {"enabled": True}}, "trace"),
+        ({"checkpoint": {"asynchronous": True}}, "asynchronous"),
+        ({"repartition": {}}, "repartition"),
+        ({"keys": {"csv_monitor": {"enabled": True}}}, "csv_monitor"),
+        ({"facts": {"replicas": 2}}, "2 data parallel replicas"),
+        ({"facts": {"spanned": True}}, "span several stages"),
+        ({"facts": {"measured": True}}, "measured"),
+        ({"facts": {"device": "cuda"}}, "cuda"),
+    ],
+)
+def test_what_does_not_fit_is_named(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ALConfigError, match=rf'{named}.*recovery": .*, or remove "recovery"'):
+        check(**options)
+
+
+def test_saves_are_after_whole_batches() -> None:
+    config = engine_config(recovery={"every": 6})
+    with pytest.raises(ALConfigError, match=r"recovery.every\": 6 .* expected a multiple of 4"):
+        recovery.check(Settings.of(config, is_al=True), **FITS)
+
+
+def test_an_interval_has_to_be_given() -> None:
+    with pytest.raises(ALConfigError, match=r"recovery.every\" is missing"):
+        Settings.of(engine_config(recovery={}), is_al=True)
