@@ -169,6 +169,7 @@ def test_drawn_runs_leave_the_bits_of_the_loop(stages: int, examples: int) -> No
 # ---- messages -----------------------------------------------------------------------------------------
 
 
+@settings(max_examples=40)
 @given(
     method=st.sampled_from(sorted(AL_SCHEDULES)),
     costs=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=9),
@@ -195,6 +196,7 @@ def test_every_receive_has_its_send(
             assert seen[stage, name] == batches * micro_batches * is_there, (stage, name)
 
 
+@settings(max_examples=40)
 @given(
     name=st.sampled_from(sorted(GROUP_SCHEDULES)),
     sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4),

@@ -89,13 +89,18 @@ def layer_weights(folder: Path, index: Record) -> dict[int, Tensors]:
     """Reads weights and buffers by AL layer, after verifying the files.
 
     Raises:
-        ALCheckpointError: a file is missing, truncated or altered.
+        ALCheckpointError: a file is missing, truncated or altered, or holds no tensors.
     """
     found: dict[int, Tensors] = {}
     for layer in index["layers"]:
         record = layer["files"]["model_states"]
         verify(folder, [record], of=f"AL layer {layer['layer']}")
-        found[layer["layer"]] = load_file(folder / record["file"])
+        try:
+            found[layer["layer"]] = load_file(folder / record["file"])
+        except Exception as error:  # of safetensors and torch: with the right hash, and yet not what a save writes
+            raise ALCheckpointError(
+                f"file {record['file']!r} in {str(folder)!r} holds no tensors ({_first_line(error)}). {REMEDY}"
+            ) from error
     return found
 
 
@@ -181,6 +186,7 @@ def read_client_state(path: Path) -> dict[str, Any]:
         ALCheckpointError: it holds objects whose unpickling could run code, or is no dict.
     """
     try:
+        _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may raise anything
         raise ALCheckpointError(
@@ -191,6 +197,13 @@ def read_client_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ALCheckpointError(f"the client_state in {str(path)!r} is a {type(state).__name__}, expected a dict")
     return state
+
+
+def _check_archive(path: Path) -> None:
+    """Refuses what ``torch.save`` has not written since 1.6: torch before 2.6 runs code of older forms."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            raise ValueError("no archive of torch.save")
 
 
 def _first_line(error: Exception) -> str:
@@ -238,20 +251,22 @@ def hash_file(path: Path) -> str:
 
 
 def verify(folder: Path, records: Iterable[Record], *, of: str) -> None:
-    """Verifies that files exist and match size and hash in the index.
+    """Verifies that files exist in the folder and match size and hash in the index.
 
     Args:
         records: records of the files in the index.
         of: owner of the files, for errors.
 
     Raises:
-        ALCheckpointError: a file is missing, truncated or altered.
+        ALCheckpointError: a file is missing, truncated or altered, or a link that leads out of the folder.
     """
     for record in records:
         path = folder / record["file"]  # a name alone, as the form of the index demands
         name = f"{record['file']!r} of {of} in {str(folder)!r}"
         if not path.is_file():
             raise ALCheckpointError(f"file {name} is missing. {REMEDY}")
+        if path.resolve().parent != folder.resolve():
+            raise ALCheckpointError(f"file {name} is a link that leads out of it: put the file itself there")
         size = path.stat().st_size
         if size != record["bytes"]:
             raise ALCheckpointError(f"file {name} has {size} bytes, expected {record['bytes']}: it was cut. {REMEDY}")

@@ -159,7 +159,7 @@ def _check_name(name: Any, *, where: str) -> None:
         for each, kind in vars(torch.optim).items()
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
     ]
-    if name in _REFUSED:
+    if isinstance(name, str) and name in _REFUSED:
         raise ALConfigError(f'"{where}.type": got {name!r}, {_REFUSED[name]}')
     if not isinstance(name, str) or (name not in of_torch and name.lower() not in host.OPTIMIZER_NAMES):
         near = difflib.get_close_matches(str(name), [*of_torch, MUON_ADAMW, "Lamb", "Lion"], n=1, cutoff=0.6)

@@ -274,6 +274,17 @@ def refile(file: str) -> Callable[[Path], None]:
     return edit
 
 
+def linked(file: str) -> Callable[[Path], None]:
+    """Puts a link to the same bytes elsewhere in the place of a file."""
+
+    def edit(folder: Path) -> None:
+        elsewhere = folder.parents[1] / file
+        (folder / file).rename(elsewhere)
+        (folder / file).symlink_to(elsewhere)
+
+    return edit
+
+
 def replaced(owner: tuple[str, int], what: str, write: Callable[[Path], Any]) -> Callable[[Path], None]:
     """Rewrites one file of a layer or a stage, with its size and hash in the index."""
 
@@ -427,6 +438,11 @@ LOADS = [
         name="a file outside of the folder",
         given=refile("../layer_01-model_states.safetensors"),
         message=r"AL layer 1 has model_states in '\.\./layer_01",
+    ),
+    Case(
+        name="a link that leads out of the folder",
+        given=linked("layer_01-model_states.safetensors"),
+        message=r"'layer_01-model_states\.safetensors' of AL layer 1 in .* is a link that leads out of it",
     ),
     Case(
         name="the file of another layer",

@@ -1,0 +1,42 @@
+"""The long and large runs, short and small."""
+
+from __future__ import annotations
+
+import pytest
+
+from ds_al.studies.reliability import soak
+from ds_al.studies.reliability.soak import CHECKS, Check
+
+pytestmark = pytest.mark.distributed
+
+SHORT = [
+    Check("switches", "switch", 2, 1, (3,)),
+    Check("batches", "batches", 2, 1, (1, 7)),
+    Check("sleeps", "sleeps", 2, 1, (60,)),
+    Check("a message", "message", 2, 1, (1 << 10,)),
+]
+LARGE = [check for check in CHECKS if check.worker in ("stages", "message")]
+
+
+@pytest.mark.parametrize("check", SHORT, ids=[check.name for check in SHORT])
+def test_a_short_form_of_every_check_ends_on_the_bits_of_the_loop(check: Check) -> None:
+    row = soak.measured(check, seconds=60)
+    assert (row["outcome"], row["failure"]) == ("ok", "")
+    assert row["inputs"] == {"switch": 3, "batches": 8, "sleeps": 60, "message": 2}[check.worker]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "check", [each for each in CHECKS if each.worker in ("stages", "message")], ids=lambda c: c.name
+)
+def test_many_stages_and_a_large_message(check: Check) -> None:
+    row = soak.measured(check, seconds=600)
+    assert (row["outcome"], row["failure"]) == ("ok", "")
+
+
+def test_other_bits_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = soak.in_sequence
+    monkeypatch.setattr(soak, "in_sequence", lambda layers, count: loop(layers, count + 1))
+    row = soak.measured(SHORT[3], seconds=60)
+    assert row["outcome"] == "wrong" and "has other bits than in the loop" in row["failure"]
