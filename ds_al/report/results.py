@@ -227,8 +227,8 @@ def _validation(cells: Sequence[Cell], *, over: str) -> Chart | None:
         means, spread = [one.mean for one in values.values()], [one.sd for one in values.values()]
         series.append(Series(name=label, x=x, y=means, spread=spread, style=style))
         for epoch, one in values.items():
-            seconds = NOT_RECORDED if cell.first.is_emulated else texts.with_sd(times[epoch], 1)
-            rows.append([label, str(epoch), seconds, texts.with_sd(one, 4)])
+            took_until = NOT_RECORDED if cell.first.is_emulated else texts.with_sd(times[epoch], 1)
+            rows.append([label, str(epoch), took_until, texts.with_sd(one, 4)])
         test, took = cell.over_seeds(accuracy), cell.over_seeds(lambda run: run.training_seconds)
         if over == "seconds" and test.mean is not None and took.mean is not None:
             series.append(

@@ -27,7 +27,7 @@ from torch import Tensor
 _LEARNS = ("ForwardPass", "BackwardPass", "OptimizerStep")
 _RECEIVES = ("LoadMicroBatch", "RecvActivation")
 _POLL = 0.1
-_SIZES = {"in_shape": (1, 28, 28), "num_classes": 10}
+_SIZES: dict[str, Any] = {"in_shape": (1, 28, 28), "num_classes": 10}
 
 
 @dataclass(frozen=True)
