@@ -252,7 +252,10 @@ class ALPipelineEngine(PipelineEngine):
             "fixed_shapes": self.num_stages > 1 and not self.dynamic_shape,
             "generators": self.generators,
             "recording": self.recording,
+            "skips": self.al.non_finite == "skip",
         }
+        if self.optimizer is not None:
+            self.counters.skips = lambda: required(self.optimizer).skipped
         self.stage: LocalStage
         index, part = self.layers[0]
         if place is not None and place.size > 1 and isinstance(part, LayerPart):
@@ -410,7 +413,8 @@ class ALPipelineEngine(PipelineEngine):
             self._exec_schedule(self._train_schedule())
         loss = self._end_batch()
         self.counters.wall += time.perf_counter() - start
-        self._report.set_metrics(self._meter.stop(self._totals(), micro_batches=self.stage.trained_micro_batches))
+        trained, skipped = self.stage.trained_micro_batches, sum(self.counters.skips().values())
+        self._report.set_metrics(self._meter.stop(self._totals(), micro_batches=trained, skipped=skipped))
         if self.tracing is not None:
             self.tracing.after_batch()
         if self.rebalance is not None:

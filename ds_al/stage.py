@@ -12,7 +12,7 @@ from torch import Tensor
 from ds_al.errors import ALLayerError
 from ds_al.layer import ALLayer, located, seed_layer
 from ds_al.optim.finite import FiniteCheck
-from ds_al.optim.loss_scale import LayerScale
+from ds_al.optim.skip import LayerSkip
 from ds_al.system.generators import Generators
 from ds_al.tensors import Activation, Target, stop_gradient
 from ds_al.trace.recorder import Recording
@@ -27,6 +27,8 @@ class _Pass:
     s_out: Activation
     t_out: Target
     t_in: Target
+    buffers: list[Tensor]
+    """Copies of the layer's buffers before the forward, where a micro-batch may have to be undone."""
 
 
 class LocalStage:
@@ -39,6 +41,7 @@ class LocalStage:
         device: where the losses are summed.
         number: maps this stage's count of micro-batches to the number that seeds the draws of one.
         loss_scales: scale of the losses before backward, by index of the layer.
+        skips: whether numbers that are not finite leave out the layer's step, and raise no error.
         fixed_shapes: whether what a layer returns must keep its shapes and types, since a next stage receives it.
         generators: the user's generators, which layers draw from with seeds of their own.
         recording: receives each layer's part of forward and backward while a recorder is set.
@@ -52,7 +55,8 @@ class LocalStage:
         base_seed: int,
         device: torch.device,
         number: Callable[[int], int] = int,
-        loss_scales: Mapping[int, LayerScale] | None = None,
+        loss_scales: Mapping[int, LayerSkip] | None = None,
+        skips: bool = False,
         fixed_shapes: bool = False,
         generators: Generators | None = None,
         recording: Recording | None = None,
@@ -72,7 +76,7 @@ class LocalStage:
         self._scales = loss_scales or {}
         self._gradient: dict[float, Tensor] = {}
         self._losses: list[Tensor] = []
-        self.finite = FiniteCheck(layers, stage_id=stage_id, device=device, scaled=self._scales)
+        self.finite = FiniteCheck(layers, stage_id=stage_id, device=device, scaled=self._scales, skips=skips)
 
     @property
     def next_micro_batch(self) -> int:
@@ -91,6 +95,7 @@ class LocalStage:
         recorder = self._recording.recorder
         for index, layer in self.layers:
             t_in, start = t, None if recorder is None else recorder.mark()
+            buffers = self.finite.buffers(layer)
             try:
                 self._seed(index, part=0)
                 s_out, t_out = layer(s, t)
@@ -101,7 +106,7 @@ class LocalStage:
             if recorder is not None:
                 recorder.add_layer("ForwardPass", index, start, recorder.mark())
             self.finite.outputs(index, s_out, t_out, micro_batch=self.trained_micro_batches)
-            self._passes.append(_Pass(index, layer, s_out, t_out, t_in))
+            self._passes.append(_Pass(index, layer, s_out, t_out, t_in, buffers))
             s, t = stop_gradient(s_out), stop_gradient(t_out)
         self._generators.after_pass()
         return s, t
@@ -125,7 +130,7 @@ class LocalStage:
                     torch.autograd.backward(learning, self._gradients(own, len(learning)))
             except Exception as error:
                 self._blame(error, kept.layer, "local losses and backward")
-            self.finite.before_step(kept.index, losses, micro_batch=self.trained_micro_batches)
+            self.finite.before_step(kept.index, losses, micro_batch=self.trained_micro_batches, buffers=kept.buffers)
             self._losses += [loss.detach() for loss in losses]
             passes[row] = None  # type: ignore[call-overload]  # frees this layer's graph and activations
             if recorder is not None:

@@ -13,7 +13,7 @@ from ds_al.decoders import DecoderCopies
 from ds_al.layer import ALLayer
 from ds_al.module import ALPipelineModule
 from ds_al.optim.local import LocalOptimizer
-from ds_al.optim.loss_scale import LayerScale
+from ds_al.optim.skip import LayerSkip
 from ds_al.parallel.topology import StageTopology
 from ds_al.trace.metrics import Report
 
@@ -59,6 +59,6 @@ class StageState:
         return self.topology.stage
 
     @property
-    def scales(self) -> Mapping[int, LayerScale]:
-        """Loss scales by layer index."""
+    def scales(self) -> Mapping[int, LayerSkip]:
+        """Loss scales by layer index, or what leaves out steps."""
         return {} if self.optimizer is None else self.optimizer.scales

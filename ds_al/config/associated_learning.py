@@ -262,6 +262,16 @@ class ALConfig(StrictModel):
         "in place do, as their first calls show; a function that works in place at times only, and in none of its "
         "first calls, raises an error which names this key.",
     )
+    non_finite: Literal["raise", "skip"] = Field(
+        default="raise",
+        description="What happens where an output, a loss or a gradient of a layer is NaN or infinite. `raise`: an "
+        "error that names layer, function and micro-batch; on a CPU before the step, on a GPU up to 8 micro-batches "
+        "later. "
+        "`skip`: this layer alone does not step: its weights, buffers, optimizer state and count of steps stay as they "
+        "are, and the step is counted (`skipped_steps`). The same layers skip on any partition; those after it, which "
+        "receive its output, too. A weight that is not finite raises. Refused on GPUs, with loss scales, which skip "
+        "steps themselves, where a layer spans several stages, and for the `bp_*` methods.",
+    )
     unused_parameters: Literal["raise", "allow"] | list[str] = Field(
         default="raise",
         description="Trained weights that get no gradient in the first batch, in any micro-batch on any replica: "
@@ -329,6 +339,13 @@ class ALConfig(StrictModel):
         if repartition is not None and info.data.get("method") in BACKPROP_METHODS:
             raise ValueError("back-propagation keeps its partition: expected null")
         return repartition
+
+    @field_validator("non_finite")
+    @classmethod
+    def _of_our_steps(cls, non_finite: str, info: ValidationInfo) -> str:
+        if non_finite != "raise" and info.data.get("method") in BACKPROP_METHODS:
+            raise ValueError("back-propagation's steps are DeepSpeed's own: expected 'raise'")
+        return non_finite
 
     @field_validator("link")
     @classmethod

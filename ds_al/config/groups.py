@@ -31,6 +31,10 @@ def check(settings: Settings, *, layers: int, stages: int) -> None:
             f'the norm of a layer\'s gradients is summed over its stages: set "{BLOCK}.group_step": "together", which '
             "lets them wait for each other at each step",
         ),
+        f'"{BLOCK}.non_finite": {al.non_finite!r}': (
+            al.non_finite != "raise",
+            "the stages of a layer would have to agree on a step that is left out: use 'raise'",
+        ),
         f'"{BLOCK}.compile"': (
             al.compile is not None,
             "compiled blocks would depend on where stages cut a layer: remove it",

@@ -50,7 +50,13 @@ class Settings:
         config = {**config, **batch_sizes(config, replicas=replicas)}
         if is_al:
             honoured = deepspeed.honour(config, al)
-            return cls(al, Precision.of(config), deepspeed.zero_stage(config), honoured)
+            precision = Precision.of(config)
+            if al.non_finite != "raise" and precision.checks_overflow:
+                raise ALConfigError(
+                    f'"{BLOCK}.non_finite": got {al.non_finite!r} with fp16, or bf16 that checks for overflow, which '
+                    'skip steps by their loss scale: use "raise", or "check_grad_overflow": false in "bf16"'
+                )
+            return cls(al, precision, deepspeed.zero_stage(config), honoured)
         deepspeed.check_keys(config)
         if al.checkpoint != CheckpointConfig():
             raise ALConfigError(f'"{BLOCK}.checkpoint": {al.method!r} saves as DeepSpeed does: remove the block')

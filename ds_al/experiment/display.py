@@ -102,6 +102,8 @@ class Display(Observer):
         else:
             parts.append(f"loss {row['loss']:.4f}")
         parts.append(f"lr {row['learning_rate']:.1e}")
+        if skipped := sum(row.get("skipped_steps", ())):
+            parts.append(f"skipped {skipped:,} steps")
         if "validation_accuracy" in row:
             parts.append(f"validation {row['validation_accuracy'][-1]:.4f}")
         done = row["epoch"] - info.first_epoch

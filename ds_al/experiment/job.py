@@ -23,7 +23,7 @@ from ds_al.experiment.process import quiet
 from ds_al.experiment.resuming import Origin
 from ds_al.experiment.run_folder import RunFolder, check_probe, epochs_of, make_folder, probed_folder
 from ds_al.experiment.stopping import Stop
-from ds_al.experiment.summary import best_epoch, run_facts, summarize
+from ds_al.experiment.summary import best_epoch, run_facts, skipped_steps, summarize
 from ds_al.experiment.wandb_run import WandbRun
 from ds_al.parallel import meetings, presence
 from ds_al.parallel.agreement import agreed
@@ -257,6 +257,7 @@ class Job:
             "idle": [each.idle for each in stats],
             "wait_data": stats[0].wait_data,
             "bytes_sent": [each.bytes_sent for each in stats],
+            **skipped_steps([each.skipped for each in stats]),
             **means,
         }
 

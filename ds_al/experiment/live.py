@@ -81,6 +81,9 @@ def stage_table(
     rows = list(zip(stage_metrics.items(), losses, strict=True))
     names = ["loss"] if all(len(values) == 1 for _, values in rows) else ["associated", "autoencoder"]
     table = Table(box=None, padding=(0, 1), pad_edge=False)
+    skipping = any(now.skipped > 0 for (_, now), _ in rows)
+    if skipping:
+        names = ["skipped", *names]
     for column in ("stage", "micro-batch", "samples/s", "busy", "queue full", *names):
         table.add_column(column, justify="right")
     for (stage, now), values in rows:
@@ -91,6 +94,7 @@ def stage_table(
             _format(now.samples_per_second, ",.0f"),
             _format(busy[stage], ".0%"),
             _format(now.queue_full, ".0%"),
+            *([_format(now.skipped, ",.0f")] if skipping else []),
             *(_format(value, ".4f") for value in values),
             style=style,
         )

@@ -96,7 +96,20 @@ def summarize(
         "peak_activation_bytes": list(peak_activation_bytes),
         "bytes_sent": [_bytes_sent(here, stage) for stage in range(info.stages)],
         "parameters": info.parameters,
+        **_skipped(history),
     }
+
+
+def _skipped(history: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """Sums the steps that each layer has left out over the epochs."""
+    rows = [row["skipped_steps"] for row in history if "skipped_steps" in row]
+    return {"skipped_steps": [sum(counts) for counts in zip(*rows, strict=True)]} if rows else {}
+
+
+def skipped_steps(stages: Sequence[Mapping[int, int]]) -> dict[str, list[int]]:
+    """Returns the steps that each layer has left out, as an entry of a row; no entry where no layer skips any."""
+    layers = {layer: count for stage in stages for layer, count in stage.items()}
+    return {"skipped_steps": [layers[layer] for layer in sorted(layers)]} if layers else {}
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

@@ -122,6 +122,8 @@ class WandbRun(Observer):
         named = {**{key: row[key] for key in ("epoch", "samples_per_second", "learning_rate")}, **_idle(row)}
         if "loss" in row:
             named |= self._twin(row["loss"])
+        for layer, skipped in enumerate(row.get("skipped_steps", ())):
+            named[f"layer_{layer}/skipped_steps"] = skipped
         for number, accuracy in enumerate(row.get("validation_accuracy", []), start=1):
             named[f"validation_accuracy/exit_{number}"] = accuracy
         self.log(named, step=min(row["epoch"] * self._info.batches_per_epoch, self._info.total_batches))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -15,6 +15,7 @@ from ds_al.optim.accepted import accepted
 from ds_al.optim.groups import Layers, ParamGroups, Selection, of_targets, trained_parameters
 from ds_al.optim.local import Factory, LocalOptimizer
 from ds_al.optim.loss_scale import LayerScale
+from ds_al.optim.skip import LayerSkip
 from ds_al.optim.zero import Shards
 from ds_al.parallel.replicas import Replicas
 
@@ -48,7 +49,9 @@ def local_optimizer(
     masters.check_dtypes(layers, low=precision.is_low)
     trained = [parameter for _, layer in layers for parameter in trained_parameters(layer, selection)]
     shards = Shards(trained, replicas) if settings.zero_stage and replicas.count > 1 else None
-    scales: dict[int, LayerScale] = {}
+    scales: Mapping[int, LayerSkip] = {}
+    if al.non_finite == "skip":
+        scales = {index: LayerSkip(index) for index, _ in layers}
     if precision.is_low:
         for _, layer in layers:
             muon.tag_embeddings(layer)  # masters inherit the tags

@@ -3,7 +3,8 @@
     forward     the outputs of f and g, before they leave for the next layer
     backward    both losses, the gradients, and the weights that computed them, before the step
 
-On a CPU a number that is not finite raises there, so that no step is applied. On a GPU the host does not wait: the
+On a CPU a number that is not finite raises there, so that no step is applied; with ``"non_finite": "skip"`` the step of
+that layer alone is left out (:mod:`ds_al.optim.skip`). On a GPU the host does not wait: the
 maximum norms of a micro-batch are copied to it, and are read as soon as they have arrived, at the latest :data:`BEHIND`
 micro-batches later; :meth:`FiniteCheck.settle`, which every save calls, waits for all of them.
 
@@ -22,7 +23,8 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
-from ds_al.errors import ALLayerError
+from ds_al.config.base import BLOCK
+from ds_al.errors import ALConfigError, ALLayerError
 from ds_al.layer import ALLayer
 from ds_al.optim.masters import stepped
 from ds_al.tensors import Activation, HostCopy
@@ -57,7 +59,13 @@ class FiniteCheck:
         layers: ``(index in the network, layer)``.
         stage_id: index of the stage, for errors.
         device: device of the layers.
-        scaled: indices of the layers whose gradients their loss scale checks, and skips a step on overflow.
+        scaled: indices of the layers whose gradients their loss scale checks, and skips a step on overflow; with
+            ``skips`` of all.
+        skips: whether an output or a loss that is not finite leaves out the layer's step, and raises no error. A weight
+            always does, since no step would mend it.
+
+    Raises:
+        ALConfigError: ``skips`` on a GPU.
     """
 
     def __init__(
@@ -67,8 +75,15 @@ class FiniteCheck:
         stage_id: int,
         device: torch.device,
         scaled: Collection[int] = (),
+        skips: bool = False,
     ) -> None:
-        self._layers, self._stage_id, self._scaled = dict(layers), stage_id, scaled
+        if skips and device.type == "cuda":
+            raise ALConfigError(
+                f'"{BLOCK}.non_finite": got "skip" on a GPU, whose host reads numbers after the step: use "raise", or '
+                '"fp16", whose loss scale skips steps'
+            )
+        self._layers, self._stage_id, self._scaled, self._skips = dict(layers), stage_id, scaled, skips
+        self._bad: set[int] = set()  # layers whose present micro-batch is left out
         self._waits = device.type != "cuda"
         self._weights = {index: _weights(index, layer) for index, layer in layers}
         self._places_of_losses = {index: [_Place(index, *of) for of in _LOSSES] for index, _ in layers}
@@ -90,13 +105,33 @@ class FiniteCheck:
         self._check(self._outputs(index, s, t), micro_batch)
 
     @torch.no_grad()
-    def before_step(self, index: int, losses: Sequence[Tensor], *, micro_batch: int) -> None:
+    def before_step(
+        self, index: int, losses: Sequence[Tensor], *, micro_batch: int, buffers: Sequence[Tensor] = ()
+    ) -> None:
         """Checks the losses of a layer, the gradients that are accumulated so far, and its weights.
+
+        A micro-batch that is left out makes the gradients NaN, by which the layer does not step, and leaves its buffers
+        as they were.
+
+        Args:
+            buffers: what :meth:`buffers` returned before the forward.
 
         Raises:
             ALLayerError: a number is not finite.
         """
         self._check(self._of_step(index, losses), micro_batch)
+        if index not in self._bad:
+            return
+        self._bad.remove(index)
+        for weight in self._weights[index]:
+            if (gradient := weight.stepped.grad) is not None:
+                (gradient._values() if gradient.is_sparse else gradient).fill_(math.nan)
+        for buffer, before in zip(self._layers[index].buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+    def buffers(self, layer: ALLayer) -> list[Tensor]:
+        """Returns copies of a layer's buffers, where a micro-batch may be left out."""
+        return [buffer.clone() for buffer in layer.buffers()] if self._skips else []
 
     def after_backward(self, *, micro_batch: int) -> None:
         """Ends a micro-batch: on a GPU sends its norms to the host, and reads those that have arrived.
@@ -164,6 +199,9 @@ class FiniteCheck:
         for weight in self._weights[place.layer]:
             if weight.place.function == place.function and (worse := not_finite(weight.parameter)) is not None:
                 self._blame(weight.place, worse, micro_batch)
+        if self._skips:
+            self._bad.add(place.layer)
+            return
         self._blame(place, bad, micro_batch)
 
     def _blame(self, place: _Place, value: float, micro_batch: int) -> NoReturn:

@@ -4,7 +4,7 @@ A user's own instance takes the place of both, or with an optimizer of g and h i
 
 Steps of :meth:`LocalOptimizer.step`; none of them combines several layers:
 
-    [1] scales     divide gradients by the layer's loss scale; drop them if the layer overflows    (fp16, bf16)
+    [1] scales     divide gradients by the layer's loss scale; drop those that are not finite      (fp16, bf16, skip)
     [2] clip       gradients to a norm over the layer's f and b, and over its g and h
                    [1] and [2] with the other stages of the layer, where it spans several
     [3] shards     drop gradients of weights that another replica of the stage steps               (ZeRO-1)
@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from ds_al.errors import ALConfigError
 from ds_al.optim.accepted import accepted
 from ds_al.optim.groups import SIDES, Layers, ParamGroups, Selection, split, trained_masters, trained_parameters
-from ds_al.optim.loss_scale import LayerScale
 from ds_al.optim.masters import master_here, stepped
+from ds_al.optim.skip import LayerSkip
 from ds_al.optim.zero import Shards
 
 Factory = Callable[[ParamGroups], torch.optim.Optimizer]
@@ -55,7 +55,7 @@ class LocalOptimizer(torch.optim.Optimizer):
         autoencoder: builds the optimizer of g and h from parameter groups; ``None`` where an instance steps them, too.
         selection: the weights to train; by default all that require gradients.
         clip: maximum 2-norm of the gradients of f and b, and of those of g and h, of one layer; 0 is off.
-        scales: loss scales by layer index, if layers check for overflow.
+        scales: loss scales by layer index, or what leaves out steps, if layers check their gradients.
         shards: assignment of weights to the replicas of the stage, with ZeRO-1.
 
     Raises:
@@ -70,7 +70,7 @@ class LocalOptimizer(torch.optim.Optimizer):
         autoencoder: Factory | None,
         selection: Selection | None = None,
         clip: float = 0.0,
-        scales: Mapping[int, LayerScale] | None = None,
+        scales: Mapping[int, LayerSkip] | None = None,
         shards: Shards | None = None,
     ) -> None:
         # torch.optim.Optimizer.__init__ is not called: it would require parameters, which a stage may lack,
@@ -137,6 +137,11 @@ class LocalOptimizer(torch.optim.Optimizer):
         self.round_masters()  # [5]
         if self.shards is not None:  # [6]
             self.shards.share()
+
+    @property
+    def skipped(self) -> dict[int, int]:
+        """Number of skipped steps by layer index, of layers that check their gradients."""
+        return {index: scale.skipped for index, scale in self.scales.items()}
 
     @torch.no_grad()
     def round_masters(self) -> None:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ds_al.config.precision import FP16Config, Precision
 from ds_al.errors import ALLayerError
+from ds_al.optim.skip import LayerSkip
 
 
-class LayerScale:
+class LayerScale(LayerSkip):
     """Loss scale of one layer.
 
     Args:
@@ -29,9 +30,7 @@ class LayerScale:
     """
 
     def __init__(self, layer: int, precision: Precision) -> None:
-        self.layer = layer
-        self.skipped = 0
-        """Number of skipped steps."""
+        super().__init__(layer)
         block = precision.block
         dynamic, static, arguments = False, 1.0, None
         if isinstance(block, FP16Config):
@@ -84,14 +83,13 @@ class LayerScale:
 
     def state(self) -> dict[str, Any]:
         """Returns the state for :meth:`restore`, as numbers."""
-        return {name: value for name, value in vars(self._scaler).items() if name in _MOVING} | {
-            "skipped": self.skipped
-        }
+        moving = {name: value for name, value in vars(self._scaler).items() if name in _MOVING}
+        return moving | super().state()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restores a state returned by :meth:`state`."""
         vars(self._scaler).update({name: value for name, value in state.items() if name in _MOVING})
-        self.skipped = state["skipped"]
+        super().restore(state)
 
 
 _MOVING = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")

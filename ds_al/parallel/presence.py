@@ -347,6 +347,7 @@ class Presence:
         for rank in kill:
             with contextlib.suppress(OSError):  # another rank was faster
                 os.kill(self.records[rank].process, signal.SIGKILL)
+        self.end()  # rank 0 would take the store from those who do not know yet
         os._exit(1)
 
 

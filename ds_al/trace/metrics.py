@@ -31,6 +31,8 @@ class StageMetrics(NamedTuple):
     queue_full: float
     """Share of its messages that had to wait for a free slot in the queue to the next stage."""
     samples_per_second: float
+    skipped: float = 0.0
+    """Number of steps that its layers have left out."""
 
 
 class StageMeter:
@@ -44,13 +46,14 @@ class StageMeter:
         """Starts a batch, with the same totals as for :meth:`stop`."""
         self._start, self._before = time.perf_counter(), dict(totals)
 
-    def stop(self, totals: Mapping[str, float], *, micro_batches: int) -> StageMetrics:
+    def stop(self, totals: Mapping[str, float], *, micro_batches: int, skipped: int = 0) -> StageMetrics:
         """Ends a batch, and returns its metrics.
 
         Args:
             totals: seconds by instruction, ``"samples"`` trained, and, if the engine has send queues, ``"messages"``
                 sent and those ``"found_full"``.
             micro_batches: number of trained micro-batches.
+            skipped: number of steps that layers have left out.
         """
         seconds = time.perf_counter() - self._start
         since = {key: total - self._before.get(key, 0.0) for key, total in totals.items()}
@@ -62,6 +65,7 @@ class StageMeter:
             data=min(since.get("LoadMicroBatch", 0.0) / seconds, 1.0),
             queue_full=since["found_full"] / messages if messages else math.nan,
             samples_per_second=since["samples"] / seconds,
+            skipped=skipped,
         )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ds_al.system import plain
@@ -25,6 +25,8 @@ class StageStats:
     bytes_sent: int
     messages_sent: int
     samples: int
+    skipped: Mapping[int, int] = field(default_factory=dict)
+    """Steps that were left out, by index of the layer; empty where no layer skips any."""
 
     @property
     def idle(self) -> float:
@@ -58,10 +60,13 @@ class StageCounters:
 
     def __init__(self, stage: int, *, senders: Sequence[Channel], receivers: Sequence[Channel]) -> None:
         self._stage, self._senders, self._receivers = stage, senders, receivers
+        self.skips: Callable[[], Mapping[int, int]] = dict
+        """Returns the number of steps that were ever left out, by index of the layer."""
         self.reset()
 
     def reset(self) -> None:
         """Resets all counters to 0."""
+        self._skips_before = self.skips()
         self.wall = self.wait_data = 0.0
         self.waited_for_data = 0.0
         """Seconds waited for the latest micro-batch."""
@@ -82,4 +87,5 @@ class StageCounters:
             bytes_sent=sum(sender.nbytes for sender in self._senders) - self._bytes_before,
             messages_sent=sum(sender.messages for sender in self._senders) - self._messages_before,
             samples=self.samples,
+            skipped={layer: count - self._skips_before.get(layer, 0) for layer, count in self.skips().items()},
         )

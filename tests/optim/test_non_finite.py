@@ -1,0 +1,116 @@
+"""Numbers that are not finite, by policy: with "skip" a layer leaves out its own step, the same on any partition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ds_al
+from ds_al.config.associated_learning import al_config
+from ds_al.config.settings import Settings
+from ds_al.errors import ALConfigError, ALLayerError
+from ds_al.experiment.summary import skipped_steps
+from ds_al.optim.finite import FiniteCheck
+from tests.support.engines import SEED, State, different, engine_config, engine_state, merge
+from tests.support.networks import NETWORKS
+from tests.support.ranks import run_ranks
+
+BAD, LAYER = (5, 6), 2
+"""Micro-batches in which the third of four layers returns or learns from numbers that are not finite."""
+
+
+class Spike(nn.Module):
+    """Makes one number infinite in some micro-batches: in the forward, or in the gradient."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where, self.count = where, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return x
+        bad = self.count in BAD
+        self.count += 1
+        if bad and self.where == "gradient" and x.requires_grad:
+            x.register_hook(lambda gradient: gradient * torch.inf)
+        return x * torch.inf if bad and self.where == "output" else x
+
+
+def train(
+    network: str, *, where: str, micro_batches: int = 1, stages: int | None = None, **al: Any
+) -> tuple[State, list[State], Any]:
+    """Worker: the state at the end, the states around the bad micro-batches, and the steps that were left out."""
+    net = NETWORKS[network]
+    options = {} if stages is None else {"num_stages": stages}
+    module = ds_al.ALPipelineModule(net.layers(), num_classes=net.classes, base_seed=SEED, **options)
+    for index, layer in module.local_layers:
+        if index == LAYER:
+            layer.f = nn.Sequential(layer.f, Spike(where))
+    engine, *_ = ds_al.initialize(model=module, config=engine_config(micro_batches=micro_batches, **al))
+    engine.reset_stats()
+    batches, around = iter(net.batches(12)), list[State]()
+    for number in range(12 // micro_batches // engine.replicas.count):
+        if number in (BAD[0], BAD[-1] + 1):
+            around.append(engine_state(engine))
+        engine.train_batch(batches)
+    engine.flush()
+    return engine_state(engine), around, skipped_steps(engine.gather(engine.stats().skipped))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("network", "where"), [("vgg", "output"), ("mlp", "gradient")])
+def test_a_layer_leaves_out_its_own_step_and_the_same_ones_on_any_partition(network: str, where: str) -> None:
+    expected, (before, after), skipped = run_ranks(f"{__name__}:train", 1, network=network, where=where, **SKIP)[0]
+    count = len(BAD)
+    # An output that is not finite goes on to the last layer; a gradient stays where it is.
+    assert skipped == {"skipped_steps": [0, 0, count, count if where == "output" else 0]}
+    changed = {name.split(".")[0] for name in different(before, after)}
+    assert changed == ({"0", "1"} if where == "output" else {"0", "1", "3"}), "buffers and counts of steps included"
+    assert all(value.isfinite().all() for value in expected.values() if value.is_floating_point())
+    states, _, found = zip(*run_ranks(f"{__name__}:train", 2, network=network, where=where, **SKIP), strict=True)
+    assert different(merge(list(states)), expected) == [] and found[0] == skipped
+
+
+SKIP = {"non_finite": "skip"}
+
+
+@pytest.mark.distributed
+def test_steps_over_several_micro_batches_are_left_out_as_one() -> None:
+    ranks = run_ranks(f"{__name__}:train", 4, network="mlp", where="output", micro_batches=4, **SKIP, steps_per_batch=2)
+    assert ranks[0][2] == {"skipped_steps": [0, 0, 2, 2]}  # micro-batch 5 is in the third step, 6 in the fourth
+
+
+@pytest.mark.distributed
+def test_replicas_leave_out_the_same_step() -> None:
+    """One replica alone meets the number: its gradients carry it to the other one."""
+    ranks = run_ranks(f"{__name__}:train", 2, network="mlp", where="output", stages=1, **SKIP)
+    assert ranks[0][2] == ranks[1][2] == {"skipped_steps": [0, 0, 1, 1]}
+    assert different(ranks[0][0], ranks[1][0]) == []
+
+
+def test_an_error_is_the_default() -> None:
+    with pytest.raises(ALLayerError, match=r"AL layer 2.*micro-batch 5, function f: the output of f holds -?inf"):
+        train("mlp", where="output")
+
+
+def test_a_weight_that_is_not_finite_raises_under_any_policy() -> None:
+    net = NETWORKS["mlp"]
+    module = ds_al.ALPipelineModule(net.layers(), num_classes=net.classes, base_seed=SEED)
+    engine, *_ = ds_al.initialize(model=module, config=engine_config(**SKIP))
+    with torch.no_grad():
+        next(engine.layers[1][1].b.parameters()).fill_(torch.nan)
+    with pytest.raises(ALLayerError, match=r"weight b\S* holds nan"):
+        engine.train_batch(iter(net.batches(4)))
+
+
+def test_what_cannot_skip_is_refused() -> None:
+    base = {"train_micro_batch_size_per_gpu": 8, "optimizer": {"type": "SGD"}, "associated_learning": SKIP}
+    with pytest.raises(ALConfigError, match=r"non_finite.*skip.*with fp16"):
+        Settings.of({**base, "fp16": {"enabled": True}}, is_al=True)
+    with pytest.raises(ALConfigError, match=r"non_finite.*back-propagation"):
+        al_config({"associated_learning": {**SKIP, "method": "bp_1f1b"}})
+    with pytest.raises(ALConfigError, match=r"non_finite.*on a GPU"):
+        FiniteCheck([], stage_id=0, device=torch.device("cuda"), skips=True)
