@@ -43,7 +43,7 @@ KINDS: dict[str, Kind] = {
     "load data": Kind(GREY, "."),
     "barrier": Kind(GREY, "x"),
     "evaluation": Kind(EVALUATION, "-"),
-    "trains": Kind(FORWARD),
+    "trains": Kind(BLUE),
     "trains again": Kind(PURPLE),
     "no process": Kind(VERMILION, "/"),
     "waits for a message": Kind(WAITING),

@@ -13,7 +13,7 @@ Line = Mapping[str, Any]
 COMPUTES = ("ForwardPass", "BackwardPass", "OptimizerStep")
 TRAINED = "BackwardPass"
 """The instruction after which a micro-batch counts as trained."""
-_JOINED = 0.006  # share of a timeline; computations with a shorter gap between them are drawn as one
+_JOINED = 0.25  # seconds; computations with a shorter gap between them are drawn as one
 
 
 class Death(NamedTuple):
@@ -48,12 +48,12 @@ def timeline(title: str, job: Job) -> Timeline:
     slices = [
         Slice(row, kind, start - begin, stop - begin)
         for row, own in enumerate(by_stage)
-        for kind, start, stop in _slices(own, end=end, joined=_JOINED * (end - begin))
+        for kind, start, stop in _slices(own, end=end)
     ]
     return Timeline(title, [f"stage {stage}" for stage in range(job.stages)], slices, end - begin)
 
 
-def _slices(own: Sequence[Line], *, end: float, joined: float) -> Iterator[tuple[str, float, float]]:
+def _slices(own: Sequence[Line], *, end: float) -> Iterator[tuple[str, float, float]]:
     """Yields kind, start and end of the parts of a row."""
     again = []
     for death in deaths(own):
@@ -65,7 +65,7 @@ def _slices(own: Sequence[Line], *, end: float, joined: float) -> Iterator[tuple
     for line in own:
         if line["what"] not in COMPUTES or any(first <= line["start"] < last for first, last in again):
             continue
-        if stop is None or line["start"] > stop + joined:
+        if stop is None or line["start"] > stop + _JOINED:
             if start is not None and stop is not None:
                 yield "trains", start, stop
             start = line["start"]

@@ -65,6 +65,9 @@ def demonstrate(folder: Path, picture: Path, console: Console, *, batches: int) 
     console.print(_compared(own, other))
     code, done = ended[title].exits[-1][1], _position(lines(Path(backprop.folder), 0))
     console.print(f"1F1B: the launcher ended with exit code {code} after {done} of {total} micro-batches")
+    if not done:
+        console.print(ended[title].output[-3000:], markup=False, highlight=False)
+        return False
     draw([timeline(name, job) for name, job in jobs.items()], picture)
     console.print(f"picture: {picture}")
     return own == other and code != 0

@@ -181,6 +181,7 @@ def main(folder: Path) -> None:
     from ds_al.data import load_vision
     from ds_al.models import build_al, build_twin
     from ds_al.module import TwinModule
+    from ds_al.parallel.world import join_world
     from ds_al.schedule import AL_SCHEDULES
 
     torch.set_num_threads(1)
@@ -201,6 +202,7 @@ def main(folder: Path) -> None:
     if is_al:
         model = ds_al.ALPipelineModule(build_al("vgg", **_SIZES), num_stages=job.stages, num_classes=10, base_seed=0)
     else:
+        join_world()
         loss = torch.nn.CrossEntropyLoss()
         model = TwinModule(build_twin("vgg", **_SIZES), num_stages=job.stages, loss_fn=loss, base_seed=0)
     engine, *_ = ds_al.initialize(model=model, config=config)
