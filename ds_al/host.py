@@ -16,6 +16,8 @@ from deepspeed.pipe import PipelineModule
 from deepspeed.runtime import lr_schedules
 from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
 
+from ds_al.system.extensions import SHARED_MEMORY
+
 OPTIMIZER_NAMES: frozenset[str] = frozenset(DEEPSPEED_OPTIMIZERS)
 """Names, in lower case, of the optimizers that DeepSpeed has itself (runtime/config.py, 0.19.8)."""
 SCHEDULES: dict[str, type] = {name: getattr(lr_schedules, name) for name in lr_schedules.VALID_LR_SCHEDULES}
@@ -25,7 +27,7 @@ SCHEDULES: dict[str, type] = {name: getattr(lr_schedules, name) for name in lr_s
 @contextmanager
 def without_shared_memory() -> Iterator[None]:
     """Lets DeepSpeed join ranks inside without buffers in shared memory, for which it would wait for all of them."""
-    name, known = "ShareMemCommBuilder", ops.__compatible_ops__
+    name, known = SHARED_MEMORY, ops.__compatible_ops__
     before, known[name] = known.get(name), False
     try:
         yield

@@ -88,6 +88,7 @@ class Presence:
         self.own = Record(socket.gethostname(), launchers.machine(), os.getpid(), read=[0] * world)
         self.records = {rank: self.own}
         """Latest known record of every rank."""
+        self._watches = watches
         self.on_launcher_gone: Callable[[], None] | None = None
         """Called once when the launcher has gone; without it, this process ends at once."""
         self._store = store
@@ -173,7 +174,9 @@ class Presence:
         return f"rank {rank}" if record is None else f"rank {rank} ({record.host})"
 
     def absent(self) -> list[int]:
-        """Returns the ranks on this machine whose process has ended."""
+        """Returns the ranks on this machine whose process has ended; none where keepers replace them."""
+        if not self._watches:
+            return []
         return [
             rank
             for rank, record in sorted(self.records.items())

@@ -228,11 +228,8 @@ class Keeper:
         except RuntimeError:
             return "the keeper of rank 0, which holds the store, has gone"
         here = presence.here()
-        for rank, record in here.records.items():
-            gone = record.machine == here.own.machine and launchers.parent_of(record.process) is None
-            if rank != self.rank and gone and not record.ended:
-                return f"the keeper of {here.name(rank)} has gone"
-        return ""
+        names = ", ".join(map(here.name, here.gone()))
+        return f"the keeper of {names} has gone" if names else ""
 
     def _end_worker(self, reason: str) -> int:
         self._ended.wait(_GRACE)  # it may fail for the same reason, and tell more of it

@@ -61,6 +61,7 @@ class Saves:
         self._store = connection
         self.restart_point = self._posted(stage)
         """Micro-batches after which a new process of this stage begins."""
+        self._reached = self.restart_point  # by this process: it still needs the messages after that
         self.next_restart_point = 0
         """The same of the next stage, as far as it is known."""
         for left in folder.glob("*.part"):
@@ -98,6 +99,7 @@ class Saves:
         if self._failure is not None:
             raise ALRecoveryError(f"recovery: a save in {str(self._folder)!r} failed: {self._failure}")
         if self.has(position):  # of a process before this one, and equal
+            self._reached = position
             return
         shot = snapshot.take(state, {}).on_host()
         tensors: Tensors = {}
@@ -151,10 +153,12 @@ class Saves:
         save_file(save.tensors, part / _TENSORS)
         (part / _RECORDS).write_text(json.dumps(save.records))
         part.rename(self._folder / str(save.position))
+        self._reached = save.position
 
     def _advance(self) -> None:
         """Posts the restart point, where it has moved, and removes the saves before it."""
         saves = sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
+        saves = [position for position in saves if position <= self._reached]
         if not self._is_last:
             self.next_restart_point = self._posted(self._stage + 1)
             saves = [position for position in saves if position <= self.next_restart_point]

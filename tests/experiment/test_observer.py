@@ -56,3 +56,15 @@ def test_the_folder_of_a_run_that_failed_has_all_lines_up_to_then(tmp_path: Path
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows.pop(0) == {"kind": "log", "batch": 10, "losses": [[None, 2.0]]}
     assert [(row["batch"], row["losses"]) for row in rows] == [(19, [[1.0, 2.0]]), (20, [[3.0, 4.0]])]
+
+
+def test_a_process_that_takes_another_ones_place_adds_no_line_twice(tmp_path: Path) -> None:
+    """It runs from the start again, and the former one died while it wrote its third line."""
+    lines = tmp_path / "metrics.jsonl"
+    lines.write_text('{"kind": "log", "batch": 1}\n{"kind": "log", "batch": 2}\n{"kind": "lo')
+    folder = RunFolder({}, {})
+    folder.started(run_info(tmp_path))
+    for batch in range(1, 5):
+        folder.logged({"batch": batch})
+    folder.failed()
+    assert [json.loads(line)["batch"] for line in lines.read_text().splitlines()] == [1, 2, 3, 4]
