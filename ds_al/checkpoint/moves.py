@@ -100,15 +100,26 @@ def move(state: StageState, bounds: Sequence[int]) -> Moved:
     former, before = dict(state.layers), range(len(copies or ()))
     decoders = {index: copies.state(index) for index in before if copies is not None} | decoders
     module.hold(bounds, layers)
-    for index, layer in former.items():
-        if index not in dict(state.layers):
-            give_up(layer.cpu())
+    _give_up(former, dict(state.layers))
     for index, layer in layers.items():
         _put(layer, arrived[index])
     held = {index: (own | arrived)[index] for index, _ in state.layers}
     for index, layer in state.layers:
         _let_train(layer, held[index])
     return Moved(held, list(layers), decoders)
+
+
+def _give_up(former: Mapping[int, ALLayer], present: Mapping[int, ALLayer]) -> None:
+    """Frees masters, and device memory, of layers that went elsewhere: a list of modules may hold them all the same.
+
+    A frozen weight that a layer which stays shares with one of them stays on the device.
+    """
+    staying = {tensor for layer in present.values() for _, tensor in _tensors(layer)}
+    for index, layer in former.items():
+        if index not in present:
+            give_up(layer)
+            if not any(tensor in staying for _, tensor in _tensors(layer)):
+                layer.cpu()
 
 
 def _schedule(states: Mapping[int, LayerState]) -> dict[str, Any]:
@@ -127,6 +138,7 @@ def _taken(state: StageState) -> dict[int, LayerState]:
         weights = dict(layer.named_parameters(remove_duplicate=False))
         record |= {
             "form": _form(layer),
+            "training": {name: module.training for name, module in layer.named_modules()},
             "requires_grad": {name: weight.requires_grad for name, weight in weights.items()},
             "extra": {n: value for n, value in layer.state_dict().items() if not isinstance(value, Tensor)},
             "optimizers": {role: saved for role, (saved, _) in steps[index].items()},
@@ -307,9 +319,10 @@ def _receive(kind: _Kind, rank: int, topology: StageTopology, device: torch.devi
 
 @torch.no_grad()
 def _put(layer: ALLayer, state: LayerState) -> None:
-    """Gives a layer the weights and buffers that have arrived."""
+    """Gives a layer the weights, buffers and modes that have arrived."""
     weights = state.tensors[_WEIGHTS]
     for prefix, module in layer.named_modules():
+        module.training = state.record["training"][prefix]
         for name in [name for name, value in module._parameters.items() if value is not None]:
             value = weights.get(f"{prefix}.{name}".lstrip("."))
             if value is not None:  # a tied weight has one of its names

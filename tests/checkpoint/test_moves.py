@@ -232,16 +232,20 @@ class Counting(nn.Linear):
 
 
 def modules_moved() -> list[Any]:
-    """Worker: layers that are given as modules, with a buffer that no checkpoint has and channels that lie last."""
+    """Worker: layers that are given as modules, with a buffer that no checkpoint has.
+
+    They are in evaluation mode, as ``from_pretrained`` of transformers leaves them: on the stage that got a layer, its
+    dropout was once off.
+    """
     torch.manual_seed(3)
-    parts = [nn.Sequential(Counting(), nn.Tanh()) for _ in range(4)]
+    parts = [nn.Sequential(Counting(), nn.Dropout(0.5)).eval() for _ in range(4)]
     engine, x = _of_modules(parts), torch.randn(8, 12)
     data = [(x, torch.zeros(8, dtype=torch.int64))] * MICRO_BATCHES
     for bounds in ([0, 1, 4], [0, 3, 4], [0, 2, 4]):
         engine.train_batch(iter(data))
         engine.repartition(bounds)
     engine.train_batch(iter(data))
-    return [(index, float(layer.f[0].calls)) for index, layer in engine.layers]
+    return [(index, float(layer.f[0].calls), layer.f[1].training) for index, layer in engine.layers]
 
 
 def _of_modules(parts: Sequence[nn.Module]) -> ds_al.ALPipelineEngine:
@@ -253,6 +257,6 @@ def _of_modules(parts: Sequence[nn.Module]) -> ds_al.ALPipelineEngine:
     return ds_al.initialize(model=module, config=engine_config())[0]
 
 
-def test_layers_given_as_modules_move_with_all_their_buffers() -> None:
+def test_layers_given_as_modules_move_with_all_their_buffers_and_their_mode() -> None:
     found = [each for rank in run_ranks(f"{__name__}:modules_moved", 2) for each in rank]
-    assert found == [(index, 4.0 * MICRO_BATCHES) for index in range(4)]
+    assert found == [(index, 4.0 * MICRO_BATCHES, True) for index in range(4)]
