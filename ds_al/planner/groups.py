@@ -156,9 +156,7 @@ def predict_groups(
     machines = machines or Machines()
     grouped = GroupedStages(work, group_sizes(stages, layers), schedule, micro_batches, machines)
     costs = grouped.costs()
-    times = seconds_per_batch(
-        schedule, costs, grouped.border_bytes(), micro_batches, machines, groups=tuple(grouped.sizes)
-    )
+    times = _chain(grouped) if machines.jitter else _slowest_group(grouped)
     mean = machines.jitter.mean if machines.jitter else 1.0
     steps = machines.steps_per_batch or 1
     busy = np.array([micro_batches * mean * (cost.forward + cost.backward) + steps * cost.step for cost in costs])
@@ -178,6 +176,36 @@ def predict_groups(
         layers=layers,
         schedule=schedule,
     )
+
+
+def _chain(grouped: GroupedStages) -> np.ndarray:
+    """Simulates all groups together; returns seconds per batch, ``(R,)``."""
+    return seconds_per_batch(
+        grouped.schedule,
+        grouped.costs(),
+        grouped.border_bytes(),
+        grouped.micro_batches,
+        grouped.machines,
+        groups=grouped.sizes,
+    )
+
+
+def _slowest_group(grouped: GroupedStages) -> np.ndarray:
+    """Simulates each group alone, since no group waits for a later one: once the pipeline is full, the slowest group or
+    link sets the pace. Returns seconds per batch, ``(1,)``."""
+    costs, borders = grouped.costs(), grouped.border_bytes()
+    links = grouped.machines.each_link(grouped.stages)
+    periods, start = {}, 0
+    for size in grouped.sizes:
+        own, inside = tuple(costs[start : start + size]), slice(start, start + size - 1)
+        machines = replace(grouped.machines, links=links[inside], speeds=None)
+        if (own, *links[inside]) not in periods:
+            periods[own, *links[inside]] = seconds_per_batch(
+                grouped.schedule, own, borders[inside], grouped.micro_batches, machines, groups=(size,)
+            )
+        start += size
+    busiest = max((size / link.bytes_per_second for size, link in zip(borders, links, strict=True)), default=0.0)
+    return np.maximum(max(periods.values()), grouped.micro_batches * busiest)
 
 
 def predict_zero_bubble(method: str, work: Work, *, stages: int, micro_batches: int, machines: Machines) -> Prediction:

@@ -75,9 +75,8 @@ def seconds_per_batch(
     """
     stages = len(costs)
     links = machines.each_link(stages)
-    # Each group of a chain takes a batch more than the one before it to find its period. With jitter the result is the
-    # mean of several batches.
-    batches = 2 if method in _DRAINS else 3 if method == "streaming" else 3 + len(groups)
+    # With jitter the result is the mean of several batches.
+    batches = 2 if method in _DRAINS else 3
     run = partial(
         stage_ends,
         method,

@@ -27,6 +27,7 @@ _TOLD_BY: Mapping[str, str] = {
     "planner": "predicted",
     "traffic": "times_less",
     "slow_link": "rate_mbit",
+    "frontier": "averaged_sd",
     "scaling": "study",
     "ceiling": "share_of_ceiling",
     "bound": "share_of_bound",

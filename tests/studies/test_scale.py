@@ -8,10 +8,12 @@ import pytest
 
 from ds_al.studies.figures import draw_scale
 from ds_al.studies.scale.page import page
-from ds_al.studies.scale.predictions import BLOCKS, LARGE, LINKS, METHODS, OVERLAPPED, Study
+from ds_al.studies.scale.predictions import BLOCKS, LARGE, LINKS, METHODS, OVERLAPPED, SECTIONS, Study
 from ds_al.studies.scale.views import Row, row_of, rows_of, share_of_alone
 
-SMALL_STUDY = Study(stages=(4, 8), micro_batches=(4, 8), sweep=(4, 16, 64), repeat=3, settled=64)
+SMALL_STUDY = Study(
+    stages=(4, 8), micro_batches=(4, 8), dial=(2, 4), dial_micro_batches=(4, 8), sweep=(4, 16, 64), repeat=3, settled=64
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +23,24 @@ def rows() -> list[Row]:
 
 def test_every_case_is_there_and_the_same_each_time(rows: list[Row]) -> None:
     assert len(rows_of(rows, section="links")) == 2 * (2 + 1) * len(LINKS) * len(METHODS)
-    assert {row["section"] for row in rows} == {"links", "sweep", "speeds", "stragglers"}
+    assert {row["section"] for row in rows} == set(SECTIONS)
     assert len({tuple(row) for row in rows}) == 1  # all have the same columns, as a CSV file needs
-    tiny = Study(stages=(2,), micro_batches=(2,), sweep=(2,), repeat=2, settled=8)
+    tiny = Study(stages=(2,), micro_batches=(2,), dial=(2,), dial_micro_batches=(2,), sweep=(2,), repeat=2, settled=8)
     assert list(tiny.rows()) == list(tiny.rows(jobs=2))
+
+
+def test_k_layers_stand_beside_the_rivals(rows: list[Row]) -> None:
+    """K = 1 is zero bubble, K = P streaming, and between them the bubble is that of a group."""
+    case = rows_of(rows, section="dial", stages=4, micro_batches=4)
+    assert {row["layers"] for row in case} == {None, 1, 2, 4}
+    assert "bp_dualpipev" in {row["method"] for row in rows_of(rows, section="dial", stages=4, micro_batches=8)}
+    times = {(row["layers"], row["schedule"]): row["times_compute"] for row in case}
+    assert times[1, "zb_h1"] == pytest.approx(row_of(case, method="bp_zb_h1")["times_compute"], rel=0.01)
+    assert times[4, ""] < times[2, "zb_h1"] < times[1, "zb_h1"] < times[1, "1f1b"]
+    assert (
+        row_of(case, layers=1, schedule="1f1b")["memory_bytes"]
+        > row_of(case, layers=2, schedule="1f1b")["memory_bytes"]
+    )
 
 
 def test_streaming_takes_rho_and_its_steps_where_links_are_fast(rows: list[Row]) -> None:
@@ -65,4 +81,4 @@ def test_the_page_says_that_it_is_predicted_and_what_is_not(rows: list[Row], tmp
     assert "**Predicted, not measured.**" in text and "* **Accuracy.**" in text and "`python run/scale.py`" in text
     assert all(f"]({name})" in text for name in names.values())
     assert "slower from M = 64 on" in text and "| 8 | 8 | `bp_zero_bubble` (f) |" in text
-    assert "nan" not in text
+    assert "| K = 2 |" in text and "On 4 stages K = " in text and "nan" not in text

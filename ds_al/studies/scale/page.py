@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ds_al.figures.parts import Table
 from ds_al.studies.scale.predictions import BLOCKS, LARGE, LINKS, OVERLAPPED, SMALL
 from ds_al.studies.scale.views import Row, over_1f1b, row_of, rows_of, share_of_alone, steps_always
 from ds_al.studies.tables import scale as tables
-from ds_al.studies.tables.write import document
+from ds_al.studies.tables.write import document, groups
 
 
 def page(header: Row, rows: Sequence[Row], *, figures: Mapping[str, str]) -> str:
@@ -24,6 +25,7 @@ def page(header: Row, rows: Sequence[Row], *, figures: Mapping[str, str]) -> str
         "## Assumptions",
         tables.assumptions(),
         f"Message latency by link: {latencies}. Links are full duplex; a stage has one link to each neighbour.",
+        *_dial(rows),
         "## Links",
         _LINKS,
         f"![Time per batch over the speed of the links]({figures['links']})",
@@ -49,8 +51,11 @@ def page(header: Row, rows: Sequence[Row], *, figures: Mapping[str, str]) -> str
     )
 
 
+EXACT = ("bp_1f1b", "bp_zb_h1", "bp_zb_h2", "bp_dualpipev")
+"""Pipelines of exact gradients."""
+
 _INTRODUCTION = """\
-# 64 to 1,024 stages
+# 2 to 1,024 stages
 
 **Predicted, not measured.** These results come from the planner's simulator
 ([ds_al/planner](../ds_al/planner/simulator.py)) and from published formulas, for sizes that could not be measured. The
@@ -61,8 +66,17 @@ measurements at small sizes. The first table lists the assumptions; `run/plan.py
 else, for any P and M: it has no bubble, does not wait for gradients, and holds the activations of one micro-batch. The
 gain is largest with many stages, few micro-batches and slow or long-distance links. With many micro-batches the gain
 over 1F1B vanishes and then becomes a loss. Zero-bubble pipelines reach the same speed without a change of the learning
-rule if their memory and links are fast enough. How well a network of that depth learns is not predicted (see
+rule if their memory and links are fast enough. Between the two lie groups: K layers on P > K stages have the bubble and
+the memory of a pipeline of P / K stages. How well a network of that depth learns is not predicted (see
 [the limits](#limits-of-these-predictions))."""
+
+_DIAL = """\
+K AL layers on P stages of `large`, in groups of G = P / K ([dial.md](dial.md)), 100gbit links, one optimizer step per
+batch for every method; K = 1 is exact back-propagation, K = P streaming. Time per batch as a multiple of M (F + B) / P,
+with the fastest schedule inside a group and, after the comma, the memory of the fullest stage: parameters, gradients,
+AdamW's state and activations, of `streaming` also message buffers. Bold is the fastest that fits, without `bp_async`,
+whose gradients are a step late. `bp_zb_h1` and `bp_zb_h2` are simulated with messages that block no stage. A rival that
+needs more micro-batches has no entry: `bp_dualpipev` 2 P, `bp_async` P."""
 
 _LINKS = """\
 Time per batch as a multiple of M (F + B) / P, the compute time of the backprop twin on one stage: 1 is an ideal
@@ -87,8 +101,10 @@ stages lets a stage run ahead while its successor is late."""
 _LIMITS = """\
 ## Limits of these predictions
 
-* **Accuracy.** Each stage is one AL layer (K = P), and accuracy falls with K. The accuracy cost of a hundred local
-  objectives is unknown, and no planner predicts it. Fewer, larger AL layers on groups of stages were not simulated.
+* **Accuracy.** Accuracy falls with K, and unless K is named each stage is one AL layer (K = P). The accuracy cost of a
+  hundred local objectives is unknown, and no planner predicts it.
+* **Split backward passes.** `zb_h1` and `zb_h2` are predicted without the processor time that splitting costs, and with
+  half of a backward for the gradients of weights.
 * **rho at that depth.** rho is assumed, for a light bridge; [models.md](models.md) counts the cost of bridges.
 * **Number of updates.** Streaming steps M times where back-propagation steps once. With one step per batch
   (`steps_per_batch: 1`, in the table of many micro-batches) streaming also pays u once.
@@ -97,6 +113,28 @@ _LIMITS = """\
 * **Other forms of parallelism.** Tensor parallelism, sharded data parallelism (ZeRO-3, FSDP), pipelines with data
   parallel groups, and compression of gradients or activations are not compared; on fast links they are the usual
   choice."""
+
+
+def _dial(rows: Sequence[Row]) -> list[Table | str]:
+    """Returns a table for each number of micro-batches, and a sentence on the least K that costs no time; empty where
+    this section was not predicted."""
+    blocks: list[Table | str] = []
+    for own in groups(rows_of(rows, section="dial"), "micro_batches"):
+        m, most = own[0]["micro_batches"], max(row["stages"] for row in own)
+        case = rows_of(own, stages=most)
+        local = [row for row in case if row["layers"]]
+        least = min(row["times_compute"] for row in local)
+        enough = min(row["layers"] for row in local if row["times_compute"] <= 1.05 * least)
+        rival = min((row for row in case if row["method"] in EXACT), key=lambda row: row["times_compute"])
+        streaming = next(row for row in case if row["method"] == "streaming")
+        blocks += [
+            f"M = {m}:",
+            tables.dial(rows, m),
+            f"On {most} stages K = {enough} is within 5 % of the least time of all K; the fastest pipeline of exact "
+            f"gradients, `{rival['method']}`, takes {rival['times_compute'] / least:.2f} times that, and holds "
+            f"{rival['memory_bytes'] / streaming['memory_bytes']:.1f} times the memory of K = P.",
+        ]
+    return ["## K layers on P stages", _DIAL, *blocks] if blocks else []
 
 
 def _winners(rows: Sequence[Row]) -> str:

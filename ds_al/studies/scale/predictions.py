@@ -13,7 +13,9 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
-from ds_al.planner.predict import AL, SIMULATED, predict
+from ds_al.group_schedule import GROUP_SCHEDULES
+from ds_al.planner.groups import GroupedStages, group_sizes, predict_groups
+from ds_al.planner.predict import AL, SIMULATED, least_micro_batches, predict
 from ds_al.planner.prediction import Prediction
 from ds_al.planner.show import bytes_per_second
 from ds_al.planner.stragglers import Jitter, spread_speeds
@@ -95,6 +97,9 @@ LINKS: dict[str, float] = {"100mbit": 20e-3, "1gbit": 10e-3, "10gbit": 1e-3, "10
 OVERLAPPED = "bp_1f1b_overlapped"
 """1F1B with non-blocking sends, unlike DeepSpeed's; a lower bound, since messages never wait for each other."""
 METHODS = ("streaming", "bp_1f1b", OVERLAPPED, "bp_gpipe", "bp_interleaved", "bp_zero_bubble", "bp_dp")
+RIVALS = ("bp_1f1b", "bp_zb_h1", "bp_zb_h2", "bp_dualpipev", "bp_async", "bp_dp")
+"""Back-propagation beside K layers on P stages."""
+SECTIONS = ("dial", "links", "sweep", "speeds", "stragglers")
 JITTERS = ("lognormal:0.3", "slow:0.01:5", "slow:0.05:5")
 DEPTHS = (1, 2, 4, 8, 32)
 SIGMAS = (0.0, 0.1, 0.3)
@@ -106,6 +111,9 @@ class Study:
 
     stages: tuple[int, ...] = (64, 256, 1024)
     micro_batches: tuple[int, ...] = (64, 256)
+    dial: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
+    """Values of P at which K varies, with the values of M of :attr:`dial_micro_batches`."""
+    dial_micro_batches: tuple[int, ...] = (8, 32)
     sweep: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
     """Values of M of the sweep, on the first number of stages."""
     repeat: int = 4
@@ -113,21 +121,24 @@ class Study:
     settled: int = 2048
     """Micro-batches of the straggler simulation before timing starts, so that queues fill; as many more are timed."""
 
-    def rows(self, *, jobs: int = 1) -> Iterator[Row]:
-        """Computes all rows with ``jobs`` processes.
+    def rows(self, *, jobs: int = 1, section: str | None = None) -> Iterator[Row]:
+        """Computes all rows, or those of one section, with ``jobs`` processes.
 
         Returns:
             ``section, workload, stages, micro_batches, link, latency_ms, speeds_sigma, jitter, queue_depth,
-            steps_per_batch, method``, the fields of :class:`~ds_al.planner.Prediction`, ``times_compute`` (time
-            relative to the twin's compute on one stage) and ``fits`` (whether every stage fits into device memory).
+            steps_per_batch, method, layers, schedule``, the fields of :class:`~ds_al.planner.prediction.Prediction`,
+            ``times_compute`` (time relative to the twin's compute on one stage) and ``fits`` (whether every stage fits
+            into device memory).
         """
+        cases = [case for case in self._cases() if section in (None, case.args[0])]
         if jobs == 1:
-            yield from map(_call, self._cases())
+            yield from map(_call, cases)
             return
         with ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool:
-            yield from pool.map(_call, self._cases())
+            yield from pool.map(_call, cases)
 
-    def _cases(self) -> Iterator[Callable[[], Row]]:
+    def _cases(self) -> Iterator[partial[Row]]:
+        yield from self._dial()
         for block in BLOCKS:
             for stages in self.stages:
                 for m in self.micro_batches if block is LARGE else self.micro_batches[:1]:
@@ -157,7 +168,21 @@ class Study:
                     yield partial(unsteady, method="streaming", depth=depth)
                 yield partial(unsteady, method="bp_1f1b")
 
-    def _sweep(self) -> Iterator[Callable[[], Row]]:
+    def _dial(self) -> Iterator[partial[Row]]:
+        for stages in self.dial:
+            for m in self.dial_micro_batches:
+                case = partial(_row, "dial", LARGE, stages=stages, micro_batches=m, link="100gbit", steps=1)
+                for k in self.dial:
+                    for schedule in GROUP_SCHEDULES if k < stages else ():
+                        yield partial(case, method="groups", layers=k, schedule=schedule)
+                for schedule in GROUP_SCHEDULES:
+                    yield partial(case, method="groups", layers=1, schedule=schedule)
+                yield partial(case, method="streaming")
+                for method in RIVALS:
+                    if m >= least_micro_batches(method, stages):
+                        yield partial(case, method=method)
+
+    def _sweep(self) -> Iterator[partial[Row]]:
         stages = self.stages[0]
         for m in self.sweep:
             for method in ("streaming", "bp_1f1b", "bp_interleaved", "bp_zero_bubble"):
@@ -183,6 +208,8 @@ def _row(
     steps: int | None = None,
     repeat: int = 1,
     settled: int = 0,
+    layers: int | None = None,
+    schedule: str = "",
 ) -> Row:
     work = block.work(stages)
     machines = Machines(
@@ -195,9 +222,12 @@ def _row(
         settled=settled,
         seed=stages,
     )
-    found = _overlapped(work, stages, micro_batches, machines) if method == OVERLAPPED else predict(
-        method, work, stages=stages, micro_batches=micro_batches, machines=machines
-    )  # fmt: skip
+    if layers is not None:
+        found = _grouped(work, stages, layers, schedule, micro_batches, machines)
+    elif method == OVERLAPPED:
+        found = _overlapped(work, stages, micro_batches, machines)
+    else:
+        found = predict(method, work, stages=stages, micro_batches=micro_batches, machines=machines)
     return {
         "section": section,
         "workload": block.name,
@@ -207,9 +237,11 @@ def _row(
         "latency_ms": 1000 * LINKS[link],
         "speeds_sigma": sigma,
         "jitter": jitter,
-        "queue_depth": depth if method in AL else None,
+        "queue_depth": depth if method in AL or layers else None,
         "steps_per_batch": (steps or micro_batches) if method in AL else 1,
         "method": method,
+        "layers": layers if layers is not None or method not in AL else stages,
+        "schedule": schedule,
         "seconds": found.seconds,
         "spread": found.spread if method in SIMULATED else None,
         "times_compute": found.seconds / (micro_batches * 3 * block.forward),
@@ -219,6 +251,15 @@ def _row(
         "bytes_per_batch": found.bytes_per_batch,
         "fits": found.memory_bytes <= block.device_bytes,
     }
+
+
+def _grouped(work: Work, stages: int, layers: int, schedule: str, micro_batches: int, machines: Machines) -> Prediction:
+    """Predicts K layers on P stages; its memory is without message buffers, as that of back-propagation."""
+    found = predict_groups(
+        work, stages=stages, layers=layers, schedule=schedule, micro_batches=micro_batches, machines=machines
+    )
+    held = GroupedStages(work, group_sizes(stages, layers), schedule, micro_batches, machines).memory()
+    return replace(found, memory_bytes=max(held))
 
 
 def _overlapped(work: Work, stages: int, micro_batches: int, machines: Machines) -> Prediction:

@@ -11,7 +11,7 @@ from ds_al.studies.scale.predictions import BLOCKS, LARGE, OVERLAPPED
 
 Row = Mapping[str, Any]
 SHOWN = ("streaming", "bp_1f1b", OVERLAPPED, "bp_gpipe", "bp_interleaved", "bp_zero_bubble", "bp_dp")
-FORMULA = ("bp_interleaved", "bp_zero_bubble", "bp_dp")
+FORMULA = ("bp_interleaved", "bp_zero_bubble", "bp_dualpipev", "bp_async", "bp_dp")
 
 
 def rows_of(rows: Sequence[Row], **wanted: Any) -> list[Row]:

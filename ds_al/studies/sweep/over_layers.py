@@ -16,12 +16,14 @@ class Accuracies:
     Attributes:
         group: name of the group.
         twin: row of back-propagation.
-        methods: rows by method, each in the order of K.
+        methods: rows of methods with AL layers by name, each in the order of K.
+        rivals: rows of all methods of back-propagation by name.
     """
 
     group: str
     twin: Row
     methods: dict[str, list[Row]]
+    rivals: dict[str, Row]
 
     @classmethod
     def of(cls, rows: Sequence[Row], *, group: str = "") -> Accuracies:
@@ -36,12 +38,13 @@ class Accuracies:
         """
         for name in dict.fromkeys(row["group"] for row in rows if group in row["group"]):
             own = [row for row in rows if row["group"] == name and row["test_accuracy"] is not None]
-            twin = next((row for row in own if row["K"] is None), None)
+            rivals = {row["method"]: row for row in own if row["K"] is None}
+            twin = next(iter(rivals.values()), None)
             methods: dict[str, list[Row]] = {}
             for row in sorted((row for row in own if row["K"] is not None), key=lambda row: row["K"]):
                 methods.setdefault(row["method"], []).append(row)
             if twin is not None and methods:
-                return cls(name, twin, methods)
+                return cls(name, twin, methods, rivals)
         raise StudyError(f"no finished group with {group!r} in its name: expected back-propagation and AL layers")
 
     @property

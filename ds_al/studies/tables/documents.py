@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ds_al.figures.parts import Table
 from ds_al.studies.results import Results, Row, StudyError, origin, read
-from ds_al.studies.tables import costs, links, recovery, rivals, scaling, schedules, sweep
+from ds_al.studies.tables import costs, frontier, links, recovery, rivals, scaling, schedules, sweep
 from ds_al.studies.tables.write import document, terminal
 
 Blocks = Callable[[Sequence[Row]], list[Table | str]]
@@ -32,6 +32,7 @@ TABLES: Mapping[str, Blocks] = {
     "ceiling": scaling.ceiling,
     "bound": scaling.bound,
     "planner": scaling.planner,
+    "frontier": frontier.frontier,
     "traffic": links.traffic,
     "slow_link": links.slow_link,
     "costs": costs.costs,

@@ -54,6 +54,28 @@ def links(rows: Sequence[Row], workload: str) -> Table:
     return crossed(own, lines, [Column("{link}", "{text}")])
 
 
+def dial(rows: Sequence[Row], micro_batches: int) -> Table:
+    """Returns time and memory of K layers on P stages, each with its fastest schedule, beside the rivals; the fastest
+    of each P that fits is bold."""
+    own = []
+    for case in groups(rows_of(rows, section="dial", micro_batches=micro_batches), "stages"):
+        fitting = [row for row in case if row["fits"] and row["method"] != "bp_async"]
+        best = min((row["times_compute"] for row in fitting), default=0.0)
+        shown: dict[str, Row] = {}
+        for row in case:
+            head = f"K = {row['layers']}" if row["layers"] else label(row["method"])
+            if head not in shown or row["times_compute"] < shown[head]["times_compute"] * (1 - 1e-9):
+                shown[head] = row
+        for head, row in shown.items():
+            mark = "" if row["fits"] else "*"
+            text = f"{row['times_compute']:.2f} {row['schedule']}".strip()
+            text = f"**{text}**" if row in fitting and row["times_compute"] <= best * (1 + 1e-6) else text
+            held = f"{row['memory_bytes'] / 1e9:,.0f}{mark} GB"
+            own.append({**row, "head": head, "place": row["layers"] or float("inf"), "text": f"{text}, {held}"})
+    own.sort(key=lambda row: row["place"])
+    return crossed(own, [Column(BLANK, "{head}", left=True)], [Column("P = {stages}", "{text}")], by="stages")
+
+
 def many_micro_batches(rows: Sequence[Row]) -> Table:
     """Returns the speed of each method relative to 1F1B by M."""
     own = [{"name": name, "M": m, "value": value} for name, points in series(rows).items() for m, value in points]

@@ -1,0 +1,90 @@
+"""Draws the frontier: accuracy over time per sample and memory per stage, a curve over K and the rivals as points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ds_al.figures import palette
+from ds_al.studies.results import Row
+from ds_al.studies.tables.write import groups
+
+Axes = Any
+Place = Callable[[Row], float]
+_TITLES = {"measured": "time per sample, measured, stages that sleep", "planner": "time per sample, planner"}
+_TIME = "times an ideal back-propagation pipeline"
+_LEVELS = 3  # heights of the names of rivals, one above the other
+
+
+def draw_frontier(rows: Sequence[Row], path: Path, *, title: str) -> list[Path]:
+    """Draws a panel of time for each basis and number of micro-batches, and one of memory.
+
+    Args:
+        rows: rows of :func:`~ds_al.studies.frontier.points.frontier`.
+        path: path of the figure; its suffix is replaced.
+        title: network and data.
+
+    Returns:
+        The files: PNG and SVG.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
+    from matplotlib.figure import Figure
+
+    cases = sorted(groups(rows, "micro_batches", "basis"), key=lambda own: (own[0]["micro_batches"], own[0]["basis"]))
+    figure = Figure(figsize=(4.9 * (len(cases) + 1), 4.9), facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    *times, memory = figure.subplots(1, len(cases) + 1, squeeze=False, sharey=True).flat
+    for axes, own in zip(times, cases, strict=True):
+        _points(axes, own, lambda row: row["time"])
+        _finish(axes, own[0], _TITLES[own[0]["basis"]], _TIME)
+        axes.axvline(1.0, color=palette.LIGHT_GREY, linewidth=3, zorder=0)
+    counted = next(own for own in cases if own[0]["basis"] == "planner")
+    _points(memory, counted, lambda row: row["memory_bytes"] / 1e6)
+    _finish(memory, counted[0], "memory of the fullest stage, planner", "MB")
+    times[0].set_ylabel("test accuracy, %", fontsize=11)
+    figure.suptitle(title, fontsize=13, x=0.01, ha="left")
+    handles, labels = times[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
+    for file in files:
+        figure.savefig(file, dpi=130, facecolor="white")
+    return files
+
+
+def _finish(axes: Axes, first: Row, title: str, label: str) -> None:
+    axes.set_title(f"{title}\nP = {first['stages']}, M = {first['micro_batches']}", loc="left", fontsize=11)
+    axes.set_xlabel(label, fontsize=11)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(0.15, 0.28)
+
+
+def _points(axes: Axes, rows: Sequence[Row], place: Place) -> None:
+    """Draws the curve over K, its mean of all exits, and the rivals."""
+    look = palette.METHODS["streaming"]
+    local = sorted((row for row in rows if row["kind"] == "al"), key=lambda row: row["layers"])
+    x, y = [place(row) for row in local], [100 * row["accuracy"] for row in local]
+    spread = [100 * (row["accuracy_sd"] or 0.0) for row in local]
+    axes.errorbar(
+        x, y, yerr=spread, color=look.colour, linewidth=2.4, marker=look.marker, markersize=9, capsize=3,
+        label="K local layers on P stages, last exit; bars: standard deviation over seeds",
+    )  # fmt: skip
+    if all(row["averaged"] is not None for row in local):
+        axes.plot(
+            x, [100 * row["averaged"] for row in local], color=palette.SKY, linestyle="--", marker="s", markersize=4,
+            label="mean of all exits",
+        )  # fmt: skip
+    for row, *at in zip(local, x, y, strict=True):
+        axes.annotate(
+            f"K = {row['layers']}", at, xytext=(9, -13), textcoords="offset points", color=look.colour, fontsize=11
+        )
+    rivals = sorted((row for row in rows if row["kind"] == "rival"), key=place)
+    for number, row in enumerate(rivals):
+        style, at = palette.METHODS[row["method"]], [place(row), 100 * row["accuracy"]]
+        axes.plot(*at, color=style.colour, marker=style.marker, markersize=9, linestyle="")
+        axes.annotate(
+            row["method"], at, xytext=(0, 12 + 13 * (number % _LEVELS)), textcoords="offset points", ha="center",
+            color=style.colour, fontsize=9, arrowprops={"arrowstyle": "-", "color": style.colour, "alpha": 0.4},
+        )  # fmt: skip

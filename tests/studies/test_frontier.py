@@ -1,0 +1,78 @@
+"""The frontier, from stand-in accuracies and times: its points, table and picture."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ds_al.group_schedule import GROUP_SCHEDULES
+from ds_al.studies.bench.dial import DialCases
+from ds_al.studies.results import read
+
+GROUP = "CIFAR-10 (10,000 images), VGG of eight blocks"
+HEADER: dict[str, Any] = {
+    "date": "2026-01-01", "command": "x", "machine": {"cores": 2, "cpu": "x", "system": "x"}, "versions": {},
+}  # fmt: skip
+
+
+def accuracies() -> list[dict[str, Any]]:
+    def row(method: str, k: int | None, accuracy: float) -> dict[str, Any]:
+        return {
+            "group": GROUP, "method": method, "K": k, "seeds": 3, "validation_accuracy": accuracy,
+            "test_accuracy": accuracy, "test_accuracy_sd": 0.003,
+            "averaged_accuracy": None if k is None else accuracy + 0.01, "averaged_accuracy_sd": 0.002,
+        }  # fmt: skip
+
+    local = [row(name, k, 0.8 - loss * k) for name, loss in (("recipe", 0.005), ("greedy", 0.01)) for k in (8, 1, 2, 4)]
+    return [row("bp", None, 0.8), *local]
+
+
+def dial() -> list[dict[str, Any]]:
+    """Every case at its ideal time."""
+    cases = DialCases((8,), (1, 2, 4), (8, 16), batches=3, forward=0.05, backward=0.05, repeat=1)
+    return [
+        {
+            "method": "groups" if name in GROUP_SCHEDULES else name,
+            "schedule": name if name in GROUP_SCHEDULES else "",
+            "stages": 8, "layers": k, "micro_batches": m, "batches": 3,
+            "seconds": cases.ideal(name, stages=8, layers=k, micro_batches=m), "graphs_held": 1,
+        }
+        for name, k, m in cases.cases(8)
+    ]  # fmt: skip
+
+
+def stored(path: Path, kind: str, rows: list[dict[str, Any]], **settings: float) -> str:
+    path.write_text(json.dumps({"kind": kind, "header": {**HEADER, "settings": settings}, "rows": rows}))
+    return str(path)
+
+
+def test_points_and_picture_come_from_stored_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = {**accuracies()[0], "method": "bp_async", "test_accuracy": 0.79}  # as it is emulated
+    known = stored(tmp_path / "accuracy.json", "sweep", [*accuracies(), late])
+    times = stored(tmp_path / "dial.json", "dial", dial(), forward=0.05, backward=0.05)
+    points, figure = tmp_path / "points.json", tmp_path / "frontier.png"
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    arguments = ["--accuracy", known, "--dial", times, "--micro-batches", "16", "--json", str(points)]
+    monkeypatch.setattr(sys, "argv", ["run/frontier.py", *arguments, "--figure", str(figure)])
+    runpy.run_path("run/frontier.py", run_name="__main__")
+    results = read(points)
+    assert results.kind == "frontier" and results.header["settings"]["method"] == "recipe"
+    assert all(file.stat().st_size > 5000 for file in (figure, figure.with_suffix(".svg")))
+    assert points.with_suffix(".csv").exists()
+
+    def of(basis: str) -> dict[Any, Any]:
+        return {row["layers"] or row["method"]: row for row in results.rows if row["basis"] == basis}
+
+    measured, planned = of("measured"), of("planner")
+    assert [*measured] == [1, 2, 4, 8, "bp_1f1b", "bp_zb_h1", "bp_zb_h2", "bp_dualpipev"]
+    assert [measured[k]["accuracy"] for k in (1, 8, "bp_1f1b")] == pytest.approx([0.795, 0.76, 0.8])
+    assert measured["bp_1f1b"]["time"] == pytest.approx((16 + 7) / 16)
+    assert planned["bp_async"]["accuracy"] == 0.79 and planned["bp_async"]["time"] < planned["bp_1f1b"]["time"]
+    assert planned[8]["method"] == "streaming" and planned[8]["time"] > 1.1  # rho of the recipe's bridges
+    assert planned[1]["time"] == pytest.approx(planned["bp_zb_h2"]["time"], rel=0.01)
+    assert planned["bp_zb_h2"]["memory_bytes"] > 1.2 * planned["bp_zb_h1"]["memory_bytes"]
