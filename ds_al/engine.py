@@ -852,6 +852,7 @@ class ALPipelineEngine(PipelineEngine):
         """Raises :class:`~ds_al.errors.ALConfigError` if something that the user gave cannot follow a layer."""
         given = {
             "more stages than AL layers": self.module.runs is not None,
+            f'"{BLOCK}.recovery": a new process could not repeat it': self._recovery is not None,
             "an optimizer instance: give a callable, lambda groups: torch.optim.AdamW(groups)": isinstance(
                 self.client_optimizer, torch.optim.Optimizer
             ),
