@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -35,6 +35,7 @@ from transformers.trainer_utils import (
     speed_metrics,
 )
 
+from ds_al.checkpoint.folder import newest
 from ds_al.checkpoint.own import INDEX
 from ds_al.config.base import BLOCK
 from ds_al.convert.export import export
@@ -42,6 +43,7 @@ from ds_al.engine import ALPipelineEngine
 from ds_al.entry import initialize, read_config
 from ds_al.errors import ALCheckpointError, ALConfigError
 from ds_al.module import ALPipelineModule
+from ds_al.parallel.agreement import agreed
 from ds_al.trainer import elsewhere
 from ds_al.trainer.arguments import ALTrainingArguments
 from ds_al.trainer.batches import Batches, Inputs, check_datasets, joined
@@ -145,8 +147,9 @@ class ALTrainer:
         """Trains for the number of batches set by the arguments.
 
         Args:
-            resume_from_checkpoint: ``True`` resumes from the latest checkpoint of ``output_dir``, a path from that
-                checkpoint, on any number of stages, bit-for-bit equal to uninterrupted training.
+            resume_from_checkpoint: ``True`` resumes from the last complete checkpoint of ``output_dir``, ``"auto"``
+                does so where there is one, a path from that one; on any number of stages, bit-for-bit equal to
+                uninterrupted training.
 
         Returns:
             Number of batches, mean loss per batch (summed over layers), and speed metrics.
@@ -159,7 +162,7 @@ class ALTrainer:
             raise ALConfigError("got no train_dataset: ALTrainer(train_dataset=...) is needed to train")
         self.state = self._new_state()
         if resume_from_checkpoint:
-            self._resume(None if resume_from_checkpoint is True else Path(resume_from_checkpoint))
+            self._resume(resume_from_checkpoint)
         self._losses.zero_()
         self._batches_seen = 0
         first, start = self.state.global_step, time.time()
@@ -357,9 +360,14 @@ class ALTrainer:
             self.state.best_metric, self.state.best_global_step = value, self.state.global_step
         return better
 
-    def _resume(self, path: Path | None) -> None:
-        folder, tag = (Path(self.args.output_dir), None) if path is None else (path, None)
-        if (folder / INDEX).is_file():
+    def _resume(self, origin: str | Path | Literal[True]) -> None:
+        given = origin is not True and origin != "auto"
+        folder, tag = Path(origin if given else self.args.output_dir), None
+        if not given:
+            tag = agreed("the checkpoint", lambda: newest(folder), facts=lambda found: {"the tag": found})
+            if tag is None and origin == "auto":
+                return
+        elif (folder / INDEX).is_file():
             folder, tag = folder.parent, folder.name
         found, client = self.engine.load_checkpoint(str(folder), tag=tag)
         if CLIENT_STATE not in client:

@@ -122,6 +122,14 @@ def work(folder: str) -> dict[str, Any]:
     found["resumed"] = weights(resumed.engine)
     found["resumed history"] = [row["step"] for row in resumed.state.log_history]
 
+    # The last complete checkpoint counts, though a process was killed before it could write `latest`; where there is
+    # none, "auto" begins anew.
+    if torch.distributed.get_rank() == 0:
+        Path(f"{folder}/whole/latest").write_text(f"checkpoint-{STEPS_PER_EPOCH}")
+    again, anew = trainer(f"{folder}/whole", **options), trainer(f"{folder}/anew", logging_strategy="no", max_steps=1)
+    found["trained again"] = again.train(resume_from_checkpoint=True).metrics["train_steps_per_second"]
+    found["again"], found["anew"] = weights(again.engine), anew.train(resume_from_checkpoint="auto").global_step
+
     # What the first rank's callbacks decide holds; what another one's do does not.
     for name, rank in (("stopped", 0), ("not stopped", 1)):
         stopped = trainer(f"{folder}/{name}", StopAt(2, rank=rank), logging_strategy="no")
@@ -174,6 +182,8 @@ def test_it_trains_to_the_bits_of_the_plain_loop(tmp_path: Path, world: int) -> 
     one, layers = ranks[0], alone()
     assert different(merge([rank["weights"] for rank in ranks]), state(layers)) == []
     assert different(merge([rank["resumed"] for rank in ranks]), state(layers)) == []
+    assert different(merge([rank["again"] for rank in ranks]), state(layers)) == []
+    assert (one["trained again"], one["anew"]) == (0, 1)
     steps = 2 * STEPS_PER_EPOCH
     for rank in ranks:
         assert rank["events"] == one["events"] and rank["output"].global_step == steps == 6
