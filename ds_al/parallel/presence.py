@@ -38,6 +38,7 @@ STOPPED = 20.0
 PATIENCE = 300.0
 """Seconds without a word of any rank after which the job ends."""
 _TICK = 0.5  # seconds between two readings of the records
+_FIRST = 0.05  # seconds between two readings until the records of all ranks have been read once
 _LOOK = 0.25  # seconds between two looks at what has been read, and at the launcher
 _LINGER = 3.0  # seconds for which a rank that has failed waits until all others know why
 _PARTING = 10.0  # seconds for which rank 0, which holds the store, waits until all others know that it ends
@@ -141,7 +142,7 @@ class Presence:
         while self._talks:
             self._now.set()
             gone = self.gone()
-            known = all(
+            known = len(self.records) == self.world and all(
                 record.ended or record.read[self.rank] >= last or rank in gone
                 for rank, record in self.records.items()
                 if rank != self.rank
@@ -276,7 +277,7 @@ class Presence:
                         self._store.set(keys[self.rank], json.dumps(asdict(self.own)))  # that this rank has read it
                         return
                 self._heard[self.rank] = time.monotonic()
-                self._now.wait(_TICK)
+                self._now.wait(_TICK if len(self.records) == self.world else _FIRST)
                 self._now.clear()
 
     def _read(self, rank: int, record: Record) -> None:

@@ -141,7 +141,8 @@ def _panel(predictions: Sequence[Prediction], *, title: str) -> Chart:
                 times[each.micro_batches] = min(each.seconds, times.get(each.micro_batches, math.inf))
         if times:
             run = [m for m in numbers if m in times]  # a method may need more micro-batches than the least
-            series.append(Series(name, x=run, y=[times[m] / best[m] for m in run], style=style, method=name))
+            method = name if name in METHODS else None  # a number of layers has a style of its own
+            series.append(Series(name, x=run, y=[times[m] / best[m] for m in run], style=style, method=method))
     return Chart(
         title,
         x_label="M, micro-batches per batch",

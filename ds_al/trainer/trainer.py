@@ -361,9 +361,9 @@ class ALTrainer:
         return better
 
     def _resume(self, origin: str | Path | Literal[True]) -> None:
-        given = origin is not True and origin != "auto"
-        folder, tag = Path(origin if given else self.args.output_dir), None
-        if not given:
+        last = origin is True or origin == "auto"
+        folder, tag = Path(self.args.output_dir if origin is True or last else origin), None
+        if last:
             tag = agreed("the checkpoint", lambda: newest(folder), facts=lambda found: {"the tag": found})
             if tag is None and origin == "auto":
                 return
