@@ -107,7 +107,7 @@ class Keeper:
         while True:
             if self._ended.wait(_LOOK):
                 code = self._process.wait()
-                if code == 0:
+                if code == 0 or (code == -signal.SIGABRT and self._is_done()):
                     return self._leave()
                 if self._asked:  # to end, by the launcher or the user
                     return self._end_job(f"it was ended by {signal.Signals(self._asked).name}", code=128 + self._asked)
@@ -163,13 +163,25 @@ class Keeper:
 
     def _told(self) -> str:
         """Why the script of the worker ended, if it has told, or has come to its end."""
+        record = self._record()
+        return record.failed or ("its script ended with an exit code" if record.ended else "")
+
+    def _is_done(self) -> bool:
+        """Whether the script of the worker has come to its end, with all other ranks.
+
+        Its interpreter may abort afterwards, when it takes down a thread that waits for a message of which a process
+        that has died has sent a part: gloo ends that wait with the process only.
+        """
+        record = self._record()
+        return record.ended and not record.failed
+
+    def _record(self) -> Record:
+        """What the present worker has told; empty where it has told nothing."""
         connection = store.connect("presence of workers")
         if connection is None or not connection.check([str(self.rank)]):
-            return ""
+            return Record()
         record = Record(**json.loads(connection.get(str(self.rank))))
-        if record.process != self._process.pid:
-            return ""
-        return record.failed or ("its script ended with an exit code" if record.ended else "")
+        return record if record.process == self._process.pid else Record()
 
     def _kill_if_stopped(self) -> None:
         if not launchers.is_stopped(self._process.pid):

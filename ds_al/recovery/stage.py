@@ -12,6 +12,7 @@ A new process runs the script from its start::
 from __future__ import annotations
 
 import atexit
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -187,6 +188,8 @@ class StageRecovery:
         """Waits at the end of the script until no stage can need messages of this one any more."""
         if not presence.here().own.failed:
             self._room.gather(None)
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 def _open_store() -> Any:
