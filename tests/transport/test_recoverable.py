@@ -270,6 +270,7 @@ def test_every_message_arrives_once_and_in_order(name: str, tmp_path: Path) -> N
     assert lives == [sum(kill.stage == stage for kill in case.kills) for stage in range(STAGES)]
 
 
+@pytest.mark.slow
 def test_processes_may_be_killed_at_any_moment(tmp_path: Path) -> None:
     draw, killed = torch.Generator().manual_seed(0), [0]
 
