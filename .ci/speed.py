@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path.cwd().resolve()
 sys.path.insert(0, str(ROOT))  # ranks take over the path
 BENCHES = {
-    "overhead": (["--overhead", "--methods", "streaming"], ("method", "stage"), "cpu_us"),
+    "overhead": (["--overhead"], ("method", "stage"), "cpu_us"),
     "sleeping": (["--sleeping", "--methods", "streaming"], ("method", "stages", "micro_batches"), "seconds"),
 }
 Times = dict[str, float]
