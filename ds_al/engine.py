@@ -386,9 +386,9 @@ class ALPipelineEngine(PipelineEngine):
         Raises:
             ALConfigError: there is no optimizer, or a weight requires a gradient since ``initialize``.
             ALDataError: a batch that cannot be trained on (first stage).
-            ALLayerError: a layer raised or returned something that cannot be sent, or a loss, an output of f or g, a
-                gradient or a weight is NaN or infinite: on a CPU before the step, on a GPU, whose host does not wait,
-                up to 8 micro-batches later.
+            ALLayerError: a layer raised or returned something that cannot be sent, or a loss, an output of f or g or a
+                gradient is NaN or infinite: on a CPU before the step, on a GPU, whose host does not wait, up to 8
+                micro-batches later. A weight is, up to 8 micro-batches later.
             ALTransportError: a neighbouring stage is gone, or shapes changed.
         """
         if not torch.is_grad_enabled():

@@ -269,8 +269,9 @@ class ALConfig(StrictModel):
         "later. "
         "`skip`: this layer alone does not step: its weights, buffers, optimizer state and count of steps stay as they "
         "are, and the step is counted (`skipped_steps`). The same layers skip on any partition; those after it, which "
-        "receive its output, too. A weight that is not finite raises. Refused on GPUs, with loss scales, which skip "
-        "steps themselves, where a layer spans several stages, and for the `bp_*` methods.",
+        "receive its output, too. A weight that is not finite raises, at the latest 8 micro-batches later or before "
+        "the next save. Refused on GPUs, with loss scales, which skip steps themselves, where a layer spans several "
+        "stages, and for the `bp_*` methods.",
     )
     unused_parameters: Literal["raise", "allow"] | list[str] = Field(
         default="raise",

@@ -1,12 +1,14 @@
 """Check that the numbers of a stage are finite, before a layer steps on them.
 
     forward     the outputs of f and g, before they leave for the next layer
-    backward    both losses, the gradients, and the weights that computed them, before the step
+    backward    both losses and the gradients, before the step
+    weights     in every :data:`BEHIND`-th micro-batch, before the step, and before every save: one that is not finite
+                mostly shows in an output, a loss or a gradient at once
 
 On a CPU a number that is not finite raises there, so that no step is applied; with ``"non_finite": "skip"`` the step of
 that layer alone is left out (:mod:`ds_al.optim.skip`). On a GPU the host does not wait: the
 maximum norms of a micro-batch are copied to it, and are read as soon as they have arrived, at the latest :data:`BEHIND`
-micro-batches later; :meth:`FiniteCheck.settle`, which every save calls, waits for all of them.
+micro-batches later; :meth:`FiniteCheck.settle`, which every save calls, looks at all weights, and waits for all norms.
 
 A sum, the cheapest pass over the numbers of a tensor on a CPU, is infinite or NaN where one of them is. It may also
 overflow, so the numbers themselves are then looked at. A maximum norm cannot overflow.
@@ -30,7 +32,8 @@ from ds_al.optim.masters import stepped
 from ds_al.tensors import Activation, HostCopy
 
 BEHIND = 8
-"""Micro-batches whose norms may be on their way from a GPU before the host waits for the oldest ones."""
+"""Micro-batches between two looks at the weights, and, on a GPU, whose norms may be on their way to the host before it
+waits for the oldest ones."""
 
 _MASKS = "another part of the output"
 """May hold infinite numbers, as an additive attention mask does, but no NaN."""
@@ -84,6 +87,7 @@ class FiniteCheck:
             )
         self._layers, self._stage_id, self._scaled, self._skips = dict(layers), stage_id, scaled, skips
         self._bad: set[int] = set()  # layers whose present micro-batch is left out
+        self._micro_batch = 0  # the last one, for errors of :meth:`settle`
         self._waits = device.type != "cuda"
         self._weights = {index: _weights(index, layer) for index, layer in layers}
         self._places_of_losses = {index: [_Place(index, *of) for of in _LOSSES] for index, _ in layers}
@@ -108,7 +112,7 @@ class FiniteCheck:
     def before_step(
         self, index: int, losses: Sequence[Tensor], *, micro_batch: int, buffers: Sequence[Tensor] = ()
     ) -> None:
-        """Checks the losses of a layer, the gradients that are accumulated so far, and its weights.
+        """Checks the losses of a layer, the gradients that are accumulated so far, and at times its weights.
 
         A micro-batch that is left out makes the gradients NaN, by which the layer does not step, and leaves its buffers
         as they were.
@@ -119,7 +123,10 @@ class FiniteCheck:
         Raises:
             ALLayerError: a number is not finite.
         """
+        self._micro_batch = micro_batch
         self._check(self._of_step(index, losses), micro_batch)
+        if micro_batch % BEHIND == 0:
+            self._check(self._of_weights(index), micro_batch)
         if index not in self._bad:
             return
         self._bad.remove(index)
@@ -139,18 +146,25 @@ class FiniteCheck:
         Raises:
             ALLayerError: a number of an earlier micro-batch was not finite.
         """
+        self._send(micro_batch)
+        self._read(waiting=BEHIND)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Looks at all weights, and waits for all numbers.
+
+        Raises:
+            ALLayerError: one of them is not finite.
+        """
+        for index in self._layers:
+            self._check(self._of_weights(index), self._micro_batch)
+        self._send(self._micro_batch)
+        self._read(waiting=0)
+
+    def _send(self, micro_batch: int) -> None:
         if self._norms:
             self._on_their_way.append((HostCopy(torch.cat(self._norms)), self._places, micro_batch))
             self._norms, self._places = [], []
-            self._read(waiting=BEHIND)
-
-    def settle(self) -> None:
-        """Waits for all numbers.
-
-        Raises:
-            ALLayerError: one of them was not finite.
-        """
-        self._read(waiting=0)
 
     def _read(self, *, waiting: int) -> None:
         while self._on_their_way and (len(self._on_their_way) > waiting or self._on_their_way[0][0].is_there()):
@@ -167,15 +181,19 @@ class FiniteCheck:
                 if part.is_floating_point() and part.numel():
                     yield (rest if number else output), part
 
-    def _of_step(self, index: int, losses: Sequence[Tensor]) -> Iterator[tuple[_Place, Tensor]]:
-        if losses:  # the first stages of a group compute none
-            yield from zip(self._places_of_losses[index], losses, strict=True)
-        for weight in self._weights[index]:
-            if weight.parameter.requires_grad:
-                yield weight.place, weight.parameter
+    def _of_step(self, index: int, losses: Sequence[Tensor]) -> list[tuple[_Place, Tensor]]:
+        # The first stages of a group compute no losses.
+        numbers = list(zip(self._places_of_losses[index], losses, strict=True)) if losses else []
+        if index not in self._scaled:
+            for weight in self._weights[index]:
                 gradient = weight.stepped.grad
-                if gradient is not None and index not in self._scaled:
-                    yield weight.gradient, gradient._values() if gradient.is_sparse else gradient
+                if gradient is not None and weight.parameter.requires_grad:
+                    numbers.append((weight.gradient, gradient._values() if gradient.is_sparse else gradient))
+        return numbers
+
+    def _of_weights(self, index: int) -> list[tuple[_Place, Tensor]]:
+        weights = self._weights[index]
+        return [(weight.place, weight.parameter) for weight in weights if weight.parameter.requires_grad]
 
     def _check(self, numbers: Iterable[tuple[_Place, Tensor]], micro_batch: int) -> None:
         if self._waits:
@@ -193,11 +211,11 @@ class FiniteCheck:
             self._places += places[kind]
 
     def _look_again(self, place: _Place, value: Tensor, micro_batch: int) -> None:
-        """Raises where a number is not finite; blames a weight of the same function that is not finite either."""
+        """Raises where a number is not finite; blames a weight of the layer that is not finite either."""
         if (bad := not_finite(value, masks=place.what == _MASKS)) is None:
             return
-        for weight in self._weights[place.layer]:
-            if weight.place.function == place.function and (worse := not_finite(weight.parameter)) is not None:
+        for weight in sorted(self._weights[place.layer], key=lambda weight: weight.place.function != place.function):
+            if (worse := not_finite(weight.parameter)) is not None:
                 self._blame(weight.place, worse, micro_batch)
         if self._skips:
             self._bad.add(place.layer)

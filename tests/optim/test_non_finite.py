@@ -106,6 +106,34 @@ def test_a_weight_that_is_not_finite_raises_under_any_policy() -> None:
         engine.train_batch(iter(net.batches(4)))
 
 
+class Unread(nn.Module):
+    """Has a weight of which one number shows in no output, as the row of a token that does not occur."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.weight[0]
+
+
+@pytest.mark.parametrize("saves", [False, True])
+def test_a_weight_that_shows_nowhere_is_found_within_eight_micro_batches_or_before_a_save(saves: bool) -> None:
+    net = NETWORKS["mlp"]
+    module = ds_al.ALPipelineModule(net.layers(), num_classes=net.classes, base_seed=SEED)
+    unread = Unread()
+    module.local_layers[1][1].f = nn.Sequential(module.local_layers[1][1].f, unread)
+    engine, *_ = ds_al.initialize(model=module, config=engine_config(micro_batches=1))
+    batches = iter(net.batches(16))
+    engine.train_batch(batches)
+    with torch.no_grad():
+        unread.weight[1] = torch.inf
+    for _ in range(7):  # micro-batches 1 to 7
+        engine.train_batch(batches)
+    with pytest.raises(ALLayerError, match=r"weight f\S* holds (nan|inf)"):
+        engine.flush() if saves else engine.train_batch(batches)
+
+
 def test_what_cannot_skip_is_refused() -> None:
     base = {"train_micro_batch_size_per_gpu": 8, "optimizer": {"type": "SGD"}, "associated_learning": SKIP}
     with pytest.raises(ALConfigError, match=r"non_finite.*skip.*with fp16"):
