@@ -3,5 +3,6 @@
 import sys
 
 from ds_al.launch.ranks import main
+from ds_al.launch.warm import run_and_leave
 
-main(*sys.argv[1:])
+run_and_leave(main, *sys.argv[1:])

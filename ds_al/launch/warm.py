@@ -14,7 +14,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 
 def start_server(*modules: str, env: Mapping[str, str]) -> None:
@@ -80,6 +80,14 @@ def _run(
     os.environ.update(env)
     os.chdir(folder)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    run_and_leave(function, *args)
+
+
+def run_and_leave(function: Callable[..., None], *args: Any) -> NoReturn:
+    """Calls a function, and ends the process: exit code 0, 1 after an exception, or that of ``SystemExit``.
+
+    In an orderly exit, a thread of gloo that frees a tensor during the interpreter's teardown would abort the process.
+    """
     code = 1
     try:
         function(*args)
@@ -89,7 +97,7 @@ def _run(
     except BaseException:
         traceback.print_exc()
     finally:
-        atexit._run_exitfuncs()  # a fork does not run them otherwise
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -23,7 +23,7 @@ from torch.distributed import Store
 from ds_al.errors import ALConfigError
 from ds_al.parallel import launchers, presence, reach, store
 from ds_al.parallel.facts import differences, environment
-from ds_al.parallel.waiting import Waiting
+from ds_al.parallel.waiting import LATER, Waiting
 
 _SLICE = 1.0  # seconds between two looks at who has come
 _READING = 5.0  # seconds for which rank 0, which holds the store, waits until all others have read it
@@ -79,8 +79,8 @@ def await_all(rank: int, world: int, *, seconds: float, gloo: bool) -> list[Arri
     room = store.connect("start", seconds=max(waiting.left, 0.1))
     if room is None:
         raise ALConfigError(
-            f"rank {rank} ({socket.gethostname()}) has not reached rank 0 at {_where()} within {seconds:.0f} s: start "
-            "all ranks, with the same MASTER_ADDR and MASTER_PORT, or wait longer (DS_AL_START_SECONDS)"
+            f"rank {rank} ({socket.gethostname()}) has not reached rank 0 at {_where()} (MASTER_ADDR:MASTER_PORT) "
+            f"within {seconds:.0f} s: start all ranks, with the same MASTER_ADDR and MASTER_PORT. {LATER}"
         )
     own = Arrival(rank)
     if (there := room.compare_set("world", "", str(world)).decode()) != str(world):
@@ -125,9 +125,11 @@ def _gathered(own: Arrival, world: int, room: Store, *, waiting: Waiting) -> lis
         if not waiting.left:
             _await_readers(own.rank, world, room)
             raise ALConfigError(
-                f"rank {', '.join(map(str, missing))} of {world} has not come within {waiting.seconds:.0f} s; "
-                f"{', '.join(f'rank {each.name}' for each in there)} came: start the same script on all ranks, or wait "
-                "longer (DS_AL_START_SECONDS)"
+                f"rank {', '.join(_planned(rank, planned) for rank in missing)} of {world} has not come within "
+                f"{waiting.seconds:.0f} s to {_where()} (MASTER_ADDR:MASTER_PORT); "
+                f"{', '.join(f'rank {each.name}' for each in there)} came. What the missing ranks print says why; if "
+                "they print nothing, start the same command on their hosts, with this address and port and a "
+                f"--node_rank of their own. {LATER}"
             )
         waiting.say(
             f"rank {', '.join(_planned(rank, planned) for rank in missing)} of {world}, which has not come to "

@@ -15,6 +15,7 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -109,7 +110,9 @@ def _faults(
     room.set(f"listens/{rank}", json.dumps(place))
     others = [other for other in speakers if other != rank]
     room.wait([f"listens/{other}" for other in others], limit)
-    found = [_unreached(hosts[rank], hosts[other], *json.loads(room.get(f"listens/{other}"))) for other in others]
+    places = [json.loads(room.get(f"listens/{other}")) for other in others]
+    with ThreadPoolExecutor(len(others)) as pool:  # one time-out, however many hosts do not answer
+        found = pool.map(lambda other, place: _unreached(hosts[rank], hosts[other], *place), others, places)
     return [text for text in (*own, *found) if text]
 
 

@@ -7,6 +7,9 @@ import socket
 import sys
 import time
 
+LATER = "Where hosts start at different times, set DS_AL_START_SECONDS on all of them to more seconds than that"
+"""What a user does whose ranks have not waited long enough, for errors."""
+
 _REMIND = 15.0  # seconds between two lines on what a rank waits for
 
 

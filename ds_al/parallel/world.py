@@ -13,6 +13,11 @@ from ds_al.parallel.buffers import remove_buffers
 from ds_al.parallel.launchers import LOOPBACK, PORT, launched
 from ds_al.system import extensions
 
+ARRIVAL = 45.0
+"""Seconds for which the ranks of several hosts wait for each other, by default."""
+TOGETHER = 300.0
+"""Seconds for which ranks wait that share a host, or that have all come, by default."""
+
 _unnamed = False
 _joined_here = True
 
@@ -70,13 +75,16 @@ def check_joined_here() -> None:
         )
 
 
-def start_seconds() -> float:
-    """Returns how long a rank waits for others at the start: ``DS_AL_START_SECONDS``, by default 300.
+def start_seconds(default: float = TOGETHER) -> float:
+    """Returns how long a rank waits for others at the start: ``DS_AL_START_SECONDS``.
+
+    Args:
+        default: seconds where the variable is not set.
 
     Raises:
         ALConfigError: the variable is no positive number.
     """
-    text = os.environ.get("DS_AL_START_SECONDS", "300")
+    text = os.environ.get("DS_AL_START_SECONDS", str(default))
     try:
         seconds = float(text)
     except ValueError:
@@ -92,7 +100,8 @@ def _await_all(*, gloo: bool) -> None:
     if near:
         _stay_on_this_host()
     if world > 1:
-        ranks = arrival.await_all(int(os.environ["RANK"]), world, seconds=start_seconds(), gloo=gloo)
+        seconds = start_seconds(TOGETHER if near else ARRIVAL)
+        ranks = arrival.await_all(int(os.environ["RANK"]), world, seconds=seconds, gloo=gloo)
         if not near and len({rank.network for rank in ranks}) == 1:
             _stay_on_this_host()
 

@@ -1,8 +1,7 @@
-"""Several ranks on one GPU over NCCL leave the bits of one rank: a test of bits and order, not of time.
+"""Several ranks on one GPU leave the bits of one rank: a test of bits and order, not of time.
 
 NCCL refuses two ranks on one device unless each claims to be another host, which its makers do not support: only with
-``--ranks-share-gpu``. Gloo cannot take its place: it sends no tensor of a GPU, and DeepSpeed's engine sends one when it
-is made.
+``--ranks-share-gpu``. Where it refuses all the same, messages through pinned memory of the host show bits and order.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import torch
 from tests import test_exactness as exactness
 from tests.cuda.test_bits import on
 from tests.support.engines import State, different, merge
+from tests.support.host_memory import join_through_host_memory
 from tests.support.ranks import run_ranks
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -41,19 +41,24 @@ def claim_a_host() -> None:
     }
 
 
-def trained() -> list[State]:
+def trained(through: str) -> list[State]:
     """Worker: states of this rank's layers, case after case."""
-    claim_a_host()
+    if through == "nccl":
+        claim_a_host()
+    else:
+        join_through_host_memory()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    return [exactness.trained(network, [case])[0] for network, case in CASES]
+    states = [exactness.trained(network, [case])[0] for network, case in CASES]
+    return [{name: value.cpu() for name, value in state.items()} for state in states]
 
 
 @pytest.mark.cuda
 @pytest.mark.distributed
 @pytest.mark.parametrize("stages", [2, 4])
-def test_ranks_that_share_a_gpu_leave_the_bits_of_one(stages: int, device: str) -> None:
+@pytest.mark.parametrize("through", ["host memory", "nccl"])
+def test_ranks_that_share_a_gpu_leave_the_bits_of_one(through: str, stages: int, device: str) -> None:
     options: dict[str, Any] = {"timeout": 150, "env": {**on(device), "LOCAL_RANK": "0"}}
-    (alone,) = run_ranks(f"{__name__}:trained", 1, **options)
-    ranks = run_ranks(f"{__name__}:trained", stages, **options)
+    (alone,) = run_ranks(f"{__name__}:trained", 1, through=through, **options)
+    ranks = run_ranks(f"{__name__}:trained", stages, through=through, **options)
     for number, case in enumerate(CASES):
         assert different(merge([rank[number] for rank in ranks]), alone[number]) == [], case

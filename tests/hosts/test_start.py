@@ -43,9 +43,9 @@ def trained(places: Places, variables: dict[str, str]) -> None:
     engine.flush()
 
 
-def outputs(hosts: tuple[Host, Host], *, seconds: str = "60", **variables: str) -> list[str]:
+def outputs(hosts: tuple[Host, Host], **variables: str) -> list[str]:
     """What two ranks print that cannot start, one on each host."""
-    env = {"MASTER_ADDR": hosts[0].address, "MASTER_PORT": str(PORT), "DS_AL_START_SECONDS": seconds}
+    env = {"MASTER_ADDR": hosts[0].address, "MASTER_PORT": str(PORT)}
     with pytest.raises(RankFailure) as caught:
         run_ranks(f"{__name__}:trained", 2, env=env, places=Places(hosts), variables=variables)
     assert caught.value.seconds < 60
@@ -76,14 +76,19 @@ def test_a_firewall_that_passes_the_first_port_alone(hosts: tuple[Host, Host]) -
 
 
 @pytest.mark.slow
-def test_a_host_without_a_route_to_the_first_one(hosts: tuple[Host, Host]) -> None:
-    hosts[1].run("ip", "route", "add", "unreachable", hosts[0].address)
-    first, second = outputs(hosts, seconds="20")
+@pytest.mark.parametrize(
+    ("host", "kind", "reason"), [(1, "unreachable", "No route to host"), (0, "blackhole", "timed out")]
+)
+def test_a_host_that_does_not_reach_the_first_one(hosts: tuple[Host, Host], host: int, kind: str, reason: str) -> None:
+    """Without a route, or behind a firewall that drops everything: nothing at all comes from it."""
+    hosts[host].run("ip", "route", "add", kind, hosts[1 - host].address)
+    first, second = outputs(hosts)
     assert f"rank 0 (node0) has waited 15 s for rank 1 of 2, which has not come to {hosts[0].address}:{PORT}" in first
     assert "Is the command running there" in first
+    assert f"rank 1 of 2 has not come within 45 s to {hosts[0].address}:{PORT} (MASTER_ADDR:MASTER_PORT)" in first
+    assert "rank 0 (node0) came. What the missing ranks print says why" in first and "DS_AL_START_SECONDS" in first
     assert f"host node1 cannot reach the first rank at {hosts[0].address}:{PORT} (MASTER_ADDR:MASTER_PORT)" in second
-    assert "No route to host" in second
-    assert "rank 1 of 2 has not come within 20 s; rank 0 (node0) came" in first
+    assert reason in second
 
 
 def of_another_release(places: Places, package: str) -> None:

@@ -38,7 +38,7 @@ KINDS: list[Kind] = [
         section="Start",
         name="a rank that never comes, or hangs before the first step",
         outcome="refused",
-        what="The others end after DS_AL_START_SECONDS (300) and name it, and those that came.",
+        what="After DS_AL_START_SECONDS (45 between hosts, 300 on one) the others end, and name it and who came.",
         tests=("tests/parallel/test_agreement.py::test_a_rank_that_stays_away_is_named_in_time",),
     ),
     Kind(

@@ -299,7 +299,7 @@ def test_every_part_runs_on_the_cpu(measured: Path) -> None:
     assert {name: row["reason"] for name, row in rows.items()} == dict.fromkeys(rows, "")
     (bits,) = rows["tests"]["rows"]
     assert bits["outcome"] == "passed" and bits["test"].endswith("one_stage_leaves_the_bits_of_the_plain_loop[mlp]")
-    assert [row["reason"] for row in rows["ranks"]["rows"]] == ["needs an NVIDIA GPU"] * 2
+    assert [row["reason"] for row in rows["ranks"]["rows"]] == ["needs an NVIDIA GPU"] * 4
     engines = [row for row in rows["cost"]["rows"] if row["section"] == "engine"]
     assert [row["engine"] for row in engines] == ["streaming", "deepspeed_1f1b"] and all(r["cpu_us"] for r in engines)
     twin, al, broken = (row for row in rows["cost"]["rows"] if row["section"] == "network")

@@ -101,10 +101,10 @@ CPU.""",
     """\
 | part | limit of 9 minutes | guess |
 |---|---:|---:|
-| tests marked `cuda`; one stage beside the plain loop: float32, bf16, fp16, recomputed, compiled | 116 s | 90 s |
-| P = 2 and 4 ranks on the GPU over NCCL, queue depths 1, 2, 4, beside one rank | 90 s | 80 s |
-| engine and networks: CPU time, kernels, GPU busy, rho, memory | 77 s | 60 s |
-| VGG and ResNet-18 on CIFAR-10: twin, K = 2, K = 4 (`--accuracy-minutes 5`) | 257 s | 270 s |
+| tests marked `cuda`; one stage beside the plain loop: float32, bf16, fp16, recomputed, compiled | 110 s | 90 s |
+| P = 2 and 4 ranks on the GPU, by host memory and NCCL, queue depths 1, 2, 4, beside one rank | 110 s | 120 s |
+| engine and networks: CPU time, kernels, GPU busy, rho, memory | 74 s | 60 s |
+| VGG and ResNet-18 on CIFAR-10: twin, K = 2, K = 4 (`--accuracy-minutes 5`) | 245 s | 260 s |
 
 The guesses are for one H100 and 16 cores, from runs on CPUs. Time that a part leaves goes to those after it.""",
     """\
@@ -114,10 +114,9 @@ NCCL refuses two ranks on one device. The test lets each rank claim a host of it
 makers do not support, so it runs with `pytest --ranks-share-gpu` alone. Ranks take turns on the GPU: it is a test of
 bits and order, and no time is reported.
 
-Gloo cannot take the place of NCCL there. It sends no tensor of a GPU, and DeepSpeed's `PipelineEngine` sends one to its
-neighbour when it is made; pinned copies on the host would need an engine that replaces this and every later transfer,
-waits for the device at each message, and so would show nothing of the path that NCCL takes. With `DS_ACCELERATOR=cpu`
-the same ranks talk over gloo, and the same tests run there.""",
+The same test runs through pinned memory of the host over gloo, whether NCCL refuses or not: it copies each message to
+the host and back, and so the number that DeepSpeed's `PipelineEngine` sends when it is made. The host then waits for
+the device at each message, and nothing is shown of the path that NCCL takes. `--device cpu` runs both on a CPU.""",
     """\
 ## Where the host waits for the GPU
 

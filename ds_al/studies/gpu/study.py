@@ -34,7 +34,7 @@ def study(*, data: str | None, accuracy_minutes: float) -> list[Part]:
             "ranks",
             "Several ranks on the GPU",
             "ds_al.studies.checks:run",
-            1.75,
+            2.25,
             {"arguments": [on_one_gpu, "-m", "cuda", "--ranks-share-gpu"], "workers": 2},
         ),
         Part(
