@@ -35,6 +35,7 @@ from ds_al.errors import ALConfigError
 from ds_al.parallel import launchers, meetings, presence, store, worker
 from ds_al.parallel.presence import Record
 from ds_al.recovery import events
+from ds_al.recovery.ending import Ending
 from ds_al.recovery.place import Place
 
 _LOOK = 0.2  # seconds between two looks at the other keepers, and whether the worker is stopped
@@ -92,6 +93,7 @@ class Keeper:
         self.rank, self.world, self.store, self.folder = rank, world, store, folder
         self.max_restarts, self.restarts = max_restarts, 0
         self.place = Place(folder / "place")
+        self.ending = Ending(rank, world, store=store)
         self._process: subprocess.Popen[bytes]
         self._ended = threading.Event()
         self._stopped_since: float | None = None
@@ -107,11 +109,14 @@ class Keeper:
         while True:
             if self._ended.wait(_LOOK):
                 code = self._process.wait()
-                if code == 0 or (code == -signal.SIGABRT and self._is_done()):
+                over = code != 0 and self.ending.is_over()
+                if over and code < 0:
+                    code = self.ending.code  # of the script; its interpreter was ended afterwards
+                if code == 0:
                     return self._leave()
                 if self._asked:  # to end, by the launcher or the user
                     return self._end_job(f"it was ended by {signal.Signals(self._asked).name}", code=128 + self._asked)
-                if reason := self._told():
+                if reason := self._told() or ("its script ended with an exit code" if over else ""):
                     return self._end_job(reason, code=code if code > 0 else 1)
                 if self.restarts == self.max_restarts:
                     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -165,15 +170,6 @@ class Keeper:
         """Why the script of the worker ended, if it has told, or has come to its end."""
         record = self._record()
         return record.failed or ("its script ended with an exit code" if record.ended else "")
-
-    def _is_done(self) -> bool:
-        """Whether the script of the worker has come to its end, with all other ranks.
-
-        Its interpreter may abort afterwards, when it takes down a thread that waits for a message of which a process
-        that has died has sent a part: gloo ends that wait with the process only.
-        """
-        record = self._record()
-        return record.ended and not record.failed
 
     def _record(self) -> Record:
         """What the present worker has told; empty where it has told nothing."""

@@ -26,6 +26,7 @@ from ds_al.parallel import meetings, presence, store, worker
 from ds_al.parallel.topology import StageTopology
 from ds_al.recovery import events
 from ds_al.recovery.calls import JointCalls
+from ds_al.recovery.ending import Ending, exit_code
 from ds_al.recovery.place import Place
 from ds_al.recovery.saves import Saves
 from ds_al.transport.border import Recovery
@@ -72,6 +73,7 @@ class StageRecovery:
         self._engine = engine
         engine.calls.joint = JointCalls(engine, self._room).call
         self._room.while_waiting = engine.links.attend
+        self._exit_code = exit_code()
         atexit.register(self._finish)
         if self._restores:
             events.tell(self._root, "ready", rank=self._rank, restart_point=self._start, seconds=self._seconds())
@@ -187,7 +189,9 @@ class StageRecovery:
     def _finish(self) -> None:
         """Waits at the end of the script until no stage can need messages of this one any more."""
         if not presence.here().own.failed:
-            self._room.gather(None)
+            room = self._room
+            room.gather(None)
+            Ending(room.rank, room.world, store=room.store).leave(self._exit_code(), while_waiting=room.while_waiting)
         sys.stdout.flush()
         sys.stderr.flush()
 
