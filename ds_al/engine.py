@@ -16,11 +16,10 @@ Nothing is sent from a later stage to an earlier one. Losses are sent downstream
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MethodType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from deepspeed.runtime.pipe.engine import PipelineEngine
@@ -128,7 +127,7 @@ class ALPipelineEngine(PipelineEngine):
         self.topology = StageTopology.of(model)
         if model.runs is not None:
             groups.check(settings, layers=model.num_layers, stages=self.topology.stages)
-            self.al = groups.chosen(settings, sizes=list(Counter(layer for layer, _ in model.runs).values()))
+            self.al = groups.chosen(settings, sizes=model.groups)
             if self.al is not settings.al and self.topology.stage == self.topology.replica == 0:
                 print(f"group_schedule auto: {self.al.group_schedule}", flush=True)
         self.replicas = Replicas(self.topology.replica, self.topology.replicas, group=self.topology.replica_group)
@@ -422,12 +421,12 @@ class ALPipelineEngine(PipelineEngine):
         return loss
 
     def _train_schedule(self) -> PipeSchedule:
-        key = self.micro_batches, self.num_stages, self.stage_id, self._steps_per_batch
+        key = self.micro_batches, self.num_stages, self.stage_id, self.steps_per_batch
         if key not in self._schedules:
             schedule: PipeSchedule = AL_SCHEDULES[self.al.method](*key)
             if isinstance(self.run, GroupRun):
                 kind = GROUP_SCHEDULES[self.al.group_schedule]
-                schedule = kind(self.micro_batches, self.run.stage.place, key[-1] or 1)
+                schedule = kind(self.micro_batches, self.run.stage.place, self.steps_per_batch)
             self._schedules[key] = Repeated(
                 schedule,
                 reduce_gradients=self.replicas.count > 1,
@@ -494,13 +493,19 @@ class ALPipelineEngine(PipelineEngine):
         return self.preparation(batch)
 
     @property
-    def _steps_per_batch(self) -> int | None:
-        """Optimizer steps per batch; ``None`` is one per micro-batch. One per batch where layers span stages, K < P."""
-        return self.al.steps_per_batch or (1 if self.module.place is not None else None)
+    def steps_per_batch(self) -> int:
+        """Optimizer steps per batch: by default one per micro-batch, and one where layers span stages, K < P."""
+        return self.al.steps_per_batch or (self.micro_batches if self.module.place is None else 1)
+
+    @property
+    def _step_after(self) -> Literal["batch", "micro_batch", "config"]:
+        if self.al.steps_per_batch is not None:
+            return "config"
+        return "micro_batch" if self.steps_per_batch == self.micro_batches else "batch"
 
     def _scale(self) -> float:
         """Factor of a micro-batch's losses: gradients between two steps are averaged."""
-        return (self._steps_per_batch or self.micro_batches) / self.micro_batches
+        return self.steps_per_batch / self.micro_batches
 
     def _exec_refresh_decoders(self) -> None:
         """[1] Receives the copies of earlier decoders, where that is due at this micro-batch."""
@@ -788,6 +793,7 @@ class ALPipelineEngine(PipelineEngine):
             decoder_copies=self.decoder_copies,
             loader=self.loader,
             micro_batch_size=self.micro_batch_size,
+            step_after=self._step_after,
             counters={
                 "global_steps": self.global_steps,
                 "global_samples": self.global_samples,
@@ -907,7 +913,7 @@ class ALPipelineEngine(PipelineEngine):
                 self._next_batch()
         self._count_batch()
         self.stage.trained_micro_batches += self.micro_batches
-        steps = 1 if self.al.count == "batch" else self._steps_per_batch or self.micro_batches
+        steps = 1 if self.al.count == "batch" else self.steps_per_batch
         for _ in range(steps):
             self._count_step()
 

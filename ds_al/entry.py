@@ -145,7 +145,7 @@ def initialize(
     zero.partition_parameters.restore_init_context()
     host.configure_python_gc(engine)
     if is_al and engine.global_rank == 0 and engine.steps_per_print():
-        steps = settings.al.steps_per_batch or engine.micro_batches
+        steps = engine.steps_per_batch
         print(
             f"ds_al: train_batch() makes {steps} optimizer steps on {engine.micro_batches} micro-batches of "
             f'{engine.micro_batch_size} ("steps_per_batch"); the loss is the sum of the local losses of stage 0, '

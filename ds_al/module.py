@@ -6,6 +6,7 @@ import copy
 import importlib
 import itertools
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -194,6 +195,11 @@ class ALPipelineModule(PipelineModule):
         layer = self.runs[self._local_start][0]
         group = [stage for stage, (index, _) in enumerate(self.runs) if index == layer]
         return Place(self._local_start, self.num_stages, self._local_start - group[0], len(group))
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Number of stages of each AL layer where layers span stages, K < P; otherwise empty."""
+        return tuple(Counter(layer for layer, _ in self.runs or ()).values())
 
     @property
     def bounds(self) -> list[int]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import ds_al
 from ds_al.errors import ALConfigError
-from ds_al.launch.ranks import run_ranks
+from ds_al.launch.ranks import RankFailure, run_ranks
 from ds_al.layer import ALLayer
 from ds_al.models import build_al
 from ds_al.module import TwinModule
@@ -137,7 +137,8 @@ def test_a_checkpoint_of_parts_is_that_of_whole_layers(tmp_path: Path) -> None:
     """A layer's files do not depend on its stages, and training goes on on any number of them, bit for bit."""
     alone, parts = tmp_path / "alone", tmp_path / "parts"
     for stages, batches in ((4, (0, 2)), (1, (2, 4)), (3, (4, 6))):
-        many = run_ranks(f"{__name__}:resumed", stages, folder=str(parts), batches=batches)
+        by_default = {"steps_per_batch": None} if stages == 4 else {}  # one step per batch, where layers span stages
+        many = run_ranks(f"{__name__}:resumed", stages, folder=str(parts), batches=batches, al=by_default)
         (one,) = run_ranks(f"{__name__}:resumed", 1, folder=str(alone), batches=batches)
         state = {name: value for _, weights in many for name, value in weights.items()}
         assert state.keys() == one[1].keys()
@@ -149,6 +150,14 @@ def test_a_checkpoint_of_parts_is_that_of_whole_layers(tmp_path: Path) -> None:
             found, expected_ = (load_file(each / f"after_{batches[1]}" / name) for each in (parts, alone))
             assert found.keys() == expected_.keys()
             assert all(torch.equal(found[key], expected_[key]) for key in found), name
+
+
+def test_another_default_of_steps_is_no_silent_change(tmp_path: Path) -> None:
+    """K < P steps once per batch by default, K = P after every micro-batch."""
+    by_default: dict[str, Any] = {"folder": str(tmp_path), "al": {"steps_per_batch": None}}
+    run_ranks(f"{__name__}:resumed", 3, batches=(0, 1), **by_default)
+    with pytest.raises(RankFailure, match="trained with a step after every batch, this job steps after every micro_ba"):
+        run_ranks(f"{__name__}:resumed", 1, batches=(1, 2), **by_default)
 
 
 def test_what_groups_cannot_honour_is_refused_by_name() -> None:

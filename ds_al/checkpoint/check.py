@@ -12,6 +12,7 @@ from ds_al.checkpoint.folder import Record, kinds, verify
 from ds_al.checkpoint.parts import held
 from ds_al.checkpoint.snapshot import given_weights, modules
 from ds_al.checkpoint.state import StageState
+from ds_al.config.base import BLOCK
 from ds_al.errors import ALCheckpointError
 from ds_al.layer import ALLayer
 
@@ -87,6 +88,13 @@ def _same_job(state: StageState, index: Record) -> None:
                 f"the checkpoint has {key}={index[key]}, this job {value}: its data order and random numbers would "
                 "differ. Use the same, or load the weights alone with load_module_only=True"
             )
+    steps = {index.get("step_after", "config"), state.step_after}  # no key in checkpoints of former releases
+    if steps == {"batch", "micro_batch"}:
+        raise ALCheckpointError(
+            f"the checkpoint was trained with a step after every {index['step_after']}, this job steps after every "
+            f'{state.step_after}: by default layers that span stages, K < P, step once per batch. Set "{BLOCK}.'
+            'steps_per_batch", 1 or the number of micro-batches'
+        )
 
 
 def _same_layer(number: int, layer: ALLayer, saved: Record, wanted: Wanted) -> None:

@@ -80,6 +80,7 @@ class _Index(_Form):
     num_stages: Count
     base_seed: int
     micro_batch_size: Count
+    step_after: str = "config"
     counters: _Counters
     stages: list[_Stage]
     layers: list[_Layer]

@@ -145,6 +145,7 @@ def _common(state: StageState) -> Record:
         "partition": [int(bound) for bound in state.module.parts],
         "base_seed": state.module.base_seed,
         "micro_batch_size": state.micro_batch_size,
+        "step_after": state.step_after,
         "counters": dict(state.counters),
     }
 

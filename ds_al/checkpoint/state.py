@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -31,6 +31,8 @@ class StageState:
         decoder_copies: copies of decoders, if the objective requires them.
         loader: data loader of the first stage, if ds_al created it or the user's can seek.
         micro_batch_size: samples per micro-batch.
+        step_after: after what an optimizer steps: ``"batch"`` or ``"micro_batch"`` by default, or as the ``"config"``
+            says.
         counters: numbers of steps, samples and micro-batches, by name.
         device: device of the stage.
         loaded_stages: number of stages of the loaded checkpoint.
@@ -44,6 +46,7 @@ class StageState:
     decoder_copies: DecoderCopies | None
     loader: ShuffledLoader | None
     micro_batch_size: int
+    step_after: Literal["batch", "micro_batch", "config"]
     counters: dict[str, int]
     device: torch.device
     loaded_stages: int | None = None

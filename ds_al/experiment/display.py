@@ -44,8 +44,12 @@ class Display(Observer):
         self._task = self._progress.add_task("epoch", total=total, speed="")
         replicas = f", {info.replicas} replicas" if info.replicas > 1 else ""
         steps = f"{info.optimizer_steps} optimizer step{'s' * (info.optimizer_steps > 1)}"
+        spanned = ""
+        if info.groups:
+            layers, sizes = len(info.groups), ", ".join(map(str, info.groups))
+            spanned = f" in groups of {sizes} for {layers} AL layer{'s' * (layers > 1)} ({info.group_schedule})"
         self.console.print(
-            f"{info.name}: {info.method}, {info.stages} stage{'s' * (info.stages > 1)}{replicas}, "
+            f"{info.name}: {info.method}, {info.stages} stage{'s' * (info.stages > 1)}{spanned}{replicas}, "
             f"{info.training_samples} training samples, micro-batches of {info.micro_batch_size}, "
             f"{info.micro_batches_per_batch} a batch, {info.batches_per_epoch} batches an epoch, "
             f"seed {info.seed}\n"
@@ -83,7 +87,8 @@ class Display(Observer):
         table = stage_table(stage_metrics, busy, snapshot.losses, marked)
         lines: list[Any] = [table, Text(f"lr {snapshot.learning_rate:.2e}", "dim")]
         if marked is not None:
-            data, layers = stage_metrics[marked.stage].data, bounds[marked.stage + 1] - bounds[marked.stage]
+            data = stage_metrics[marked.stage].data
+            layers = 0 if self._info.groups else bounds[marked.stage + 1] - bounds[marked.stage]
             sentence = advice(marked, data=data, layers=layers, partition_method=self._info.partition_method)
             lines.append(Text(sentence, "yellow"))
         return Group(*lines)
@@ -126,7 +131,8 @@ class Display(Observer):
         stages = _table(title, "stage", layers, "parameters", "idle", "peak activations", "sent")
         for stage, sent in enumerate(summary["bytes_sent"]):
             stages.add_row(
-                str(stage), _layers_on(bounds, stage, len(summary["bytes_sent"])), f"{summary['parameters'][stage]:,}",
+                str(stage), _layers_on(bounds, stage, len(summary["bytes_sent"]), spanned="groups" in summary),
+                f"{summary['parameters'][stage]:,}",
                 f"{summary['idle'][stage]:.1%}", _bytes(summary["peak_activation_bytes"][stage]),
                 "-" if sent is None else _bytes(sent),
             )  # fmt: skip
@@ -155,15 +161,17 @@ class Display(Observer):
         )
 
 
-def _layers_of(start: int, stop: int) -> str:
+def _layers_of(start: int, stop: int, *, spanned: bool) -> str:
     """Names the layers of a stage, or the one of which it holds a part without an exit."""
-    return f"{start + 1}..{stop}" if stop > start else f"a part of {start + 1}"
+    if stop > start:
+        return f"{start + 1}..{stop}"
+    return f"a part of {start + 1}" if spanned else "none"
 
 
-def _layers_on(bounds: Sequence[int], stage: int, stages: int) -> str:
+def _layers_on(bounds: Sequence[int], stage: int, stages: int, *, spanned: bool) -> str:
     """Names the layers of a stage, which with ``bp_dualpipev`` holds two parts of the network."""
     parts = [stage] if len(bounds) == stages + 1 else [stage, 2 * stages - 1 - stage]
-    return ", ".join(_layers_of(bounds[part], bounds[part + 1]) for part in parts)
+    return ", ".join(_layers_of(bounds[part], bounds[part + 1], spanned=spanned) for part in parts)
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -115,8 +115,6 @@ class Job:
                 tracing.finish()
             observers.trained((tracing.events or ()) if tracing is not None else ())
             summary = {**self._summary(history, seconds=time.perf_counter() - start), "folder": str(self.info.folder)}
-            if self.spanned:
-                summary["group_schedule"] = self.engine.al.group_schedule
             observers.finished(summary, history)
             return summary
         except BaseException:
@@ -162,6 +160,8 @@ class Job:
             optimizer_steps=self.form.optimizer_steps(self.sizes.per_replica, spanned=self.spanned),
             loss=self.form.loss,
             writer=self.layout.writer,
+            groups=self.engine.module.groups if self.spanned else (),
+            group_schedule=self.engine.al.group_schedule if self.spanned else "",
         )
 
     def _new_folder(self) -> Path:

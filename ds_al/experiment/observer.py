@@ -20,6 +20,8 @@ class RunInfo:
     Attributes:
         folder: folder of the run's files.
         stages: stages of the pipeline, P.
+        groups: stages of each AL layer, where layers span several, K < P; otherwise empty.
+        group_schedule: schedule inside these groups; empty where there are none.
         replicas: data parallel replicas, R.
         partition: bounds; stage p has the losses of the layers from ``partition[p]`` up to ``partition[p + 1]``: of
             those that it holds, or of the one that ends there where layers span several stages.
@@ -59,6 +61,8 @@ class RunInfo:
     optimizer_steps: int = 1
     loss: str = ""
     writer: int = 0
+    groups: tuple[int, ...] = ()
+    group_schedule: str = ""
 
     def batches_until(self, epoch: int) -> int:
         """Number of batches of the whole run up to the end of an epoch, counted from 0."""

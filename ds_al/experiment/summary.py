@@ -31,6 +31,7 @@ def run_facts(info: RunInfo, network: Architecture, *, device: Any) -> dict[str,
         "micro_batches": info.micro_batches,
         "micro_batch_size": info.micro_batch_size,
         "partition": info.partition,
+        **of_groups(info),
         "model": network.experiment.model.model_dump(),
         "data": network.experiment.data.model_dump(exclude=set(OF_TEXT if network.data.kind == "image" else OF_IMAGES)),
         "seed": info.seed,
@@ -78,6 +79,7 @@ def summarize(
         "micro_batches": info.micro_batches,
         "micro_batch_size": info.micro_batch_size,
         "partition": info.partition,
+        **of_groups(info),
         "seed": info.seed,
         "epochs": history[-1]["epoch"] if history else info.first_epoch,
         "test_accuracy": test.get("accuracy"),
@@ -98,6 +100,11 @@ def summarize(
         "parameters": info.parameters,
         **_skipped(history),
     }
+
+
+def of_groups(info: RunInfo) -> dict[str, Any]:
+    """Returns the stages of each AL layer and the schedule inside these groups, where layers span several stages."""
+    return {"groups": list(info.groups), "group_schedule": info.group_schedule} if info.groups else {}
 
 
 def _skipped(history: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:

@@ -67,8 +67,10 @@ class ChannelsLast(nn.Sequential):
     travels = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Runs the modules in order."""
-        s = super().forward(x.to(memory_format=torch.channels_last))
+        """Runs the modules in order; a run of them that another one precedes takes maps as they are."""
+        if "0" in self._modules:  # a run of the modules keeps their names
+            x = x.to(memory_format=torch.channels_last)
+        s = super().forward(x)
         return s.contiguous() if self.travels else s
 
 

@@ -29,7 +29,7 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Cell:
-    """Runs of the same model, data, method, stages, layers and micro-batches.
+    """Runs of the same model, data, method, stages, layers, schedule inside a group and micro-batches.
 
     Attributes:
         label: the method, and the other factors that distinguish this cell from the others of a report.
@@ -110,6 +110,7 @@ def _factors(run: RunRecord) -> dict[str, Any]:
         "data": data,
         "stages": run.value("stages"),
         "layers": run.layers,
+        "group_schedule": run.value("group_schedule"),
         "micro_batches": run.value("micro_batches"),
     }
 
@@ -122,10 +123,12 @@ def _labels(factors: Sequence[Mapping[str, Any]]) -> list[str]:
     methods = {(row["method"], row["layers"]) for row in rows}
     if "layers" in varying and len(methods) == len({method for method, _ in methods}):
         varying.remove("layers")  # differs with the method, since a twin counts its classifier as a layer
-    return [", ".join([row["method"], *(_part(key, row.get(key)) for key in varying)]) for row in rows]
+    return [", ".join([row["method"], *filter(None, (_part(key, row.get(key)) for key in varying))]) for row in rows]
 
 
 def _part(key: str, value: Any) -> str:
+    if key == "group_schedule":
+        return value or ""
     if key in _NOUNS:
         one, many = _NOUNS[key]
         return f"{many} not recorded" if value is None else f"{value} {one if value == 1 else many}"

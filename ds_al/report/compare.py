@@ -105,11 +105,12 @@ def _kind(device: Any) -> str | None:
 
 
 def _steps(run: RunRecord) -> int | None:
-    """Returns the steps per batch: AL steps once per micro-batch unless configured, back-propagation once."""
+    """Returns the steps per batch: AL steps once per micro-batch unless configured, and once per batch where layers
+    span stages; back-propagation once."""
     if run.method.startswith("bp_"):
         return 1
     block = run.config.get("associated_learning") or {}
-    return block.get("steps_per_batch") or run.value("micro_batches")
+    return block.get("steps_per_batch") or (1 if run.value("groups") else run.value("micro_batches"))
 
 
 def _seeds(cells: Sequence[Cell]) -> str | None:

@@ -28,16 +28,20 @@ def steps_per_epoch(config: Mapping[str, Any], *, samples: int, replicas: int) -
     return samples // batch
 
 
-def with_counts(config: Mapping[str, Any], *, steps: int, keep_last: int | None) -> dict[str, Any]:
+def with_counts(
+    config: Mapping[str, Any], *, steps: int, keep_last: int | None, spanned: bool = False
+) -> dict[str, Any]:
     """Returns the config with the length of its LR schedule, and the number of checkpoints to keep.
 
     Args:
         steps: number of batches of the training.
         keep_last: number of checkpoints, ``None`` for that of the config.
+        spanned: whether an AL layer spans several stages, which then step once per batch by default.
     """
     al = dict(config.get(BLOCK, {}))
     if keep_last is not None:
         al["checkpoint"] = {**al.get("checkpoint", {}), "keep_last": keep_last}
-    per_batch = al.get("steps_per_batch") or config.get("gradient_accumulation_steps", 1)
+    by_default = 1 if spanned else config.get("gradient_accumulation_steps", 1)
+    per_batch = al.get("steps_per_batch") or by_default
     counted = steps * per_batch if al.get("count") == "step" else steps
     return with_scheduler_steps({**config, BLOCK: al}, counted)

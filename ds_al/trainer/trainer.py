@@ -395,7 +395,12 @@ class ALTrainer:
             data = self.batches.used(self.train_dataset)
         by_epochs = math.ceil(self.args.num_train_epochs * self._steps_per_epoch)
         self._max_steps = self.args.max_steps if self.args.max_steps > 0 else by_epochs
-        content = with_counts(content, steps=self._max_steps, keep_last=self.args.save_total_limit)
+        content = with_counts(
+            content,
+            steps=self._max_steps,
+            keep_last=self.args.save_total_limit,
+            spanned=module.runs is not None,
+        )
         self._reported = reported(self.args, content, seed=module.base_seed)
         engine, *_ = initialize(model=module, config=content, training_data=data, collate_fn=self.batches.collate)
         return engine

@@ -57,11 +57,16 @@ def test_a_flat_buffer_holds_every_tensor_apart_and_aligned(
 
 
 def test_a_map_with_channels_last_arrives_with_channels_last() -> None:
-    """Turned around for its way and back, it cost a network of convolutions some percent of its time."""
+    """Turned around for its way and back, it cost a network of convolutions some percent of its time. A map of one
+    pixel keeps its strides, by which oneDNN chooses its kernels."""
     first = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5)
-    message = (first.to(memory_format=torch.channels_last), first, torch.ones(2, 1, 4, 5), torch.ones(3))
+    pixel = torch.nn.functional.max_pool2d(first.to(memory_format=torch.channels_last), (4, 5))
+    message = (
+        first.to(memory_format=torch.channels_last), first, torch.ones(2, 1, 4, 5), torch.ones(3),
+        pixel, torch.ones(2, 3, 1, 1), torch.ones(2, 1, 1, 1),
+    )  # fmt: skip
     layout = Layout.decode(torch.tensor(Layout.of(message).encode()).tolist())
-    assert layout == Layout.of(message) and layout.channels_last == (True, False, False, False)
+    assert layout == Layout.of(message) and layout.channels_last == (True, *3 * [False], True, False, False)
     views = layout.views(torch.empty(layout.nbytes, dtype=torch.uint8))
     for view, tensor in zip(views, message, strict=True):
         view.copy_(tensor)
