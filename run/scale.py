@@ -4,8 +4,8 @@
     python run/scale.py --section dial --json docs/results/scale.json --markdown docs/scale.md
 
 Nothing is measured; ds_al/studies/scale/predictions.py and the page list the assumptions. The predictions take about
-10 minutes of one core. --section predicts one section and keeps the others of the file; --draw predicts nothing: it
-rewrites the figures and the page from existing results.
+25 minutes of one core, mostly of zero bubble. --section predicts one section and keeps the others of the file; --draw
+predicts nothing: it rewrites the figures and the page from existing results.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dial", type=numbers, default=default.dial, help="P at which K varies from 1 to P (default: 2..64)")
     add("--stages", type=numbers, default=default.stages, help="numbers of stages (default: 64,256,1024)")
     add("--micro-batches", type=numbers, default=default.micro_batches, help="micro-batches (default: 64,256)")
-    add("--sweep", type=numbers, default=default.sweep, help="values of M in the sweep (default: 16..4096)")
+    add("--sweep", type=numbers, default=default.sweep, help="values of M in the sweep (default: 16..1024)")
     add("--repeat", type=positive, default=default.repeat, help=f"random runs per case (default: {default.repeat})")
     add("--jobs", type=positive, default=1, help="number of processes (default: 1)")
     return p

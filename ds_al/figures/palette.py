@@ -74,7 +74,6 @@ METHODS: dict[str, Look] = {
     "bp_dualpipev": Look(PURPLE, "--", "*"),
     "bp_async": Look(GREY, "--", "h"),
     "bp_interleaved": Look(PURPLE, "-.", "D"),
-    "bp_zero_bubble": Look(GREEN, "-.", "P"),
     "bp_dp": Look(BLACK, ":", "X"),
 }
 """Style of every method that can be run or predicted."""

@@ -17,7 +17,6 @@ _NAMES = {
     "bp_dualpipev": "DualPipeV (bp_dualpipev, by its formula), if its memory is there",
     "bp_zb_h1": "zero bubble (bp_zb_h1), if its memory is there",
     "bp_zb_h2": "zero bubble (bp_zb_h2), if its memory is there",
-    "bp_zero_bubble": "a zero-bubble pipeline, by its formula, if its memory is there",
     "bp_interleaved": "an interleaved pipeline, by its formula",
     "bp_1f1b": "1F1B",
     "bp_gpipe": "GPipe, if its memory is there, or 1F1B",

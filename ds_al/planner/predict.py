@@ -9,8 +9,6 @@ other methods are formulas:
 
     bp_interleaved  M (F + B) / P + (P - 1) (F + B) / (P v) + u / P    v = 2 chunks a stage; Narayanan et al., SC 2021,
                                                                        arXiv 2104.04473, section 2.2
-    bp_zero_bubble  M (F + B) / P + u / P                              ZB-2P, where F = B_input = B_weights; Qi et al.,
-                                                                       ICLR 2024, arXiv 2401.10241, section 2
     bp_dualpipev    M (F + B) / P + (P - 1) (F / 2 + B) / P            DeepSpeed's DualPipeVSchedule, whose backward is
                       - F / (2 P) + u / P                              not split, for B >= 2 F and M >= 2 P
     bp_async        M (F + B) / P + u / P                              two versions of the weights, M >= P; Narayanan et
@@ -40,7 +38,7 @@ from ds_al.planner.work import Machines, Work
 AL = ("streaming", "forward_first", "parallel_backward", "sequential")
 SIMULATED = (*AL, "bp_1f1b", "bp_gpipe", "bp_naive", *ZERO_BUBBLE)
 """Methods whose schedules are simulated."""
-BY_FORMULA = ("bp_interleaved", "bp_zero_bubble", "bp_dualpipev", "bp_async", "bp_dp")
+BY_FORMULA = ("bp_interleaved", "bp_dualpipev", "bp_async", "bp_dp")
 """Methods predicted by formula."""
 METHODS = (*SIMULATED, *BY_FORMULA)
 COMPARED = ("streaming", "bp_1f1b", *ZERO_BUBBLE, "bp_async", "bp_dp")
@@ -170,9 +168,7 @@ def _by_formula(method: str, work: Work, stages: int, micro_batches: int, machin
     round_trip = started + (work.forward + work.backward / 2) * times.sum() + 2 * hops
     drained = 0.0 if method == "bp_async" else round_trip
     step = work.step * times
-    graphs = {
-        "bp_interleaved": min(p + (p - 1) // 2, m), "bp_dualpipev": p + 0.5, "bp_async": min(p, m),
-    }.get(method, min(2 * p, m))  # fmt: skip
+    graphs = {"bp_interleaved": min(p + (p - 1) // 2, m), "bp_dualpipev": p + 0.5, "bp_async": min(p, m)}[method]
     return _prediction(
         method,
         work,

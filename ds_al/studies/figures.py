@@ -11,7 +11,7 @@ from ds_al.figures import palette
 from ds_al.studies.bench import published
 from ds_al.studies.results import Results, Row
 from ds_al.studies.scale.predictions import LARGE, LINKS, OVERLAPPED
-from ds_al.studies.scale.views import FORMULA, SHOWN, row_of, rows_of, series, share_of_alone
+from ds_al.studies.scale.views import FORMULA, row_of, rows_of, series, share_of_alone
 from ds_al.studies.tables.language import TWIN
 from ds_al.studies.tables.write import groups
 
@@ -175,7 +175,7 @@ def _links(rows: Sequence[Row]) -> Any:
     figure, panels = _panels(len(counts), size=(4.6 * len(counts), 4.2), sharey=True)
     for axes, stages in zip(panels, counts, strict=True):
         case = rows_of(own, stages=stages, micro_batches=least)
-        for method in SHOWN:
+        for method in dict.fromkeys(row["method"] for row in case):
             values = [row_of(case, method=method, link=link)["times_compute"] for link in LINKS]
             label = f"{method} (formula)" if method in FORMULA else method
             axes.plot(list(LINKS), values, markersize=5, label=label, **_style(_SCALE[method]))

@@ -85,7 +85,9 @@ sends with blocking calls, as DeepSpeed does; `bp_1f1b_overlapped` assumes messa
 for any 1F1B engine. Methods marked (f) are computed by formulas, which are also lower bounds;
 [predict.py](../ds_al/planner/predict.py) gives their sources and limits. An asterisk marks configurations that exceed
 the device's memory; data parallel training needs the whole network on each device. The fastest configuration that fits
-is bold."""
+is bold. `bp_zb_h1`, `bp_zb_h2` and `bp_dualpipev` run in this package ([dial.md](dial.md)); the first two are simulated
+with messages that block no stage, and without the processor time of splitting. `bp_dualpipev` has no row below 2 P
+micro-batches."""
 
 _MEMORY = """\
 Gigabytes on the stage that needs most memory: parameters, gradients and AdamW's state in fp32 (the same for all

@@ -7,11 +7,10 @@ from typing import Any
 
 from ds_al.planner.predict import AL
 from ds_al.planner.stragglers import Jitter
-from ds_al.studies.scale.predictions import BLOCKS, LARGE, OVERLAPPED
+from ds_al.studies.scale.predictions import BLOCKS, LARGE
 
 Row = Mapping[str, Any]
-SHOWN = ("streaming", "bp_1f1b", OVERLAPPED, "bp_gpipe", "bp_interleaved", "bp_zero_bubble", "bp_dp")
-FORMULA = ("bp_interleaved", "bp_zero_bubble", "bp_dualpipev", "bp_async", "bp_dp")
+FORMULA = ("bp_interleaved", "bp_dualpipev", "bp_async", "bp_dp")
 
 
 def rows_of(rows: Sequence[Row], **wanted: Any) -> list[Row]:

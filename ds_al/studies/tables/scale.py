@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ds_al.figures.parts import Table
 from ds_al.studies.results import Row
-from ds_al.studies.scale.predictions import BLOCKS, OVERLAPPED, Block
-from ds_al.studies.scale.views import FORMULA, SHOWN, rows_of, series, share_of_alone
+from ds_al.studies.scale.predictions import BLOCKS, METHODS, OVERLAPPED, Block
+from ds_al.studies.scale.views import FORMULA, rows_of, series, share_of_alone
 from ds_al.studies.tables.write import BLANK, Column, crossed, groups
 
 _FACTS: Mapping[str, Callable[[Block], str]] = {
@@ -49,7 +49,7 @@ def links(rows: Sequence[Row], workload: str) -> Table:
             fastest = row["fits"] and row["times_compute"] <= best * (1 + 1e-9)
             own.append({**row, "label": label(row["method"]), "text": f"**{text}**" if fastest else text})
     places = {(row["stages"], row["micro_batches"]): place for place, row in enumerate(own)}
-    own.sort(key=lambda row: (places[row["stages"], row["micro_batches"]], SHOWN.index(row["method"])))
+    own.sort(key=lambda row: (places[row["stages"], row["micro_batches"]], METHODS.index(row["method"])))
     lines = [Column("P", "{stages}"), Column("M", "{micro_batches}"), Column("method", "{label}", left=True)]
     return crossed(own, lines, [Column("{link}", "{text}")])
 
@@ -93,7 +93,7 @@ def memory(rows: Sequence[Row]) -> Table:
         if row["method"] != OVERLAPPED
     ]  # fmt: skip
     cells = [Column("{workload}, P = {stages}, M = {micro_batches}", "{held:,.1f}{mark}, sends {sent:.2f}")]
-    order = sorted(own, key=lambda row: SHOWN.index(row["method"]))
+    order = sorted(own, key=lambda row: METHODS.index(row["method"]))
     return crossed(order, [Column("method", "{label}", left=True)], cells)
 
 
