@@ -109,7 +109,7 @@ def diverged(folder: str) -> tuple[str, list[int]]:
     """Worker: the error of a training in which a number is infinite, and the steps until there and to the end."""
     al = {"non_finite": "save_and_stop"}
     first = trainer(folder, al=al)
-    spike(first.engine.layers[0][1].f, "output", (3,))
+    spike(first.engine.layers[0][1].b, "output", (3,))
     with pytest.raises(ALLayerError) as error:
         first.train()
     second = trainer(folder, al=al)
