@@ -64,6 +64,7 @@ from ds_al.optim import build, masters, names, schedules
 from ds_al.optim.accepted import required
 from ds_al.optim.groups import Layers, ParamGroups, Selection, given_elsewhere
 from ds_al.optim.local import Factory, LocalOptimizer
+from ds_al.optim.stop import SaveAndStop
 from ds_al.optim.unused import UnusedWeights
 from ds_al.parallel.agreement import agreed
 from ds_al.parallel.replicas import Replicas
@@ -93,6 +94,9 @@ from ds_al.trace import (
 )
 from ds_al.transport.compression import COMPRESSIONS
 from ds_al.transport.neighbours import Links
+
+STOPPED = "checkpoints"
+"""Folder, in the working directory, of the checkpoint that ``"non_finite": "save_and_stop"`` saves by default."""
 
 
 class ALPipelineEngine(PipelineEngine):
@@ -200,6 +204,11 @@ class ALPipelineEngine(PipelineEngine):
             self.set_dataloader(self.loader)
 
         self._meter = StageMeter()
+        self.stops: SaveAndStop | None = None
+        """Its ``save`` may be set to what saves the checkpoint of ``"save_and_stop"``, and returns its path."""
+        if self.al.non_finite == "save_and_stop":
+            self.stops = SaveAndStop(self._save_at_stop)
+            self.calls.joint = self.stops.call
         self._take_layers()
         self._schedules: dict[tuple[Any, ...], PipeSchedule] = {}
         self.tracing = Tracing.of(
@@ -251,7 +260,8 @@ class ALPipelineEngine(PipelineEngine):
             "fixed_shapes": self.num_stages > 1 and not self.dynamic_shape,
             "generators": self.generators,
             "recording": self.recording,
-            "skips": self.al.non_finite == "skip",
+            "skips": self.al.non_finite != "raise",
+            "found": None if self.stops is None else self.stops.found,
         }
         if self.optimizer is not None:
             self.counters.skips = lambda: required(self.optimizer).skipped
@@ -387,7 +397,8 @@ class ALPipelineEngine(PipelineEngine):
             ALDataError: a batch that cannot be trained on (first stage).
             ALLayerError: a layer raised or returned something that cannot be sent, or a loss, an output of f or g or a
                 gradient is NaN or infinite: on a CPU before the step, on a GPU, whose host does not wait, up to 8
-                micro-batches later. A weight is, up to 8 micro-batches later.
+                micro-batches later. A weight is, up to 8 micro-batches later. With ``"non_finite": "save_and_stop"`` on
+                all ranks after the same batch, whose checkpoint is saved.
             ALTransportError: a neighbouring stage is gone, or shapes changed.
         """
         if not torch.is_grad_enabled():
@@ -418,6 +429,8 @@ class ALPipelineEngine(PipelineEngine):
             self.tracing.after_batch()
         if self.rebalance is not None:
             self._move_if_better(self.rebalance)
+        if self.stops is not None:
+            self.stops.after_batch()
         return loss
 
     def _train_schedule(self) -> PipeSchedule:
@@ -658,12 +671,15 @@ class ALPipelineEngine(PipelineEngine):
 
         Raises:
             ALCheckpointError: an asynchronous save failed.
-            ALLayerError: a number of the latest micro-batches was NaN or infinite.
+            ALLayerError: a number of the latest micro-batches was NaN or infinite. With ``"save_and_stop"`` a joint
+                call before raises it on all ranks, and saves.
         """
         if self.sender is not None:
             self.sender.flush()
         self.checkpoints.flush()
         self.stage.finite.settle()
+        if self.stops is not None:
+            self.stops.settle()
 
     def destroy(self) -> None:
         """Waits for the last messages, ends the watchdog, and frees the resources of DeepSpeed."""
@@ -738,6 +754,11 @@ class ALPipelineEngine(PipelineEngine):
             settle=self.stage.finite.settle,
         )
         return True
+
+    def _save_at_stop(self) -> Path:
+        """Saves the checkpoint of ``"save_and_stop"``, where nobody else does."""
+        self.save_checkpoint(STOPPED, asynchronous=False)
+        return Path(STOPPED, f"global_step{self.global_steps}").resolve()
 
     @joint_call
     def load_checkpoint(

@@ -42,6 +42,7 @@ class LocalStage:
         number: maps this stage's count of micro-batches to the number that seeds the draws of one.
         loss_scales: scale of the losses before backward, by index of the layer.
         skips: whether numbers that are not finite leave out the layer's step, and raise no error.
+        found: called with each of them, see :class:`~ds_al.optim.finite.FiniteCheck`.
         fixed_shapes: whether what a layer returns must keep its shapes and types, since a next stage receives it.
         generators: the user's generators, which layers draw from with seeds of their own.
         recording: receives each layer's part of forward and backward while a recorder is set.
@@ -57,6 +58,7 @@ class LocalStage:
         number: Callable[[int], int] = int,
         loss_scales: Mapping[int, LayerSkip] | None = None,
         skips: bool = False,
+        found: Callable[[int, int, str], None] | None = None,
         fixed_shapes: bool = False,
         generators: Generators | None = None,
         recording: Recording | None = None,
@@ -76,7 +78,9 @@ class LocalStage:
         self._scales = loss_scales or {}
         self._gradient: dict[float, Tensor] = {}
         self._losses: list[Tensor] = []
-        self.finite = FiniteCheck(layers, stage_id=stage_id, device=device, scaled=self._scales, skips=skips)
+        self.finite = FiniteCheck(
+            layers, stage_id=stage_id, device=device, scaled=self._scales, skips=skips, found=found
+        )
 
     @property
     def next_micro_batch(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +39,7 @@ class Checkpoints:
     def __init__(self, topology: StageTopology) -> None:
         session = meetings.broadcast(uuid.uuid4().hex[:12], source=0)
         self._stage = topology.stage
+        self._loaded: Path | None = None
         self._writer = Writer(
             stage=topology.stage, ranks=topology.pipeline, session=session, writes=topology.replica == 0
         )
@@ -72,6 +73,9 @@ class Checkpoints:
         Raises:
             ALCheckpointError: on every rank, see there.
         """
+
+        if meetings.room() is not None:  # a new process loads again what this one has loaded
+            destination = replace(destination, needed=self._loaded)
 
         def take() -> snapshot.Snapshot:
             settle()
@@ -114,6 +118,7 @@ class Checkpoints:
                 ) from error
 
         folder, contents = self._on_all(validated)
+        self._loaded = folder
         apply(state, contents, wanted)
         return str(folder / INDEX), contents.client_state
 

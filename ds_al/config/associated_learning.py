@@ -262,16 +262,22 @@ class ALConfig(StrictModel):
         "in place do, as their first calls show; a function that works in place at times only, and in none of its "
         "first calls, raises an error which names this key.",
     )
-    non_finite: Literal["raise", "skip"] = Field(
+    non_finite: Literal["raise", "skip", "save_and_stop"] = Field(
         default="raise",
         description="What happens where an output, a loss or a gradient of a layer is NaN or infinite. `raise`: an "
         "error that names layer, function and micro-batch; on a CPU before the step, on a GPU up to 8 micro-batches "
         "later. "
         "`skip`: this layer alone does not step: its weights, buffers, optimizer state and count of steps stay as they "
         "are, and the step is counted (`skipped_steps`). The same layers skip on any partition; those after it, which "
-        "receive its output, too. A weight that is not finite raises, at the latest 8 micro-batches later or before "
-        "the next save. Refused on GPUs, with loss scales, which skip steps themselves, where a layer spans several "
-        "stages, and for the `bp_*` methods.",
+        "receive its output, too. "
+        "`save_and_stop`: it does not step either, and all ranks stop after the same batch, one or a few later, or in "
+        "the next call that all of them make. They save a checkpoint, and raise an error that names it, and layer, "
+        "function and micro-batch: in `checkpoints`, or as a function that `engine.stops.save` is set to does, which "
+        "returns the path; by `run/train.py` in the run's folder, by an `ALTrainer` in `output_dir`. Each rank looks "
+        "into the job's store once per batch. "
+        "A weight that is not finite raises, at the latest 8 micro-batches later or before the next save. `skip` and "
+        "`save_and_stop` are refused on GPUs, with loss scales, which skip steps themselves, where a layer spans several "
+        "stages, and for the `bp_*` methods; `save_and_stop` with `recovery`, too.",
     )
     unused_parameters: Literal["raise", "allow"] | list[str] = Field(
         default="raise",

@@ -39,6 +39,10 @@ def check(settings: Settings, *, replicas: int, spanned: bool, measured: bool, d
         'the partition "measured"': (measured, 'a new process would measure other times: give its result as "cuts:"'),
         f'"{BLOCK}.trace"': (al.trace.enabled, "a process that is gone has taken its events along: expected it off"),
         f'"{BLOCK}.repartition"': (al.repartition is not None, "a new process could not repeat moves: expected null"),
+        f'"{BLOCK}.non_finite": {al.non_finite!r}': (
+            al.non_finite == "save_and_stop",
+            "a new process could not repeat how the ranks agree on a batch: expected 'raise' or 'skip'",
+        ),
         f'"{BLOCK}.checkpoint.asynchronous"': (
             al.checkpoint.asynchronous,
             "a save that another process has begun cannot be completed in the background: expected false",

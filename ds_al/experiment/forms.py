@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -130,6 +130,13 @@ class Form(ABC):
         """Saves a checkpoint with a state of the run; with ``complete``, all its files exist when this returns."""
         engine.save_checkpoint(str(folder), tag=tag, client_state=state)
 
+    def at_stop(self, engine: Any, save: Callable[[], Path]) -> None:  # noqa: B027  most engines do not stop
+        """Lets an engine that stops by itself save its checkpoint so.
+
+        Args:
+            save: saves, and returns the path of the checkpoint.
+        """
+
     def checkpoint_defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Returns keys of the engine's config that bound the number of checkpoints, where the config does not."""
         return {}
@@ -218,6 +225,11 @@ class AssociatedLearning(Form):
         super().save(engine, folder, tag=tag, complete=complete, state=state)
         if complete and self.config.checkpoint.asynchronous:
             engine.flush()
+
+    def at_stop(self, engine: Any, save: Callable[[], Path]) -> None:
+        """Sets what saves with ``"non_finite": "save_and_stop"``."""
+        if engine.stops is not None:
+            engine.stops.save = save
 
     def checkpoint_defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Sets ``checkpoint.keep_last`` to :data:`KEEP`, unless it is set."""

@@ -222,6 +222,12 @@ class Job:
         with quiet():
             self.form.save(self.engine, self.info.folder / "checkpoints", tag=tag, complete=complete, state=state)
 
+    def _save_at_stop(self, epoch: int) -> Path:
+        """Saves where ``"non_finite": "save_and_stop"`` ends the run; returns the path."""
+        tag = f"batch_{self.engine.global_samples // self.sizes.samples}"
+        self._save(tag, complete=True, epochs=epoch)
+        return self.info.folder / "checkpoints" / tag
+
     def _train_epoch(self, epoch: int, observers: Observers) -> dict[str, Any]:
         """Trains the batches of an epoch that are left, and returns its metrics.
 
@@ -229,6 +235,7 @@ class Job:
             Stopped: a signal has stopped the run; its checkpoint is saved.
         """
         engine, before = self.engine, max(self.info.first_batch, epoch * self.budget.batches_per_epoch)
+        self.form.at_stop(engine, lambda: self._save_at_stop(epoch))
         engine.reset_stats()
         end = epoch * self.budget.batches_per_epoch + self.budget.batches(epoch)
         since = time.perf_counter()

@@ -11,7 +11,6 @@ import multiprocessing.forkserver
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -95,7 +94,7 @@ def run_and_leave(function: Callable[..., None], *args: Any) -> NoReturn:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]  # as an interpreter does, which other ranks learn of
     finally:
         atexit._run_exitfuncs()
         sys.stdout.flush()

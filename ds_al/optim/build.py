@@ -50,7 +50,7 @@ def local_optimizer(
     trained = [parameter for _, layer in layers for parameter in trained_parameters(layer, selection)]
     shards = Shards(trained, replicas) if settings.zero_stage and replicas.count > 1 else None
     scales: Mapping[int, LayerSkip] = {}
-    if al.non_finite == "skip":
+    if al.non_finite != "raise":
         scales = {index: LayerSkip(index) for index, _ in layers}
     if precision.is_low:
         for _, layer in layers:

@@ -5,10 +5,11 @@
     weights     in every :data:`BEHIND`-th micro-batch, before the step, and before every save: one that is not finite
                 mostly shows in an output, a loss or a gradient at once
 
-On a CPU a number that is not finite raises there, so that no step is applied; with ``"non_finite": "skip"`` the step of
-that layer alone is left out (:mod:`ds_al.optim.skip`). On a GPU the host does not wait: the
-maximum norms of a micro-batch are copied to it, and are read as soon as they have arrived, at the latest :data:`BEHIND`
-micro-batches later; :meth:`FiniteCheck.settle`, which every save calls, looks at all weights, and waits for all norms.
+On a CPU a number that is not finite raises there, so that no step is applied; with ``"non_finite": "skip"`` and
+``"save_and_stop"`` the step of that layer alone is left out (:mod:`ds_al.optim.skip`, :mod:`ds_al.optim.stop`). On a
+GPU the host does not wait: the maximum norms of a micro-batch are copied to it, and are read as soon as they have
+arrived, at the latest :data:`BEHIND` micro-batches later; :meth:`FiniteCheck.settle`, which every save calls, looks at
+all weights, and waits for all norms.
 
 A sum, the cheapest pass over the numbers of a tensor on a CPU, is infinite or NaN where one of them is. It may also
 overflow, so the numbers themselves are then looked at. A maximum norm cannot overflow.
@@ -19,7 +20,7 @@ from __future__ import annotations
 import cmath
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -66,6 +67,8 @@ class FiniteCheck:
             ``skips`` of all.
         skips: whether an output or a loss that is not finite leaves out the layer's step, and raises no error. A weight
             always does, since no step would mend it.
+        found: with ``skips``: called with micro-batch, layer and description of every number that is not finite, those
+            of gradients included.
 
     Raises:
         ALConfigError: ``skips`` on a GPU.
@@ -79,13 +82,16 @@ class FiniteCheck:
         device: torch.device,
         scaled: Collection[int] = (),
         skips: bool = False,
+        found: Callable[[int, int, str], None] | None = None,
     ) -> None:
         if skips and device.type == "cuda":
+            policy = "skip" if found is None else "save_and_stop"
             raise ALConfigError(
-                f'"{BLOCK}.non_finite": got "skip" on a GPU, whose host reads numbers after the step: use "raise", or '
-                '"fp16", whose loss scale skips steps'
+                f'"{BLOCK}.non_finite": got "{policy}" on a GPU, whose host reads '
+                'numbers after the step: use "raise", or "fp16", whose loss scale skips steps'
             )
-        self._layers, self._stage_id, self._scaled, self._skips = dict(layers), stage_id, scaled, skips
+        self._layers, self._stage_id, self._skips, self._found = dict(layers), stage_id, skips, found
+        self._scaled = scaled if found is None else ()
         self._bad: set[int] = set()  # layers whose present micro-batch is left out
         self._micro_batch = 0  # the last one, for errors of :meth:`settle`
         self._waits = device.type != "cuda"
@@ -217,19 +223,25 @@ class FiniteCheck:
         for weight in sorted(self._weights[place.layer], key=lambda weight: weight.place.function != place.function):
             if (worse := not_finite(weight.parameter)) is not None:
                 self._blame(weight.place, worse, micro_batch)
-        if self._skips:
+        if not self._skips:
+            self._blame(place, bad, micro_batch)
+        if self._found is not None:
+            self._found(micro_batch, place.layer, self._text(place, bad, micro_batch))
+        if not place.what.startswith(_GRADIENT):  # on which the layer's own LayerSkip decides
             self._bad.add(place.layer)
-            return
-        self._blame(place, bad, micro_batch)
 
     def _blame(self, place: _Place, value: float, micro_batch: int) -> NoReturn:
-        raise ALLayerError(
+        raise ALLayerError(self._text(place, value, micro_batch))
+
+    def _text(self, place: _Place, value: float, micro_batch: int) -> str:
+        return (
             f"stage {self._stage_id}, {self._layers[place.layer].label}, micro-batch {micro_batch}, function "
             f"{place.function}: {place.what} {'is' if place.what.endswith('loss') else 'holds'} {value}: lower the "
             'learning rate or set "layer_gradient_clipping"'
         )
 
 
+_GRADIENT = "the gradient of"
 _LOSSES = (("b", "the associated loss"), ("h", "the autoencoder loss"))
 
 
@@ -238,7 +250,7 @@ def _weights(index: int, layer: ALLayer) -> list[_Weight]:
     for name, parameter in layer.named_parameters():
         if parameter.numel():
             function = name.partition(".")[0]
-            place, gradient = (_Place(index, function, f"{what} {name}") for what in ("weight", "the gradient of"))
+            place, gradient = (_Place(index, function, f"{what} {name}") for what in ("weight", _GRADIENT))
             found.append(_Weight(parameter, stepped(parameter), place, gradient))
     return found
 

@@ -98,6 +98,7 @@ class Presence:
         self._ended = threading.Event()
         self._now = threading.Event()
         self._leaves_with_others = False
+        self._stopped: set[int] = set()  # ranks whose processes are stopped, or were when they last were there
         self._talk: threading.Thread | None = None
         if store is not None:
             self._talk = self._start(self._talking, "ds_al presence")
@@ -216,6 +217,8 @@ class Presence:
                 gone, read = found, self.own.beat + 2
             if gone and (silent or self.own.beat >= read):
                 names = ", ".join(map(self.name, gone))
+                if self._stopped.issuperset(gone):  # another rank, which was faster, has killed them
+                    return f"the process of {names} is stopped"
                 return f"the process of {names} has gone without a word: it was killed, or left by os._exit()"
             elif failed and not gone:
                 return "; ".join(f"{self.name(rank)} failed: {record.failed}" for rank, record in failed)
@@ -311,6 +314,10 @@ class Presence:
 
     def _look(self) -> None:
         now = time.monotonic()
+        quiet = [rank for rank in self.records if now - self._heard[rank] > 2 * _TICK]
+        if self._stopped:
+            self._stopped &= set(self.absent())
+        self._stopped.update(rank for rank in quiet if self._is_stopped(self.records[rank]))
         # While the store does not answer, nothing is heard of anyone.
         late = {rank: now - self._heard[rank] for rank in self.records if now - self._heard[rank] > STOPPED}
         stopped = [rank for rank in late if self._is_stopped(self.records[rank])]

@@ -165,6 +165,7 @@ class ALTrainer:
             self._resume(resume_from_checkpoint)
         self._losses.zero_()
         self._batches_seen = 0
+        self._former_steps = self._engine_steps() - self.state.global_step
         first, start = self.state.global_step, time.time()
         self._event("on_train_begin")
         while self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
@@ -338,6 +339,17 @@ class ALTrainer:
         self._batches_seen += len(losses)
         return losses.mean(dim=0) if len(losses) else None
 
+    def _save_at_stop(self) -> Path:
+        """Saves where ``"non_finite": "save_and_stop"`` ends training; returns the path."""
+        self.state.global_step = self._engine_steps() - self._former_steps
+        self.state.epoch = self.state.global_step / self._steps_per_epoch
+        self._save()
+        self.engine.flush()
+        return Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+
+    def _engine_steps(self) -> int:
+        return int(self.engine.global_samples // self.engine.train_batch_size())
+
     def _save(self) -> None:
         tag = f"checkpoint-{self.state.global_step}"
         if self.state.best_global_step == self.state.global_step:
@@ -403,6 +415,8 @@ class ALTrainer:
         )
         self._reported = reported(self.args, content, seed=module.base_seed)
         engine, *_ = initialize(model=module, config=content, training_data=data, collate_fn=self.batches.collate)
+        if engine.stops is not None:
+            engine.stops.save = self._save_at_stop
         return engine
 
     def _new_state(self) -> TrainerState:

@@ -7,18 +7,20 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ds_al.errors import ALConfigError
+from ds_al.errors import ALConfigError, ALLayerError
 from ds_al.experiment import process
 from ds_al.experiment.budget import Budget
 from ds_al.experiment.forms import KEEP
 from ds_al.experiment.run_folder import check_probe, probed_folder
 from ds_al.experiment.stopping import Stopped
 from tests.experiment.test_limits import CONFIG
+from tests.optim.test_non_finite import spike
 from tests.support.engines import State, different, engine_state, merge
 from tests.support.ranks import run_ranks
 
@@ -26,11 +28,11 @@ BATCHES = 60
 """Of 45 in an epoch."""
 
 
-def job(method: str, folder: str, name: str, **options: Any) -> Any:
+def job(method: str, folder: str, name: str, *, al: Mapping[str, Any] | None = None, **options: Any) -> Any:
     from ds_al.experiment.job import Job
 
     experiment = {**CONFIG["experiment"], "name": name, "max_batches": BATCHES, "output": folder, "test": False}
-    return Job({**CONFIG, "associated_learning": {"method": method}, "experiment": experiment}, **options)
+    return Job({**CONFIG, "associated_learning": {"method": method, **(al or {})}, "experiment": experiment}, **options)
 
 
 def interrupted(*, method: str, folder: str) -> tuple[State, list[Any]]:
@@ -61,6 +63,29 @@ def resumed(*, method: str, folder: str, checkpoints: str) -> tuple[State, list[
     after.run()
     rows = (after.info.folder / "metrics.jsonl").read_text().splitlines()
     return state(after, method), [json.loads(row) for row in rows]
+
+
+def diverged(folder: str) -> tuple[str, int, list[dict[str, Any]]]:
+    """Worker: the error of a run in which a number is infinite, the batch, and the rows of the run that goes on."""
+    al = {"non_finite": "save_and_stop"}
+    first = job("streaming", folder, "run", al=al)
+    spike(first.engine.layers[0][1].f, "output", (23,))
+    with pytest.raises(ALLayerError) as error:
+        first.run()
+    batch = first.engine.global_samples // first.sizes.samples
+    second = job("streaming", folder, "run", al=al, resume="auto")
+    second.run()
+    rows = (second.info.folder / "metrics.jsonl").read_text().splitlines()
+    return str(error.value), batch, [json.loads(row) for row in rows]
+
+
+@pytest.mark.distributed
+def test_a_number_that_is_not_finite_stops_a_run_which_goes_on_in_its_folder(tmp_path: Path) -> None:
+    (told, batch, rows), (other, *_) = run_ranks(f"{__name__}:diverged", 2, folder=str(tmp_path))
+    assert told == other and f"all ranks stop after batch {batch}," in told
+    (checkpoints,) = tmp_path.glob("run/*/checkpoints")
+    assert f"{str(checkpoints / f'batch_{batch}')!r}" in told
+    assert [row["batch"] for row in rows if row["kind"] == "batch"] == list(range(1, BATCHES + 1))
 
 
 def state(job: Any, method: str) -> State:

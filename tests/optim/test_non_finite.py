@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +18,7 @@ from ds_al.config.settings import Settings
 from ds_al.errors import ALConfigError, ALLayerError
 from ds_al.experiment.summary import skipped_steps
 from ds_al.optim.finite import FiniteCheck
-from tests.support.engines import SEED, State, different, engine_config, engine_state, merge
+from tests.support.engines import SEED, State, different, engine_config, engine_state, make_engine, merge
 from tests.support.networks import NETWORKS
 from tests.support.ranks import run_ranks
 
@@ -22,25 +26,29 @@ BAD, LAYER = (5, 6), 2
 """Micro-batches in which the third of four layers returns or learns from numbers that are not finite."""
 
 
-class Spike(nn.Module):
-    """Makes one number infinite in some micro-batches: in the forward, or in the gradient."""
+def spike(f: nn.Module, where: str, bad: Sequence[int] = BAD) -> None:
+    """Makes what a function returns infinite in some micro-batches, or its gradient."""
+    count = itertools.count()
 
-    def __init__(self, where: str) -> None:
-        super().__init__()
-        self.where, self.count = where, 0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training:
+    def after(module: nn.Module, inputs: Any, x: torch.Tensor) -> torch.Tensor:
+        if not module.training or next(count) not in bad:
             return x
-        bad = self.count in BAD
-        self.count += 1
-        if bad and self.where == "gradient" and x.requires_grad:
+        if where == "gradient" and x.requires_grad:
             x.register_hook(lambda gradient: gradient * torch.inf)
-        return x * torch.inf if bad and self.where == "output" else x
+        return x * torch.inf if where == "output" else x
+
+    f.register_forward_hook(after)
 
 
 def train(
-    network: str, *, where: str, micro_batches: int = 1, stages: int | None = None, **al: Any
+    network: str,
+    *,
+    where: str,
+    micro_batches: int = 1,
+    stages: int | None = None,
+    total: int = 12,
+    bad: Sequence[int] = BAD,
+    **al: Any,
 ) -> tuple[State, list[State], Any]:
     """Worker: the state at the end, the states around the bad micro-batches, and the steps that were left out."""
     net = NETWORKS[network]
@@ -48,11 +56,11 @@ def train(
     module = ds_al.ALPipelineModule(net.layers(), num_classes=net.classes, base_seed=SEED, **options)
     for index, layer in module.local_layers:
         if index == LAYER:
-            layer.f = nn.Sequential(layer.f, Spike(where))
+            spike(layer.f, where, bad)
     engine, *_ = ds_al.initialize(model=module, config=engine_config(micro_batches=micro_batches, **al))
     engine.reset_stats()
-    batches, around = iter(net.batches(12)), list[State]()
-    for number in range(12 // micro_batches // engine.replicas.count):
+    batches, around = itertools.cycle(net.batches(12)), list[State]()
+    for number in range(total // micro_batches // engine.replicas.count):
         if number in (BAD[0], BAD[-1] + 1):
             around.append(engine_state(engine))
         engine.train_batch(batches)
@@ -89,6 +97,47 @@ def test_replicas_leave_out_the_same_step() -> None:
     ranks = run_ranks(f"{__name__}:train", 2, network="mlp", where="output", stages=1, **SKIP)
     assert ranks[0][2] == ranks[1][2] == {"skipped_steps": [0, 0, 1, 1]}
     assert different(ranks[0][0], ranks[1][0]) == []
+
+
+def stop(folder: str, *, where: str, batches: int = 40) -> tuple[str, int, State, State]:
+    """Worker: the error, the batch and the state where all ranks stop, and the state that was saved."""
+    one = make_engine(micro_batches=1, non_finite="save_and_stop")
+    one.stops.save = lambda: one.save_checkpoint(folder) and folder
+    for index, layer in one.layers:
+        if index == LAYER:
+            spike(layer.f, where, BAD[:1])
+    data = itertools.cycle(NETWORKS["mlp"].batches(12))
+    with pytest.raises(ALLayerError) as error:
+        for _ in range(batches):
+            one.train_batch(data)
+        one.gather_losses()
+    two = make_engine(micro_batches=1)
+    two.load_checkpoint(folder)
+    return str(error.value), one.global_samples, engine_state(one), engine_state(two)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("ranks", "where"), [(1, "output"), (3, "gradient")])
+def test_all_ranks_stop_after_one_batch_and_save_what_skipping_leaves(ranks: int, where: str, tmp_path: Path) -> None:
+    told, samples, states, saved = zip(
+        *run_ranks(f"{__name__}:stop", ranks, folder=str(tmp_path), where=where), strict=True
+    )
+    assert len(set(told)) == len(set(samples)) == 1
+    of = "the gradient of" if where == "gradient" else "the output of f"
+    assert re.search(
+        rf"AL layer 2.*micro-batch 5, function f: {of}.*all ranks stop after batch \d+, .*{tmp_path}", told[0]
+    )
+    batches = samples[0] // len(NETWORKS["mlp"].batches(1)[0][1])
+    assert batches == 6 if ranks == 1 else batches > 6
+    assert different(merge(list(states)), merge(list(saved))) == []
+    skipped = run_ranks(f"{__name__}:train", 1, network="mlp", where=where, total=batches, bad=BAD[:1], **SKIP)[0][0]
+    assert different(skipped, merge(list(saved))) == []
+
+
+@pytest.mark.distributed
+def test_a_number_of_the_last_batch_stops_the_next_joint_call(tmp_path: Path) -> None:
+    ranks = run_ranks(f"{__name__}:stop", 2, folder=str(tmp_path), where="output", batches=6)
+    assert all("all ranks stop after batch 6" in told for told, *_ in ranks)
 
 
 def test_an_error_is_the_default() -> None:
@@ -142,3 +191,5 @@ def test_what_cannot_skip_is_refused() -> None:
         al_config({"associated_learning": {**SKIP, "method": "bp_1f1b"}})
     with pytest.raises(ALConfigError, match=r"non_finite.*on a GPU"):
         FiniteCheck([], stage_id=0, device=torch.device("cuda"), skips=True)
+    with pytest.raises(ALConfigError, match=r"non_finite.*save_and_stop.*on a GPU"):
+        FiniteCheck([], stage_id=0, device=torch.device("cuda"), skips=True, found=lambda *_: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import ds_al
 from ds_al.convert import batch_fn
 from ds_al.convert.hugging_face import layer_specs
 from ds_al.data import ShuffledLoader
-from ds_al.errors import ALCheckpointError, ALConfigError
+from ds_al.errors import ALCheckpointError, ALConfigError, ALLayerError
 from ds_al.launch.ranks import run_ranks
 from ds_al.layer import predict
 from tests.convert.test_training import built, state, weights
+from tests.optim.test_non_finite import spike
 from tests.support import reference
 from tests.support.engines import SEED, different, engine_config, merge
 from tests.support.hugging_face_models import CASES, WORDS
@@ -90,17 +92,34 @@ def accuracy(prediction: Any) -> dict[str, Any]:
     return {"right": (prediction.predictions.argmax(axis=1) == prediction.label_ids).mean()}
 
 
-def trainer(folder: str, *callbacks: Any, **args: Any) -> ds_al.ALTrainer:
+def trainer(folder: str, *callbacks: Any, al: Mapping[str, Any] | None = None, **args: Any) -> ds_al.ALTrainer:
     module = ds_al.from_pretrained(CASES["bert"].build(), task=TASK, base_seed=SEED, **AL)
     return ds_al.ALTrainer(
         module,
         {"output_dir": folder, "disable_tqdm": True, "num_train_epochs": 2, "save_strategy": "no", **args},
-        config=CONFIG,
+        config={**CONFIG, "associated_learning": {**CONFIG["associated_learning"], **(al or {})}},
         train_dataset=rows(),
         eval_dataset=rows(1),
         compute_metrics=accuracy,
         callbacks=callbacks,
     )
+
+
+def diverged(folder: str) -> tuple[str, list[int]]:
+    """Worker: the error of a training in which a number is infinite, and the steps until there and to the end."""
+    al = {"non_finite": "save_and_stop"}
+    first = trainer(folder, al=al)
+    spike(first.engine.layers[0][1].b, "output", (3,))
+    with pytest.raises(ALLayerError) as error:
+        first.train()
+    second = trainer(folder, al=al)
+    return str(error.value), [first.state.global_step, second.train(resume_from_checkpoint=True).global_step]
+
+
+def test_a_number_that_is_not_finite_stops_training_which_can_be_resumed(tmp_path: Path) -> None:
+    (told, steps), (other, _) = run_ranks(f"{__name__}:diverged", 2, folder=str(tmp_path))
+    assert told == other and f"checkpoint-{steps[0]}'" in told and (tmp_path / f"checkpoint-{steps[0]}").is_dir()
+    assert 1 < steps[0] <= 2 * STEPS_PER_EPOCH == steps[1]
 
 
 def work(folder: str) -> dict[str, Any]:

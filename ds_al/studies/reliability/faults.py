@@ -251,6 +251,7 @@ def _causes(cell: Cell) -> str:
 
 
 _ERROR = re.compile(r"^(?:[\w.]*(?:Error|Exit|Interrupt|Failure)\b.*|rank \d+ \(.*)$", re.MULTILINE)
+_RANK = re.compile(r"^\[rank\d+\]: ?", re.MULTILINE)  # how torch begins the lines of an exception
 _CHAINED = re.compile(r"\s*(The above exception was the direct cause|During handling of the above exception)")
 
 
@@ -259,6 +260,7 @@ def first_error(output: str) -> str:
 
     What torch itself logs of a lost connection, without naming an error of Python, is none.
     """
+    output = _RANK.sub("", output)
     for found in _ERROR.finditer(output):
         if not _CHAINED.match(output, found.end()):
             return found.group()

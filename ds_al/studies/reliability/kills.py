@@ -1,4 +1,4 @@
-"""Kills a run at random moments, continues it on other numbers of stages, and compares it with one that nobody killed.
+"""Kills a run at any moment, in saves too, continues it on other numbers of stages, and compares it with a whole one.
 
 The run is ``run/train.py --resume auto``. A series ends with the end of its run; series follow one another until enough
 kills are counted, with asynchronous saves and others in turn.
@@ -75,7 +75,10 @@ def series(number: int, *, kills: int, batches: int = 450, until: float | None =
             stages.append(draws.choice(STAGES))
             more = done < kills and (until is None or time.monotonic() < until)
             after = draws.uniform(0.0, _LONGEST) if more else None
-            code, saving = _attempt(config, killed, stages[-1], after=after, one=bool(done % 2), draws=draws)
+            aimed = done % 3 == 0
+            code, saving = _attempt(
+                config, killed, stages[-1], after=after, aimed=aimed, one=bool(done % 2), draws=draws
+            )
             if code == 0:
                 break
             if code is None:
@@ -126,6 +129,7 @@ def _attempt(
     stages: int,
     *,
     after: float | None,
+    aimed: bool = False,
     one: bool = False,
     draws: random.Random | None = None,
 ) -> tuple[int | None, bool]:
@@ -133,6 +137,7 @@ def _attempt(
 
     Args:
         after: seconds; ``None`` lets it come to its end.
+        aimed: whether the kill waits for the next save, whose folder has another name until it is complete.
         one: whether one of the processes is killed, and the others have to end by themselves.
 
     Returns:
@@ -159,15 +164,16 @@ def _attempt(
                 return -1, False
             if after is not None and kill_at is None and _trains(output, started):
                 kill_at = now + after
-            if kill_at is not None and now > kill_at:
-                saving = any(output.glob(f"{_NAME}/*/checkpoints/.*.part"))
+            due = kill_at is not None and now > kill_at
+            saving = due and any(output.glob(f"{_NAME}/*/checkpoints/.*.part"))
+            if due and (saving or not aimed):
                 hit = [draws.choice(processes)] if one and draws is not None else processes
                 for process in hit:
                     os.kill(process.pid, signal.SIGKILL)
                 for process in processes:
                     _ends(process)
                 return None, saving
-            time.sleep(_POLL)
+            time.sleep(_POLL / 10 if due else _POLL)
     finally:
         for process in processes:
             if process.poll() is None:

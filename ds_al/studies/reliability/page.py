@@ -138,8 +138,9 @@ job ends a stopped process after 20 s; here it does so after 2 s, except at the 
 
 _KILLS = """\
 `run/train.py --resume auto`, started anew after every kill on a number of stages drawn from 1 to 4. Half of the kills
-hit all processes, the others one of them. Compared with a run on one stage that nobody killed: every file of weights,
-optimizer state and losses of the last checkpoint, by its hash, and all rows of `metrics.jsonl`."""
+hit all processes, the others one of them; a third of them waits for a save to begin. Compared with a run on one stage
+that nobody killed: every file of weights, optimizer state and losses of the last checkpoint, by its hash, and all rows
+of `metrics.jsonl`."""
 
 _HOW = """\
 ## How to run it
