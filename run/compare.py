@@ -3,8 +3,9 @@
     python run/compare.py --suite ds_configs/suites/small.yaml --seeds 3 --json docs/results/small.json
 
 Writes JSON, and next to it CSV, Markdown tables and a figure per group. Finished runs are saved, so the same command
-resumes a stopped sweep. --groups and --methods select the runs to execute; the tables contain all finished runs of the
-sweep. For a sweep with trials, the output is the best trial of each method by validation accuracy.
+resumes a stopped sweep; --minutes ends a sitting in time, and the time that is left is told before and after it.
+--groups, --methods and --only-seeds select the runs to execute; the tables contain all finished runs of the sweep. For
+a sweep with trials, the output is the best trial of each method by validation accuracy.
 """
 
 from __future__ import annotations
@@ -13,17 +14,13 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ds_al.errors import ALError
-from ds_al.launch.ranks import start_quickly
 from ds_al.studies.bench.arguments import positive
 from ds_al.studies.sweep.output import Output
-from ds_al.studies.sweep.runner import execute, is_done
-from ds_al.studies.sweep.spec import Run
+from ds_al.studies.sweep.sitting import Sitting
 from ds_al.system.arguments import more_than_zero, output_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +50,15 @@ def parser() -> argparse.ArgumentParser:
         "baseline (bp_1f1b, bp_gpipe, bp_naive, bp_zb_h1, bp_zb_h2, bp_dualpipev, bp_dp, bp_async, bp_single)",
     )  # fmt: skip
     p.add_argument(
+        "--only-seeds", metavar="SEEDS", type=lambda text: [int(seed) for seed in text.split(",")],
+        help="only runs of these seeds, comma-separated, such as 1,2",
+    )  # fmt: skip
+    p.add_argument(
+        "--minutes", type=more_than_zero,
+        help="start no run that would not end within this time, by the time of finished runs; the rest is left for the "
+        "same command another time",
+    )  # fmt: skip
+    p.add_argument(
         "--set", dest="assignments", metavar="KEY=VALUE", action="append", default=[],
         help="set a config key for all runs, such as experiment.epochs=4; may be repeated",
     )  # fmt: skip
@@ -64,7 +70,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--timeout", type=more_than_zero, default=3600.0, help="time limit of a run in seconds (default: 3600)"
     )
-    p.add_argument("--page", metavar="PATH", type=output_file, help="also write a page: tables, figures, missing runs")
+    p.add_argument(
+        "--page", metavar="PATH", type=output_file,
+        help="also write a page of what to decide by, and beside it NAME-groups.md with all tables and figures",
+    )  # fmt: skip
     p.add_argument("--table-only", action="store_true", help="run nothing; write the tables of the stored runs")
     return p
 
@@ -87,7 +96,7 @@ def main() -> None:
             assignments=args.assignments,
         )
         for group in sweep.waits:
-            tell(f"{group}: waits for settings to be chosen")
+            tell(f"{group}: waits for settings to be chosen, or for its budget")
         if not args.table_only:
             _run(sweep, args, console)
         results = sweep.results()
@@ -102,46 +111,14 @@ def main() -> None:
 
 
 def _run(sweep: Output, args: argparse.Namespace, console: Console) -> None:
-    from deepspeed.accelerator import get_accelerator  # imports all of DeepSpeed
-
     todo = [
         run for run in sweep.every
         if (args.groups or "") in run.group and (args.methods is None or run.method in args.methods)
+        and (args.only_seeds is None or run.seed in args.only_seeds)
     ]  # fmt: skip
     if not todo:
-        sys.exit("error: no run is left: look at --groups and --methods")
-    forks = get_accelerator().device_name() == "cpu"  # an accelerator context does not survive a fork
-    if forks:
-        start_quickly()
-    found = sweep.file.read()
-    left = [run for run in todo if not is_done(run, found)]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task("starting", total=len(todo), completed=len(todo) - len(left))
-
-        def done(run: Run, result: dict[str, Any]) -> None:
-            bar.update(task, advance=1, description=run.title)
-            console.print(f"{run.title}: {_outcome(result)}", highlight=False, soft_wrap=True)
-
-        try:
-            execute(
-                left,
-                file=sweep.file,
-                script=None if forks else ROOT / "run" / "train.py",
-                data=None if args.data is None else Path(args.data).resolve(),
-                jobs=args.jobs or max(1, (os.cpu_count() or 1) // max((run.stages for run in left), default=1)),
-                timeout=args.timeout,
-                done=done,
-            )
-        except KeyboardInterrupt:
-            console.print("stopped; the same command goes on from here")
-
-
-def _outcome(result: dict[str, Any]) -> str:
-    if "failure" in result:
-        return "failed"
-    part = "validation" if result["test_accuracy"] is None else "test"
-    return f"{part} accuracy {result[f'{part}_accuracy'][-1]:.4f}"
+        sys.exit("error: no run is left: look at --groups, --methods and --only-seeds")
+    Sitting(sweep.file, ROOT / "run" / "train.py", args.data, args.jobs, args.timeout, args.minutes, console).work(todo)
 
 
 if __name__ == "__main__":

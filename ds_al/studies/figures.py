@@ -228,7 +228,7 @@ _COLOURS = (palette.BLACK, *palette.SERIES)
 
 
 def draw_group(results: Sequence[Row], path: Path) -> list[Path]:
-    """Draws one group of a sweep, up to five panels; lines are means over seeds, bands one standard deviation.
+    """Draws one group of a sweep, up to six panels; lines are means over seeds, bands one standard deviation.
 
     Args:
         results: results of the group's runs; failed ones are omitted.
@@ -242,8 +242,8 @@ def draw_group(results: Sequence[Row], path: Path) -> list[Path]:
     done = [result for result in results if "failure" not in result]
     if not done:
         return []
-    figure, panels = _panels(3, size=(15, 8.2), lines=2)
-    epochs, seconds, depth, exits, cost, key = panels
+    figure, panels = _panels(4, size=(19, 8.2), lines=2)
+    epochs, seconds, operations, depth, exits, cost, key, spare = panels
     methods = list(dict.fromkeys(result["suite_method"] for result in done))
     depths = sorted({result["K"] for result in done if result["K"] is not None})
     several = len({result["P"] for result in done}) > 1
@@ -254,7 +254,9 @@ def draw_group(results: Sequence[Row], path: Path) -> list[Path]:
         label = method if layers is None else f"{method}, K = {layers}"
         label += f", P = {own[0]['P']}" if several else ""
         numbers, times, means, spreads = _curve(own)
-        for axes, x in ((epochs, numbers), (seconds, times)):
+        rho = 1.0 if layers is None else own[0].get("rho")  # the twin records the rho of its AL form
+        counted = [] if rho is None else [(operations, [number * rho for number in numbers])]
+        for axes, x in ((epochs, numbers), (seconds, times), *counted):
             axes.plot(x, means, label=label, **style)
             low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
             axes.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
@@ -266,6 +268,7 @@ def draw_group(results: Sequence[Row], path: Path) -> list[Path]:
         _by_depth(depth, [result for result in done if result["suite_method"] == method], number)
     _finish(epochs, "epoch", "validation accuracy, %", "over epochs")
     _finish(seconds, "seconds of training", "validation accuracy, %", "over time")
+    _finish(operations, "operations, in epochs of the twin", "validation accuracy, %", "over operations")
     _finish(depth, "K, number of AL layers", "test accuracy, %", "by number of layers; line: back-propagation")
     _finish(exits, "exit after layer", "test accuracy, %", "at each exit")
     _finish(cost, "operations per sample, % of the full path", "test accuracy, %", "each sample at its first sure exit")
@@ -274,7 +277,8 @@ def draw_group(results: Sequence[Row], path: Path) -> list[Path]:
     cost.set_visible(bool(cost.lines))  # not every sweep evaluates early exits
     depth.set_xticks(depths)
     key.legend(*epochs.get_legend_handles_labels(), loc="center", ncols=2, frameon=False, fontsize=11)
-    key.axis("off")
+    for axes in (key, spare):
+        axes.axis("off")
     return _save(figure, path)
 
 

@@ -19,7 +19,9 @@ Row = Mapping[str, Any]
 
 _PACKAGES = ("ds_al", "torch", "deepspeed")
 _TOLD_BY: Mapping[str, str] = {
+    "budgets": "settled",
     "trials": "trials",
+    "along": "share",
     "exits": "confidence",
     "seeds": "seed",
     "sweep": "test_accuracy",

@@ -11,9 +11,10 @@ import pytest
 from ds_al.errors import ALConfigError
 from ds_al.experiment.recipes import RECIPES
 from ds_al.studies.figures import draw_group, method_look
+from ds_al.studies.sweep.along import along
 from ds_al.studies.sweep.choice import choose
 from ds_al.studies.sweep.exits import exit_table
-from ds_al.studies.sweep.page import results_page
+from ds_al.studies.sweep.page import groups_page, results_page
 from ds_al.studies.sweep.spec import Run, read_sweep, runs_of, waiting, with_methods
 from ds_al.studies.sweep.table import rows
 from ds_al.studies.tables import sweep as tables
@@ -350,21 +351,25 @@ def test_the_page_says_what_is_missing_and_compares_finished_rows_alone(tmp_path
         result("mse", 1, 0.70, layers=2, averaged_accuracy=[0.70, 0.70], **EXITS),
     ]  # fmt: skip
     there = {(r["suite_method"], r["K"], r["seed"]) for r in results}
+    about: dict[str, Any] = {
+        "table": rows(results), "seeds": 2, "page": tmp_path / "docs" / "results.md",
+        "header": {"command": "python run/compare.py", "date": "today", "versions": {"torch": "2"},
+                   "machine": {"cores": 2, "cpu": "X"}},
+    }  # fmt: skip
     page = results_page(
         every, [(run.method, run.layers, run.seed) in there for run in every], waits=["Fashion, CNN"],
-        results=results, table=rows(results), exits=exit_table(results),
         pictures={"Fashion, MLP": tmp_path / "docs" / "results" / "tiny-1.png"},
-        header={"command": "python run/compare.py", "date": "today", "versions": {"torch": "2"},
-                "machine": {"cores": 2, "cpu": "X"}},
-        seeds=2, page=tmp_path / "docs" / "results.md",
+        groups_page=tmp_path / "docs" / "results-groups.md", **about,
     )  # fmt: skip
+    whole = groups_page(results=results, exits=exit_table(results), curves=along(results), **about)
+    assert "| Fashion, MLP | 81.00 | `mse` | -11.00 (-6.00) | - |" in page and "](results-groups.md)" in page
     assert "| Fashion, MLP | 5 of 14 | `contrast` K = 2 (seed 0, 1); " in page and "; `mse` K = 4 (seed 1) |" in page
     assert "| Fashion, CNN | 0 | all: its settings are not chosen yet |" in page
-    finished, unfinished = (next(line for line in page.splitlines() if f"`mse` | {k} | 7" in line) for k in (2, 4))
+    finished, unfinished = (next(line for line in whole.splitlines() if f"`mse` | {k} | 7" in line) for k in (2, 4))
     assert "| 75.00 ± 7.07 | -6.00 |" in finished  # of both exits together
     assert "| -11.00 |" in finished and "| - |" in unfinished and "-10" not in unfinished
-    assert "Runs of 2026-01-01 to 2026-01-02, 2 cores (X)." in page
-    assert "](results/tiny-1.png)" in page and "60.00 at 50 %" in page
+    assert "Runs of 2026-01-01 to 2026-01-02, 2 cores (X)." in whole
+    assert "](results/tiny-1.png)" in page and "60.00 at 50 %" in whole
 
 
 def test_the_suites_that_come_along_are_whole(tmp_path: Path) -> None:
@@ -372,7 +377,7 @@ def test_the_suites_that_come_along_are_whole(tmp_path: Path) -> None:
     folder = Path(__file__).resolve().parents[2] / "ds_configs" / "suites"
     trials = {path.stem: read_sweep(path) for path in sorted(folder.glob("*.yaml"))}
     assert {"small", "paper", "tune_text", "tune_vision", "ablation"} <= trials.keys()
-    for name in trials.keys() - {"small", "ablation"}:  # those two wait for what others choose
+    for name in trials.keys() - {"small", "ablation", "long"}:  # those wait for what others choose
         assert list(runs_of(trials[name], folder=folder, seeds=1)) and not waiting(trials[name], folder), name
     for name in ("tune_text", "tune_vision"):
         found = list(runs_of(trials[name], folder=folder, seeds=1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from ds_al.errors import ALConfigError
 from ds_al.studies.figures import draw_group
 from ds_al.studies.results import header, write
 from ds_al.studies.runs import Result, RunFile
+from ds_al.studies.sweep.along import along
 from ds_al.studies.sweep.choice import choose
 from ds_al.studies.sweep.exits import exit_table
-from ds_al.studies.sweep.page import results_page
+from ds_al.studies.sweep.page import groups_page, results_page
 from ds_al.studies.sweep.runner import is_done, result_of
 from ds_al.studies.sweep.spec import Run, Sweep, read_sweep, runs_of, waiting, with_methods
 from ds_al.studies.sweep.table import rows
@@ -104,6 +105,8 @@ class Output:
         if table:
             write(self.json, kind="sweep", header=about, rows=table)
             self.json.with_suffix(".md").write_text(text)
+        if curves := along(results):
+            write(self.json.with_suffix(".along.json"), kind="along", header=about, rows=curves)
         if exits:
             write(self.json.with_suffix(".exits.json"), kind="exits", header=about, rows=exits)
         pictures: dict[str, Path] = {}
@@ -113,21 +116,22 @@ class Output:
                 tell(f"{group.name}: {file}")
                 pictures.setdefault(group.name, file)
         if page is not None:
-            page.write_text(self.page(results, table, exits, pictures=pictures, header=about, page=page))
+            for path, content in self.pages(results, pictures=pictures, header=about, page=page).items():
+                path.write_text(content)
         return text
 
-    def page(self, results: Sequence[Result], table: Sequence[Result], exits: Sequence[Result], **about: Any) -> str:
-        """Returns the page, see :func:`~ds_al.studies.sweep.page.results_page`."""
-        found = self.file.read()
+    def pages(
+        self, results: Sequence[Result], *, pictures: Mapping[str, Path], header: Mapping[str, Any], page: Path
+    ) -> dict[Path, str]:
+        """Returns the page of what to decide by and the page of all groups, by path."""
+        found, table = self.file.read(), rows(results)
         done = [is_done(run, found) for run in self.every]
-        shown: dict[str, Any] = {
-            "waits": self.waits,
-            "results": results,
-            "table": table,
-            "exits": exits,
-            "seeds": self.seeds,
+        whole = page.with_name(f"{page.stem}-groups.md")
+        shared: dict[str, Any] = {"table": table, "header": header, "seeds": self.seeds, "page": page}
+        return {
+            page: results_page(self.every, done, waits=self.waits, pictures=pictures, groups_page=whole, **shared),
+            whole: groups_page(results=results, exits=exit_table(results), curves=along(results), **shared),
         }
-        return results_page(self.every, done, **shown, **about)
 
     def _header(self) -> dict[str, Any]:
         return header(suite=self.sweep.name, seeds=self.seeds)

@@ -34,6 +34,7 @@ def execute(
     jobs: int,
     timeout: float,
     done: Callable[[Run, dict[str, Any]], None],
+    starts: Callable[[Run], bool] = lambda run: True,
 ) -> None:
     """Executes each run that has no result yet.
 
@@ -49,12 +50,15 @@ def execute(
         jobs: number of concurrent runs.
         timeout: seconds before a run is terminated and counts as failed.
         done: called with each run and its result when it ends.
+        starts: called with each run when its turn has come; where it returns false, the run is left for another time.
     """
     file.scratch.mkdir(parents=True, exist_ok=True)
     lock = threading.Lock()
     found = file.read()
 
-    def work(run: Run) -> tuple[Run, dict[str, Any]]:
+    def work(run: Run) -> tuple[Run, dict[str, Any]] | None:
+        if not starts(run):
+            return None
         with lock:
             port = free_port()
         result = _run(run, file=file, script=script, data=data, port=port, timeout=timeout)
@@ -64,7 +68,8 @@ def execute(
     with ThreadPoolExecutor(jobs) as pool:
         try:
             for future in as_completed([pool.submit(work, run) for run in runs if not is_done(run, found)]):
-                done(*future.result())
+                if (ended := future.result()) is not None:
+                    done(*ended)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

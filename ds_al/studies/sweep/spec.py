@@ -27,6 +27,9 @@ Another sweep uses the chosen settings (:mod:`ds_al.studies.sweep.choice`) by ``
 level and ``tuned: <tuned group>`` in a group. Until ``bp`` and every objective of the group have chosen settings, the
 group waits (:func:`waiting`): it has no runs. A recipe has its own settings.
 
+A group with ``budgets``, numbers of epochs, takes the one that was found for it (:mod:`ds_al.studies.sweep.budget`)
+from the file that the sweep names as ``budget``, and waits until there is one.
+
 A method is named by a schedule, an objective (trained by ``streaming``), a recipe, a back-propagation schedule, or
 ``bp`` (same as ``bp_single``): the twin in one process. ``bp_dp`` is the twin in P processes, each a replica.
 Back-propagation has no AL layers, so it runs once for all K. All of its methods use the settings chosen for ``bp``.
@@ -38,6 +41,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +59,8 @@ from ds_al.objectives import OBJECTIVES
 _SINGLE = ("bp", "bp_single")
 _CHOICE = {"group", "method", "keys"}
 """Columns of a file of chosen settings."""
+_BUDGET = {"group", "epochs"}
+"""Columns of a file of budgets."""
 
 
 class Group(StrictModel):
@@ -81,6 +87,9 @@ class Group(StrictModel):
     tuned: str | None = Field(
         default=None, description="Uses the settings that were chosen for each method of this tuned group."
     )
+    budgets: list[int] = Field(
+        default_factory=list, description="Numbers of epochs to find the budget among, each a quarter more or larger."
+    )
 
 
 class Sweep(StrictModel):
@@ -90,6 +99,9 @@ class Sweep(StrictModel):
     config: str | None = Field(default=None, description="Config file that all groups share; relative to the sweep.")
     chosen: list[str] = Field(
         default_factory=list, description="Files of chosen settings, relative to the sweep, for groups with `tuned`."
+    )
+    budget: str | None = Field(
+        default=None, description="File of the budgets found, relative to the sweep, for groups with `budgets`."
     )
     groups: list[Group] = Field(min_length=1, description="The tables.")
 
@@ -146,6 +158,11 @@ def read_sweep(path: Path) -> Sweep:
                 raise ALConfigError(
                     f"cuts of group {group.name!r}: got {cut} for K = {depth}, expected {depth} numbers"
                 )
+        if any(4 * more < 5 * less for less, more in pairwise(group.budgets)) or min(group.budgets, default=1) < 1:
+            raise ALConfigError(
+                f"budgets of group {group.name!r}: got {group.budgets}, expected numbers of epochs of which each is at "
+                "least a quarter more than the one before it, such as [8, 10, 13]"
+            )
         if stray := sorted(group.own_trials.keys() - group.methods.keys()):
             raise ALConfigError(f"own_trials of {stray[0]!r}: group {group.name!r} has {', '.join(group.methods)}")
     return sweep
@@ -163,15 +180,16 @@ def runs_of(sweep: Sweep, *, folder: Path, seeds: int, assignments: Sequence[str
     Raises:
         ALConfigError: a config file is missing or wrong, or a key cannot be set.
     """
-    chosen = _read_chosen(sweep, folder)
+    chosen, budgets = _read_chosen(sweep, folder), _read_budgets(sweep, folder)
     for seed in range(seeds):
         for group in sweep.groups:
-            if _waits(group, chosen):
+            if _waits(group, chosen, budgets):
                 continue
             name = group.config or sweep.config
             if name is None:
                 raise ALConfigError(f"sweep {sweep.name!r}, group {group.name!r}: give a config, there or to the sweep")
-            base = override(read_file(folder / name), [*_assignments(group.set), *assignments])
+            epochs = {"experiment.epochs": budgets[group.name]} if group.budgets and group.name in budgets else {}
+            base = override(read_file(folder / name), [*_assignments({**group.set, **epochs}), *assignments])
             tuned = chosen[group.tuned] if group.tuned else {}
             seen = set()
             for stages in group.stages:
@@ -231,17 +249,19 @@ def with_methods(sweep: Sweep, methods: Sequence[str]) -> None:
 
 
 def waiting(sweep: Sweep, folder: Path) -> list[str]:
-    """Returns the groups that wait for settings to be chosen.
+    """Returns the groups that wait for settings to be chosen, or for their budget.
 
     Args:
         sweep: the sweep.
         folder: folder of the sweep file, to which its paths are relative.
     """
-    chosen = _read_chosen(sweep, folder)
-    return [group.name for group in sweep.groups if _waits(group, chosen)]
+    chosen, budgets = _read_chosen(sweep, folder), _read_budgets(sweep, folder)
+    return [group.name for group in sweep.groups if _waits(group, chosen, budgets)]
 
 
-def _waits(group: Group, chosen: Mapping[str, Mapping[str, Any]]) -> bool:
+def _waits(group: Group, chosen: Mapping[str, Mapping[str, Any]], budgets: Mapping[str, int]) -> bool:
+    if group.budgets and group.name not in budgets:
+        return True
     if group.tuned is None:
         return False
     names = {keys.get("method", method) for method, keys in group.methods.items()}
@@ -259,6 +279,15 @@ def _read_chosen(sweep: Sweep, folder: Path) -> dict[str, dict[str, dict[str, An
         for row in rows:
             found.setdefault(row["group"], {})[row["method"]] = row["keys"]
     return found
+
+
+def _read_budgets(sweep: Sweep, folder: Path) -> dict[str, int]:
+    """Returns the number of epochs found for each group; without a file, of none."""
+    path = None if sweep.budget is None else folder / sweep.budget
+    rows = read_file(path).get("rows") if path is not None and path.exists() else []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= _BUDGET for row in rows):
+        raise ALConfigError(f"{path} holds no budgets: expected rows with {', '.join(sorted(_BUDGET))}")
+    return {row["group"]: row["epochs"] for row in rows}
 
 
 def _settings(name: str) -> dict[str, Any]:

@@ -54,6 +54,46 @@ def group(rows: Sequence[Row], *, seeds: int = 1) -> Table:
     return listed(rows, columns)
 
 
+def decision(rows: Sequence[Row], *, seeds: int) -> Table:
+    """Returns one line per group and method: the difference to the twin at each K, in points, and the operations.
+
+    Args:
+        rows: rows of all groups.
+        seeds: minimum number of seeds of a method and the twin for which their difference is shown.
+    """
+    depths = sorted({row["K"] for row in rows if row["K"] is not None})
+    lines: list[Row] = []
+    for own in groups(rows, "group"):
+        twin = next((row for row in own if row["K"] is None and row["test_accuracy"] is not None), None)
+        if twin is None:
+            continue
+        for place, same in enumerate(groups([row for row in own if row["K"] is not None], "method")):
+            at = {row["K"]: _apart(row, twin, seeds=seeds) for row in same}
+            deepest = max(same, key=lambda row: row["K"])
+            lines.append({
+                "group": own[0]["group"] if not place else "", "method": same[0]["method"],
+                "twin": f"{100 * twin['test_accuracy']:.2f}" if not place else "", "rho": deepest["rho"],
+                **{f"K{k}": at.get(k, "") for k in depths},
+            })  # fmt: skip
+    columns = (
+        Column("group", "{group}", left=True),
+        Column("twin, %", "{twin}"),
+        Column("method", "`{method}`", left=True),
+        *(Column(f"K = {k}", f"{{K{k}}}") for k in depths),
+        Column("FLOPs / twin", number("rho", ".2f")),
+    )
+    return listed(lines, columns)
+
+
+def _apart(row: Row, twin: Row, *, seeds: int) -> str:
+    if min(row["seeds"], twin["seeds"]) < seeds or row["test_accuracy"] is None:
+        return "-"
+    last = f"{100 * (row['test_accuracy'] - twin['test_accuracy']):+.2f}"
+    if row["averaged_accuracy"] is None:
+        return last
+    return f"{last} ({100 * (row['averaged_accuracy'] - twin['test_accuracy']):+.2f})"
+
+
 def sweep(rows: Sequence[Row]) -> list[Table | str]:
     """Returns the tables of all groups, each below its title."""
     return [block for own in groups(rows, "group") for block in (f"### {own[0]['group']}", group(own))]
@@ -94,6 +134,21 @@ def exits(rows: Sequence[Row], of_group: str) -> list[Table | str]:
             cells = [Column(head, "{accuracy*100:.2f} at {cost*100:.0f} %")]
             blocks.append(crossed(known, lines, cells, by=name))
     return blocks
+
+
+def along(rows: Sequence[Row]) -> Table:
+    """Returns the difference to the twin in points at shares of what the twin spends, of one group.
+
+    Args:
+        rows: rows of :func:`ds_al.studies.sweep.along.along` of one group.
+    """
+    lines = [Column("method", "`{method}`", left=True), Column("K", "{K}"), Column("at equal", "{by}", left=True)]
+    return crossed(rows, lines, [Column("{share*100:.0f} %", _difference)], by="share")
+
+
+def _difference(row: Row) -> str:
+    error = "" if row["error"] is None else f" ± {100 * row['error']:.2f}"
+    return f"{100 * row['difference']:+.2f}{error}, {row['verdict']}"
 
 
 def missing(runs: Sequence[Row], waits: Sequence[str]) -> Table:
