@@ -39,9 +39,10 @@ class StageRecovery:
     Args:
         config: the ``"recovery"`` block.
         topology: place of this rank.
+        group: the stages whose processes are replaced together with this one.
     """
 
-    def __init__(self, config: RecoveryConfig, topology: StageTopology) -> None:
+    def __init__(self, config: RecoveryConfig, topology: StageTopology, *, group: range) -> None:
         room = meetings.room()
         assert room is not None
         self._config, self._room, self._journal = config, room, room.journal
@@ -49,7 +50,7 @@ class StageRecovery:
         self._root = folder.parents[1]
         self._place = Place(folder / "place")
         self._rank = topology.rank
-        self._saves = Saves(folder / "saves", stage=stage, stages=topology.stages)
+        self._saves = Saves(folder / "saves", stage=stage, stages=topology.stages, group=group)
         self._start, self._until = self._saves.restart_point, self._place.micro_batches
         refreshed = self._saves.decoders(self._start)
         self._position = 0
@@ -164,7 +165,7 @@ class StageRecovery:
         until, self._until = self._until, 0
         made = self._engine.links.reformed
         told = [event for event in events.read(self._root) if event["rank"] == self._rank]
-        death = next(event["moment"] for event in reversed(told) if event["event"] == "death")
+        death = next(event["moment"] for event in reversed(told) if event["event"] in events.ENDS)
         ready = next(event["moment"] for event in reversed(told) if event["event"] == "ready")
         events.tell(
             self._root,
