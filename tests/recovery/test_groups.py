@@ -42,12 +42,32 @@ def check(
 def run_and_check(stages: int, folder: Path, deaths: list[Death], *, layers: int = 2, **options: Any) -> None:
     sizes = stages // layers
     group = {rank: set(range(rank // sizes * sizes, rank // sizes * sizes + sizes)) for rank in range(stages)}
-    expected = undisturbed(stages, folder / "undisturbed", layers=layers, **options)
+    without = {name: value for name, value in options.items() if name != "recovery"}
+    expected = undisturbed(stages, folder / "undisturbed", layers=layers, **without)
     check(ranks(stages, folder, deaths, layers=layers, **options), expected, folder, deaths, group=group)
 
 
 def test_a_group_goes_back_as_one(tmp_path: Path) -> None:
     run_and_check(2, tmp_path, [Death(1, 0, "forward", 21)], layers=1)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "together": {
+        "group_schedule": "zb_h2",
+        "group_step": "together",
+        "layer_gradient_clipping": 0.05,
+        "steps_per_batch": 2,
+        "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 7, "warmup_max_lr": 0.01}},
+    },
+    "int8, on disk": {"group_schedule": "zb_h1", "message_dtype": "int8", "recovery": {"log": "disk"}},
+    "slow link": {"link": {"delay_ms": 3, "mbit": 100}, "message_checksum": True},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_options(options: dict[str, Any], tmp_path: Path) -> None:
+    run_and_check(4, tmp_path, [Death(1, 0, "forward", 21), Death(3, 0, "forward", 30)], **options)
 
 
 CASES: dict[str, list[Death]] = {
