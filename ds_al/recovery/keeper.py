@@ -204,9 +204,9 @@ class Keeper:
         self.store.add(self._key, 0)
         self.store.compare_set(self._key, str(self._era), str(self._era + 1))
         self._era += 1
-        left = f"{self._key}/{self._era}"
-        self.store.add(left, 1)
-        while self.store.add(left, 0) < len(self._group):
+        gone = f"{self._key}/{self._era}"
+        self.store.add(gone, 1)
+        while self.store.add(gone, 0) < len(self._group):
             if self._asked:
                 return ""
             if self.store.add("left", 0):

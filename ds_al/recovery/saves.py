@@ -31,7 +31,7 @@ from ds_al.checkpoint.folder import Record
 from ds_al.checkpoint.saving import Contents
 from ds_al.checkpoint.state import StageState
 from ds_al.errors import ALRecoveryError
-from ds_al.parallel import store
+from ds_al.parallel import worker
 from ds_al.system.plain import Tensors, pack, unpack
 
 _LOOK = 0.2  # seconds between two looks at the restart point of the next stage
@@ -59,9 +59,7 @@ class Saves:
     def __init__(self, folder: Path, *, stage: int, stages: int, group: range) -> None:
         self._folder, self._stage, self._group, self._is_last = folder, stage, group, group.stop == stages
         folder.mkdir(parents=True, exist_ok=True)
-        connection = store.connect("recovery")
-        assert connection is not None
-        self._store = connection
+        self._store = worker.open_store()
         self.restart_point = self._posted("restart", group.start)
         """Micro-batches after which a new process of this stage begins, and of all stages of its group."""
         self._reached = self.restart_point  # by this process: it still needs the messages after that

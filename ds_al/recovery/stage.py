@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ds_al.config.associated_learning import RecoveryConfig
 from ds_al.errors import ALRecoveryError
-from ds_al.parallel import meetings, presence, store, worker
+from ds_al.parallel import meetings, presence, worker
 from ds_al.parallel.topology import StageTopology
 from ds_al.recovery import events
 from ds_al.recovery.calls import JointCalls
@@ -57,7 +57,7 @@ class StageRecovery:
         self._restores = self._saves.has(self._start)
         self._began = self._trains = time.time()
         self.borders = Recovery(
-            open_store=_open_store,
+            open_store=worker.open_store,
             start=self._start,
             restart_point=lambda stage: self._saves.next_restart_point,
             interval=config.every,
@@ -191,9 +191,3 @@ class StageRecovery:
             self._room.gather(None)
         sys.stdout.flush()
         sys.stderr.flush()
-
-
-def _open_store() -> Any:
-    connection = store.connect("recovery")
-    assert connection is not None
-    return connection

@@ -74,9 +74,10 @@ class Script:
             os.kill(os.getpid(), getattr(signal, how))
             time.sleep(60)
 
-    def run(self, *, layers: int | None = None, **options: Any) -> Result:
-        """Trains, evaluates and saves; with ``layers`` a network of 8 blocks in this many AL layers."""
-        net = NETWORKS["mlp"] if layers is None else network("mlp", layers)
+    def run(self, *, layers: int | None = None, name: str = "mlp", **options: Any) -> Result:
+        """Trains, evaluates and saves; with ``layers`` a network of 8 blocks in this many AL layers,
+        by its name."""
+        net = NETWORKS["mlp"] if layers is None else network(name, layers)
         engine = make_engine(net, **options)
         _before(engine.layers[0][1].f, lambda: self._in_forward(engine))
         save = writer.write_tensors

@@ -60,6 +60,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 7, "warmup_max_lr": 0.01}},
     },
     "int8, on disk": {"group_schedule": "zb_h1", "message_dtype": "int8", "recovery": {"log": "disk"}},
+    "copies of decoders": {"name": "decoded"},
     "slow link": {"link": {"delay_ms": 3, "mbit": 100}, "message_checksum": True},
 }
 
