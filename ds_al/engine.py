@@ -170,7 +170,7 @@ class ALPipelineEngine(PipelineEngine):
         self.checkpoints = Checkpoints(self.topology)
         self._recovery: StageRecovery | None = None
         if self.al.recovery is not None:
-            self._recovery = StageRecovery(self.al.recovery, self.topology)
+            self._recovery = StageRecovery(self.al.recovery, self.topology, group=self.module.group)
         self.links = Links(
             self.topology,
             config=self.al,

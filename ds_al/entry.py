@@ -116,13 +116,12 @@ def initialize(
         recovery.check(
             settings,
             replicas=replicas,
-            spanned=is_al and model.runs is not None,
             measured=is_al and model.partition_table is not None,
             device=get_accelerator().device_name(),
         )
         if not worker.IS_WORKER:
             check_joined_here()
-            keep(settings.al.recovery)
+            keep(settings.al.recovery, group=model.group)
     ds_config = _deepspeed_config(settings.deepspeed, model)
     deepspeed.set_optimizer_flags(ds_config, model)
     engine_class = ALPipelineEngine if is_al else build.engine_class(settings.al.method)

@@ -53,6 +53,12 @@ class Place(NamedTuple):
     size: int
 
     @property
+    def group(self) -> range:
+        """The stages of the group."""
+        start = self.stage - self.position
+        return range(start, start + self.size)
+
+    @property
     def is_first(self) -> bool:
         """Whether this is the first stage of its group, which sends no gradients."""
         return self.position == 0

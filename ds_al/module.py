@@ -202,6 +202,12 @@ class ALPipelineModule(PipelineModule):
         return tuple(Counter(layer for layer, _ in self.runs or ()).values())
 
     @property
+    def group(self) -> range:
+        """The stages that the AL layer of this stage spans; this stage alone unless K < P."""
+        place = self.place
+        return range(self.stage_id, self.stage_id + 1) if place is None else place.group
+
+    @property
     def bounds(self) -> list[int]:
         """``[0, ..., N]``: stage p has the exits of the layers from ``bounds[p]`` up to ``bounds[p + 1]``."""
         if self.runs is None:

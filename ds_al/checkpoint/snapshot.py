@@ -109,7 +109,7 @@ def training_state(state: StageState, index: int, history: Tensor) -> tuple[Reco
         history: losses ``(batches, 2)`` of the layer.
     """
     tensors: Tensors = {"losses/latest": state.report.losses[index], "losses/history": history}
-    if state.decoder_copies is not None:
+    if state.decoder_copies is not None and index < len(state.decoder_copies):
         tensors |= {f"{DECODER}{name}": value for name, value in state.decoder_copies.state(index).items()}
     scale = state.scales.get(index)
     record = {

@@ -302,7 +302,8 @@ class ALConfig(StrictModel):
     recovery: RecoveryConfig | None = Field(
         default=None,
         description="Replaces the process of a stage that has died by a new one, while those of the other stages go "
-        "on, with the same bits as if nothing had happened. `null` is off.",
+        "on, with the same bits as if nothing had happened; where an AL layer spans stages, all processes of its group "
+        "are replaced. `null` is off.",
     )
     stall_seconds: float | None = Field(
         default=1800.0,

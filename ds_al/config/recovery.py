@@ -9,12 +9,11 @@ from ds_al.errors import ALConfigError
 _MONITORS = ("tensorboard", "csv_monitor", "wandb", "comet")
 
 
-def check(settings: Settings, *, replicas: int, spanned: bool, measured: bool, device: str) -> None:
+def check(settings: Settings, *, replicas: int, measured: bool, device: str) -> None:
     """Checks that a job with recovery can honour the settings.
 
     Args:
         replicas: number of data parallel replicas.
-        spanned: whether AL layers span several stages, K < P.
         measured: whether the ranks have measured the partition.
         device: type of the accelerator.
 
@@ -35,7 +34,6 @@ def check(settings: Settings, *, replicas: int, spanned: bool, measured: bool, d
             device != "cpu",
             "NCCL notices no process that is gone, and its kernels would train on what has not arrived: expected cpu",
         ),
-        "AL layers that span several stages": (spanned, "start at most as many stages as there are AL layers"),
         'the partition "measured"': (measured, 'a new process would measure other times: give its result as "cuts:"'),
         f'"{BLOCK}.trace"': (al.trace.enabled, "a process that is gone has taken its events along: expected it off"),
         f'"{BLOCK}.repartition"': (al.repartition is not None, "a new process could not repeat moves: expected null"),

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from torch import distributed
+from torch.distributed import Store
 
 from ds_al import host
-from ds_al.errors import ALConfigError
+from ds_al.errors import ALConfigError, ALTransportError
 from ds_al.parallel import meetings, presence, store
 from ds_al.parallel.journal import Journal
 from ds_al.parallel.launchers import PORT, launched
@@ -29,6 +30,7 @@ _keeper, _, _folder = os.environ.get(VARIABLE, "").partition(":")
 IS_WORKER = _keeper == str(os.getppid())
 """Whether a keeper has started this process."""
 _options: Any = None
+_PATIENCE = 60.0  # seconds for a connection, on a machine that is busy
 
 
 def folder() -> Path:
@@ -64,10 +66,20 @@ def join(**options: Any) -> None:
     with host.without_shared_memory():
         deepspeed.init_distributed(**options)
     _options.error_on_collective = True
-    connection = store.connect("recovery")
-    assert connection is not None
     presence.start(rank, world, name="presence of workers", watches=False)
-    meetings.use(meetings.Room(rank, world, store=connection, journal=Journal(folder() / "journal")))
+    meetings.use(meetings.Room(rank, world, store=open_store(), journal=Journal(folder() / "journal")))
+
+
+def open_store() -> Store:
+    """Opens a connection to the store of the keepers.
+
+    Raises:
+        ALTransportError: it does not answer.
+    """
+    connection = store.connect("recovery", seconds=_PATIENCE)
+    if connection is None:
+        raise ALTransportError(f"the keeper of rank 0, which holds the store, has not answered within {_PATIENCE:g} s")
+    return connection
 
 
 @contextmanager

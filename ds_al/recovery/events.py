@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 FILE = "recovery.jsonl"
+ENDS = ("death", "ended")
+"""Events with which a process is gone: it has died, or its keeper has ended it since another one of its group has."""
 
 
 def tell(folder: Path, event: str, **facts: Any) -> None:

@@ -5,9 +5,17 @@
     launcher --- keeper of rank 0 --- worker of rank 0       the keepers hold the store, and talk by it
              --- keeper of rank 1 --- worker of rank 1       a worker ends with its keeper
 
+    keeper 0    notices the end of its worker, and tells that era 0 of the group is over         era 1
+    keeper 1    of the same group, an AL layer on stages 0 and 1, ends its worker       both start new workers
+    keeper 2    of another group                                            its worker goes on
+
 A keeper has run the script up to :func:`ds_al.initialize`, where it learns that recovery is on. It starts the same
 command again as a child process, whose end no launcher sees. A worker that a signal or ``os._exit`` has ended is
 replaced; one that an exception has ended would fail again, so the job ends with that exception.
+
+Gradients couple the stages of a group, whose states have to be of one micro-batch: a group recovers as one. When a
+process of it dies, its keepers end the others, wait until none is left, and start all anew from the restart point of
+the group. A new process thus never meets one that has been there before.
 """
 
 from __future__ import annotations
@@ -46,10 +54,14 @@ _held: list[Any] = []
 """What has to live as long as the process: the store, where torch has opened it."""
 
 
-def keep(config: RecoveryConfig) -> NoReturn:
+def keep(config: RecoveryConfig, *, group: range) -> NoReturn:
     """Becomes the keeper of this rank: starts the worker, waits for it, and ends the process with its exit code.
 
     Every rank must call it, at the same place of its script.
+
+    Args:
+        config: the ``"recovery"`` block.
+        group: ranks of the group of stages to which this one belongs, itself alone where K = P.
 
     Raises:
         ALConfigError: the script was not started by a command that can be started again.
@@ -69,7 +81,7 @@ def keep(config: RecoveryConfig) -> NoReturn:
     own.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         (root / events.FILE).unlink(missing_ok=True)
-    code = Keeper(rank, world, store=connection, folder=own, max_restarts=config.max_restarts).run()
+    code = Keeper(rank, world, group=group, store=connection, folder=own, max_restarts=config.max_restarts).run()
     shutil.rmtree(own, ignore_errors=True)
     with contextlib.suppress(OSError):
         own.parent.rmdir()
@@ -84,16 +96,18 @@ class Keeper:
 
     Args:
         rank, world: this rank, and number of ranks.
+        group: ranks whose processes are replaced together.
         store: connection to the store of the keepers.
         folder: of this rank.
-        max_restarts: processes that are replaced before the job ends.
+        max_restarts: deaths of this rank's processes before the job ends.
     """
 
-    def __init__(self, rank: int, world: int, *, store: Store, folder: Path, max_restarts: int) -> None:
+    def __init__(self, rank: int, world: int, *, group: range, store: Store, folder: Path, max_restarts: int) -> None:
         self.rank, self.world, self.store, self.folder = rank, world, store, folder
         self.max_restarts, self.restarts = max_restarts, 0
         self.place = Place(folder / "place")
         self.ending = Ending(rank, world, store=store)
+        self._group, self._key, self._era = group, f"group/{group.start}", 0
         self._process: subprocess.Popen[bytes]
         self._ended = threading.Event()
         self._stopped_since: float | None = None
@@ -125,11 +139,16 @@ class Keeper:
                         '("max_restarts")',
                         code=1,
                     )
-                self._replace(code)
+                self._tell_death(code)
             elif reason := self._of_others():
                 return self._end_worker(reason)
+            elif self._has_lost_one():
+                self._end_with_group()
             else:
                 self._kill_if_stopped()
+                continue
+            if reason := self._replace():
+                return self._end_worker(reason)
 
     # ---- the worker --------------------------------------------------------------------------------
 
@@ -150,13 +169,10 @@ class Keeper:
 
         threading.Thread(target=watch, name="ds_al keeper", daemon=True).start()
 
-    def _replace(self, code: int) -> None:
+    def _tell_death(self, code: int) -> None:
         self.restarts += 1
         at = self.place.micro_batches
         events.tell(self._root, "death", rank=self.rank, code=code, micro_batch=at, restarts=self.restarts)
-        for border in (self.rank - 1, self.rank):
-            self.store.add(f"generation/{border}", 1)
-        self.store.add("deaths", 1)
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}, without a reason"
         print(
             f"rank {self.rank}: the process was {how} after {at} micro-batches; another one takes its place "
@@ -164,7 +180,48 @@ class Keeper:
             file=sys.stderr,
             flush=True,
         )
+
+    def _has_lost_one(self) -> bool:
+        """Whether another process of the group has died in this era."""
+        return len(self._group) > 1 and self.store.add(self._key, 0) > self._era
+
+    def _end_with_group(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        at = self.place.micro_batches
+        events.tell(self._root, "ended", rank=self.rank, micro_batch=at)
+        print(
+            f"rank {self.rank}: goes back from {at} micro-batches with its group, the ranks "
+            f"{', '.join(map(str, self._group))}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _replace(self) -> str:
+        """Starts another worker, once no worker of this era is left in the group.
+
+        Returns:
+            Why the job has to end instead; empty where it has not, or has been asked to.
+        """
+        for border in (self.rank - 1, self.rank):
+            self.store.add(f"generation/{border}", 1)
+        self.store.add("deaths", 1)
+        self.store.add(self._key, 0)
+        self.store.compare_set(self._key, str(self._era), str(self._era + 1))
+        self._era += 1
+        gone = f"{self._key}/{self._era}"
+        self.store.add(gone, 1)
+        while self.store.add(gone, 0) < len(self._group):
+            if self._asked:
+                return ""
+            if self.store.add("left", 0):
+                reason = f"rank {self.rank}: its group cannot go back, since others have come to the end"
+                self.store.compare_set("over", "", reason)
+            if reason := self._of_others():
+                return reason
+            time.sleep(_LOOK / 4)
         self._start()
+        return ""
 
     def _told(self) -> str:
         """Why the script of the worker ended, if it has told, or has come to its end."""

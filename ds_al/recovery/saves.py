@@ -5,9 +5,10 @@
     stage i      saves   20  30  40          restart point: its newest save that the restart point of stage i + 1 has
     stage i + 1  saves   20  30              reached, 20 or 30 here; the last stage's is its newest save
 
-Whatever a later stage may ask for again is thus trained again from there on, or still in the log of this stage. A
-thread writes a save, posts the restart point, and removes the saves before it. A save outlives the process, not the
-machine: it is not flushed to the disk itself.
+Whatever a later stage may ask for again is thus trained again from there on, or still in the log of this stage. The
+stages of a group (an AL layer on several stages) have one restart point: the newest save that all of them have and the
+restart point of the next group has reached. A thread writes a save, posts the restart point, and removes the saves
+before it. A save outlives the process, not the machine: it is not flushed to the disk itself.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,7 +31,7 @@ from ds_al.checkpoint.folder import Record
 from ds_al.checkpoint.saving import Contents
 from ds_al.checkpoint.state import StageState
 from ds_al.errors import ALRecoveryError
-from ds_al.parallel import store
+from ds_al.parallel import worker
 from ds_al.system.plain import Tensors, pack, unpack
 
 _LOOK = 0.2  # seconds between two looks at the restart point of the next stage
@@ -51,19 +53,19 @@ class Saves:
     Args:
         folder: of this stage.
         stage, stages: index of the stage, and number of stages.
+        group: the stages whose processes are replaced together with that of this one, itself included.
     """
 
-    def __init__(self, folder: Path, *, stage: int, stages: int) -> None:
-        self._folder, self._stage, self._is_last = folder, stage, stage == stages - 1
+    def __init__(self, folder: Path, *, stage: int, stages: int, group: range) -> None:
+        self._folder, self._stage, self._group, self._is_last = folder, stage, group, group.stop == stages
         folder.mkdir(parents=True, exist_ok=True)
-        connection = store.connect("recovery")
-        assert connection is not None
-        self._store = connection
-        self.restart_point = self._posted(stage)
-        """Micro-batches after which a new process of this stage begins."""
+        self._store = worker.open_store()
+        self.restart_point = self._posted("restart", group.start)
+        """Micro-batches after which a new process of this stage begins, and of all stages of its group."""
         self._reached = self.restart_point  # by this process: it still needs the messages after that
+        self._post("reached", stage, self._reached)
         self.next_restart_point = 0
-        """The same of the next stage, as far as it is known."""
+        """The same of the next group, as far as it is known."""
         for left in folder.glob("*.part"):
             shutil.rmtree(left)
         self._work: _Save | None = None
@@ -104,6 +106,7 @@ class Saves:
         shot = snapshot.take(state, {}).on_host()
         tensors: Tensors = {}
         records: Record = {"stage": shot.stage, "counters": shot.common["counters"], "layers": shot.layers}
+        self._add_training_states(state, shot)
         records["decoders"] = decoders
         for record, what, name, own in shot.files:
             record.setdefault("files", {})[what] = {"file": name, "tensors": list(own)}
@@ -120,6 +123,15 @@ class Saves:
         self._work = _Save(position, records, tensors)
         self._idle.clear()
         self._wake.set()
+
+    @staticmethod
+    def _add_training_states(state: StageState, shot: snapshot.Snapshot) -> None:
+        """Adds what a checkpoint takes from the last stage of a group alone: LR schedule, loss scale, losses."""
+        for (index, layer), record in zip(state.layers, shot.layers, strict=True):
+            if not layer.ends:
+                entries, own = snapshot.training_state(state, index, torch.zeros(len(state.report.history), 2))
+                record |= entries
+                shot.files.append((record, "training_states", f"layer_{index}_training_states", own))
 
     def load(self, state: StageState, position: int) -> dict[str, Any]:
         """Restores the stage, and returns what else was saved. Counters are set in the state alone."""
@@ -156,21 +168,28 @@ class Saves:
         self._reached = save.position
 
     def _advance(self) -> None:
-        """Posts the restart point, where it has moved, and removes the saves before it."""
-        saves = sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
-        saves = [position for position in saves if position <= self._reached]
-        if not self._is_last:
-            self.next_restart_point = self._posted(self._stage + 1)
-            saves = [position for position in saves if position <= self.next_restart_point]
-        if not saves or saves[-1] <= self.restart_point:
-            return
-        self.restart_point = saves[-1]
-        self._store.set(f"restart/{self._stage}", str(self.restart_point))
-        for position in saves[:-1]:
-            shutil.rmtree(self._folder / str(position))
+        """Posts the restart point, where it has moved, and removes the saves before it.
 
-    def _posted(self, stage: int) -> int:
-        key = f"restart/{stage}"
+        All stages save at the same micro-batches, and only the first one of a group moves its restart point: a process
+        that begins at a point finds it unchanged until all processes of the group have begun there.
+        """
+        self._post("reached", self._stage, self._reached)
+        reached = [self._posted("reached", stage) for stage in self._group]
+        if not self._is_last:
+            self.next_restart_point = self._posted("restart", self._group.stop)
+            reached.append(self.next_restart_point)
+        if self._stage == self._group.start and min(reached) > self.restart_point:
+            self._post("restart", self._stage, min(reached))
+        self.restart_point = self._posted("restart", self._group.start)
+        for path in self._folder.iterdir():
+            if path.name.isdigit() and int(path.name) < self.restart_point:
+                shutil.rmtree(path)
+
+    def _post(self, what: str, stage: int, position: int) -> None:
+        self._store.set(f"{what}/{stage}", str(position))
+
+    def _posted(self, what: str, stage: int) -> int:
+        key = f"{what}/{stage}"
         return int(self._store.get(key)) if self._store.check([key]) else 0
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ds_al.config.associated_learning import RecoveryConfig
 from ds_al.errors import ALRecoveryError
-from ds_al.parallel import meetings, presence, store, worker
+from ds_al.parallel import meetings, presence, worker
 from ds_al.parallel.topology import StageTopology
 from ds_al.recovery import events
 from ds_al.recovery.calls import JointCalls
@@ -40,9 +40,10 @@ class StageRecovery:
     Args:
         config: the ``"recovery"`` block.
         topology: place of this rank.
+        group: the stages whose processes are replaced together with this one.
     """
 
-    def __init__(self, config: RecoveryConfig, topology: StageTopology) -> None:
+    def __init__(self, config: RecoveryConfig, topology: StageTopology, *, group: range) -> None:
         room = meetings.room()
         assert room is not None
         self._config, self._room, self._journal = config, room, room.journal
@@ -50,14 +51,14 @@ class StageRecovery:
         self._root = folder.parents[1]
         self._place = Place(folder / "place")
         self._rank = topology.rank
-        self._saves = Saves(folder / "saves", stage=stage, stages=topology.stages)
+        self._saves = Saves(folder / "saves", stage=stage, stages=topology.stages, group=group)
         self._start, self._until = self._saves.restart_point, self._place.micro_batches
         refreshed = self._saves.decoders(self._start)
         self._position = 0
         self._restores = self._saves.has(self._start)
         self._began = self._trains = time.time()
         self.borders = Recovery(
-            open_store=_open_store,
+            open_store=worker.open_store,
             start=self._start,
             restart_point=lambda stage: self._saves.next_restart_point,
             interval=config.every,
@@ -166,7 +167,7 @@ class StageRecovery:
         until, self._until = self._until, 0
         made = self._engine.links.reformed
         told = [event for event in events.read(self._root) if event["rank"] == self._rank]
-        death = next(event["moment"] for event in reversed(told) if event["event"] == "death")
+        death = next(event["moment"] for event in reversed(told) if event["event"] in events.ENDS)
         ready = next(event["moment"] for event in reversed(told) if event["event"] == "ready")
         events.tell(
             self._root,
@@ -194,9 +195,3 @@ class StageRecovery:
             Ending(room.rank, room.world, store=room.store).leave(self._exit_code(), while_waiting=room.while_waiting)
         sys.stdout.flush()
         sys.stderr.flush()
-
-
-def _open_store() -> Any:
-    connection = store.connect("recovery")
-    assert connection is not None
-    return connection

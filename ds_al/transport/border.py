@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -121,22 +122,32 @@ class Border:
         stages: index of this stage, and of the neighbour.
         device: of the messages' buffers.
         ahead: most messages of a kind that are sent and not yet used.
+        coupled: whether both stages are of one group, whose processes are replaced together. Then no message is needed
+            again but those in flight, where the border is made again for evaluation.
     """
 
-    def __init__(self, recovery: Recovery, *, stages: tuple[int, int], device: torch.device, ahead: int) -> None:
+    def __init__(
+        self, recovery: Recovery, *, stages: tuple[int, int], device: torch.device, ahead: int, coupled: bool = False
+    ) -> None:
         here, there = stages
         self.start = self.micro_batch = recovery.start
         """First micro-batch of this process, and the one that it is at."""
         self.reformed: list[Reformed] = []
         """How this border was made, each time."""
         folder = recovery.folder
-        self.log = MessageLog(
-            mib=recovery.log_mib,
-            interval=recovery.interval,
-            ahead=ahead,
-            restart_point=lambda: recovery.restart_point(there),
-            folder=None if folder is None else folder / f"from{here}-to{there}",
-        )
+        if coupled:
+            window = ahead + 1  # a copy of a decoder may be one micro-batch older than the activations in flight
+            self.log = MessageLog(
+                mib=math.inf, interval=1, ahead=ahead, restart_point=lambda: self.micro_batch - window, folder=None
+            )
+        else:
+            self.log = MessageLog(
+                mib=recovery.log_mib,
+                interval=recovery.interval,
+                ahead=ahead,
+                restart_point=lambda: recovery.restart_point(there),
+                folder=None if folder is None else folder / f"from{here}-to{there}",
+            )
         self._recovery, self._stages, self._device = recovery, stages, device
         self._end = int(here > there)
         self._store = recovery.open_store()

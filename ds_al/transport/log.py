@@ -65,7 +65,7 @@ class Memory:
         limit: most bytes of unused buffers.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: float) -> None:
         self._limit, self._unused = limit, dict[int, list[Tensor]]()
         self._nbytes = 0
 
@@ -153,7 +153,7 @@ class MessageLog:
     def __init__(
         self, *, mib: float, interval: int, ahead: int, restart_point: Callable[[], int], folder: Path | None
     ) -> None:
-        self._mib, self._limit = mib, int(mib * 2**20)
+        self._mib, self._limit = mib, mib * 2**20
         self._interval, self._ahead, self._restart_point = interval, ahead, restart_point
         self._storage: Storage = Memory(self._limit) if folder is None else Files(folder)
         self._entries: deque[Entry] = deque()

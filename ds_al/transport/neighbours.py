@@ -88,7 +88,9 @@ class Links:
         order = (here + 1, here - 1) if here % 2 == 0 else (here - 1, here + 1)
         self._neighbours = [stage for stage in order if 0 <= stage < topology.stages]
         self._recovery = recovery
-        self._borders = {} if recovery is None else {there: self._border(recovery, there) for there in self._neighbours}
+        self._borders = {}
+        if recovery is not None:
+            self._borders = {there: self._border(recovery, there, place) for there in self._neighbours}
         self.training = self._open("training", dynamic=dynamic, link=config.link)
         self.decoders = Channels(None, None)
         if decoders:
@@ -101,7 +103,7 @@ class Links:
         self.together = self.together_back = none
         if place is not None and config.group_step == "together":
             self.together = self._open_on("together", place)
-            self.together_back = self._open_back("together back", place, dynamic=True)
+            self.together_back = self._open_back("together back", place, dynamic=True, first=(0, 0))
         for border in self._borders.values():
             border.form()
 
@@ -124,9 +126,18 @@ class Links:
     def _open_on(self, kind: str, place: Place) -> Channels:
         """Opens channels to the next stage of the group, and from the previous one."""
         here, make = self._topology.stage, self._makers(dynamic=True, link=None)
-        return self._channels(kind, (-1 if place.is_last else here + 1, -1 if place.is_first else here - 1), make)
+        ends = -1 if place.is_last else here + 1, -1 if place.is_first else here - 1
+        return self._channels(kind, ends, make, first=(0, 0))
 
-    def _open_back(self, kind: str, place: Place, *, dynamic: bool, link: LinkConfig | None = None) -> Channels:
+    def _open_back(
+        self,
+        kind: str,
+        place: Place,
+        *,
+        dynamic: bool,
+        link: LinkConfig | None = None,
+        first: First = (None, None),
+    ) -> Channels:
         """Opens channels to the previous stage of the group, and from the next one."""
         here, common = self._topology.stage, self._common(dynamic)
         sender, receiver = _kinds(link)
@@ -135,7 +146,7 @@ class Links:
             partial(receiver, slots=self._graphs, stages=(here, here + 1), **common),
         )
         ends = -1 if place.is_first else here - 1, -1 if place.is_last else here + 1
-        return self._channels(kind, ends, make)
+        return self._channels(kind, ends, make, first=first)
 
     def _makers(self, *, dynamic: bool, link: LinkConfig | None) -> tuple[MakeSender, MakeReceiver]:
         """What makes a sender to the next stage, and a receiver from the previous one, of a process group."""
@@ -175,12 +186,13 @@ class Links:
             flush_at_exit(sender)
         return sender, make[1](groups[ends[1]]) if ends[1] in groups else None
 
-    def _border(self, recovery: Recovery, there: int) -> Border:
+    def _border(self, recovery: Recovery, there: int, place: Place | None) -> Border:
         return Border(
             recovery,
             stages=(self._topology.stage, there),
             device=self._device,
             ahead=self._depth + self._slots,
+            coupled=place is not None and there in place.group,
         )
 
     @property

@@ -43,9 +43,15 @@ NAMES = ("mlp", *MODELS, "users", "recomputed")
 
 def network(name: str, layers: Layers) -> Network:
     """A network of 8 blocks: ``mlp`` with dropout, the models, ``users``' blocks, which work in place, checkpoint
-    themselves and branch on data, and ``recomputed``, a Transformer for activation checkpointing."""
+    themselves and branch on data, ``recomputed``, a Transformer for activation checkpointing, and ``decoded``, an MLP
+    whose stages send copies of decoders."""
     if name == "mlp":
         return Network(partial(_mlp, layers), lambda generator, size: torch.randn(size, 12, generator=generator))
+    if name == "decoded":
+        sizes: dict[str, Any] = {"in_shape": (12,), "widths": (16,) * BLOCKS, "dropout": 0.2, "bridge_hidden": 8}
+        objective = {"name": "decoded", "refresh_every": 3, "own_decoder": "live"}
+        make = partial(build_al, "mlp", num_classes=4, code_width=6, objective=objective, num_layers=layers, **sizes)
+        return Network(make, lambda generator, size: torch.randn(size, 12, generator=generator))
     if name == "users":
         return Network(partial(_users, layers), users_input, plain=partial(_users, layers, plain=True))
     name = "transformer" if name == "recomputed" else name

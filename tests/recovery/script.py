@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ds_al.checkpoint import writer
 from ds_al.parallel import worker
+from tests.group.networks import network
 from tests.support.engines import MICRO_BATCHES, State, engine_state, make_engine
 from tests.support.networks import NETWORKS
 
@@ -73,14 +74,16 @@ class Script:
             os.kill(os.getpid(), getattr(signal, how))
             time.sleep(60)
 
-    def run(self, **options: Any) -> Result:
-        """Trains, evaluates and saves."""
-        engine = make_engine("mlp", **options)
+    def run(self, *, layers: int | None = None, name: str = "mlp", **options: Any) -> Result:
+        """Trains, evaluates and saves; with ``layers`` a network of 8 blocks in this many AL layers,
+        by its name."""
+        net = NETWORKS["mlp"] if layers is None else network(name, layers)
+        engine = make_engine(net, **options)
         _before(engine.layers[0][1].f, lambda: self._in_forward(engine))
         save = writer.write_tensors
         writer.write_tensors = lambda *args: (self.pass_by("save", self.batch), save(*args))[1]
         torch.manual_seed(3)
-        x, labels = NETWORKS["mlp"].batches(1)[0]
+        x, labels = net.batches(1)[0]
         data, evaluated, losses, drawn = _noisy(x, labels), [], [], []
         for self.batch in range(BATCHES):
             self.pass_by("between", self.batch)
@@ -100,7 +103,7 @@ class Script:
 
     def _in_forward(self, engine: Any) -> None:
         if engine.calls.current == "train_batch":
-            self.pass_by("forward", engine.stage.trained_micro_batches)
+            self.pass_by("forward", engine.stage.next_micro_batch)
         else:
             self.pass_by("evaluate", self.batch)
 

@@ -11,7 +11,7 @@ from ds_al.config.settings import Settings
 from ds_al.errors import ALConfigError
 from tests.support.engines import engine_config
 
-FITS: dict[str, Any] = {"replicas": 1, "spanned": False, "measured": False, "device": "cpu"}
+FITS: dict[str, Any] = {"replicas": 1, "measured": False, "device": "cpu"}
 
 
 def check(*, facts: dict[str, Any] | None = None, keys: dict[str, Any] | None = None, **al: Any) -> None:
@@ -32,7 +32,6 @@ def test_what_fits_is_accepted() -> None:
         ({"repartition": {}}, "repartition"),
         ({"keys": {"csv_monitor": {"enabled": True}}}, "csv_monitor"),
         ({"facts": {"replicas": 2}}, "2 data parallel replicas"),
-        ({"facts": {"spanned": True}}, "span several stages"),
         ({"facts": {"measured": True}}, "measured"),
         ({"facts": {"device": "cuda"}}, "cuda"),
     ],

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import ds_al
 from ds_al.optim.masters import full_state, stepped
-from tests.support.networks import NETWORKS
+from tests.support.networks import NETWORKS, Network
 
 SEED = 7
 MICRO_BATCHES = 4
@@ -45,10 +45,14 @@ def engine_config(
 
 
 def make_engine(
-    network: str = "mlp", *, training_data: Any = None, module_options: dict[str, Any] | None = None, **config: Any
+    network: str | Network = "mlp",
+    *,
+    training_data: Any = None,
+    module_options: dict[str, Any] | None = None,
+    **config: Any,
 ) -> ds_al.ALPipelineEngine:
-    """An engine for one of the test networks, under :func:`engine_config`."""
-    net = NETWORKS[network]
+    """An engine for one of the test networks, or another one, under :func:`engine_config`."""
+    net = NETWORKS[network] if isinstance(network, str) else network
     module = ds_al.ALPipelineModule(net.layers(), num_classes=net.classes, base_seed=SEED, **(module_options or {}))
     engine, *_ = ds_al.initialize(model=module, config=engine_config(**config), training_data=training_data)
     return engine
