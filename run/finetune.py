@@ -16,7 +16,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -143,7 +142,7 @@ def _speed(plan: Plan, args: argparse.Namespace, tell: Callable[[str], None]) ->
         data=plan.data[0],
         methods=plan.methods,
         adapt=plan.adapt,
-        settings=replace(plan.settings, new_first=0),
+        settings=plan.settings,
         micro_batches=args.micro_batches,
         batches=args.batches,
         repeat=args.repeat,
