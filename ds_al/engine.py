@@ -63,6 +63,7 @@ from ds_al.module import ALPipelineModule
 from ds_al.optim import build, masters, names, schedules
 from ds_al.optim.accepted import required
 from ds_al.optim.groups import Layers, ParamGroups, Selection, given_elsewhere
+from ds_al.optim.held import Held
 from ds_al.optim.local import Factory, LocalOptimizer
 from ds_al.optim.stop import SaveAndStop
 from ds_al.optim.unused import UnusedWeights
@@ -278,6 +279,9 @@ class ALPipelineEngine(PipelineEngine):
             stage_id=self.stage_id,
             allowed=allowed,
         )
+        self._held: Held | None = None
+        if self.optimizer is not None and self.module.new_parts_first:
+            self._held = Held((layer for _, layer in self.layers), samples=self.module.new_parts_first)
         self.decoder_copies: DecoderCopies | None = None
         if self.module.objective.needs_earlier_decoders:
             self.decoder_copies = DecoderCopies(
@@ -409,6 +413,8 @@ class ALPipelineEngine(PipelineEngine):
             self.set_dataiterator(data_iter)
         if not self.module.training:
             self.module.train()
+        if self._held is not None:
+            self._held.before_batch(self.global_samples)
         return self._train_batch() if self._recovery is None else self._recovery.train_batch(self._train_batch)
 
     def _train_batch(self) -> Tensor:
@@ -879,6 +885,7 @@ class ALPipelineEngine(PipelineEngine):
         """Raises :class:`~ds_al.errors.ALConfigError` if something that the user gave cannot follow a layer."""
         given = {
             "more stages than AL layers": self.module.runs is not None,
+            "new_parts_first": self.module.new_parts_first > 0,
             f'"{BLOCK}.recovery": a new process could not repeat it': self._recovery is not None,
             "an optimizer instance: give a callable, lambda groups: torch.optim.AdamW(groups)": isinstance(
                 self.client_optimizer, torch.optim.Optimizer

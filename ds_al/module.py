@@ -101,6 +101,8 @@ class ALPipelineModule(PipelineModule):
         """What the network was made from, where :func:`ds_al.from_pretrained` made it."""
         self.config: Any = None
         """The config of that model of ``transformers``, which loggers read."""
+        self.new_parts_first = 0
+        """Samples on which parts that are not of that model train alone, while its weights rest."""
         self.partition_table: str | None = None
         """What ``"measured"`` found, to be read."""
         self.runs: list[Run] | None = None

@@ -3,6 +3,7 @@
     layers         a layer list of DeepSpeed's ``PipelineModule``: ``ds_al.from_layers``
     hugging_face   a model of ``transformers``: ``ds_al.from_pretrained``
     batches        batches of a collator of ``transformers``
+    new_parts      parts that the model has not, and how they start
     export         weights that ``transformers`` loads, or a program: ``ds_al.export``
 
 Both importers end in :func:`ds_al.convert.assemble.al_layers`: the blocks become f, the head and the bridges chosen by
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 def batch_fn(batch: Mapping[str, Tensor]) -> tuple[Any, Tensor]:
@@ -36,3 +37,18 @@ def batch_fn(batch: Mapping[str, Tensor]) -> tuple[Any, Tensor]:
     from ds_al.convert.batches import converted  # lazy: imports torch
 
     return converted(batch)
+
+
+def parameter_groups(network: nn.Module, *, lr: float, new_lr: float) -> list[dict[str, Any]]:
+    """Returns the trained weights as two groups, for ``ds_al.initialize(model_parameters=...)``.
+
+    New parts start from random numbers and usually need a higher learning rate than what is pretrained.
+
+    Args:
+        network: result of :func:`ds_al.from_pretrained`.
+        lr: learning rate of the model's own weights.
+        new_lr: learning rate of bridges, codes and the classifier.
+    """
+    from ds_al.convert.new_parts import groups  # lazy: imports torch
+
+    return groups(network, lr=lr, new_lr=new_lr)

@@ -25,12 +25,14 @@ from ds_al.convert.description import describe
 from ds_al.convert.head import Head
 from ds_al.convert.language import language_layers, language_objective
 from ds_al.convert.loading import AUTO_CLASSES, load
+from ds_al.convert.new_parts import set_samples
 from ds_al.convert.plain_model import check_plain
 from ds_al.convert.source import Source, modules_of, names_of
 from ds_al.errors import ALConfigError
 from ds_al.models.grouping import block_groups
 from ds_al.module import ALPipelineModule
 from ds_al.objectives import DEFAULT
+from ds_al.optim.held import mark_pretrained
 from ds_al.spec import ALLayerSpec, Part
 
 
@@ -45,6 +47,7 @@ def from_pretrained(
     code: str = "linear",
     bridges: Sequence[Part | None] | None = None,
     bridge_blocks: int = 0,
+    new_parts_first: int = 0,
     base_seed: int = 1234,
     model_options: Mapping[str, Any] | None = None,
     **options: Any,
@@ -67,6 +70,8 @@ def from_pretrained(
             ``"linear"``.
         bridges: b of each AL layer, ``None`` to choose it automatically, see :mod:`ds_al.convert.bridges`.
         bridge_blocks: number of new blocks of the model's own kind in each bridge before the last; for language models.
+        new_parts_first: number of samples on which new parts (bridges, codes, the classifier) train alone, while the
+            model's own weights rest; whole batches, rounded up. See :mod:`ds_al.convert.new_parts`.
         base_seed: seed of new weights, of random numbers and of the order of the data.
         model_options: arguments for ``from_pretrained`` of ``transformers``, such as ``{"num_labels": 4}``; for a name
             or folder.
@@ -97,6 +102,7 @@ def from_pretrained(
     )
     module = ALPipelineModule(specs, num_classes=classes(source, task), base_seed=base_seed, **options)
     module.source, module.config = origin, origin.config
+    set_samples(module, new_parts_first)
     if not isinstance(model, nn.Module):
         _release(module)
     return module
@@ -119,7 +125,7 @@ def layer_specs(
     anatomy = dissect(model, task)
     ranges = _ranges(anatomy.blocks, num_al_layers, groups)
     head, embedding = _head(model, anatomy)
-    f = [anatomy.group(which) for which in ranges]
+    f = _pretrained(anatomy, ranges)
     trained: Any = language_objective(objective) if task == GENERATE else objective or DEFAULT
     if task == GENERATE:
         specs = language_layers(
@@ -172,7 +178,7 @@ def twin_layers(
     """Returns the same blocks and head for a plain ``PipelineModule``, which computes the model's own scores."""
     anatomy = dissect(model, task)
     ranges = _ranges(anatomy.blocks, num_al_layers, groups)
-    return [*(anatomy.group(which) for which in ranges), _head(model, anatomy)[0].twin()]
+    return [*_pretrained(anatomy, ranges), _head(model, anatomy)[0].twin()]
 
 
 def dissect(model: Any, task: str) -> Anatomy:
@@ -236,6 +242,14 @@ def _ranges(blocks: int, num_al_layers: int, groups: Sequence[int] | None) -> li
             f"got groups={list(groups)}: expected how many blocks each AL layer has, 1 or more, {blocks} in all"
         )
     return [range(a, b) for a, b in pairwise([0, *accumulate(groups)])]
+
+
+def _pretrained(anatomy: Anatomy, ranges: Sequence[range]) -> list[nn.Module]:
+    """Returns f of each range; their modules and those of the head but its linear layer are marked as pretrained."""
+    f = [anatomy.group(which) for which in ranges]
+    for part in (*f, anatomy.body):
+        mark_pretrained(part)
+    return f
 
 
 def _head(model: Any, anatomy: Anatomy) -> tuple[Head, Tensor | None]:

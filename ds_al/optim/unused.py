@@ -57,6 +57,11 @@ class UnusedWeights:
         if self._missing:
             self._missing = {name: weight for name, weight in self._missing.items() if weight.grad is None}
 
+    def _rests(self, name: str) -> bool:
+        """Returns whether a weight is frozen for now."""
+        index, _, own = name.partition(".")
+        return not self._layers[int(index)].get_parameter(own).requires_grad
+
     def end(self) -> None:
         """Ends the watch in a process that continues after the first batch."""
         self._missing = {}
@@ -67,7 +72,8 @@ class UnusedWeights:
         Raises:
             ALLayerError: a weight had no gradient in the first batch.
         """
-        missing, self._missing = self._missing, {}
+        missing = {name: weight for name, weight in self._missing.items() if not self._rests(name)}
+        self._missing = {}
         if not missing:
             return
         index, function = next(iter(missing)).split(".")[:2]

@@ -26,6 +26,8 @@ _TOLD_BY: Mapping[str, str] = {
     "seeds": "seed",
     "sweep": "test_accuracy",
     "perplexity": "perplexity",
+    "pretrained": "trained_share",
+    "pretrained_speed": "held_bytes",
     "planner": "predicted",
     "traffic": "times_less",
     "slow_link": "rate_mbit",

@@ -1,0 +1,191 @@
+"""Writes the results of the fine-tuning study: JSON, Markdown tables, and a page."""
+
+from __future__ import annotations
+
+import statistics
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ds_al.figures.parts import Table
+from ds_al.studies.pretrained.plan import Form, Plan
+from ds_al.studies.pretrained.texts import SOURCES
+from ds_al.studies.pretrained.training import TWIN
+from ds_al.studies.results import header, machine_and_versions, read, write
+from ds_al.studies.runs import Result
+from ds_al.studies.tables import pretrained as tables
+from ds_al.studies.tables.write import document
+
+Row = dict[str, Any]
+
+COMMAND = (
+    "python run/finetune.py --pretrained DIR --data-root DIR --json docs/results/pretrained.json "
+    "--page docs/pretrained.md"
+)
+NOTHING = (
+    "**Not run yet.** There is no result: nothing on this page says that local learning keeps up with back-propagation "
+    "on a pretrained model. The commands, the plan and the settings below are what the study will run."
+)
+
+
+def rows(results: Iterable[Result], plan: Plan) -> list[Row]:
+    """Returns one row per form and K: test accuracy at each exit, and the gap to back-propagation of the same seed.
+
+    Only runs with the chosen rates and the plan's samples are included. ``seeds`` counts the runs of a row.
+    """
+    results = list(results)
+    found = {result["key"]: result for result in results if "failure" not in result}
+    own: dict[tuple[Form, int], list[Result]] = {}
+    for run in plan.runs(results):
+        if run.key in found:
+            own.setdefault(((run.data, run.method, run.adapt), run.layers), []).append(found[run.key])
+    twins = {
+        (data, adapt, result["seed"]): result["test_accuracy"][-1]
+        for ((data, method, adapt), _), runs in own.items()
+        if method == TWIN
+        for result in runs
+    }
+    return [_row(form, layers, runs, twins) for (form, layers), runs in own.items()]
+
+
+def _row(form: Form, layers: int, own: Sequence[Result], twins: dict[tuple[str, Any, int], float]) -> Row:
+    data, method, adapt = form
+    last = [result["test_accuracy"][-1] for result in own]
+    gaps = [
+        accuracy - twins[data, adapt, result["seed"]]
+        for accuracy, result in zip(last, own, strict=True)
+        if (data, adapt, result["seed"]) in twins
+    ]
+    early = [result["early_accuracy"][-1] for result in own if result["early_accuracy"]]
+    return {
+        "data": data,
+        "method": method,
+        "adapt": adapt,
+        "K": layers,
+        "seeds": len(own),
+        "lr": own[0]["lr"],
+        "samples": own[0]["samples"],
+        "accuracy": statistics.mean(last),
+        "accuracy_sd": statistics.stdev(last) if len(last) > 1 else None,
+        "exits": [statistics.mean(column) for column in zip(*(result["test_accuracy"] for result in own), strict=True)],
+        "gap": statistics.mean(gaps) if gaps and method != TWIN else None,
+        "gap_sd": statistics.stdev(gaps) if len(gaps) > 1 and method != TWIN else None,
+        "early": statistics.mean(early) if early else None,
+        "trained_share": own[0]["trained_weights"] / own[0]["weights"],
+        "cpu_ms": 1000 * statistics.mean(result["cpu_seconds"] / result["samples"] for result in own),
+    }
+
+
+def write_tables(results: Sequence[Result], plan: Plan, *, json_path: Path, page: Path | None) -> str:
+    """Writes JSON and CSV, and the page; returns the tables in Markdown."""
+    table = rows(results, plan)
+    about = header(seeds=plan.seeds, samples=plan.samples, trial_samples=plan.trial_samples)
+    if table:
+        flat = [{**row, "exits": " ".join(f"{value:.4f}" for value in row["exits"])} for row in table]
+        write(json_path, kind="pretrained", header=about, rows=flat)
+    if page is not None:
+        page.write_text(whole_page(results, table, plan, about, speed=speed_of(json_path)))
+    return document(*found(results, table, plan))
+
+
+def speed_of(json_path: Path) -> Path:
+    """Returns the file of times and memory that belongs to a results file."""
+    return json_path.with_name(f"{json_path.stem}_speed.json")
+
+
+def found(results: Sequence[Result], table: Sequence[Row], plan: Plan) -> list[Table | str]:
+    """Returns the tables with their headings: accuracy by texts, trials, failures."""
+    blocks: list[Table | str] = []
+    for name in plan.data:
+        if own := [row for row in table if row["data"] == name]:
+            blocks += [f"### {SOURCES[name].title}", tables.accuracy(own)]
+    failures = [f"* `{r['key']}`: {r['failure']}" for r in results if "failure" in r]
+    tried = _trials(results, plan)
+    blocks += ["### Trials", tables.trials(tried) if tried else "None."]
+    return [*blocks, "### Failures", "\n".join(failures) or "None."]
+
+
+def _trials(results: Sequence[Result], plan: Plan) -> list[Row]:
+    known, chosen = {r["key"]: r for r in results if "failure" not in r}, plan.chosen(results)
+    lines: list[Row] = []
+    for form in plan.forms():
+        own = [run for run in plan.trials() if (run.data, run.method, run.adapt) == form]
+        if not any(run.key in known for run in own):
+            continue
+        tried = "; ".join(
+            f"{run.lr:g}: {100 * known[run.key]['validation_accuracy'][-1]:.1f}"
+            if run.key in known
+            else f"{run.lr:g}: -"
+            for run in own
+        )
+        best = f"{chosen[form]:g}" if form in chosen else ""
+        lines.append({"data": form[0], "method": form[1], "adapt": form[2], "tried": tried, "chosen": best})
+    return lines
+
+
+def whole_page(results: Sequence[Result], table: Sequence[Row], plan: Plan, about: Row, *, speed: Path) -> str:
+    """Returns the page: what there is, the question, settings, tables, and the runs that are missing."""
+    blocks: list[Table | str] = ["# Fine-tuning a pretrained model: local learning beside back-propagation"]
+    if table:
+        blocks += [_wrapped(f"Generated by `{COMMAND}`, {machine_and_versions(about)}", mark=""), _answer(table)]
+    else:
+        blocks += [_wrapped(NOTHING, mark=""), f"Command: `{COMMAND}`"]
+    blocks += [_wrapped(*_about(plan)), "## Accuracy", *found(results, table, plan), "## Two stages"]
+    if speed.exists():
+        measured = read(speed)
+        blocks += [tables.speed(measured.rows), _wrapped(machine_and_versions(measured.header), mark="")]
+    else:
+        blocks.append(f"Not run yet: `{COMMAND.split(' --json')[0]} --speed --json docs/results/pretrained.json`")
+    missing = _missing(table, plan)
+    return document(*blocks, *(["## Not run yet", "\n".join(missing)] if missing else []))
+
+
+def _answer(table: Sequence[Row]) -> str:
+    """Returns, first, the worst and the best gap at K = 2 and 3 where all of the model trains."""
+    own = [row for row in table if row["adapt"] == "all" and row["K"] in (2, 3) and row["gap"] is not None]
+    if not own:
+        return "No method has a result beside back-propagation of the same seeds yet."
+    best, worst = max(own, key=lambda row: row["gap"]), min(own, key=lambda row: row["gap"])
+    lines = [
+        f"{what}: `{row['method']}`, K = {row['K']}, {SOURCES[row['data']].title}: {100 * row['gap']:+.1f} points "
+        f"beside back-propagation ({row['seeds']} seeds)."
+        for what, row in (("Worst", worst), ("Best", best))
+    ]
+    return _wrapped(*lines)
+
+
+def _about(plan: Plan) -> list[str]:
+    settings = plan.settings
+    return [
+        f"Every run trains on {plan.samples:,} texts in steps of {settings.batch}: the same texts in the same order "
+        "for all methods of a seed. AdamW, weight decay 0.01, warm-up over a tenth of the steps, then cosine decay.",
+        f"The learning rate of the model's weights is chosen among {', '.join(f'{lr:g}' for lr in plan.rates)} by the "
+        f"accuracy of the last exit on {settings.held_out} validation texts: {len(plan.rates)} trials of "
+        f"{plan.trial_samples:,} texts for every method, with its least K and seed 0. Test texts ({settings.tested:,}) "
+        "are looked at by the runs alone.",
+        f"New parts (bridges, codes, the classifier; of the twin the classifier) have a learning rate of "
+        f"{settings.new_rate:g}, and train alone on the first {settings.new_first} texts "
+        "([from_your_model.md](from_your_model.md#new-parts)).",
+        "`backprop` is back-propagation through the whole model. *All* trains every weight; *frozen* trains all but "
+        "the embeddings and the lower half of the blocks; *lora* trains low-rank adapters of rank "
+        f"{settings.rank} in {', '.join(settings.targets)}, and the new parts.",
+        "*Gap* compares the last exit with back-propagation of the same seed and of the same weights that train; "
+        "*after 100 steps* is the validation accuracy then.",
+    ]
+
+
+def _missing(table: Sequence[Row], plan: Plan) -> list[str]:
+    there = {(row["data"], row["method"], row["adapt"], row["K"]): row["seeds"] for row in table}
+    return [
+        f"* {form[0]}, `{form[1]}`, {form[2]}{'' if form[1] == TWIN else f', K = {depth}'}: "
+        f"{there.get((*form, depth), 0)} of {plan.seeds} seeds"
+        for form in plan.forms()
+        for depth in plan.depths(form)
+        if there.get((*form, depth), 0) < plan.seeds
+    ]
+
+
+def _wrapped(*texts: str, mark: str = "* ") -> str:
+    indent = " " * len(mark)
+    return "\n".join(textwrap.fill(text, 118, initial_indent=mark, subsequent_indent=indent) for text in texts)

@@ -1,0 +1,118 @@
+"""Plans the runs: trials that choose the learning rate, then every method with every seed.
+
+Every form (texts, method, what trains) has the same number of trials, with its least K, seed 0 and fewer texts; the
+best validation accuracy of the last exit decides for all of its K.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ds_al.studies.pretrained.training import TWIN, Adapt, Run, Settings
+from ds_al.studies.runs import Result, RunFile
+
+Form = tuple[str, str, Adapt]
+"""Texts, method, what of the model trains."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings of the whole study.
+
+    Attributes:
+        data: names of the texts.
+        methods: objectives in addition to back-propagation.
+        adapt: what trains; other than all of the model by back-propagation and the first objective alone.
+        layers: values of K.
+        seeds: number of seeds.
+        samples, trial_samples: texts of a run and of a trial.
+        rates: learning rates of the trials.
+        settings: what all runs share.
+    """
+
+    data: tuple[str, ...] = ("ag-news", "imdb", "imdb-short")
+    methods: tuple[str, ...] = ("greedy", "contrast", "decoded", "mse")
+    adapt: tuple[Adapt, ...] = ("all", "frozen", "lora")
+    layers: tuple[int, ...] = (2, 3, 6)
+    seeds: int = 3
+    samples: int = 3200
+    trial_samples: int = 1600
+    rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
+    settings: Settings = field(default_factory=Settings)
+
+    def forms(self) -> list[Form]:
+        """Returns all forms, text by text, back-propagation first."""
+        return [
+            (data, method, adapt)
+            for data in self.data
+            for adapt in self.adapt
+            for method in (TWIN, *(self.methods if adapt == "all" else self.methods[:1]))
+        ]
+
+    def depths(self, form: Form) -> tuple[int, ...]:
+        """Returns the values of K of a form."""
+        return (1,) if form[1] == TWIN else self.layers
+
+    def trials(self) -> Iterator[Run]:
+        """Yields the trials of all forms."""
+        for form in self.forms():
+            for lr in self.rates:
+                yield Run(*form, min(self.depths(form)), 0, lr, self.trial_samples, "trial")
+
+    def runs(self, results: Iterable[Result]) -> list[Run]:
+        """Returns the runs of all forms with complete trials, ordered by seed."""
+        rates = self.chosen(results)
+        return [
+            Run(*form, depth, seed, lr, self.samples, "run")
+            for seed in range(self.seeds)
+            for form, lr in rates.items()
+            for depth in self.depths(form)
+        ]
+
+    def chosen(self, results: Iterable[Result]) -> dict[Form, float]:
+        """Returns the learning rate of each form with complete trials."""
+        found = {result["key"]: result for result in results if "failure" not in result}
+        rates = {}
+        for form in self.forms():
+            own = [run for run in self.trials() if (run.data, run.method, run.adapt) == form]
+            if all(run.key in found for run in own):
+                best = max(own, key=lambda run: found[run.key]["validation_accuracy"][-1])
+                rates[form] = best.lr
+        return rates
+
+
+def run_all(
+    runs: Sequence[Run],
+    file: RunFile,
+    train: Callable[[Run], Result],
+    *,
+    done: Callable[[Run, Result, bool], None],
+    until: float = math.inf,
+) -> None:
+    """Executes the missing runs and saves each result; a run that failed is repeated the next time.
+
+    Another process may write to the same file, so that its runs are not repeated here.
+
+    Args:
+        runs: all runs.
+        file: file of results.
+        train: executes one run.
+        done: called with each run, its result, and whether the result already existed.
+        until: time of :func:`time.monotonic` after which no run is started.
+    """
+    for run in runs:
+        result: dict[str, Any] | None = file.get(run.key)
+        known = result is not None and "failure" not in result
+        if result is None or not known:
+            if time.monotonic() > until:
+                return
+            try:
+                result = {"key": run.key, **train(run)}
+            except Exception as error:  # a failure is also a result
+                result = {"key": run.key, "failure": f"{type(error).__name__}: {error}"}
+            file.keep(run.key, result)
+        done(run, result, known)

@@ -1,0 +1,74 @@
+"""Declares the tables of the fine-tuning study: accuracy, trials, two stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ds_al.figures.parts import Table
+from ds_al.studies.results import Row
+from ds_al.studies.tables.parts import in_cells
+from ds_al.studies.tables.write import Template
+
+TWIN = "backprop"
+"""Method name of back-propagation, which has no K and one exit."""
+
+
+def accuracy(rows: Sequence[Row]) -> Table:
+    """Returns one line per method, what trains, and K."""
+
+    def local(show: Callable[[Row], str]) -> Callable[[Row], str]:
+        return lambda row: "" if row["method"] == TWIN else show(row)
+
+    columns: dict[str, Template] = {
+        "method": "`{method}`",
+        "trains": lambda row: f"{row['adapt']} ({100 * row['trained_share']:.1f} %)",
+        "K": local(lambda row: str(row["K"])),
+        "lr": "{lr:g}",
+        "seeds": "{seeds}",
+        "accuracy": lambda row: _points(row["accuracy"], row["accuracy_sd"]),
+        "gap": local(lambda row: "" if row["gap"] is None else _points(row["gap"], row["gap_sd"], sign="+")),
+        "at each exit": local(lambda row: ", ".join(f"{100 * value:.1f}" for value in row["exits"])),
+        "after 100 steps": lambda row: "" if row["early"] is None else f"{100 * row['early']:.1f}",
+        "processor time per text": "{cpu_ms:.0f} ms",
+    }
+    return in_cells(rows, columns)
+
+
+def trials(rows: Sequence[Row]) -> Table:
+    """Returns all trials and the chosen learning rates.
+
+    Args:
+        rows: ``data, method, adapt, tried, chosen``.
+    """
+    columns: dict[str, Template] = {
+        "texts": "{data}",
+        "method": "`{method}`",
+        "trains": "{adapt}",
+        "validation accuracy by learning rate": "{tried}",
+        "chosen": "{chosen}",
+    }
+    return in_cells(rows, columns)
+
+
+def speed(rows: Sequence[Row]) -> Table:
+    """Returns one line per method and stage."""
+    columns: dict[str, Template] = {
+        "texts": "{data}",
+        "method": lambda row: "1F1B" if row["method"] == TWIN else f"`{row['method']}`, K = 2",
+        "trains": "{adapt}",
+        "M": "{micro_batches}",
+        "stage": "{stage}",
+        "samples/s": "{samples_per_second:.1f}",
+        "weights": lambda row: _mebibytes(row["weight_bytes"]),
+        "gradients and moments": lambda row: _mebibytes(row["training_bytes"]),
+        "held for backward": lambda row: _mebibytes(row["held_bytes"]),
+    }
+    return in_cells(rows, columns)
+
+
+def _points(share: float, sd: float | None, *, sign: str = "") -> str:
+    return f"{100 * share:{sign}.2f}" + ("" if sd is None else f" ± {100 * sd:.2f}")
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"

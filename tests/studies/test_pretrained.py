@@ -1,0 +1,157 @@
+"""The study of fine-tuning: how rates are chosen, what goes on after a stop, the page, and a run at a tiny size."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ds_al.errors import ALConfigError
+from ds_al.launch.ranks import run_ranks
+from ds_al.studies.pretrained.page import rows, write_tables
+from ds_al.studies.pretrained.plan import Plan, run_all
+from ds_al.studies.pretrained.speed import time_on_rank
+from ds_al.studies.pretrained.texts import load_texts
+from ds_al.studies.pretrained.training import TWIN, Run, Settings, check_peft, train
+from ds_al.studies.runs import RunFile
+from tests.support.hugging_face_models import CASES
+from tests.support.parquet_files import write_texts
+
+SETTINGS = Settings(batch=4, new_first=8, held_out=8, tested=8)
+PLAN = Plan(
+    data=("imdb",), methods=("greedy", "mse"), adapt=("all", "frozen"), layers=(2, 4), seeds=2, samples=16,
+    trial_samples=8, rates=(1e-3, 1e-2), settings=SETTINGS,
+)  # fmt: skip
+
+
+def fake(run: Run) -> dict[str, Any]:
+    """A result that a rate of 1e-2 makes better, and local learning worse."""
+    accuracy = 0.8 + run.lr - 0.1 * (run.method != TWIN) + 0.01 * run.seed
+    exits = [accuracy - 0.1 * k for k in reversed(range(run.layers))]
+    return {
+        **asdict(run), "settings": asdict(SETTINGS), "training_seconds": 1.0, "cpu_seconds": 1.6, "weights": 100,
+        "trained_weights": 40, "early_accuracy": None, "validation_accuracy": exits, "test_accuracy": exits,
+    }  # fmt: skip
+
+
+def finish(folder: Path, run: Any = fake, until: float = float("inf")) -> tuple[list[str], list[dict[str, Any]]]:
+    """Runs the plan; names of the runs that were there already, and all results."""
+    file, known = RunFile(folder / "tuned.runs.jsonl"), []
+    for part in (lambda: list(PLAN.trials()), lambda: PLAN.runs(file.read().values())):
+        run_all(part(), file, run, done=lambda r, _, there: known.append(r.key) if there else None, until=until)
+    return known, list(file.read().values())
+
+
+def test_rates_are_chosen_for_each_form_and_a_stopped_study_goes_on(tmp_path: Path) -> None:
+    assert [form[1:] for form in PLAN.forms()] == [
+        (TWIN, "all"), ("greedy", "all"), ("mse", "all"), (TWIN, "frozen"), ("greedy", "frozen")
+    ]  # fmt: skip
+
+    def stopped(run: Run) -> dict[str, Any]:
+        if run.budget == "run" and run.layers == 4:
+            raise KeyboardInterrupt
+        return fake(run)
+
+    assert finish(tmp_path, until=0.0) == ([], []), "no time, no run"
+    with pytest.raises(KeyboardInterrupt):
+        finish(tmp_path, stopped)
+    known, results = finish(tmp_path)
+    assert len(known) == 10 + 2 and set(PLAN.chosen(results).values()) == {1e-2}
+    assert len(results) == 10 + 2 * (2 * 1 + 3 * 2)
+
+
+def test_a_run_that_failed_is_repeated(tmp_path: Path) -> None:
+    def failing(run: Run) -> dict[str, Any]:
+        if run.method == "mse":
+            raise RuntimeError("no memory")
+        return fake(run)
+
+    _, results = finish(tmp_path, failing)
+    assert sum("failure" in result for result in results) == 2 and ("imdb", "mse", "all") not in PLAN.chosen(results)
+    text = write_tables(results, PLAN, json_path=tmp_path / "tuned.json", page=tmp_path / "page.md")
+    assert "RuntimeError: no memory" in text
+    assert "* imdb, `mse`, all, K = 2: 0 of 2 seeds" in (tmp_path / "page.md").read_text()
+    assert not any("failure" in result for result in finish(tmp_path)[1])
+
+
+def test_the_gap_is_to_back_propagation_of_the_same_seed_and_weights(tmp_path: Path) -> None:
+    _, results = finish(tmp_path)
+    table = {(row["method"], row["adapt"], row["K"]): row for row in rows(results, PLAN)}
+    assert table["greedy", "frozen", 2]["gap"] == pytest.approx(-0.1) and table[TWIN, "all", 1]["gap"] is None
+    assert len(table["mse", "all", 4]["exits"]) == 4 and table["mse", "all", 4]["cpu_ms"] == pytest.approx(100)
+    write_tables(results, PLAN, json_path=tmp_path / "tuned.json", page=tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert "-10.0 points beside back-propagation (2 seeds)" in " ".join(page.split()) and "## Not run yet" not in page
+    assert len(json.loads((tmp_path / "tuned.json").read_text())["rows"]) == 8
+
+
+def test_without_results_the_page_says_so(tmp_path: Path) -> None:
+    write_tables([], Plan(), json_path=tmp_path / "tuned.json", page=tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert "**Not run yet.** There is no result" in page and "`contrast`, all, K = 6: 0 of 3 seeds" in page
+
+
+def pretrained_folder(folder: Path) -> Path:
+    """A tiny BERT with the words that the texts have."""
+    from transformers import BertTokenizer
+
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+    words += [f"##{letter}" for letter in words[5:]]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    CASES["bert"].build(vocab_size=len(words), pad_token_id=0, max_position_embeddings=128).save_pretrained(folder)
+    return folder
+
+
+def some_runs(folder: str, adapt: str) -> list[Any]:
+    """Worker: back-propagation, and local learning of one layer and of two."""
+    pretrained = Path(folder) / "bert"
+    texts = load_texts("imdb", root=Path(folder), pretrained=pretrained, cache=f"{folder}/cache")
+    found = []
+    for method, layers in ((TWIN, 1), ("greedy", 1), ("contrast", 2)):
+        run = Run("imdb", method, adapt, layers, 0, 1e-3, 16, "run")  # type: ignore[arg-type]
+        found.append(train(run, SETTINGS, texts, pretrained=pretrained))
+    return found
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("adapt", ["all", "frozen", "lora"])
+def test_one_layer_learns_as_back_propagation_does(tmp_path: Path, adapt: str) -> None:
+    if adapt == "lora":
+        pytest.importorskip("peft")
+    write_texts(tmp_path / "imdb-small", train=40, test=20)
+    pretrained_folder(tmp_path / "bert")
+    ((twin, one, two),) = run_ranks(f"{__name__}:some_runs", 1, folder=str(tmp_path), adapt=adapt)
+    for name in ("weights", "trained_weights", "validation_accuracy", "test_accuracy"):
+        assert twin[name] == one[name], name
+    assert (twin["trained_weights"] == twin["weights"]) == (adapt == "all")
+    assert len(two["test_accuracy"]) == 2 and two["cpu_seconds"] > 0
+
+
+def on_two_stages(folder: str) -> Any:
+    """Worker: times and memory of both methods."""
+    cases = [(TWIN, "all"), ("greedy", "all"), ("greedy", "frozen")]
+    return time_on_rank(cases, folder, "imdb", replace(SETTINGS, new_first=0), 2, 1, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.distributed
+def test_two_stages_are_timed_and_their_memory_is_counted(tmp_path: Path) -> None:
+    ranks = run_ranks(f"{__name__}:on_two_stages", 2, folder=str(pretrained_folder(tmp_path / "bert")))
+    for stage, (twin, whole, frozen) in enumerate(ranks):
+        assert [row["stage"] for row in (twin, whole, frozen)] == [stage] * 3
+        assert all(row["samples_per_second"] > 0 and row["held_bytes"] > 0 for row in (twin, whole))
+        assert whole["training_bytes"] == 3 * whole["weight_bytes"]
+    assert ranks[0][2]["held_bytes"] < ranks[0][1]["held_bytes"], "no backward runs through blocks that are frozen"
+    assert ranks[0][2]["training_bytes"] < ranks[0][1]["training_bytes"] / 4
+
+
+def test_adapters_without_peft_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ALConfigError, match="pip install peft, or leave them out: --adapt all,frozen"):
+        check_peft()
