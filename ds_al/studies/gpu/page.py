@@ -122,7 +122,8 @@ the device at each message, and nothing is shown of the path that NCCL takes. `-
 
 Streaming does not wait: the host queues kernels ahead. These wait, by reading, and were not measured: the check of an
 overflow (`fp16`, and `bf16` with `check_grad_overflow`), at each step; the LSTM, since torch's packed sequences take
-their lengths on the host, in each forward pass; message checksums, and headers with `dynamic_shape`, at each message;
+their lengths on the host, in each forward pass; the check of a micro-batch whose tensors are on the GPU before the
+engine takes them, on the first stage; message checksums, and headers with `dynamic_shape`, at each message;
 a stage inside a group of stages, which reads the state of the random number generators of each message; and stages
 that step together (`group_step`), at each step.""",
 ]
