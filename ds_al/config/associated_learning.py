@@ -276,8 +276,8 @@ class ALConfig(StrictModel):
         "returns the path; by `run/train.py` in the run's folder, by an `ALTrainer` in `output_dir`. Each rank looks "
         "into the job's store once per batch. "
         "A weight that is not finite raises, at the latest 8 micro-batches later or before the next save. `skip` and "
-        "`save_and_stop` are refused on GPUs, with loss scales, which skip steps themselves, where a layer spans several "
-        "stages, and for the `bp_*` methods; `save_and_stop` with `recovery`, too.",
+        "`save_and_stop` are refused on GPUs, with loss scales, which skip steps themselves, where a layer spans "
+        "several stages, and for the `bp_*` methods; `save_and_stop` with `recovery`, too.",
     )
     unused_parameters: Literal["raise", "allow"] | list[str] = Field(
         default="raise",
