@@ -104,7 +104,9 @@ def pretrained_folder(folder: Path) -> Path:
     words += [f"##{letter}" for letter in words[5:]]
     (folder / "vocab.txt").write_text("\n".join(words))
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-    CASES["bert"].build(vocab_size=len(words), pad_token_id=0, max_position_embeddings=128).save_pretrained(folder)
+    options = {"pad_token_id": 0, "max_position_embeddings": 128, "hidden_dropout_prob": 0.0}
+    options |= {"vocab_size": len(words), "attention_probs_dropout_prob": 0.0}
+    CASES["bert"].build(**options).bert.save_pretrained(folder)
     return folder
 
 

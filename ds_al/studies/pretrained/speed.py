@@ -81,7 +81,7 @@ def time_on_rank(
     """Returns this rank's rows, one per case."""
     length, size = SOURCES[data].length, settings.batch
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1000, 2000, (size, length), generator=generator)
+    ids = torch.randint(5, 50, (size, length), generator=generator)
     labels = torch.randint(_CLASSES, (size,), generator=generator)
     endless = itertools.repeat(((ids, torch.ones_like(ids)), labels))
     engines = {}
