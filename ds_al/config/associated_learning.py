@@ -130,6 +130,12 @@ class RecoveryConfig(StrictModel):
         gt=0,
         description="Limit of these messages in MiB, for each border between stages; more of them end the job.",
     )
+    standby: bool = Field(
+        default=False,
+        description="Whether a process of each rank, which has run the script up to where it joins the ranks, waits to "
+        "take the place of one that dies: the recovery is shorter by the imports and the reading of data, whose memory "
+        "is needed once more.",
+    )
 
 
 class LinkConfig(StrictModel):

@@ -28,7 +28,8 @@ def check(settings: Settings, *, replicas: int, measured: bool, device: str) -> 
         f'"{BLOCK}.method": {al.method!r}': (al.method != "streaming", 'expected "streaming"'),
         f"{replicas} data parallel replicas": (
             replicas > 1,
-            "the gradients of a replica that is gone cannot be averaged: expected 1",
+            "the gradients of a replica that is gone cannot be averaged: expected 1, with as many "
+            "stages (num_stages) as ranks",
         ),
         f"the device {device}": (
             device != "cpu",

@@ -92,6 +92,10 @@ class Presence:
         self._watches = watches
         self.on_launcher_gone: Callable[[], None] | None = None
         """Called once when the launcher has gone; without it, this process ends at once."""
+        self.patience = PATIENCE
+        """Seconds without a word of any rank after which this process ends; keepers, which only wait, need less."""
+        self.on_exit: Callable[[str], None] = lambda why: None
+        """Called with the reason before this process ends because of another one."""
         self._store = store
         self._heard = dict.fromkeys(range(world), time.monotonic())
         self._launchers = launchers.launcher_processes()
@@ -325,9 +329,9 @@ class Presence:
             self._leave(f"the process of {', '.join(map(self.name, stopped))} is stopped", kill=stopped)
         if any(rank in late for rank in self.gone()):
             self._leave(self.cause())
-        silent = [rank for rank, seconds in late.items() if seconds > PATIENCE and rank != self.rank]
+        silent = [rank for rank, seconds in late.items() if seconds > self.patience and rank != self.rank]
         if silent:
-            self._leave(f"{', '.join(map(self.name, silent))}: not heard of for {PATIENCE:.0f} s")
+            self._leave(f"{', '.join(map(self.name, silent))}: not heard of for {self.patience:.0f} s")
 
     def _is_stopped(self, record: Record) -> bool:
         return record.machine == self.own.machine and launchers.is_stopped(record.process)
@@ -359,6 +363,7 @@ class Presence:
             with contextlib.suppress(OSError):  # another rank was faster
                 os.kill(self.records[rank].process, signal.SIGKILL)
         self.end()  # rank 0 would take the store from those who do not know yet
+        self.on_exit(why)
         os._exit(1)
 
 

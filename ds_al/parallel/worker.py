@@ -9,6 +9,10 @@ the store (:mod:`ds_al.parallel.meetings`) and over groups of two ranks (:mod:`d
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +23,14 @@ from torch.distributed import Store
 
 from ds_al import host
 from ds_al.errors import ALConfigError, ALTransportError
-from ds_al.parallel import meetings, presence, store
+from ds_al.parallel import launchers, meetings, presence, store
 from ds_al.parallel.journal import Journal
 from ds_al.parallel.launchers import PORT, launched
 
 VARIABLE = "DS_AL_WORKER"
 """``<process of the keeper>:<folder of this rank>``; processes that a worker starts inherit it, and are none."""
+TURN = "DS_AL_WORKER_TURN"
+"""Number of the pipe on which a standby, a worker that was started before it is needed, waits for its turn."""
 
 _keeper, _, _folder = os.environ.get(VARIABLE, "").partition(":")
 IS_WORKER = _keeper == str(os.getppid())
@@ -41,6 +47,8 @@ def folder() -> Path:
 def join(**options: Any) -> None:
     """Makes the world of a worker, once; all joint operations go over the store of the keepers from now on.
 
+    A standby waits here for its turn.
+
     Raises:
         ALConfigError: the script has made a process group itself.
     """
@@ -54,6 +62,7 @@ def join(**options: Any) -> None:
             "recovery: the script called init_distributed() or init_process_group() itself; remove the call, since "
             "ALPipelineModule joins the ranks, and a process that takes another one's place cannot"
         )
+    _await_turn()
     from torch.testing._internal.distributed import fake_pg
 
     os.environ |= launched(os.environ, port=options.get("distributed_port", PORT))
@@ -68,6 +77,7 @@ def join(**options: Any) -> None:
     _options.error_on_collective = True
     presence.start(rank, world, name="presence of workers", watches=False)
     meetings.use(meetings.Room(rank, world, store=open_store(), journal=Journal(folder() / "journal")))
+    threading.Thread(target=_end_stopped_keeper, args=(rank,), name="ds_al keeper is stopped", daemon=True).start()
 
 
 def open_store() -> Store:
@@ -80,6 +90,22 @@ def open_store() -> Store:
     if connection is None:
         raise ALTransportError(f"the keeper of rank 0, which holds the store, has not answered within {_PATIENCE:g} s")
     return connection
+
+
+def _await_turn() -> None:
+    turn = os.environ.pop(TURN, None)
+    if turn is not None and not os.read(int(turn), 1):
+        os._exit(1)  # the keeper has ended
+
+
+def _end_stopped_keeper(rank: int) -> None:
+    """Kills the keeper of this process, and so this process, once it was stopped for long: the others end by then."""
+    keeper, looks = int(_keeper), 0
+    while looks < presence.STOPPED:
+        time.sleep(1.0)
+        looks = looks + 1 if launchers.is_stopped(keeper) else 0
+    print(f"rank {rank}: its keeper, process {keeper}, is stopped: the job ends", file=sys.stderr, flush=True)
+    os.kill(keeper, signal.SIGKILL)
 
 
 @contextmanager

@@ -21,7 +21,6 @@ the group. A new process thus never meets one that has been there before.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import json
 import os
@@ -40,16 +39,16 @@ from torch.distributed import Store
 
 from ds_al.config.associated_learning import RecoveryConfig
 from ds_al.errors import ALConfigError
-from ds_al.parallel import launchers, meetings, presence, store, worker
+from ds_al.parallel import launchers, meetings, presence, store
 from ds_al.parallel.presence import Record
 from ds_al.recovery import events
 from ds_al.recovery.ending import Ending
 from ds_al.recovery.place import Place
+from ds_al.recovery.standby import Processes
 
 _LOOK = 0.2  # seconds between two looks at the other keepers, and whether the worker is stopped
 _GRACE = 3.0  # seconds that a worker has to end by itself once another one has ended the job
 _PARTING = 5.0  # seconds for which the keeper of rank 0, which holds the store, waits for the others at the end
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG, <sys/prctl.h>
 _held: list[Any] = []
 """What has to live as long as the process: the store, where torch has opened it."""
 
@@ -81,10 +80,12 @@ def keep(config: RecoveryConfig, *, group: range) -> NoReturn:
     own.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         (root / events.FILE).unlink(missing_ok=True)
-    code = Keeper(rank, world, group=group, store=connection, folder=own, max_restarts=config.max_restarts).run()
-    shutil.rmtree(own, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        own.parent.rmdir()
+    processes = Processes(own, standby=config.standby)
+    keeper = Keeper(
+        rank, world, group=group, store=connection, folder=own, processes=processes, max_restarts=config.max_restarts
+    )  # fmt: skip
+    code = keeper.run()
+    keeper.clear()
     presence.here().end()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -99,30 +100,48 @@ class Keeper:
         group: ranks whose processes are replaced together.
         store: connection to the store of the keepers.
         folder: of this rank.
+        processes: starts workers.
         max_restarts: deaths of this rank's processes before the job ends.
     """
 
-    def __init__(self, rank: int, world: int, *, group: range, store: Store, folder: Path, max_restarts: int) -> None:
+    def __init__(
+        self,
+        rank: int,
+        world: int,
+        *,
+        group: range,
+        store: Store,
+        folder: Path,
+        processes: Processes,
+        max_restarts: int,
+    ) -> None:
         self.rank, self.world, self.store, self.folder = rank, world, store, folder
         self.max_restarts, self.restarts = max_restarts, 0
         self.place = Place(folder / "place")
         self.ending = Ending(rank, world, store=store)
         self._group, self._key, self._era = group, f"group/{group.start}", 0
+        self._processes = processes
         self._process: subprocess.Popen[bytes]
+        self._trained = 0  # micro-batches when the worker was started
         self._ended = threading.Event()
         self._stopped_since: float | None = None
         self._asked = 0
+        self._abandoned = False
 
     def run(self) -> int:
         """Returns the exit code of this rank."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda number, frame: self._pass_on(number))
-        presence.here().on_launcher_gone = lambda: self._pass_on(signal.SIGHUP)
+        here = presence.here()
+        here.on_launcher_gone = lambda: self._pass_on(signal.SIGHUP)
+        here.patience, here.on_exit = presence.STOPPED, self._abandon
         self._start()
         while True:
             if self._ended.wait(_LOOK):
                 code = self._process.wait()
+                if self._abandoned:
+                    threading.Event().wait()  # the thread that has noticed why ends this process
                 over = code != 0 and self.ending.is_over()
                 if over and code < 0:
                     code = self.ending.code  # of the script; its interpreter was ended afterwards
@@ -146,6 +165,8 @@ class Keeper:
                 self._end_with_group()
             else:
                 self._kill_if_stopped()
+                if self.place.micro_batches > self._trained:  # not while the worker starts, which needs the processor
+                    self._processes.prepare()
                 continue
             if reason := self._replace():
                 return self._end_worker(reason)
@@ -153,15 +174,9 @@ class Keeper:
     # ---- the worker --------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        environment = {
-            **os.environ,
-            worker.VARIABLE: f"{os.getpid()}:{self.folder}",
-            store.HOSTED: "True",  # a worker of rank 0 opens no store
-        }
         self._ended = ended = threading.Event()
-        self._process = process = subprocess.Popen(
-            [sys.executable, *sys.orig_argv[1:]], env=environment, preexec_fn=_die_with_parent
-        )
+        self._process = process = self._processes.next()
+        self._trained = self.place.micro_batches
 
         def watch() -> None:
             process.wait()
@@ -294,8 +309,9 @@ class Keeper:
         except RuntimeError:
             return "the keeper of rank 0, which holds the store, has gone"
         here = presence.here()
-        names = ", ".join(map(here.name, here.gone()))
-        return f"the keeper of {names} has gone" if names else ""
+        if names := ", ".join(map(here.name, here.gone())):
+            return f"the keeper of {names} has gone"
+        return here.failed()
 
     def _end_worker(self, reason: str) -> int:
         self._ended.wait(_GRACE)  # it may fail for the same reason, and tell more of it
@@ -306,7 +322,16 @@ class Keeper:
         self._part()
         return 1
 
+    def _abandon(self, reason: str) -> None:
+        """Ends the worker where another keeper is stopped, or its machine is not heard of: the store may not answer."""
+        self._abandoned = True
+        events.tell(self._root, "end", rank=self.rank, reason=reason)
+        self._process.kill()
+        self._process.wait()
+        self.clear()
 
-def _die_with_parent() -> None:
-    """Called in the child: the kernel ends it where its keeper ends."""
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    def clear(self) -> None:
+        """Removes the folder of this rank."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.folder.parent.rmdir()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ds_al.checkpoint import writer
 from ds_al.parallel import worker
+from ds_al.parallel.world import join_world
 from tests.group.networks import network
 from tests.support.engines import MICRO_BATCHES, State, engine_state, make_engine
 from tests.support.networks import NETWORKS
@@ -68,6 +69,8 @@ class Script:
         elif how == "keeper":
             os.kill(os.getppid(), signal.SIGKILL)
             time.sleep(60)
+        elif how == "wait":
+            time.sleep(120)
         elif how == "raise":
             raise ValueError("this layer fails")
         elif how is not None:
@@ -110,6 +113,7 @@ class Script:
 
 def run(folder: str, deaths: list[Death], **options: Any) -> Result:
     """Worker: one rank."""
+    join_world()  # a standby waits here, and is counted once it has its turn
     return Script(folder, deaths).run(**options)
 
 

@@ -73,8 +73,9 @@ MANY = [
 
 
 def test_nothing_differs_where_processes_die(tmp_path: Path) -> None:
+    """Standbys take their places, and new processes where a standby is not there yet."""
     expected = undisturbed(3, tmp_path / "undisturbed")
-    check(ranks(3, tmp_path, MANY), expected, tmp_path, MANY)
+    check(ranks(3, tmp_path, MANY, recovery={"standby": True}), expected, tmp_path, MANY)
 
 
 CASES: dict[str, list[Death]] = {

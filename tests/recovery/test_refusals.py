@@ -9,7 +9,8 @@ import pytest
 from ds_al.config import recovery
 from ds_al.config.settings import Settings
 from ds_al.errors import ALConfigError
-from tests.support.engines import engine_config
+from tests.support.engines import engine_config, make_engine
+from tests.support.ranks import RankFailure, run_ranks
 
 FITS: dict[str, Any] = {"replicas": 1, "measured": False, "device": "cpu"}
 
@@ -50,3 +51,17 @@ def test_saves_are_after_whole_batches() -> None:
 def test_an_interval_has_to_be_given() -> None:
     with pytest.raises(ALConfigError, match=r"recovery.every\" is missing"):
         Settings.of(engine_config(recovery={}), is_al=True)
+
+
+def replicated(stages: int) -> None:
+    """Worker: asks for recovery with fewer stages than ranks."""
+    make_engine("mlp", module_options={"num_stages": stages}, recovery={"every": 4})
+
+
+@pytest.mark.distributed
+def test_replicas_are_refused_on_every_rank_before_there_is_a_keeper() -> None:
+    with pytest.raises(RankFailure) as caught:
+        run_ranks(f"{__name__}:replicated", 2, stages=1)
+    for output in caught.value.outputs:
+        assert '2 data parallel replicas with "associated_learning.recovery"' in output, output
+        assert 'expected 1, with as many stages (num_stages) as ranks, or remove "recovery"' in output, output

@@ -1,6 +1,6 @@
 """Measures what a death costs: ``run/bench.py --recovery``. A stage is replaced alone, or the whole job starts again.
 
-    one stage    streaming with ``"recovery"``: the dead stage's process alone is replaced
+    one stage    streaming with ``"recovery"``: the dead stage's process alone is replaced, by a new one or a standby
     all stages   streaming without it: DeepSpeed's launcher ends the job, and starts it again from its checkpoint
     1F1B         the same for the backprop twin
 
@@ -25,6 +25,7 @@ from ds_al.studies.results import Row, StudyError
 
 FORMS: Mapping[str, Mapping[str, Any]] = {
     "one stage": {"recovers": True},
+    "one stage, standby": {"recovers": True, "standby": True},
     "all stages": {},
     "1F1B": {"method": "bp_1f1b"},
 }

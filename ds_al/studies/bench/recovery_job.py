@@ -38,6 +38,7 @@ class Job:
         folder: of this job, absolute.
         method: of :data:`~ds_al.studies.bench.workloads.METHODS`.
         recovers: whether keepers replace processes; else the job saves checkpoints, from which the next one goes on.
+        standby: whether processes wait to take the places of those that die.
         stages: number of ranks.
         micro_batch, micro_batches, batches: samples, micro-batches per batch, and batches of the whole job.
         every: micro-batches between two saves.
@@ -48,6 +49,7 @@ class Job:
     folder: str
     method: str = "streaming"
     recovers: bool = False
+    standby: bool = False
     stages: int = 3
     micro_batch: int = 32
     micro_batches: int = 4
@@ -189,7 +191,12 @@ def main(folder: Path) -> None:
     is_al = job.method in AL_SCHEDULES
     block: dict[str, Any] = {"method": job.method, "link": job.link}
     if job.recovers:
-        block["recovery"] = {"folder": str(folder / "recovery"), "every": job.every, "max_restarts": len(job.kills)}
+        block["recovery"] = {
+            "folder": str(folder / "recovery"),
+            "every": job.every,
+            "max_restarts": len(job.kills),
+            "standby": job.standby,
+        }
     config = {
         "train_micro_batch_size_per_gpu": job.micro_batch,
         "gradient_accumulation_steps": job.micro_batches,
