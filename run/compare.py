@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--page", metavar="PATH", type=output_file,
-        help="also write a page of what to decide by, and beside it NAME-groups.md with all tables and figures",
+        help="also write a page of what to decide by, and beside it NAME_groups.md with all tables and figures",
     )  # fmt: skip
     p.add_argument("--table-only", action="store_true", help="run nothing; write the tables of the stored runs")
     return p

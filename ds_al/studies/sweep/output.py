@@ -126,7 +126,7 @@ class Output:
         """Returns the page of what to decide by and the page of all groups, by path."""
         found, table = self.file.read(), rows(results)
         done = [is_done(run, found) for run in self.every]
-        whole = page.with_name(f"{page.stem}-groups.md")
+        whole = page.with_name(f"{page.stem}_groups.md")
         shared: dict[str, Any] = {"table": table, "header": header, "seeds": self.seeds, "page": page}
         return {
             page: results_page(self.every, done, waits=self.waits, pictures=pictures, groups_page=whole, **shared),
