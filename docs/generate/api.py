@@ -23,7 +23,7 @@ changes; a patch version does not.
 """
 
 ROOMS: dict[str, tuple[str, ...]] = {
-    "ds_al.convert": ("batch_fn",),
+    "ds_al.convert": ("batch_fn", "parameter_groups"),
     "ds_al.inference": ("Inference",),
     "ds_al.data": ("ShuffledLoader", "ordered_batches", "load_vision"),
     "ds_al.objectives": ("Objective",),

@@ -128,7 +128,8 @@ class RecoveryConfig(StrictModel):
     log_mib: float = Field(
         default=1024.0,
         gt=0,
-        description="Limit of these messages in MiB, for each border between stages; more of them end the job.",
+        description="Limit of these messages in MiB, for each border between stages. A stage waits at the limit until "
+        "the next one has saved; a limit below what is sent between two saves ends the job.",
     )
     standby: bool = Field(
         default=False,
