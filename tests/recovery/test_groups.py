@@ -81,7 +81,7 @@ CASES: dict[str, list[Death]] = {
     "a death in each group": [Death(1, 0, "forward", 21), Death(2, 0, "forward", 21)],
     "in the recovery": [Death(2, 0, "forward", 21), Death(3, 1, "forward", 18), Death(2, 2, "between", 4)],
     "before the first save, in a save, at the end": [
-        Death(0, 0, "forward", 0),
+        Death(0, 0, "forward", 1),  # its first forward pass
         Death(3, 0, "save", 4),
         Death(3, 1, "end", 1),
     ],
