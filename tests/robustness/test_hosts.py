@@ -31,7 +31,7 @@ KINDS = [
         name="no route to the first rank",
         outcome="refused",
         what="The host that has none is named, with `MASTER_ADDR`.",
-        tests=(f"{START}::test_a_host_without_a_route_to_the_first_one",),
+        tests=(f"{START}::test_a_host_that_does_not_reach_the_first_one",),
     ),
     Kind(
         section="Several hosts",

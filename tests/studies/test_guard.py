@@ -93,7 +93,7 @@ def test_different_settings_are_an_error_and_repetitions_are_free() -> None:
 def test_different_kinds_are_an_error() -> None:
     with pytest.raises(GuardError, match="kind 'sleeping' and the current one of kind 'overhead'"):
         check(sleeping(), overhead(1, 2))
-    with pytest.raises(StudyError, match="expected one of trials"):
+    with pytest.raises(StudyError, match="expected one of budgets, trials"):
         kind_of([{"seconds": 1.0}])
     with pytest.raises(GuardError, match="kind 'layers': expected one of overhead"):
         ratios(measurement([{"u": 1.0}]))
