@@ -88,8 +88,13 @@ def test_ideal_groups_and_rivals_are_predicted_within_5_percent(tmp_path: Path) 
     assert [row for row in found if abs(row["error"]) > 0.05] == []
 
 
+@pytest.mark.xfail(strict=True, reason="measured on two cores, which up to eight processes share: see docs/dial.md")
+def test_measured_groups_and_rivals_are_predicted_within_5_percent() -> None:
+    rows = against([RESULTS / "dial.json"], profile=RESULTS / "profile_sleeping.json")
+    assert [row for row in rows if abs(row["error"]) > 0.05] == []
+
+
 def test_the_errors_of_measured_groups_and_rivals_are_those_that_the_page_tells() -> None:
-    """Eight processes that share two cores are slower than any stage that the planner knows: it is too fast."""
     errors = [row["error"] for row in against([RESULTS / "dial.json"], profile=RESULTS / "profile_sleeping.json")]
     within, median = sum(abs(error) <= 0.05 for error in errors), statistics.median(map(abs, errors))
     page = " ".join((RESULTS.parent / "dial.md").read_text().split())
