@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ds_al.figures.parts import Table
 from ds_al.studies.results import Row, machine_and_versions
-from ds_al.studies.tables.write import Column, crossed, document, groups, listed, text
+from ds_al.studies.tables.write import Column, crossed, document, groups, listed, number, text
 
 METHOD = Column("method", "`{method}`", left=True)
 
@@ -35,8 +35,8 @@ OVERHEAD = (
     Column("layers and losses alone", "{maths_us:.0f}"),
     Column("engine", "{engine_us:.0f}"),
     Column("on the clock", "{wall_us:.0f}"),
-    Column("process / stock", "{cpu_share:.2f}"),
-    Column("engine / stock", "{engine_share:.2f}"),
+    Column("process / stock", number("cpu_share", ".2f")),
+    Column("engine / stock", number("engine_share", ".2f")),
 )
 FEATURES = (
     Column("feature", "{feature}", left=True),
