@@ -107,13 +107,17 @@ def await_keys(room: Store, keys: list[str], *, seconds: float) -> bool:
 def host() -> None:
     """Opens the store on rank 0, unless it is open: torch would open it on all interfaces.
 
+    A job that a process under torchrun has started by another launcher inherits torchrun's variable, without its store.
+
     Raises:
         ALConfigError: another process listens on the port.
     """
     global _server
-    if _server is not None or os.environ["RANK"] != "0" or HOSTED in os.environ:
+    if _server is not None or os.environ["RANK"] != "0":
         return
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if HOSTED in os.environ and not _is_refused(address, port):
+        return
     listener = _listener(address, port)
     _server = TCPStore(
         address,
@@ -122,6 +126,17 @@ def host() -> None:
         wait_for_workers=False,
         master_listen_fd=listener.detach(),
     )
+
+
+def _is_refused(address: str, port: int) -> bool:
+    """Whether a host answers, and nothing listens on its port."""
+    try:
+        socket.create_connection((address, port), timeout=SECONDS).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:  # what waits for the ranks says that the host is not reached
+        return False
+    return False
 
 
 def _listener(address: str, port: int) -> socket.socket:

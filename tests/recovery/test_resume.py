@@ -52,9 +52,7 @@ def run(folder: Path, *, recovery: dict[str, Any] | None = None, dies: int | Non
     shared: dict[str, Any] = {"folder": str(folder), "timeout": 200}
     run_ranks(f"{__name__}:trained", 2, **shared, batches=FIRST, recovery=None, dies=None)
     return merge(
-        run_ranks(
-            f"{__name__}:trained", 2, **shared, within=[("env",)] * 2, batches=ALL, recovery=recovery, dies=dies
-        )
+        run_ranks(f"{__name__}:trained", 2, **shared, within=[("env",)] * 2, batches=ALL, recovery=recovery, dies=dies)
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ds_al.studies.reliability import soak
-from ds_al.studies.reliability.soak import CHECKS, Check
+from ds_al.studies.reliability.soak import CHECKS, Check, Watch
 
 pytestmark = pytest.mark.distributed
 
@@ -40,3 +42,20 @@ def test_other_bits_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "in_sequence", lambda layers, count: loop(layers, count + 1))
     row = soak.measured(SHORT[3], seconds=60)
     assert row["outcome"] == "wrong" and "has other bits than in the loop" in row["failure"]
+
+
+def test_descriptors_that_stay_are_counted_and_named(tmp_path: Path) -> None:
+    """A file that was open at one look, by a thread of the process, was counted as a leak."""
+    watch, kept = Watch(), []
+    for _ in range(soak._SETTLED):
+        watch.look()
+    with (tmp_path / "moment").open("w"):
+        watch.look()
+    watch.look()
+    assert (watch.use.descriptors, watch.use.added) == (0, "")
+    for number in range(3):
+        kept.append((tmp_path / f"leak_{number}").open("w"))
+        watch.look()
+    for file in kept:
+        file.close()
+    assert watch.use.descriptors == 2 and "leak_1" in watch.use.added

@@ -46,7 +46,7 @@ def run(*, seconds: float, kills: int) -> None:
     end, counted, number = time.monotonic() + seconds, 0, 0
     start_quickly()
     while counted < kills:
-        row = series(number, kills=kills - counted, until=end - _LIMIT / 2)
+        row = series(number, kills=min(kills - counted, -(-kills // 2)), until=end - _LIMIT / 2)
         counted, number = counted + row["kills"], number + 1
         tell_row(row)
         if counted < kills and time.monotonic() > end - _LIMIT / 2:
@@ -147,6 +147,7 @@ def _attempt(
     output.mkdir(exist_ok=True)
     log = output / "log"
     log.write_text("")
+    before = set(_unfinished(output))  # saves in which an earlier process was killed
     arguments = ["--deepspeed_config", str(config), "--output", str(output), "--resume", "auto"]
     environment = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     processes = [
@@ -165,7 +166,7 @@ def _attempt(
             if after is not None and kill_at is None and _trains(output, started):
                 kill_at = now + after
             due = kill_at is not None and now > kill_at
-            saving = due and any(output.glob(f"{_NAME}/*/checkpoints/.*.part"))
+            saving = due and not before.issuperset(_unfinished(output))
             if due and (saving or not aimed):
                 hit = [draws.choice(processes)] if one and draws is not None else processes
                 for process in hit:
@@ -180,6 +181,11 @@ def _attempt(
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         remove_buffers(port)
+
+
+def _unfinished(output: Path) -> Iterator[Path]:
+    """Yields the folders of saves that are not complete."""
+    return output.glob(f"{_NAME}/*/checkpoints/.*.part")
 
 
 def _ends(process: WarmProcess) -> None:

@@ -92,7 +92,8 @@ def measured(check: Check, *, seconds: float) -> Row:
 
     Returns:
         ``check, stages, inputs`` (micro-batches), ``seconds, growth_mib`` (of the rank that grew most, after it had
-        settled), ``descriptors, threads`` (the largest number that was added since), ``outcome`` and ``failure``.
+        settled), ``descriptors, threads`` (the largest number that was added since, and stayed), ``outcome`` and
+        ``failure``.
     """
     start = time.monotonic()
     row: Row = {"check": check.name, "stages": check.stages, "inputs": 0}
@@ -118,6 +119,7 @@ def measured(check: Check, *, seconds: float) -> Row:
         problems.append(f"a process grew by {growth:.0f} MiB")
     added = {name: max(getattr(rank.use, name) for rank in ranks) for name in ("descriptors", "threads")}
     problems += [f"{count} {name} were added" for name, count in added.items() if count > 0]
+    problems += [f"stage {stage} has opened {rank.use.added}" for stage, rank in enumerate(ranks) if rank.use.added]
     return {
         **row,
         "inputs": first.trained,
@@ -139,27 +141,46 @@ class Use:
     growth_mib: float = 0.0
     descriptors: int = 0
     threads: int = 0
+    added: str = ""
+    """What the descriptors are, at the look with most of them."""
 
 
 class Watch:
-    """Looks at this process; the first looks let it settle."""
+    """Looks at this process; the first looks let it settle.
+
+    A descriptor counts from the second look at which it is there: threads open some for a moment, such as a file of
+    ``/proc``. One that leaks stays.
+    """
 
     def __init__(self) -> None:
         self.use, self._looks = Use(), 0
-        self._before = (0, 0, 0)
+        self._before = (0, 0)
+        self._settled, self._last = set[str](), set[str]()
 
     def look(self) -> None:
         """Takes a look."""
         self._looks += 1
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        now = pages * resource.getpagesize(), len(os.listdir("/proc/self/fd")), threading.active_count()
+        now, opened = (pages * resource.getpagesize(), threading.active_count()), set(_descriptors())
+        stayed, self._last = opened & self._last, opened
         if self._looks <= _SETTLED:
-            self._before = now
+            self._before, self._settled = now, opened
             return
-        memory, descriptors, threads = (a - b for a, b in zip(now, self._before, strict=True))
+        memory, threads = (a - b for a, b in zip(now, self._before, strict=True))
         self.use.growth_mib = max(self.use.growth_mib, memory / 2**20)
-        self.use.descriptors = max(self.use.descriptors, descriptors)
         self.use.threads = max(self.use.threads, threads)
+        added = len(stayed) - len(self._settled)
+        if added > self.use.descriptors:
+            self.use.descriptors, self.use.added = added, ", ".join(sorted(stayed - self._settled))
+
+
+def _descriptors() -> Iterator[str]:
+    """Yields what this process has open: number and file, or number and inode of a socket or pipe."""
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            yield f"{number} {os.readlink(f'/proc/self/fd/{number}')}"
+        except FileNotFoundError:  # that of the folder itself, or closed since
+            continue
 
 
 @dataclass
