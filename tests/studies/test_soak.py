@@ -44,18 +44,20 @@ def test_other_bits_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row["outcome"] == "wrong" and "has other bits than in the loop" in row["failure"]
 
 
-def test_descriptors_that_stay_are_counted_and_named(tmp_path: Path) -> None:
-    """A file that was open at one look, by a thread of the process, was counted as a leak."""
-    watch, kept = Watch(), []
-    for _ in range(soak._SETTLED):
+def test_descriptors_that_are_added_are_counted_and_named(tmp_path: Path) -> None:
+    """A long run told of one, and not what it was."""
+    watch = Watch()
+    for _ in range(soak._SETTLED + 1):
         watch.look()
-    with (tmp_path / "moment").open("w"):
-        watch.look()
-    watch.look()
     assert (watch.use.descriptors, watch.use.added) == (0, "")
-    for number in range(3):
-        kept.append((tmp_path / f"leak_{number}").open("w"))
+    with (tmp_path / "one").open("w"):
         watch.look()
-    for file in kept:
-        file.close()
-    assert watch.use.descriptors == 2 and "leak_1" in watch.use.added
+        with (tmp_path / "two").open("w"):
+            watch.look()
+    watch.look()
+    assert watch.use.descriptors == 2 and "/one" in watch.use.added and "/two" in watch.use.added
+
+
+def test_what_is_not_looked_at_is_not_told_as_zero() -> None:
+    """A page of results gave 0 descriptors for checks that never look at their processes."""
+    assert "descriptors" not in soak.measured(SHORT[3], seconds=60)

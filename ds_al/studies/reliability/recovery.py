@@ -35,7 +35,7 @@ def run(*, seconds: float, batches: int) -> None:
             if code:
                 failure = f"the job ended with {code}\n{ended.output[-_TAIL:]}"
             else:
-                if job.method == "streaming":  # 1F1B trains another network, and has no weights to compare
+                if job.method == "streaming":  # 1F1B has other gradients, and so other weights
                     hashes = result(Path(job.folder))["hashes"]
                     expected = expected or hashes
                     if hashes != expected:

@@ -92,8 +92,8 @@ def measured(check: Check, *, seconds: float) -> Row:
 
     Returns:
         ``check, stages, inputs`` (micro-batches), ``seconds, growth_mib`` (of the rank that grew most, after it had
-        settled), ``descriptors, threads`` (the largest number that was added since, and stayed), ``outcome`` and
-        ``failure``.
+        settled), ``descriptors, threads`` (the largest number that was added since), ``outcome`` and ``failure``. A
+        check that does not look at its processes has no ``growth_mib``, ``descriptors`` and ``threads``.
     """
     start = time.monotonic()
     row: Row = {"check": check.name, "stages": check.stages, "inputs": 0}
@@ -124,8 +124,7 @@ def measured(check: Check, *, seconds: float) -> Row:
         **row,
         "inputs": first.trained,
         "seconds": time.monotonic() - start,
-        "growth_mib": growth,
-        **added,
+        **({"growth_mib": growth, **added} if all(rank.use.looks for rank in ranks) else {}),
         "outcome": "wrong" if problems else "ok",
         "failure": "; ".join(problems[:5]),
     }
@@ -138,6 +137,7 @@ def measured(check: Check, *, seconds: float) -> Row:
 class Use:
     """What a process holds, since it has settled."""
 
+    looks: int = 0
     growth_mib: float = 0.0
     descriptors: int = 0
     threads: int = 0
@@ -146,32 +146,27 @@ class Use:
 
 
 class Watch:
-    """Looks at this process; the first looks let it settle.
-
-    A descriptor counts from the second look at which it is there: threads open some for a moment, such as a file of
-    ``/proc``. One that leaks stays.
-    """
+    """Looks at this process; the first looks let it settle."""
 
     def __init__(self) -> None:
         self.use, self._looks = Use(), 0
         self._before = (0, 0)
-        self._settled, self._last = set[str](), set[str]()
+        self._settled = set[str]()
 
     def look(self) -> None:
         """Takes a look."""
         self._looks += 1
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         now, opened = (pages * resource.getpagesize(), threading.active_count()), set(_descriptors())
-        stayed, self._last = opened & self._last, opened
         if self._looks <= _SETTLED:
             self._before, self._settled = now, opened
             return
+        self.use.looks += 1
         memory, threads = (a - b for a, b in zip(now, self._before, strict=True))
         self.use.growth_mib = max(self.use.growth_mib, memory / 2**20)
         self.use.threads = max(self.use.threads, threads)
-        added = len(stayed) - len(self._settled)
-        if added > self.use.descriptors:
-            self.use.descriptors, self.use.added = added, ", ".join(sorted(stayed - self._settled))
+        if (added := len(opened) - len(self._settled)) > self.use.descriptors:
+            self.use.descriptors, self.use.added = added, ", ".join(sorted(opened - self._settled))
 
 
 def _descriptors() -> Iterator[str]:
