@@ -103,7 +103,7 @@ def run_parts(
         say(f"{part.title}: at most {seconds:.0f} s")
         known[part.name] = row = run_part(part, seconds=seconds, key=keys[part.name], device=device, say=say)
         say(f"{part.title}: {outcome(row)}, {row['seconds']:.0f} s")
-        rows = [known[each.name] for each in parts if each.name in known]
+        rows = list(known.values())  # those of other parts, too, where only some are asked for
         write(path, kind=kind, header=header(minutes=minutes, **machine), rows=rows, as_csv=False)
     return [known[part.name] for part in parts]
 
