@@ -39,6 +39,8 @@ from ds_al.transport.watched import WatchedGroup
 
 _POLL = 0.01  # seconds between two looks at the store
 _TIMEOUT = timedelta(minutes=30)  # of a transfer, as of torch's own groups; an end that waits longer connects again
+EVALUATION = "evaluation"
+"""Kind of the messages that are not sent again: a death makes evaluation begin anew."""
 _GRACE = 10.0  # seconds after which an end that has lost the other one raises the generation itself
 
 
@@ -122,12 +124,20 @@ class Border:
         stages: index of this stage, and of the neighbour.
         device: of the messages' buffers.
         ahead: most messages of a kind that are sent and not yet used.
+        elsewhere: attends the other border of the stage; called again and again while the stage waits at this one.
         coupled: whether both stages are of one group, whose processes are replaced together. Then no message is needed
             again but those in flight, where the border is made again for evaluation.
     """
 
     def __init__(
-        self, recovery: Recovery, *, stages: tuple[int, int], device: torch.device, ahead: int, coupled: bool = False
+        self,
+        recovery: Recovery,
+        *,
+        stages: tuple[int, int],
+        device: torch.device,
+        ahead: int,
+        elsewhere: Callable[[], None] = lambda: None,
+        coupled: bool = False,
     ) -> None:
         here, there = stages
         self.start = self.micro_batch = recovery.start
@@ -148,7 +158,7 @@ class Border:
                 restart_point=lambda: recovery.restart_point(there),
                 folder=None if folder is None else folder / f"from{here}-to{there}",
             )
-        self._recovery, self._stages, self._device = recovery, stages, device
+        self._recovery, self._stages, self._device, self._elsewhere = recovery, stages, device, elsewhere
         self._end = int(here > there)
         self._store = recovery.open_store()
         self._name = f"generation/{min(stages)}"
@@ -158,6 +168,7 @@ class Border:
         self._groups: dict[str, WatchedGroup] = {}
         self._generation = 0
         self._attempt = self._common_attempt = 0
+        self._is_in_use = False
 
     def add(self, end: End) -> None:
         """Adds an end of messages, before :meth:`form`."""
@@ -185,9 +196,22 @@ class Border:
         return time.perf_counter() - start
 
     def attend(self) -> None:
-        """Makes the groups again if the generation has risen, as when the neighbour's process has died unnoticed."""
-        if self._has_risen():
+        """Makes the groups again if the neighbour waits for that, as when its process has died unnoticed.
+
+        It does nothing while the stage waits at this border, since that wait notices the death itself, nor for a
+        neighbour that begins evaluation again, which this stage joins by :meth:`renew`.
+        """
+        generation = self._present()
+        if self._is_in_use or not 0 < self._generation < generation:
+            return
+        other = self._announced(generation)
+        if other is not None and other["attempt"] <= self._attempt:
             self.reform("a new process")
+
+    def attend_both(self) -> None:
+        """Attends this border and the other one of the stage, which waits for a save of a later stage."""
+        self.attend()
+        self._elsewhere()
 
     def renew(self, attempt: int) -> None:
         """Makes the groups again, for all kinds of messages to begin anew, until both ends are in this attempt.
@@ -214,7 +238,7 @@ class Border:
             groups = self._connected()
             if groups is None:
                 continue
-            self._groups = {kind: WatchedGroup(group, lost=self._has_risen) for kind, group in groups.items()}
+            self._groups = {kind: self._watched(kind, group) for kind, group in groups.items()}
             connected = time.perf_counter()
             try:
                 messages, nbytes = self._go_on(taken)
@@ -244,12 +268,18 @@ class Border:
                 if generation != announced:
                     self._room.set(f"{generation}/{self._end}", own)
                     announced = generation
-                if self._room.check([f"{generation}/{1 - self._end}"]):
-                    other = json.loads(self._room.get(f"{generation}/{1 - self._end}"))
+                other = self._announced(generation)
+                if other is not None:
                     self._common_attempt = min(self._attempt, other["attempt"])
                     return generation, other["taken"]
             self._recovery.check(self._stages[1])
+            self._meanwhile()
             time.sleep(_POLL)
+
+    def _announced(self, generation: int) -> dict[str, Any] | None:
+        """What the other end has announced under this generation; ``None`` if it has not come yet."""
+        key = f"{generation}/{1 - self._end}"
+        return json.loads(self._room.get(key)) if self._room.check([key]) else None
 
     def _connected(self) -> dict[str, Any] | None:
         """Makes a group for each kind; ``None`` if the generation rises meanwhile, or an end cannot be reached.
@@ -271,6 +301,24 @@ class Border:
         while thread.is_alive() and not self._has_risen():
             thread.join(_POLL / 5)
         return groups if not thread.is_alive() and len(groups) == len(self._ends) else None
+
+    def _watched(self, kind: str, group: Any) -> WatchedGroup:
+        """A group whose waits notice that the other process has died, and attend the other border if in training."""
+        if kind == EVALUATION:
+            return WatchedGroup(group, lost=self._has_risen)
+        return WatchedGroup(group, lost=self._has_risen, meanwhile=self._meanwhile)
+
+    def _meanwhile(self) -> None:
+        """Lets the other border be made again while this one is in use.
+
+        Without it, three could wait for each other: a stage for a message of the one before, which waits for a free
+        place in its log, and that for a save of the new process after this stage, which waits for this border.
+        """
+        was_in_use, self._is_in_use = self._is_in_use, True
+        try:
+            self._elsewhere()
+        finally:
+            self._is_in_use = was_in_use
 
     def _go_on(self, taken: dict[str, int]) -> tuple[int, int]:
         """Continues all kinds in new groups; returns the number and the bytes of the messages that were sent again."""

@@ -75,6 +75,8 @@ class _Channel:
         start = time.perf_counter()
         try:
             work.wait()
+        except ALTransportError:
+            raise  # of the stage's other border, which is made again meanwhile
         except RuntimeError as error:
             raise ALTransportError(
                 f"stage {self.here} lost stage {self.there} while waiting {what}, message {self.messages}. The "

@@ -25,7 +25,7 @@ from ds_al.config.associated_learning import ALConfig, LinkConfig
 from ds_al.group_schedule import Place
 from ds_al.parallel.pairs import pair
 from ds_al.parallel.topology import StageTopology
-from ds_al.transport.border import Border, Recovery, Reformed
+from ds_al.transport.border import EVALUATION, Border, Recovery, Reformed
 from ds_al.transport.channel import Receiver, Sender, flush_at_exit
 from ds_al.transport.recoverable import RecoverableReceiver, RecoverableSender, RenewedReceiver, RenewedSender
 from ds_al.transport.slow_link import SlowReceiver, SlowSender, check_one_host
@@ -116,11 +116,11 @@ class Links:
     def _open_evaluation(self) -> EvaluationChannels:
         here, make = self._topology.stage, self._makers(dynamic=True, link=None)
         if self._recovery is None:
-            return EvaluationChannels(*self._connect("evaluation", (here + 1, here - 1), make))
+            return EvaluationChannels(*self._connect(EVALUATION, (here + 1, here - 1), make))
         after, before = self._borders.get(here + 1), self._borders.get(here - 1)
         return EvaluationChannels(
             None if after is None else RenewedSender(after, "evaluation", make=make[0]),
-            None if before is None else RenewedReceiver(before, "evaluation", make=make[1]),
+            None if before is None else RenewedReceiver(before, EVALUATION, make=make[1]),
         )
 
     def _open_on(self, kind: str, place: Place) -> Channels:
@@ -192,6 +192,7 @@ class Links:
             stages=(self._topology.stage, there),
             device=self._device,
             ahead=self._depth + self._slots,
+            elsewhere=partial(self._attend_others, there),
             coupled=place is not None and there in place.group,
         )
 
@@ -221,6 +222,12 @@ class Links:
         """Connects again with neighbours whose processes have died; a stage that waits outside of channels calls it."""
         for border in self._borders.values():
             border.attend()
+
+    def _attend_others(self, there: int) -> None:
+        """Attends the borders to all neighbours but this one."""
+        for stage, border in self._borders.items():
+            if stage != there:
+                border.attend()
 
     def renew(self, attempt: int) -> None:
         """Connects again with both neighbours, so that evaluation begins anew. Every rank must call it.

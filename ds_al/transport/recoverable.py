@@ -94,7 +94,7 @@ class RecoverableSender(End):
         if self._is_per_micro_batch:
             border.micro_batch = number
         waited = border.log.append(
-            self.kind, message, number=number, micro_batch=border.micro_batch, shapes=resets, idle=border.attend
+            self.kind, message, number=number, micro_batch=border.micro_batch, shapes=resets, idle=border.attend_both
         )
         self._next += 1
         if number >= self._due:

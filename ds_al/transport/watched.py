@@ -23,10 +23,11 @@ class WatchedGroup:
     Args:
         group: of two ranks, for messages in one direction.
         lost: whether the process at the other end has died; called by whoever waits.
+        meanwhile: called again and again by whoever waits.
     """
 
-    def __init__(self, group: Any, *, lost: Callable[[], bool]) -> None:
-        self._group, self._lost = group, lost
+    def __init__(self, group: Any, *, lost: Callable[[], bool], meanwhile: Callable[[], None] = lambda: None) -> None:
+        self._group, self._lost, self._meanwhile = group, lost, meanwhile
         self._transfers: SimpleQueue[_Transfer | None] = SimpleQueue()
         threading.Thread(target=_wait_for, args=(self._transfers,), name="ds_al transfers", daemon=True).start()
 
@@ -48,7 +49,7 @@ class WatchedGroup:
         self._transfers.put(None)
 
     def _watched(self, work: Any) -> _Transfer:
-        transfer = _Transfer(work, self._lost)
+        transfer = _Transfer(work, self._lost, self._meanwhile)
         self._transfers.put(transfer)
         return transfer
 
@@ -56,8 +57,8 @@ class WatchedGroup:
 class _Transfer:
     """A transfer that has begun."""
 
-    def __init__(self, work: Any, lost: Callable[[], bool]) -> None:
-        self.work, self._lost = work, lost
+    def __init__(self, work: Any, lost: Callable[[], bool], meanwhile: Callable[[], None]) -> None:
+        self.work, self._lost, self._meanwhile = work, lost, meanwhile
         self.ended = threading.Event()
         self.error = ""
 
@@ -66,10 +67,12 @@ class _Transfer:
 
         Raises:
             RuntimeError: the other process is lost.
+            ALTransportError: raised by ``meanwhile``.
         """
         while not self.ended.wait(_LOOK):
             if self._lost():
                 raise RuntimeError("its process has died")
+            self._meanwhile()
         if self.error:
             raise RuntimeError(self.error)
 

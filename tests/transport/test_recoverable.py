@@ -1,4 +1,4 @@
-"""Three stages A -> B -> C in processes of their own, which are killed while they send numbers to each other.
+"""Stages A -> B -> C in processes of their own, which are killed while they send numbers to each other.
 
 Every stage computes from its own state and what it receives, and saves every few micro-batches. This process is what
 keeps them: it notices a death, raises the generation of the borders, and starts a new process. The store is in one more
@@ -34,7 +34,7 @@ from ds_al.transport.log import MessageLog
 from ds_al.transport.neighbours import EvaluationChannels, Links
 from ds_al.transport.watched import WatchedGroup
 
-STAGES, MESSAGES, EVERY, REFRESH, SIZE = 3, 40, 6, 4, 1000
+MESSAGES, EVERY, REFRESH, SIZE = 40, 6, 4, 1000
 FORK = multiprocessing.get_context("fork")
 
 
@@ -48,6 +48,8 @@ class Kill(NamedTuple):
     micro_batch: int = 0
     life: int = 0
     """Number of the process: 0 is the first one of the stage."""
+    pause: float = 0.0
+    """Seconds before that, for the other stages to come as far as they can."""
 
 
 class Case(NamedTuple):
@@ -57,10 +59,13 @@ class Case(NamedTuple):
     config: ALConfig = ALConfig()
     size: int = SIZE
     dynamic: bool = False
+    growth: int = 1
+    """Numbers that a dynamic message has more than the one before."""
     reset: int = MESSAGES
     """Micro-batch at which shapes change once."""
     files: bool = False
     mib: float = 64.0
+    stages: int = 3
 
 
 # ---- a stage ----------------------------------------------------------------------------------------
@@ -68,7 +73,7 @@ class Case(NamedTuple):
 
 def number(micro_batch: int, case: Case) -> Tensor:
     """What the first stage makes a message of."""
-    size = case.size + (micro_batch % 3 if case.dynamic else 0) + int(micro_batch >= case.reset)
+    size = case.size + (case.growth * (micro_batch % 3) if case.dynamic else 0) + int(micro_batch >= case.reset)
     return torch.randn(size, generator=torch.Generator().manual_seed(micro_batch))
 
 
@@ -87,7 +92,7 @@ class Stage:
 
 def expected(case: Case) -> list[list[float]]:
     """What the stages see where nobody dies."""
-    stages = [Stage() for _ in range(STAGES)]
+    stages = [Stage() for _ in range(case.stages)]
     for k in range(MESSAGES):
         if k % REFRESH == 0:
             copy = 0.0
@@ -105,9 +110,9 @@ def connect(port: int) -> Store:
     return PrefixStore("job", TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False))
 
 
-def restart_point(store: Store, stage: int) -> int:
+def restart_point(store: Store, stage: int, case: Case) -> int:
     """The newest save that a stage and all later ones have."""
-    return min(store.add(f"saved/{later}", 0) for later in range(stage, STAGES))
+    return min(store.add(f"saved/{later}", 0) for later in range(stage, case.stages))
 
 
 def run(port: int, index: int, life: int, case: Case, folder: str) -> None:
@@ -118,23 +123,26 @@ def run(port: int, index: int, life: int, case: Case, folder: str) -> None:
     store, state = connect(port), Stage()
 
     def die(at: str, micro_batch: int = 0) -> None:
-        if Kill(index, at, micro_batch, life) in case.kills:
-            os.kill(os.getpid(), signal.SIGKILL)
+        for kill in case.kills:
+            if kill[:4] == (index, at, micro_batch, life):
+                time.sleep(kill.pause)
+                os.kill(os.getpid(), signal.SIGKILL)
 
     die("start")
-    start, decoders = restart_point(store, index), (0, 0)
+    start, decoders = restart_point(store, index, case), (0, 0)
     if start:
         saved = json.loads(store.get(f"state/{index}/{start}"))
         decoders = saved.pop("decoders")
         vars(state).update(saved)
     links = Links(
         StageTopology(
-            rank=index, stage=index, stages=STAGES, replica=0, replicas=1,
-            pipeline=tuple(range(STAGES)), same_stage=(index,),
+            rank=index, stage=index, stages=case.stages, replica=0, replicas=1,
+            pipeline=tuple(range(case.stages)), same_stage=(index,),
         ),
         config=case.config, device=torch.device("cpu"), dynamic=case.dynamic, decoders=True,
         recovery=Recovery(
-            open_store=lambda: connect(port), start=start, restart_point=lambda stage: restart_point(store, stage),
+            open_store=lambda: connect(port), start=start,
+            restart_point=lambda stage: restart_point(store, stage, case),
             interval=EVERY, check=lambda stage: None, log_mib=case.mib, decoders=tuple(decoders),
             folder=Path(folder) if case.files else None,
         ),
@@ -184,7 +192,7 @@ def run(port: int, index: int, life: int, case: Case, folder: str) -> None:
                 assert error.lost
         time.sleep(0.01)
     die("done")
-    Ending(index, STAGES, store=store).leave(0, while_waiting=links.attend)
+    Ending(index, case.stages, store=store).leave(0, while_waiting=links.attend)
     die("left")
     os._exit(0)
 
@@ -222,17 +230,17 @@ def keep(case: Case, folder: Path, *, meanwhile: Callable[[Store, list[Any]], No
     server = FORK.Process(target=host, args=(told,), daemon=True)
     server.start()
     port = tell.recv()
-    store, lives = connect(port), [0] * STAGES
-    endings = [Ending(stage, STAGES, store=store) for stage in range(STAGES)]
+    store, lives = connect(port), [0] * case.stages
+    endings = [Ending(stage, case.stages, store=store) for stage in range(case.stages)]
 
     def begin(stage: int) -> Any:
         process = FORK.Process(target=run, args=(port, stage, lives[stage], case, str(folder)), daemon=True)
         process.start()
         return process
 
-    processes, deadline, done = [begin(stage) for stage in range(STAGES)], time.monotonic() + 60, set[int]()
+    processes, deadline, done = [begin(stage) for stage in range(case.stages)], time.monotonic() + 60, set[int]()
     try:
-        while len(done) < STAGES:
+        while len(done) < case.stages:
             assert time.monotonic() < deadline, (lives, [process.exitcode for process in processes])
             for stage, process in enumerate(processes):
                 if process.exitcode is None or stage in done:
@@ -241,7 +249,7 @@ def keep(case: Case, folder: Path, *, meanwhile: Callable[[Store, list[Any]], No
                 if process.exitcode == 0 or endings[stage].is_over():
                     done.add(stage)
                 else:
-                    for border in {max(stage - 1, 0), min(stage, STAGES - 2)}:
+                    for border in {max(stage - 1, 0), min(stage, case.stages - 2)}:
                         store.add(f"generation/{border}", 1)
                     store.add("deaths", 1)
                     lives[stage] += 1
@@ -253,8 +261,8 @@ def keep(case: Case, folder: Path, *, meanwhile: Callable[[Store, list[Any]], No
         for process in processes:
             process.kill()
             process.join()
-        keys = [*(f"seen/{stage}" for stage in range(STAGES)), "evaluated"]
-        found = store.multi_get(keys) if len(done) == STAGES else []
+        keys = [*(f"seen/{stage}" for stage in range(case.stages)), "evaluated"]
+        found = store.multi_get(keys) if len(done) == case.stages else []
         server.kill()
         server.join()
     *seen, evaluated = map(json.loads, found)
@@ -262,7 +270,9 @@ def keep(case: Case, folder: Path, *, meanwhile: Callable[[Store, list[Any]], No
     return seen, lives
 
 
-A, B, C = range(STAGES)
+A, B, C, D = range(4)
+FULL = Case((), dynamic=True, growth=SIZE, mib=54000 / 2**20)
+"""A log that holds the messages between two saves and hardly more."""
 CASES = {
     "nobody": Case(()),
     "before the first message": Case((Kill(B, "start"),)),
@@ -286,6 +296,15 @@ CASES = {
     "over a slow link": Case((Kill(B, "received", 9),), config=ALConfig(link={"delay_ms": 2, "mbit": 100})),
     "with checksums": Case((Kill(B, "sent", 9),), config=ALConfig(message_checksum=True, queue_depth=1)),
     "with a log that is full": Case((Kill(B, "received", 16), Kill(C, "sent", 25)), mib=10 * 4160 / 2**20),
+    # A waits for the save that C dies before, B for a message of A, and the new C for B.
+    "before a save that the first stage waits for": FULL._replace(kills=(Kill(C, "received", 5, pause=0.5),)),
+    "two before it": FULL._replace(kills=(Kill(C, "sent", 5, pause=0.4), Kill(D, "received", 5, pause=0.5)), stages=4),
+    "two before it, one between them": FULL._replace(
+        kills=(Kill(B, "sent", 6, pause=0.4), Kill(D, "received", 5, pause=0.5)), stages=4
+    ),
+    "the same, later": FULL._replace(
+        kills=(Kill(A, "sent", 12), Kill(C, "sent", 11, pause=0.4), Kill(D, "received", 11, pause=0.5)), stages=4
+    ),
 }
 
 
@@ -295,19 +314,22 @@ def test_every_message_arrives_once_and_in_order(name: str, tmp_path: Path) -> N
     seen, lives = keep(case, tmp_path)
     assert seen == expected(case)
     kills = [kill.stage for kill in case.kills if kill.at != "left"]  # at the end of all, nobody is replaced
-    assert lives == [kills.count(stage) for stage in range(STAGES)]
+    assert lives == [kills.count(stage) for stage in range(case.stages)]
 
 
 @pytest.mark.slow
-def test_processes_may_be_killed_at_any_moment(tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", [
+    Case((), config=ALConfig(link={"delay_ms": 5})),
+    FULL._replace(config=ALConfig(link={"delay_ms": 5}), stages=4),
+], ids=["slow link", "full log"])  # fmt: skip
+def test_processes_may_be_killed_at_any_moment(case: Case, tmp_path: Path) -> None:
     draw, killed = torch.Generator().manual_seed(0), [0]
 
     def kill(store: Store, processes: list[Any]) -> None:
         if torch.rand((), generator=draw) < 0.05 and killed[0] < 12:
             killed[0] += 1
-            processes[torch.randint(STAGES, (), generator=draw)].kill()
+            processes[torch.randint(case.stages, (), generator=draw)].kill()
 
-    case = Case((), config=ALConfig(link={"delay_ms": 5}))
     seen, lives = keep(case, tmp_path, meanwhile=kill)
     assert seen == expected(case) and sum(lives) > 5
 
