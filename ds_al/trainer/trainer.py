@@ -400,7 +400,10 @@ class ALTrainer:
     def _engine(self, module: ALPipelineModule, config: str | Path | Mapping[str, Any]) -> ALPipelineEngine:
         content, replicas = read_config(None, config), dist.get_world_size() // module.num_stages
         if content.get(BLOCK, {}).get("recovery") is not None:
-            raise ALConfigError(f'"{BLOCK}.recovery": an ALTrainer has none; train in a loop of your own, or remove it')
+            raise ALConfigError(
+                f'"{BLOCK}.recovery": an ALTrainer has none, since a new process would call its callbacks again for '
+                "every step before the death; train in a loop of your own, or remove it"
+            )
         self._steps_per_epoch, data = 0, None
         if self.train_dataset is not None:
             self._steps_per_epoch = steps_per_epoch(content, samples=len(self.train_dataset), replicas=replicas)

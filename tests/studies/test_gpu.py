@@ -102,6 +102,15 @@ def test_finished_parts_are_kept_until_code_machine_or_options_change(
     assert chosen[0].key(MACHINE) != key
 
 
+def test_parts_that_are_not_asked_for_stay_in_the_results_file(tmp_path: Path) -> None:
+    """Running one part again once removed the rows of all others."""
+    path = tmp_path / "gpu.json"
+    (works_before, fails_before), _ = run([part("works", value=1), part("fails")], path)
+    (changed,), _ = run([part("works", value=2)], path)
+    assert changed["rows"] == [{"value": 2}] != works_before["rows"]
+    assert list(read(path).rows) == [changed, fails_before]
+
+
 def test_code_has_another_digest_after_any_change(tmp_path: Path) -> None:
     for folder in ("ds_al", "tests"):
         (tmp_path / folder).mkdir()

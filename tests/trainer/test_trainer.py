@@ -250,6 +250,7 @@ def refused(folder: str) -> list[str]:
         ([], {"learning_rate": 1.0}),
         ([], {"evaluation_strategy": "epoch"}),
         ([], {"load_best_model_at_end": True}),
+        ([], {"al": {"recovery": {"every": 4}}}),
     ):
         with pytest.raises(ALConfigError) as error:
             trainer(folder, *callbacks, **args)
@@ -260,12 +261,13 @@ def refused(folder: str) -> list[str]:
 
 
 def test_what_cannot_be_honoured_is_refused_by_name(tmp_path: Path) -> None:
-    ((late, foreign, rate, name, best, epoch),) = run_ranks(f"{__name__}:refused", 1, folder=str(tmp_path))
+    ((late, foreign, rate, name, best, recovery, epoch),) = run_ranks(f"{__name__}:refused", 1, folder=str(tmp_path))
     assert "Late listens to on_optimizer_step" in late and "use on_step_end" in late
     assert "got a callback of object" in foreign
     assert '"args.learning_rate": give it in the DeepSpeed config, as "optimizer.params.lr"' in rate
     assert "did you mean 'eval_strategy'?" in name
     assert "load_best_model_at_end needs an eval_strategy" in best
+    assert '"associated_learning.recovery"' in recovery and "call its callbacks again" in recovery
     assert "should_epoch_stop" in epoch
 
 
