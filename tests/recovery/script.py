@@ -15,7 +15,7 @@ from torch import Tensor
 from ds_al.checkpoint import writer
 from ds_al.parallel import worker
 from ds_al.parallel.world import join_world
-from tests.group.networks import network
+from tests.group.networks import Layers, network
 from tests.support.engines import MICRO_BATCHES, State, engine_state, make_engine
 from tests.support.networks import NETWORKS
 
@@ -77,7 +77,7 @@ class Script:
             os.kill(os.getpid(), getattr(signal, how))
             time.sleep(60)
 
-    def run(self, *, layers: int | None = None, name: str = "mlp", **options: Any) -> Result:
+    def run(self, *, layers: Layers | None = None, name: str = "mlp", **options: Any) -> Result:
         """Trains, evaluates and saves; with ``layers`` a network of 8 blocks in this many AL layers,
         by its name."""
         net = NETWORKS["mlp"] if layers is None else network(name, layers)

@@ -61,6 +61,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "int8, on disk": {"group_schedule": "zb_h1", "message_dtype": "int8", "recovery": {"log": "disk"}},
     "copies of decoders": {"name": "decoded"},
+    "standby": {"recovery": {"standby": True}},
+    "bf16, ZeRO-1": {
+        "keys": {"bf16": {"enabled": True, "check_grad_overflow": False}, "zero_optimization": {"stage": 1}}
+    },
     "slow link": {"link": {"delay_ms": 3, "mbit": 100}, "message_checksum": True},
 }
 
@@ -69,6 +73,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_options(options: dict[str, Any], tmp_path: Path) -> None:
     run_and_check(4, tmp_path, [Death(1, 0, "forward", 21), Death(3, 0, "forward", 30)], **options)
+
+
+@pytest.mark.slow
+def test_uneven_groups(tmp_path: Path) -> None:
+    """Two layers of 6 and 2 blocks on four stages: a group of three, and one of a stage alone."""
+    group = {0: {0, 1, 2}, 1: {0, 1, 2}, 2: {0, 1, 2}, 3: {3}}
+    deaths = [Death(1, 0, "forward", 18), Death(3, 0, "forward", 29)]
+    expected = undisturbed(4, tmp_path / "undisturbed", layers=[6, 2])
+    check(ranks(4, tmp_path, deaths, layers=[6, 2]), expected, tmp_path, deaths, group=group)
 
 
 CASES: dict[str, list[Death]] = {
