@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,15 +61,16 @@ class Run:
         world: number of ranks, half of them on each host.
         deaths: of all ranks.
         folder: of the saves; a relative one is another on each host.
+        script: more arguments of the script's run.
     """
 
     def __init__(
-        self, hosts: tuple[Host, Host], command: str, *, world: int, deaths: Sequence[Death], folder: str
+        self, hosts: tuple[Host, Host], command: str, *, world: int, deaths: Sequence[Death], folder: str, **script: Any
     ) -> None:
         self.shared, self.hosts, self.world, self.deaths = hosts[0].folder.parent, hosts, world, deaths
         options = self.shared / "options.json"
         recovery = {"folder": folder, "every": 8, "max_restarts": 8}
-        options.write_text(json.dumps({"folder": str(self.shared), "deaths": deaths, "recovery": recovery}))
+        options.write_text(json.dumps({"folder": str(self.shared), "deaths": deaths, "recovery": recovery, **script}))
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         for host in hosts:
             (host.folder / "boot_id").write_text(f"boot of {host.name}\n")
@@ -113,12 +115,25 @@ def test_nothing_differs_where_workers_die_on_either_host(
     deaths = [Death(1, 0, "forward", 9), Death(2, 0, "forward", 21), Death(0, 0, "between", 6)]
     one = run_ranks(f"{run.__module__}:run", 4, folder=str(tmp_path / "one"), deaths=[])
     job = Run(hosts, command, world=4, deaths=deaths, folder=folder.replace("/shared", str(tmp_path)))
-    two = job.results()
+    check(job.results(), one)
+    assert [len(job.workers(rank)) for rank in range(4)] == [2, 2, 2, 1]
+
+
+def test_a_group_on_both_hosts_recovers_as_one(hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    """Three layers of 2, 4 and 2 blocks on four stages: the layer in the middle is on ranks 1 and 2."""
+    deaths, layers = [Death(2, 0, "forward", 21), Death(1, 1, "forward", 30)], [2, 4, 2]
+    one = run_ranks(f"{run.__module__}:run", 4, folder=str(tmp_path / "one"), deaths=[], layers=layers)
+    job = Run(hosts, TORCHRUN, world=4, deaths=deaths, folder="recovery", layers=layers)
+    check(job.results(), one)
+    assert [len(job.workers(rank)) for rank in range(4)] == [1, 3, 3, 1]
+
+
+def check(two: list[Result], one: list[Result]) -> None:
+    """Compares everything that the ranks return."""
     assert different(merge([rank.state for rank in two]), merge([rank.state for rank in one])) == []
     for own, other in zip(two, one, strict=True):
         assert (own.losses, own.evaluated, own.drawn) == (other.losses, other.evaluated, other.drawn)
         assert torch.equal(own.all_losses, other.all_losses)
-    assert [len(job.workers(rank)) for rank in range(4)] == [2, 2, 2, 1]
 
 
 def stop(run: Run, lost: int) -> None:
