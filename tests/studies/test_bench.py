@@ -11,8 +11,10 @@ import pytest
 
 from ds_al.planner.formulas import ideal_seconds
 from ds_al.studies.bench.cases import measure_memory
+from ds_al.studies.bench.forms import Network
 from ds_al.studies.bench.layers import measure_layers
 from ds_al.studies.bench.recipe_time import measure_recipe
+from ds_al.studies.bench.rivals import one_layer_cuts
 from ds_al.studies.bench.workloads import METHODS
 from ds_al.studies.results import read
 from ds_al.studies.tables.documents import tables_of
@@ -116,6 +118,14 @@ def test_the_dial_is_timed_beside_the_rivals(tmp_path: Path) -> None:
     assert [row["method"] for row in rows] == ["groups"] * 3 + ["streaming", *rivals]
     assert [row["graphs_held"] for row in rows] == [row["graphs_formula"] for row in rows]
     assert "times the best rival" in tables_of(read(path))
+
+
+def test_one_layer_has_the_same_weights_on_each_stage_as_its_rivals() -> None:
+    """The twin's cut before block 2 was once taken for one before module 2 of a VGG's f: K = 1 was measured with most of
+    the network on one stage."""
+    assert one_layer_cuts(Network("vgg", 2, 2), [1, 2, 3, 4]) == [4, 8, 12, 16]
+    assert one_layer_cuts(Network("resnet", 2, 2), [1, 2, 3]) == [5, 7, 9]
+    assert one_layer_cuts(Network("transformer", 2, 2), [1, 2, 3, 4]) == [1, 2, 3, 4]
 
 
 def test_real_networks_are_measured_beside_the_rivals(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from deepspeed import comm as dist
 
 from ds_al.baseline import build
+from ds_al.models import build_al, build_twin
+from ds_al.partition.part import blocks, run_of
 from ds_al.studies.bench import workloads
 from ds_al.studies.bench.cases import START_UP, Row, train, world_size
 from ds_al.studies.bench.forms import Network, best_cuts, medians, time_forms
@@ -149,6 +151,20 @@ def time_on_rank(network: Network, micro_batches: Sequence[int], total: int, rep
         tell_all(own)
 
 
+def one_layer_cuts(network: Network, cuts: Sequence[int]) -> list[int]:
+    """Returns cuts of the twin as those of the f of one AL layer with the same weights on each stage: the blocks of f
+    may be smaller, as a VGG's, which are single modules. Where the twin's last stage has the head alone, f's has its
+    last block with weights."""
+    modules = [spec.build() for spec in build_twin(network.model, **network.options)][:-1]
+    (layer,) = build_al(network.model, **{**network.options, "num_layers": 1})
+    f = layer.build().f
+    weights = [len(list(run_of(f, range(block)).parameters())) for block in range(1, blocks(f))]
+    before = [0, *itertools.accumulate(len(list(module.parameters())) for module in modules)]
+    return [
+        1 + max(at for at, count in enumerate(weights) if count <= min(before[cut], before[-1] - 1)) for cut in cuts
+    ]
+
+
 def _engines(network: Network) -> dict[Pipeline, Any]:
     looks = list(time_forms(network, repeat=_LOOKS))
     own: Any = medians([al for al, _ in looks]), medians([twin for _, twin in looks])
@@ -167,6 +183,7 @@ def _engines(network: Network) -> dict[Pipeline, Any]:
         elif pipeline.schedule:
             options |= {"num_layers": 1, "objective": "greedy"}
             block = {"group_schedule": pipeline.schedule}
+            partition = f"cuts:{','.join(map(str, one_layer_cuts(network, cuts[1:-1])))}"
         return workloads.model_engine(
             "streaming" if pipeline.schedule else pipeline.method,
             model=network.model,
