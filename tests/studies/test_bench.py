@@ -121,8 +121,8 @@ def test_the_dial_is_timed_beside_the_rivals(tmp_path: Path) -> None:
 
 
 def test_one_layer_has_the_same_weights_on_each_stage_as_its_rivals() -> None:
-    """The twin's cut before block 2 was once taken for one before module 2 of a VGG's f: K = 1 was measured with most of
-    the network on one stage."""
+    """The twin's cut before block 2 was once taken for one before module 2 of a VGG's f: K = 1 was measured with most
+    of the network on one stage."""
     assert one_layer_cuts(Network("vgg", 2, 2), [1, 2, 3, 4]) == [4, 8, 12, 16]
     assert one_layer_cuts(Network("resnet", 2, 2), [1, 2, 3]) == [5, 7, 9]
     assert one_layer_cuts(Network("transformer", 2, 2), [1, 2, 3, 4]) == [1, 2, 3, 4]
