@@ -51,7 +51,7 @@ from ds_al.studies.results import Row, StudyError, header, read, write
 from ds_al.studies.tables.documents import show
 from ds_al.studies.tables.schedules import memory_page
 from ds_al.studies.tables.write import terminal
-from ds_al.system.arguments import amount, output_file
+from ds_al.system.arguments import amount, fraction, output_file
 
 OVERHEAD_TURNS = 15
 MEMORY_METHODS = ("streaming", "bp_1f1b", "bp_gpipe")
@@ -140,6 +140,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--model", default="vgg,transformer", help="with --layers and --cores: comma-separated (default: %(default)s)"
     )
+    p.add_argument(
+        "--dropout", type=fraction, default=0.0, help="with --cores: dropout of networks of texts, which takes much of "
+        "their time on a CPU (default: 0)",
+    )  # fmt: skip
     p.add_argument("--preset", default="small", help="with --layers: preset of the models (default: small)")
     p.add_argument("--width", type=positive, default=64, help="with --memory: width of the layers (default: 64)")
     p.add_argument(
@@ -154,6 +158,8 @@ def main() -> None:
     args = p.parse_args()
     if args.markdown and not args.memory:
         p.error("--markdown goes with --memory")
+    if args.dropout and not args.cores:
+        p.error("--dropout goes with --cores")
     if args.current and not args.check:
         p.error("--current goes with --check")
     run = next(
@@ -208,7 +214,7 @@ def cores(args: argparse.Namespace, console: Console) -> None:
     micro_batch, repeat = args.micro_batch or 32, args.repeat
     models = tuple(args.model.split(","))
     try:
-        networks = networks_on_two_stages(models, micro_batch=micro_batch)
+        networks = networks_on_two_stages(models, micro_batch=micro_batch, dropout=args.dropout)
     except ValueError as error:
         sys.exit(f"error: {error}")
     with Progress(console=console, transient=True) as bar:
@@ -220,7 +226,8 @@ def cores(args: argparse.Namespace, console: Console) -> None:
             repeat=repeat,
             progress=lambda name, _: bar.update(task, advance=1, description=name),
         )
-    _keep(args, console, "cores", rows, micro_batch=micro_batch, total=args.total, repeat=repeat)
+    settings = {"micro_batch": micro_batch, "total": args.total, "repeat": repeat, "dropout": args.dropout}
+    _keep(args, console, "cores", rows, **settings)
 
 
 def repartition(args: argparse.Namespace, console: Console) -> None:

@@ -38,7 +38,7 @@ from ds_al.studies.figures import draw_results
 from ds_al.studies.progress import Bar
 from ds_al.studies.results import Row, header, read, write
 from ds_al.studies.tables.documents import fill, show
-from ds_al.system.arguments import amount, output_file
+from ds_al.system.arguments import amount, fraction, output_file
 
 Rows = Sequence[Row]
 
@@ -90,6 +90,8 @@ def parser() -> argparse.ArgumentParser:
     add("--data", metavar="DIR", help="folder of AG News's parquet files (default: $DS_AL_DATA/ag-news if that is "
         "set, else the cache or the hub; random tokens if it is unavailable)")  # fmt: skip
     pairs = p.add_argument_group("two cores")
+    pairs.add_argument("--dropout", type=fraction, default=0.0, help="with --against-1f1b: dropout of text networks, "
+        "which takes much of their time on a CPU (default: 0)")  # fmt: skip
     pairs.add_argument("--total", type=positive, help="micro-batches per timed run (default: 64 with --ceiling, "
         "32 with --against-1f1b)")  # fmt: skip
     return p
@@ -106,6 +108,8 @@ def main() -> None:
         p.error("give --sleeping, --ceiling, --against-1f1b, --tables, --draw, or --model transformer for the studies")
     if args.sleeping and args.model:
         p.error("--sleeping layers are no --model: give one of them")
+    if args.dropout and not args.against_1f1b:
+        p.error("--dropout goes with --against-1f1b")
     if not args.against_1f1b and args.micro_batches and len(args.micro_batches) > 1:
         p.error(f"got {len(args.micro_batches)} numbers of micro-batches: give one, or use --against-1f1b")
     try:
@@ -210,9 +214,12 @@ def ceiling(args: argparse.Namespace, console: Console) -> None:
 def against_1f1b(args: argparse.Namespace, console: Console) -> None:
     """Compares the speed of streaming over 1F1B with its bound."""
     numbers_of = args.micro_batches or (2, 4, 8, 16)
-    networks = networks_on_two_stages(args.model or ("vgg", "transformer"), micro_batch=args.micro_batch)
+    networks = networks_on_two_stages(
+        args.model or ("vgg", "transformer"), micro_batch=args.micro_batch, dropout=args.dropout
+    )
     repeat, total = args.repeat or 5, args.total or 32
     settings = {"micro_batch": args.micro_batch, "threads_per_rank": 1, "optimizer": "AdamW", "total": total}
+    settings["dropout"] = args.dropout
     save = _saver(args, "bound", settings)
     with _bar(console, estimated_seconds(networks, repeat * 2 * total * len(numbers_of))) as bar:
         share = bar.total / (len(networks) * repeat)

@@ -35,6 +35,18 @@ def amount(text: str) -> float:
     return value
 
 
+def fraction(text: str) -> float:
+    """Parses a number from 0 to below 1, such as a dropout.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is no such number.
+    """
+    value = amount(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}: expected a number from 0 to below 1")
+    return value
+
+
 def more_than_zero(text: str) -> float:
     """Parses a number that is finite and above 0.
 

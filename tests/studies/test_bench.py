@@ -91,6 +91,8 @@ def test_layers_are_timed_with_their_step() -> None:
         (["--sleeping", "--stages", "0"], "expected a whole number from 1 on"),
         (["--sleeping", "--methods", "gpipe"], "expected names of streaming,"),
         (["--sleeping", "--markdown", "x.md"], "--markdown goes with --memory"),
+        (["--overhead", "--dropout", "0.1"], "--dropout goes with --cores"),
+        (["--cores", "--dropout", "1"], "argument --dropout: got '1': expected a number from 0 to below 1"),
         (["--layers", "--model", "vgk"], "got AL model 'vgk': expected one of"),
         ([], "one of the arguments --sleeping"),
     ],

@@ -39,12 +39,16 @@ class Network:
     stages: int
     micro_batch: int
     """Samples."""
+    dropout: float = 0.0
+    """Dropout of a network of texts."""
 
     @property
     def options(self) -> dict[str, Any]:
         """Model options of both forms; an embedding, which takes little time, precedes the blocks that stages share."""
         options = workloads.model_options(self.model, self.stages)
-        return {**options, "num_blocks": options["num_blocks"] + 1} if "num_blocks" in options else options
+        if self.model not in workloads.TEXTS:
+            return options
+        return {**options, "num_blocks": options["num_blocks"] + 1, "dropout": self.dropout}
 
     def micro_batches(self, *, count: int = 8) -> list[tuple[Tensor, Tensor]]:
         """Returns random micro-batches, created once so that their creation is not timed."""
@@ -212,15 +216,15 @@ def seconds_per_micro_batch(network: Network) -> float:
         return min(sum(layer.cost() for layer in al) for al, _ in time_forms(network, repeat=2))
 
 
-def networks_on_two_stages(models: Sequence[str], *, micro_batch: int) -> list[Network]:
-    """Returns the networks for the two-stage measurements.
+def networks_on_two_stages(models: Sequence[str], *, micro_batch: int, dropout: float = 0.0) -> list[Network]:
+    """Returns the networks for the two-stage measurements; ``dropout`` is that of networks of texts.
 
     Raises:
         ValueError: this machine has one core.
     """
     if cores() < 2:
         raise ValueError(f"got {cores()} core: two stages of real maths need one each")
-    return [Network(name, stages=2, micro_batch=micro_batch) for name in models]
+    return [Network(name, stages=2, micro_batch=micro_batch, dropout=dropout) for name in models]
 
 
 def estimated_seconds(networks: Sequence[Network], micro_batches: int) -> float:

@@ -12,6 +12,7 @@ import torch
 from ds_al.layer import ALLayer
 from ds_al.models import build_al
 from ds_al.partition.layer_times import adamw, measure
+from ds_al.studies.bench import workloads
 from ds_al.studies.bench.costs import IMAGES, LENGTH, TEXTS
 
 Row = dict[str, Any]
@@ -41,8 +42,8 @@ def measure_layers(
     """
     rows = []
     for model in models:
-        text = model in ("lstm", "transformer")
-        specs = build_al(model, preset=preset, **(TEXTS if text else IMAGES))
+        text = model in workloads.TEXTS
+        specs = build_al(model, preset=preset, **({**TEXTS, "dropout": 0.0} if text else IMAGES))
         generator = torch.Generator().manual_seed(0)
         if text:
             x = torch.randint(1, TEXTS["vocab_size"], (micro_batch, LENGTH), generator=generator)
