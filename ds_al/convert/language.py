@@ -101,8 +101,15 @@ def language_layers(
             b = {"b": head.body, "reduce": whole}
         else:
             b = {"b": LayerSpec(TokenReader, private[i], head.width, width), "reduce": whole}
-        layers.append(ALLayerSpec(f=each, objective=objective, **b, **side))
+        layers.append(ALLayerSpec(f=each, objective=_of_last(objective) if last else objective, **b, **side))
     return layers
+
+
+def _of_last(objective: str | Mapping[str, Any]) -> str | Mapping[str, Any]:
+    """The objective of the last layer, whose h is the model's own head: it learns from all tokens."""
+    if isinstance(objective, str) or "token_share" not in objective:
+        return objective
+    return {**objective, "token_share": 1.0}
 
 
 def _side(

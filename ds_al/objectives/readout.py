@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from ds_al.errors import ALConfigError
 from ds_al.objectives.base import Layer
 from ds_al.objectives.next_token import NextToken
-from ds_al.tensors import Activation
 
 
 class Readout(NextToken):
@@ -25,19 +24,19 @@ class Readout(NextToken):
 
     Args:
         refresh_every: R, in micro-batches. A refresh sends ``V D`` numbers from stage to stage.
+        token_share: see :class:`~ds_al.objectives.next_token.NextToken`.
     Raises:
-        ALConfigError: ``refresh_every`` is out of range.
+        ALConfigError: an option is out of range.
     """
 
     needs_earlier_decoders = True
 
-    def __init__(self, *, refresh_every: int = 20) -> None:
-        super().__init__()
+    def __init__(self, *, refresh_every: int = 20, token_share: float = 1.0) -> None:
+        super().__init__(token_share=token_share)
         if not isinstance(refresh_every, int) or refresh_every < 1:
             raise ALConfigError(f"objective readout: got refresh_every={refresh_every!r}: expected 1 or more")
         self.refresh_every = refresh_every
 
-    def read(self, layer: Layer, s: Activation, earlier: Sequence[nn.Module]) -> Tensor:
-        """Computes ``h_1(b(s))``, in the last layer ``h(b(s))``."""
-        h = earlier[0] if isinstance(layer.h, nn.Identity) else layer.h
-        return h(layer.bridge(s))
+    def decoder(self, layer: Layer, earlier: Sequence[nn.Module]) -> nn.Module:
+        """Returns ``h_1``, in the first and in the last layer its own h."""
+        return earlier[0] if isinstance(layer.h, nn.Identity) else layer.h

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -99,6 +100,21 @@ def test_a_layer_between_reads_with_the_copy_that_it_was_given() -> None:
     assert loss.item() == pytest.approx(want.item(), abs=1e-6)
     loss.backward()
     assert layers[0].h.weight.grad is None and layers[1].b.code[1].weight.grad is not None
+
+
+def test_layers_before_the_last_may_learn_from_a_share_of_the_tokens() -> None:
+    """h, which costs most, reads these tokens alone; the last layer, which is the model, reads all of them."""
+    layers = network("gpt2 lm", {"name": "next_token", "token_share": 0.4})
+    ids, mask = CASES["gpt2 lm"].x()
+    read: list[int] = []
+    s: Any = (ids, mask)
+    for layer in layers:
+        layer.h.register_forward_hook(lambda _, inputs, scores: read.append(scores.flatten(0, -2).shape[0]))
+        s = stop_gradient(layer.eval().f(s))
+        assert layer.objective.associated_loss(layer, s, ids).item() > 0
+        assert layer.scores(s, earlier=[], table=None).shape == (*ids.shape, WORDS), "exits read all"
+    tokens = len(ids) * (ids.shape[1] - 1)
+    assert read[::2] == [math.ceil(0.4 * tokens), math.ceil(0.4 * tokens), ids.numel()]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

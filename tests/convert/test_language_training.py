@@ -25,8 +25,14 @@ LM, K, STEPS, MICRO_BATCHES, LR = "causal-lm", 4, 8, 4, 3e-3
 BATCH, LENGTH = 4, 7
 CASE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "private head": ("gpt2 lm", {"name": "next_token"}, {"bridge_blocks": 1, "code_width": 6}),
+    "private head, a third of the tokens": (
+        "gpt2 lm",
+        {"name": "next_token", "token_share": 0.3},
+        {"bridge_blocks": 1, "code_width": 6},
+    ),
     "tied readout": ("gpt2 lm", {"name": "readout", "refresh_every": 3}, {}),
     "readout of its own": ("llama lm", {"name": "readout", "refresh_every": 3}, {"bridge_blocks": 2}),
+    "readout, half of the tokens": ("gpt2 lm", {"name": "readout", "refresh_every": 3, "token_share": 0.5}, {}),
     "codes": ("gpt2 lm", {"name": "token_codes", "negatives": 3}, {"bridge_blocks": 1}),
     "published codes": ("llama lm", {"name": "token_codes", "codes": "autoencoder"}, {"code_width": 6}),
     "codes by bridges": ("qwen3 lm", {"name": "token_codes", "codes": "associated"}, {"code_width": 6}),

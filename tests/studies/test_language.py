@@ -16,12 +16,12 @@ from ds_al.errors import ALDataError
 from ds_al.launch.ranks import run_ranks
 from ds_al.studies.language.corpus import END, bpe, load_corpus
 from ds_al.studies.language.page import rows, write_tables
-from ds_al.studies.language.plan import Plan, choose, measured_runs, run_all
+from ds_al.studies.language.plan import LIGHT, Method, Plan, choose, measured_runs, run_all
 from ds_al.studies.language.training import TWIN, Run, Sizes, pieces, train
 from ds_al.studies.runs import RunFile
 from tests.support.parquet_files import write_texts
 
-PLAN = Plan(methods=(("readout", ()),), layers=(2,), seeds=2, steps=60, trial_steps=6)
+PLAN = Plan(methods=(Method("readout"),), layers=(2,), seeds=2, steps=60, trial_steps=6)
 
 
 def corpus_of(folder: Path, **options: Any) -> Any:
@@ -149,6 +149,8 @@ def three_runs(folder: str) -> list[dict[str, Any]]:
         Run(TWIN, 1, 0, 5e-3, 12),
         Run("next_token", 1, 0, 5e-3, 12),
         Run("token_codes", 2, 0, 5e-3, 12, bridge_blocks=1),
+        Run("next_token", 2, 0, 5e-3, 12),
+        Plan().run(LIGHT.name, 2, 0, 5e-3, 12, 0, budget="tokens"),
     ]
     return [train(run, sizes, corpus, test=True) for run in runs]
 
@@ -157,9 +159,13 @@ def three_runs(folder: str) -> list[dict[str, Any]]:
 def test_one_al_layer_is_the_twin(tmp_path: Path) -> None:
     """Same weights, pieces, order and learning rates: what remains are the operations, which are the same, too."""
     write_texts(tmp_path, train=60, test=30)
-    ((twin, one, codes),) = run_ranks(f"{__name__}:three_runs", 1, folder=str(tmp_path))
+    ((twin, one, codes, whole, light),) = run_ranks(f"{__name__}:three_runs", 1, folder=str(tmp_path))
     assert one["test_loss"] == pytest.approx(twin["test_loss"], rel=1e-5)
     assert one["validation_loss"] == pytest.approx(twin["validation_loss"], rel=1e-5)
     assert one["operations_per_token"] == twin["operations_per_token"]
     assert twin["training_loss"][-1] < twin["training_loss"][0]
+    head = 2 * 3 * corpus_of(tmp_path).vocabulary  # operations per token and number of a code, forward and backward
+    assert whole["operations_per_token"] - light["operations_per_token"] == pytest.approx(
+        head * (16 - 0.25 * 32) - 3 * 2 * 16 * (32 - 16), rel=0.1
+    ), "the head of the first layer reads a quarter of the tokens"
     assert len(codes["test_loss"]) == 2 and codes["operations_per_token"] > twin["operations_per_token"]

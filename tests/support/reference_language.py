@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ def train(
     refresh_every: int = 20,
     codes: str = "both",
     negatives: int = 0,
+    token_share: float = 1.0,
 ) -> None:
     """Trains ``layers`` in place by AdamW, a step per micro-batch."""
     optimizers = [torch.optim.AdamW(layer.train().parameters(), lr=lr, fused=True) for layer in layers]
@@ -51,10 +53,13 @@ def train(
                 elif codes != "associated":
                     losses.append(F.cross_entropy(layer.h(rows_out) @ rows_out.t(), torch.arange(len(ids))))
                 rows = rows_out.detach()
-            elif name == "readout" and 0 < index < len(layers) - 1:
-                losses = [loss_of(readout(bridge)[:, :-1].flatten(0, 1), following)]
             else:
-                losses = [loss_of(layer.h(bridge)[:, :-1].flatten(0, 1), following)]
+                h = readout if name == "readout" and 0 < index < len(layers) - 1 else layer.h
+                if index < len(layers) - 1 and token_share < 1:
+                    drawn = torch.randperm(len(following))[: math.ceil(token_share * len(following))]
+                    losses = [loss_of(h(bridge[:, :-1].flatten(0, 1)[drawn]), following[drawn])]
+                else:
+                    losses = [loss_of(h(bridge)[:, :-1].flatten(0, 1), following)]
             torch.autograd.backward(losses)
             optimizers[index].step()
             optimizers[index].zero_grad()
@@ -63,7 +68,7 @@ def train(
 
 def loss_of(scores: Tensor, classes: Tensor) -> Tensor:
     """Mean over the tokens that are to be learned."""
-    return F.cross_entropy(scores, classes, reduction="sum") / torch.tensor(int((classes != -100).sum()))
+    return F.cross_entropy(scores, classes, reduction="sum") / torch.tensor(max(1, int((classes != -100).sum())))
 
 
 def candidates(following: Tensor, *, count: int, vocabulary: int) -> tuple[Tensor, Tensor]:

@@ -174,6 +174,8 @@ def _about_runs(plan: Plan) -> list[str]:
         f"Learning rate and number of bridge blocks (H) were chosen on validation texts by trials of "
         f"{plan.trial_steps} steps: four for each method and K, four for the twin. Only the runs in the result tables "
         "were evaluated on the test texts.",
+        "`light` is `next_token` with fewer operations: layers before the last have no private block, heads that read "
+        "codes of width 32, and learn from a quarter of the tokens, drawn anew at each step.",
         "Perplexities are means over seeds ± one standard deviation. Gap and ratio compare the last exit with the "
         "twin of the same seed.",
         "*Equal operations*: the number of steps is reduced so that training takes as many operations as the twin's. "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ds_al.studies.language.training import TWIN, Run
 from ds_al.studies.runs import Result, RunFile
@@ -17,49 +17,71 @@ Form = tuple[str, int]
 """A method and its K."""
 
 
+class Method(NamedTuple):
+    """A method in addition to the twin, and the settings of its trials, all combinations.
+
+    Attributes:
+        name: name of the method, and of its objective unless ``objective`` has a ``"name"``.
+        objective: options of the objective.
+        code_width: width K of the codes that private heads read; ``None`` for that of the model.
+        rates, blocks: learning rates and numbers of bridge blocks (H).
+    """
+
+    name: str
+    objective: tuple[tuple[str, Any], ...] = ()
+    code_width: int | None = None
+    rates: tuple[float, ...] = (1e-3, 2e-3)
+    blocks: tuple[int, ...] = (0, 1)
+
+
+LIGHT = Method(
+    "light",
+    objective=(("name", "next_token"), ("token_share", 0.25)),
+    code_width=32,
+    rates=(1e-3, 2e-3, 3e-3, 4e-3),
+    blocks=(0,),
+)
+"""``next_token`` with few operations in the layers before the last."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Settings of the whole study.
 
     Attributes:
-        methods: objectives in addition to the twin, with their options.
+        methods: methods in addition to the twin.
         layers: values of K of each objective.
         seeds: number of seeds.
         steps: steps of the runs at equal tokens.
         trial_steps: steps of the trials.
         twin_rates: learning rates of the twin's trials.
-        rates, blocks: learning rates and numbers of bridge blocks (H) of the other methods' trials, all combinations.
     """
 
-    methods: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = (
-        ("next_token", ()),
-        ("readout", ()),
-        ("token_codes", ()),
-    )
+    methods: tuple[Method, ...] = (Method("next_token"), Method("readout"), Method("token_codes"), LIGHT)
     layers: tuple[int, ...] = (2, 4)
     seeds: int = 3
     steps: int = 1000
     trial_steps: int = 250
     twin_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 4e-3)
-    rates: tuple[float, ...] = (1e-3, 2e-3)
-    blocks: tuple[int, ...] = (0, 1)
 
     def forms(self) -> list[Form]:
         """Returns all forms, the twin first; the twin is the same network for every K and runs once."""
-        return [(TWIN, 1), *((method, layers) for layers in self.layers for method, _ in self.methods)]
+        return [(TWIN, 1), *((method.name, layers) for layers in self.layers for method in self.methods)]
 
     def trials(self) -> Iterator[Run]:
         """Yields the trials of all forms."""
-        for method, layers in self.forms():
-            pairs = [(lr, 0) for lr in self.twin_rates]
-            if method != TWIN:
-                pairs = [(lr, blocks) for lr in self.rates for blocks in self.blocks]
-            for lr, blocks in pairs:
-                yield Run(method, layers, 0, lr, self.trial_steps, blocks, self.options(method), "trial")
+        for lr in self.twin_rates:
+            yield Run(TWIN, 1, 0, lr, self.trial_steps, budget="trial")
+        for layers in self.layers:
+            for method in self.methods:
+                for lr in method.rates:
+                    for blocks in method.blocks:
+                        yield self.run(method.name, layers, 0, lr, self.trial_steps, blocks, budget="trial")
 
-    def options(self, method: str) -> tuple[tuple[str, Any], ...]:
-        """Returns the options of an objective."""
-        return dict(self.methods).get(method, ())
+    def run(self, method: str, layers: int, seed: int, lr: float, steps: int, blocks: int, *, budget: str) -> Run:
+        """Returns a run of a method, or of the twin."""
+        own = next((each for each in self.methods if each.name == method), Method(method))
+        return Run(method, layers, seed, lr, steps, blocks, own.objective, budget, own.code_width)
 
 
 def choose(results: Iterable[Result], plan: Plan) -> dict[Form, Result]:
@@ -77,7 +99,7 @@ def choose(results: Iterable[Result], plan: Plan) -> dict[Form, Result]:
 def measured_runs(chosen: dict[Form, Result], plan: Plan) -> list[Run]:
     """Returns the runs with the chosen settings, ordered by seed: at equal tokens, then at the twin's operations."""
     equal_tokens = [
-        Run(method, layers, seed, trial["lr"], plan.steps, trial["bridge_blocks"], plan.options(method))
+        plan.run(method, layers, seed, trial["lr"], plan.steps, trial["bridge_blocks"], budget="tokens")
         for seed in range(plan.seeds)
         for (method, layers), trial in chosen.items()
     ]

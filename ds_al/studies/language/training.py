@@ -46,7 +46,7 @@ class Run:
     """Settings of one run.
 
     Attributes:
-        method: ``"backprop"``, or an objective.
+        method: ``"backprop"``, or the name of a method, which is that of its objective unless ``objective`` has one.
         layers: K; ignored by the twin, which is the same network for every K.
         seed: seed of the weights and of the data order.
         lr: peak learning rate of AdamW, with warm-up over a tenth of the steps, then cosine decay to a tenth of it.
@@ -55,6 +55,7 @@ class Run:
         objective: options of the objective, as pairs.
         budget: quantity that equals the twin's: ``"tokens"`` or ``"operations"``; ``"trial"`` for runs that choose
             settings.
+        code_width: width K of the codes that private heads read; ``None`` for that of the model.
     """
 
     method: str
@@ -65,12 +66,14 @@ class Run:
     bridge_blocks: int = 0
     objective: tuple[tuple[str, Any], ...] = ()
     budget: str = "tokens"
+    code_width: int | None = None
 
     @property
     def key(self) -> str:
         """Unique name of the run, which encodes its settings."""
         parts = [self.budget, self.method, f"K{self.layers}", f"H{self.bridge_blocks}", f"lr{self.lr:g}"]
         parts += [f"{name}-{value}" for name, value in self.objective]
+        parts += [] if self.code_width is None else [f"width-{self.code_width}"]
         return "_".join([*parts, f"steps{self.steps}", f"seed{self.seed}"])
 
 
@@ -163,7 +166,7 @@ def make_engine(run: Run, sizes: Sizes, corpus: Corpus, *, attention: str = "sdp
             task=LM,
             num_al_layers=run.layers,
             objective={"name": run.method, **dict(run.objective)},
-            code_width=sizes.width,
+            code_width=run.code_width or sizes.width,
             bridge_blocks=run.bridge_blocks,
             base_seed=run.seed,
         )
