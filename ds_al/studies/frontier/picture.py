@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ def _finish(axes: Axes, first: Row, title: str, label: str) -> None:
 
 def _points(axes: Axes, rows: Sequence[Row], place: Place) -> None:
     """Draws the curve over K, its mean of all exits, and the rivals."""
+    from matplotlib.patheffects import withStroke
+
     look = palette.METHODS["streaming"]
     local = sorted((row for row in rows if row["kind"] == "al"), key=lambda row: row["layers"])
     x, y = [place(row) for row in local], [100 * row["accuracy"] for row in local]
@@ -76,15 +79,19 @@ def _points(axes: Axes, rows: Sequence[Row], place: Place) -> None:
             x, [100 * row["averaged"] for row in local], color=palette.SKY, linestyle="--", marker="s", markersize=4,
             label="mean of all exits",
         )  # fmt: skip
+    middle = statistics.median(x)
     for row, *at in zip(local, x, y, strict=True):
+        side, align = (10, "left") if at[0] > middle else (-10, "right")
         axes.annotate(
-            f"K = {row['layers']}", at, xytext=(9, -13), textcoords="offset points", color=look.colour, fontsize=11
-        )
+            f"K = {row['layers']}", at, xytext=(side, -5), textcoords="offset points", ha=align, color=look.colour,
+            fontsize=11, zorder=5, path_effects=[withStroke(linewidth=4, foreground="white")],
+        )  # fmt: skip
     rivals = sorted((row for row in rows if row["kind"] == "rival"), key=place)
     for number, row in enumerate(rivals):
         style, at = palette.METHODS[row["method"]], [place(row), 100 * row["accuracy"]]
         axes.plot(*at, color=style.colour, marker=style.marker, markersize=9, linestyle="")
         axes.annotate(
             row["method"], at, xytext=(0, 12 + 13 * (number % _LEVELS)), textcoords="offset points", ha="center",
-            color=style.colour, fontsize=9, arrowprops={"arrowstyle": "-", "color": style.colour, "alpha": 0.4},
+            color=style.colour, fontsize=9, path_effects=[withStroke(linewidth=3, foreground="white")],
+            arrowprops={"arrowstyle": "-", "color": style.colour, "alpha": 0.4},
         )  # fmt: skip
