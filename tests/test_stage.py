@@ -87,6 +87,19 @@ def test_a_save_and_the_end_wait_for_all_numbers(monkeypatch: pytest.MonkeyPatch
         stage.finite.settle()
 
 
+def test_a_sparse_gradient_without_entries_has_no_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A maximum norm over no number is an error of torch."""
+    monkeypatch.setattr(finite, "HostCopy", Late)
+    stage = make_stage(late=True)
+    weight = stage.layers[1][1].g.weight
+    indices, values = torch.zeros(1, 0, dtype=torch.int64), torch.zeros(0, weight.shape[1])
+    weight.grad = torch.sparse_coo_tensor(indices, values, weight.shape, check_invariants=True)
+    losses = [torch.zeros(()), torch.zeros(())]
+    stage.finite.before_step(1, losses, micro_batch=1)
+    weight.grad = None
+    stage.finite.settle()
+
+
 @pytest.mark.cuda
 def test_on_a_gpu_the_host_does_not_wait() -> None:
     layers = [layer.to("cuda") for layer in NETWORKS["mlp"].build(7)[:2]]

@@ -193,8 +193,11 @@ class FiniteCheck:
         if index not in self._scaled:
             for weight in self._weights[index]:
                 gradient = weight.stepped.grad
-                if gradient is not None and weight.parameter.requires_grad:
-                    numbers.append((weight.gradient, gradient._values() if gradient.is_sparse else gradient))
+                if gradient is None or not weight.parameter.requires_grad:
+                    continue
+                values = gradient._values() if gradient.is_sparse else gradient
+                if values.numel():  # a sparse one of a micro-batch without entries has none, and no maximum norm
+                    numbers.append((weight.gradient, values))
         return numbers
 
     def _of_weights(self, index: int) -> list[tuple[_Place, Tensor]]:
