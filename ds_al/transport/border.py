@@ -37,10 +37,10 @@ from ds_al.parallel.pairs import connect
 from ds_al.transport.log import Entry, MessageLog
 from ds_al.transport.watched import WatchedGroup
 
-_POLL = 0.01  # seconds between two looks at the store
-_TIMEOUT = timedelta(minutes=30)  # of a transfer, as of torch's own groups; an end that waits longer connects again
 EVALUATION = "evaluation"
 """Kind of the messages that are not sent again: a death makes evaluation begin anew."""
+_POLL = 0.01  # seconds between two looks at the store
+_TIMEOUT = timedelta(minutes=30)  # of a transfer, as of torch's own groups; an end that waits longer connects again
 _GRACE = 10.0  # seconds after which an end that has lost the other one raises the generation itself
 
 

@@ -119,7 +119,7 @@ class Links:
             return EvaluationChannels(*self._connect(EVALUATION, (here + 1, here - 1), make))
         after, before = self._borders.get(here + 1), self._borders.get(here - 1)
         return EvaluationChannels(
-            None if after is None else RenewedSender(after, "evaluation", make=make[0]),
+            None if after is None else RenewedSender(after, EVALUATION, make=make[0]),
             None if before is None else RenewedReceiver(before, EVALUATION, make=make[1]),
         )
 
