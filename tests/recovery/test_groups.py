@@ -36,7 +36,9 @@ def check(
         assert len(processes) == 1 + sum(event["rank"] == rank for event in told)
         assert (len(processes) == 1) == (not any(death.rank in its_group for death in deaths))  # others go on
         await_end([int(process) for process in processes])
-    assert sum(event["event"] == "death" for event in told) == len(deaths)
+    # Where two of a group die at the same time, a keeper may have ended the second one before.
+    least = len({(min(group[death.rank]), death.process) for death in deaths})
+    assert least <= sum(event["event"] == "death" for event in told) <= len(deaths)
 
 
 def run_and_check(stages: int, folder: Path, deaths: list[Death], *, layers: int = 2, **options: Any) -> None:
