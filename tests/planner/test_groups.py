@@ -88,10 +88,14 @@ def test_ideal_groups_and_rivals_are_predicted_within_5_percent(tmp_path: Path) 
     assert [row for row in found if abs(row["error"]) > 0.05] == []
 
 
-@pytest.mark.xfail(strict=True, reason="measured on two cores, which up to eight processes share: see docs/dial.md")
-def test_measured_groups_and_rivals_are_predicted_within_5_percent() -> None:
-    rows = against([RESULTS / "dial.json"], profile=RESULTS / "profile_sleeping.json")
-    assert [row for row in rows if abs(row["error"]) > 0.05] == []
+@pytest.mark.parametrize("stages", [
+    4,
+    pytest.param(8, marks=pytest.mark.xfail(strict=True, reason="eight processes shared two cores: see docs/dial.md")),
+])  # fmt: skip
+def test_measured_groups_and_rivals_are_predicted_within_5_percent(stages: int) -> None:
+    found = against([RESULTS / "dial.json"], profile=RESULTS / "profile_sleeping.json")
+    rows = [row for row in found if row["stages"] == stages]
+    assert rows and [row for row in rows if abs(row["error"]) > 0.05] == []
 
 
 def test_the_errors_of_measured_groups_and_rivals_are_those_that_the_page_tells() -> None:

@@ -217,7 +217,7 @@ def random_batches(model: str, *, size: int, image: Sequence[int] | None = None)
 def model_options(model: str, stages: int) -> dict[str, Any]:
     """Returns the sizes of a small network, with two AL layers per stage if the network supports it.
 
-    Networks of texts have no dropout, as in the studies of accuracy: on a CPU its random numbers take most of the time
+    Networks of texts have no dropout, as in the studies of accuracy: on a CPU its random numbers take much of the time
     of a small Transformer.
     """
     if model in TEXTS:
