@@ -73,16 +73,21 @@ def test_a_trace_has_exactly_the_instructions_of_the_schedule(schedule: str, tmp
     assert sum(event["ph"] == "s" for event in trace["traceEvents"]) == sent
 
 
-def stalled(seconds: float) -> str:
-    """Worker: what this rank printed to stderr while the data of the first stage blocked."""
-    engine = make_engine(2, stall_seconds=1.0, on_stall="continue")
-    text, stream = io.StringIO(), batches_of(seconds if engine.is_first_stage() else 0.0)
+def told_of_stalls(engine: ds_al.ALPipelineEngine, stream: Iterator[Any]) -> str:
+    """What this rank prints to stderr while it trains."""
+    text = io.StringIO()
     with contextlib.redirect_stderr(text):
         for _ in range(BATCHES):
             engine.train_batch(stream)
         engine.flush()
     engine.destroy()
     return text.getvalue()
+
+
+def stalled(seconds: float) -> str:
+    """Worker: what this rank tells where the data of the first stage block."""
+    engine = make_engine(2, stall_seconds=1.0, on_stall="continue")
+    return told_of_stalls(engine, batches_of(seconds if engine.is_first_stage() else 0.0))
 
 
 def test_a_stall_is_told_on_every_stage_of_every_group() -> None:
@@ -101,13 +106,7 @@ def blocked_backward(seconds: float) -> str:
         calls = iter(range(BATCHES * MICRO_BATCHES))
         hook: Any = lambda *_: time.sleep(seconds if next(calls) == BLOCKED_AT else 0.0)  # noqa: E731
         engine.layers[0][1].b.register_forward_hook(hook)
-    text, stream = io.StringIO(), batches_of()
-    with contextlib.redirect_stderr(text):
-        for _ in range(BATCHES):
-            engine.train_batch(stream)
-        engine.flush()
-    engine.destroy()
-    return text.getvalue()
+    return told_of_stalls(engine, batches_of())
 
 
 def test_a_stage_that_waits_for_gradients_says_from_whom() -> None:
