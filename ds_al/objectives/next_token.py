@@ -35,7 +35,7 @@ class NextToken(PerToken):
         super().__init__()
         if not isinstance(token_share, (int, float)) or isinstance(token_share, bool) or not 0 < token_share <= 1:
             raise ALConfigError(
-                f"objective next_token: got token_share={token_share!r}: expected a number above 0, up to 1"
+                f"objectives next_token and readout: got token_share={token_share!r}: expected above 0, up to 1"
             )
         self.token_share = float(token_share)
 

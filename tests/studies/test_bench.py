@@ -92,6 +92,7 @@ def test_layers_are_timed_with_their_step() -> None:
         (["--sleeping", "--methods", "gpipe"], "expected names of streaming,"),
         (["--sleeping", "--markdown", "x.md"], "--markdown goes with --memory"),
         (["--overhead", "--dropout", "0.1"], "--dropout goes with --cores"),
+        (["--cores", "--model", "vgg", "--dropout", "0.1"], "networks of texts alone have it"),
         (["--cores", "--dropout", "1"], "argument --dropout: got '1': expected a number from 0 to below 1"),
         (["--layers", "--model", "vgk"], "got AL model 'vgk': expected one of"),
         ([], "one of the arguments --sleeping"),

@@ -220,8 +220,10 @@ def networks_on_two_stages(models: Sequence[str], *, micro_batch: int, dropout: 
     """Returns the networks for the two-stage measurements; ``dropout`` is that of networks of texts.
 
     Raises:
-        ValueError: this machine has one core.
+        ValueError: this machine has one core, or no network of texts has the dropout.
     """
+    if dropout and not set(models) & set(workloads.TEXTS):
+        raise ValueError(f"got dropout {dropout:g} for {', '.join(models)}: networks of texts alone have it")
     if cores() < 2:
         raise ValueError(f"got {cores()} core: two stages of real maths need one each")
     return [Network(name, stages=2, micro_batch=micro_batch, dropout=dropout) for name in models]
