@@ -76,7 +76,7 @@ lint: $(STAMP) ## check style, format, types, and the imports between rooms
 	@echo "==> Checking the format"
 	$(BIN)/ruff format --check .
 	@echo "==> Checking the types"
-	$(BIN)/mypy ds_al docs/generate
+	$(BIN)/mypy ds_al run docs/generate
 	@echo "==> Checking the imports between rooms"
 	$(BIN)/lint-imports --no-cache --no-logo
 

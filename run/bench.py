@@ -283,7 +283,7 @@ def features(args: argparse.Namespace, console: Console) -> None:
 
 def traffic(args: argparse.Namespace, console: Console) -> None:
     """Counts bytes."""
-    sizes = {"stages": (args.stages or (4,))[0], "micro_batch": args.micro_batch or 64}
+    sizes: dict[str, Any] = {"stages": (args.stages or (4,))[0], "micro_batch": args.micro_batch or 64}
     with console.status("counting"):
         rows = measure_traffic(("vgg", "transformer"), **sizes)
     _keep(args, console, "traffic", rows, **sizes)

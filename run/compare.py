@@ -11,39 +11,27 @@ a sweep with trials, the output is the best trial of each method by validation a
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
 from ds_al.errors import ALError
-from ds_al.studies.bench.arguments import positive
+from ds_al.studies.sweep.arguments import TRAIN, add_sweep
 from ds_al.studies.sweep.output import Output
 from ds_al.studies.sweep.sitting import Sitting
-from ds_al.system.arguments import more_than_zero, output_file
-
-ROOT = Path(__file__).resolve().parents[1]
-SWEEPS = ROOT / "ds_configs" / "suites"
+from ds_al.system.arguments import output_file
 
 
 def parser() -> argparse.ArgumentParser:
     """Builds the command line parser."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument(
-        "--suite", "--sweep", dest="sweep", required=True,
-        help="path of the sweep file, or its name in ds_configs/suites",
-    )  # fmt: skip
-    p.add_argument("--seeds", type=positive, default=3, help="number of seeds, starting at 0 (default: 3)")
-    p.add_argument(
-        "--json", metavar="PATH", type=output_file, required=True, help="results file; runs are saved next to it"
-    )
+    add_sweep(p, json="results file; runs are saved next to it")
     p.add_argument(
         "--runs", "--cells", metavar="FILE", type=Path,
         help="file of finished runs, NAME.runs.jsonl (default: next to PATH); sweeps that use the same file share "
         "their common runs",
     )  # fmt: skip
-    p.add_argument("--groups", help="only groups whose name contains this text")
     p.add_argument(
         "--methods", type=lambda text: text.split(","),
         help="only these methods, comma-separated: methods of the sweep, or any other schedule, objective, recipe or "
@@ -53,23 +41,6 @@ def parser() -> argparse.ArgumentParser:
         "--only-seeds", metavar="SEEDS", type=lambda text: [int(seed) for seed in text.split(",")],
         help="only runs of these seeds, comma-separated, such as 1,2",
     )  # fmt: skip
-    p.add_argument(
-        "--minutes", type=more_than_zero,
-        help="start no run that would not end within this time, by the time of finished runs; the rest is left for the "
-        "same command another time",
-    )  # fmt: skip
-    p.add_argument(
-        "--set", dest="assignments", metavar="KEY=VALUE", action="append", default=[],
-        help="set a config key for all runs, such as experiment.epochs=4; may be repeated",
-    )  # fmt: skip
-    p.add_argument(
-        "--data", metavar="DIR", type=Path, default=os.environ.get("DS_AL_DATA"),
-        help="root folder of the sweep's data paths (default: $DS_AL_DATA, else the working directory)",
-    )  # fmt: skip
-    p.add_argument("--jobs", type=positive, help="number of concurrent runs (default: one process per core)")
-    p.add_argument(
-        "--timeout", type=more_than_zero, default=3600.0, help="time limit of a run in seconds (default: 3600)"
-    )
     p.add_argument(
         "--page", metavar="PATH", type=output_file,
         help="also write a page of what to decide by, and beside it NAME_groups.md with all tables and figures",
@@ -81,14 +52,13 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Runs the sweep and writes its tables."""
     args, console = parser().parse_args(), Console()
-    path = Path(args.sweep) if Path(args.sweep).suffix else SWEEPS / f"{args.sweep}.yaml"
 
     def tell(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
     try:
         sweep = Output.of(
-            path,
+            args.suite,
             seeds=args.seeds,
             json=args.json,
             runs=args.runs,
@@ -113,12 +83,12 @@ def main() -> None:
 def _run(sweep: Output, args: argparse.Namespace, console: Console) -> None:
     todo = [
         run for run in sweep.every
-        if (args.groups or "") in run.group and (args.methods is None or run.method in args.methods)
+        if args.groups in run.group and (args.methods is None or run.method in args.methods)
         and (args.only_seeds is None or run.seed in args.only_seeds)
     ]  # fmt: skip
     if not todo:
         sys.exit("error: no run is left: look at --groups, --methods and --only-seeds")
-    Sitting(sweep.file, ROOT / "run" / "train.py", args.data, args.jobs, args.timeout, args.minutes, console).work(todo)
+    Sitting(sweep.file, TRAIN, args.data, args.jobs, args.timeout, args.minutes, console).work(todo)
 
 
 if __name__ == "__main__":

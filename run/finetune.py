@@ -26,12 +26,12 @@ from ds_al.errors import ALError
 from ds_al.launch.ranks import RankFailure, free_port, rank_environment
 from ds_al.studies.bench.arguments import names, numbers, positive
 from ds_al.studies.pretrained.page import speed_of, write_tables
-from ds_al.studies.pretrained.plan import Plan, run_all
+from ds_al.studies.pretrained.plan import Plan
 from ds_al.studies.pretrained.speed import measure_speed
 from ds_al.studies.pretrained.texts import SOURCES, load_texts
 from ds_al.studies.pretrained.training import Run, check_peft, train
 from ds_al.studies.results import header, write
-from ds_al.studies.runs import RunFile
+from ds_al.studies.runs import RunFile, run_missing
 from ds_al.system.arguments import more_than_zero, output_file
 
 ADAPT = ("all", "frozen", "lora")
@@ -129,7 +129,7 @@ def _run(plan: Plan, args: argparse.Namespace, tell: Callable[[str], None]) -> N
             text = result.get("failure") or [round(value, 4) for value in result["validation_accuracy"]]
             tell(f"{name} {next(count)} of {len(runs)}{', was there' if known else ''}: {run.key}: {text}")
 
-        run_all(runs, file, one, done=done, until=end)
+        run_missing(runs, file, one, done=done, until=end)
 
     part("trial", list(plan.trials()))
     part("run", plan.runs(file.read().values()))

@@ -20,8 +20,8 @@ from rich.console import Console
 from ds_al.errors import ALError
 from ds_al.launch.ranks import free_port, rank_environment
 from ds_al.studies.language.page import write_tables
-from ds_al.studies.language.plan import Plan, choose, measured_runs, run_all
-from ds_al.studies.runs import RunFile
+from ds_al.studies.language.plan import Plan, choose, measured_runs
+from ds_al.studies.runs import RunFile, run_missing
 from ds_al.system.arguments import output_file
 
 
@@ -88,7 +88,7 @@ def _run(plan: Plan, file: RunFile, args: argparse.Namespace, console: Console) 
             text = result.get("failure") or [round(loss, 4) for loss in result["validation_loss"]]  # type: ignore[attr-defined]
             tell(f"{name} {next(count)} of {len(runs)}{', was there' if known else ''}: {run.key}: {text}")
 
-        run_all(
+        run_missing(
             runs,
             file,
             lambda run: train(run, sizes, corpus, test=run.budget != "trial", tell=tell),

@@ -201,7 +201,7 @@ def ceiling(args: argparse.Namespace, console: Console) -> None:
     with _bar(console, estimated_seconds(networks, repeat * each)) as bar:
         share = bar.total / (len(networks) * repeat)
 
-        def progress(model: str, rows: list[Row]) -> None:
+        def progress(model: str, rows: list[dict[str, Any]]) -> None:
             own = next(r for r in rows if (r["model"], r["method"]) == (model, "streaming"))
             bar.advance(share, f"{model}, run {own['repeats']}: {own['share_of_ceiling']:.3f} of the ceiling")
             save(rows)
@@ -224,7 +224,7 @@ def against_1f1b(args: argparse.Namespace, console: Console) -> None:
     with _bar(console, estimated_seconds(networks, repeat * 2 * total * len(numbers_of))) as bar:
         share = bar.total / (len(networks) * repeat)
 
-        def progress(model: str, rows: list[Row]) -> None:
+        def progress(model: str, rows: list[dict[str, Any]]) -> None:
             own = [row for row in rows if row["model"] == model]
             ratios = ", ".join(f"M = {row['micro_batches']}: {row['ratio']:.3f}" for row in own)
             bar.advance(share, f"{model}, run {own[0]['repeats']}: {ratios}")

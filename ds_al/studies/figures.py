@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,8 @@ _COLOURS = (palette.BLACK, *palette.SERIES)
 def draw_group(results: Sequence[Row], path: Path) -> list[Path]:
     """Draws one group of a sweep, up to six panels; lines are means over seeds, bands one standard deviation.
 
+    Panels show what lies within some points of the best method, and name the methods that end below.
+
     Args:
         results: results of the group's runs; failed ones are omitted.
         path: path of the figure; its suffix is replaced.
@@ -247,12 +250,14 @@ def draw_group(results: Sequence[Row], path: Path) -> list[Path]:
     methods = list(dict.fromkeys(result["suite_method"] for result in done))
     depths = sorted({result["K"] for result in done if result["K"] is not None})
     several = len({result["P"] for result in done}) > 1
+    ends: dict[str, float] = {}
     for own in groups(done, "suite_method", "K", "P"):
         method, layers = own[0]["suite_method"], own[0]["K"]
         dash = palette.DASHES[(0 if layers is None else depths.index(layers)) % len(palette.DASHES)]
         style = {**method_look(methods.index(method)), "linestyle": dash, "markersize": 4, "linewidth": 1.5}
         label = method if layers is None else f"{method}, K = {layers}"
         label += f", P = {own[0]['P']}" if several else ""
+        ends[label] = _mean([result["test_accuracy"][-1] for result in own])[0]
         numbers, times, means, spreads = _curve(own)
         rho = 1.0 if layers is None else own[0].get("rho")  # the twin records the rho of its AL form
         counted = [] if rho is None else [(operations, [number * rho for number in numbers])]
@@ -272,6 +277,10 @@ def draw_group(results: Sequence[Row], path: Path) -> list[Path]:
     _finish(depth, "K, number of AL layers", "test accuracy, %", "by number of layers; line: back-propagation")
     _finish(exits, "exit after layer", "test accuracy, %", "at each exit")
     _finish(cost, "operations per sample, % of the full path", "test accuracy, %", "each sample at its first sure exit")
+    for axes in (epochs, seconds, operations):
+        _focus(axes, ends, points=30)
+    for axes in (depth, exits, cost):
+        _focus(axes, ends, points=15)
     for axes in (epochs, exits):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     cost.set_visible(bool(cost.lines))  # not every sweep evaluates early exits
@@ -280,6 +289,17 @@ def draw_group(results: Sequence[Row], path: Path) -> list[Path]:
     for axes in (key, spare):
         axes.axis("off")
     return _save(figure, path)
+
+
+def _focus(axes: Axes, ends: Mapping[str, float], *, points: float) -> None:
+    """Cuts the axis below the best method's accuracy less some points, and names those that end below."""
+    least = max(ends.values()) - points
+    if axes.get_ylim()[0] >= least:
+        return
+    axes.set_ylim(bottom=least)
+    if below := [f"{label}: {accuracy:.1f}" for label, accuracy in ends.items() if accuracy < least]:
+        text = "\n".join(["below (test accuracy):", *below])
+        axes.text(0.97, 0.03, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=9)
 
 
 def method_look(number: int) -> dict[str, Any]:
@@ -348,16 +368,17 @@ def draw_perplexity(table: Sequence[Row], path: Path) -> list[Path]:
     own = [row for row in table if row["budget"] == "tokens"]
     twin = next((row["perplexity"] for row in own if row["method"] == TWIN), None)
     depths = sorted({row["K"] for row in own if row["method"] != TWIN}) or [1]
-    figure, panels = _panels(len(depths), size=(4.5 * len(depths), 4), sharey=True)
+    figure, panels = _panels(len(depths), size=(4.5 * len(depths), 4.4), sharey=True)
     for axes, layers in zip(panels, depths, strict=True):
         exits = range(1, layers + 1)
-        for row, marker in zip([r for r in own if r["K"] == layers and r["method"] != TWIN], "os^D", strict=False):
+        local = [row for row in own if row["K"] == layers and row["method"] != TWIN]
+        for row, marker in zip(local, cycle("os^Dv"), strict=False):
             axes.plot(exits, row["exits"], marker=marker, label=row["method"])
         if twin is not None:
             axes.axhline(twin, color="black", linestyle="--", label=TWIN)
         axes.set(title=f"K = {layers}", xlabel="exit after layer", ylabel="test perplexity", xticks=exits)
         axes.grid(alpha=0.3)
-        axes.legend()
+    _legend(figure, panels[0], "outside upper center", columns=6)
     return _save(figure, path, suffixes=(".png",), dpi=120)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_al.launch.ranks import RankFailure, run_ranks, tell
-from ds_al.studies.results import Row, header, read, write
+from ds_al.studies.results import Row, header, now, read, write
 from ds_al.studies.tables.parts import outcome
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,7 +154,7 @@ def run_part(part: Part, *, seconds: float, key: str, device: str, say: Callable
         "key": key,
         "done": not reason,
         "reason": reason,
-        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "date": now(),
         "seconds": time.monotonic() - start,
         "limit": seconds,
         "rows": rows,

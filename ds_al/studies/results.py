@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,15 +80,26 @@ class Results:
 KINDS = tuple(_TOLD_BY)
 
 
-def header(**settings: Any) -> dict[str, Any]:
-    """Returns date, command, machine, versions, and the settings of a measurement."""
+def header(*, runs: Iterable[Row] = (), **settings: Any) -> dict[str, Any]:
+    """Returns date, command, machine, versions, and the settings of a measurement.
+
+    Args:
+        runs: runs that the measurement consists of: its date is that of the latest, since tables may be written long
+            after it. Without a run that has a ``date`` it is now.
+        settings: the settings.
+    """
     return {
-        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "date": max((run["date"] for run in runs if "date" in run), default=now()),
         "command": provenance.command(),
         "machine": {"cores": os.cpu_count(), "cpu": provenance.cpu(), "system": platform.system()},
         "versions": {**{name: provenance.version(name) for name in _PACKAGES}, "python": platform.python_version()},
         "settings": settings,
     }
+
+
+def now() -> str:
+    """Returns date and time as results have them, ``"2026-01-31 23:59:59"``."""
+    return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def machine_and_versions(header: Row) -> str:

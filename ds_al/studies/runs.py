@@ -8,16 +8,29 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from ds_al.studies.results import StudyError
+from ds_al.studies.results import StudyError, now
 
 Result = dict[str, Any]
 SUFFIX = ".runs.jsonl"
+
+
+class Keyed(Protocol):
+    """A run that has a name of its own."""
+
+    @property
+    def key(self) -> str:
+        """The name, which encodes the settings of the run."""
+
+
+AnyRun = TypeVar("AnyRun", bound=Keyed)
 
 
 class RunFile:
@@ -82,12 +95,12 @@ class RunFile:
         return self.read().get(key)
 
     def keep(self, key: str, result: Result) -> None:
-        """Adds a result, or replaces the one of this key.
+        """Adds a result, or replaces the one of this key; one without a ``date`` gets that of this moment.
 
         The file is replaced atomically under a lock: readers see it either without or with the new line.
         """
         with self._locked():
-            found = {**self.read(), key: {"key": key, **result}}
+            found = {**self.read(), key: {"key": key, "date": now(), **result}}
             lines = [json.dumps(found[each]) + "\n" for each in sorted(found)]
             unfinished = self.scratch / f"{self.path.name}.part"
             unfinished.write_text("".join(lines))
@@ -99,3 +112,36 @@ class RunFile:
         with (self.scratch / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, even if the process is killed
             yield
+
+
+def run_missing(
+    runs: Sequence[AnyRun],
+    file: RunFile,
+    train: Callable[[AnyRun], Result],
+    *,
+    done: Callable[[AnyRun, Result, bool], None],
+    until: float = math.inf,
+) -> None:
+    """Executes the missing runs and saves each result; a run that failed is repeated the next time.
+
+    Another process may write to the same file, so that its runs are not repeated here.
+
+    Args:
+        runs: all runs.
+        file: file of results.
+        train: executes one run.
+        done: called with each run, its result, and whether the result already existed.
+        until: time of :func:`time.monotonic` after which no run is started.
+    """
+    for run in runs:
+        result = file.get(run.key)
+        known = result is not None and "failure" not in result
+        if result is None or not known:
+            if time.monotonic() > until:
+                return
+            try:
+                result = {"key": run.key, **train(run)}
+            except Exception as error:  # a failure is also a result
+                result = {"key": run.key, "failure": f"{type(error).__name__}: {error}"}
+            file.keep(run.key, result)
+        done(run, result, known)

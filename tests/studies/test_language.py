@@ -16,9 +16,9 @@ from ds_al.errors import ALDataError
 from ds_al.launch.ranks import run_ranks
 from ds_al.studies.language.corpus import END, bpe, load_corpus
 from ds_al.studies.language.page import rows, write_tables
-from ds_al.studies.language.plan import LIGHT, Method, Plan, choose, measured_runs, run_all
+from ds_al.studies.language.plan import LIGHT, Method, Plan, choose, measured_runs
 from ds_al.studies.language.training import TWIN, Run, Sizes, pieces, train
-from ds_al.studies.runs import RunFile
+from ds_al.studies.runs import RunFile, run_missing
 from tests.support.parquet_files import write_texts
 
 PLAN = Plan(methods=(Method("readout"),), layers=(2,), seeds=2, steps=60, trial_steps=6)
@@ -84,9 +84,9 @@ def finish(folder: Path, run: Any = fake) -> list[str]:
     """Runs the plan; names of the runs that were there already."""
     known: list[str] = []
     file = RunFile(folder / "lm.runs.jsonl")
-    run_all(list(PLAN.trials()), file, run, done=lambda c, r, k: known.append(c.key) if k else None)
+    run_missing(list(PLAN.trials()), file, run, done=lambda c, r, k: known.append(c.key) if k else None)
     runs = measured_runs(choose(read(folder), PLAN), PLAN)
-    run_all(runs, file, run, done=lambda c, r, k: known.append(c.key) if k else None)
+    run_missing(runs, file, run, done=lambda c, r, k: known.append(c.key) if k else None)
     return known
 
 
@@ -121,11 +121,13 @@ def test_a_method_without_all_of_its_trials_is_not_chosen_and_failures_stay(tmp_
     kept = [line for line in file.read_text().splitlines() if "trial_backprop_K1_H0_lr0.004" not in line]
     file.write_text("\n".join(kept) + "\n")
     assert list(choose(read(tmp_path), PLAN)) == [("readout", 2)]
-    finish(tmp_path)
+    finish(tmp_path, failing)
     text = write_tables(read(tmp_path), PLAN, json_path=tmp_path / "out.json", page=tmp_path / "page.md")
     assert "RuntimeError: no memory" in text
     page = (tmp_path / "page.md").read_text()
     assert "* equal tokens: `readout`, K = 2: 1 of 2 seeds" in page and "2609.35440" in page
+    finish(tmp_path)
+    assert not any("failure" in result for result in read(tmp_path)), "a run that failed is repeated"
 
 
 def test_the_gap_is_to_the_twin_of_the_same_seed(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ import pytest
 from ds_al.errors import ALConfigError
 from ds_al.launch.ranks import run_ranks
 from ds_al.studies.pretrained.page import rows, write_tables
-from ds_al.studies.pretrained.plan import Plan, run_all
+from ds_al.studies.pretrained.plan import Plan
 from ds_al.studies.pretrained.speed import time_on_rank
 from ds_al.studies.pretrained.texts import load_texts
 from ds_al.studies.pretrained.training import TWIN, Run, Settings, check_peft, train
-from ds_al.studies.runs import RunFile
+from ds_al.studies.runs import RunFile, run_missing
 from tests.support.hugging_face_models import CASES
 from tests.support.parquet_files import write_texts
 
@@ -42,7 +42,7 @@ def finish(folder: Path, run: Any = fake, until: float = float("inf")) -> tuple[
     """Runs the plan; names of the runs that were there already, and all results."""
     file, known = RunFile(folder / "tuned.runs.jsonl"), []
     for part in (lambda: list(PLAN.trials()), lambda: PLAN.runs(file.read().values())):
-        run_all(part(), file, run, done=lambda r, _, there: known.append(r.key) if there else None, until=until)
+        run_missing(part(), file, run, done=lambda r, _, there: known.append(r.key) if there else None, until=until)
     return known, list(file.read().values())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_al.studies.results import KINDS, StudyError, header, read, write
+from ds_al.studies.results import KINDS, StudyError, header, now, read, write
 
 ROWS = [{"method": "streaming", "seconds": 2.0, "ideal": 1.8, "efficiency": 0.9}]
 
@@ -23,6 +23,13 @@ def test_a_file_names_its_kind_and_has_its_rows_as_csv_beside_it(tmp_path: Path)
     assert read(path).kind == "features", "what the file names counts, not its columns"
     with pytest.raises(StudyError, match=r"got 'sleep', expected one of .*sleeping"):
         write(path, kind="sleep", header=header(), rows=ROWS)
+
+
+def test_tables_that_are_written_again_keep_the_date_of_the_latest_run() -> None:
+    runs = [{"date": "2026-01-31 23:59:59"}, {"date": "2026-01-30 00:00:00"}, {"failure": "died"}]
+    assert header(runs=runs)["date"] == "2026-01-31 23:59:59"
+    assert header(runs=[{"failure": "died"}])["date"] <= now()
+    assert "runs" not in header(runs=runs)["settings"]
 
 
 def test_a_file_without_a_kind_is_recognized_by_its_columns(tmp_path: Path) -> None:

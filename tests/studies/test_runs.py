@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_al.studies.results import StudyError
+from ds_al.studies.results import StudyError, now
 from ds_al.studies.runs import RunFile
 
 
@@ -24,9 +24,16 @@ def test_runs_are_lines_in_the_order_of_their_keys_and_a_later_result_replaces_a
     runs = RunFile.beside(tmp_path / "small.json")
     assert (runs.name, runs.read()) == ("small", {})
     for key, value in (("b", 1), ("a", 2), ("b", 3)):
-        runs.keep(key, {"value": value})
-    assert runs.path.read_text() == '{"key": "a", "value": 2}\n{"key": "b", "value": 3}\n'
-    assert runs.read() == {"a": {"key": "a", "value": 2}, "b": {"key": "b", "value": 3}}
+        runs.keep(key, {"date": "2026-01-31 23:59:59", "value": value})
+    start = '{"key": "%s", "date": "2026-01-31 23:59:59", "value": %d}\n'
+    assert runs.path.read_text() == start % ("a", 2) + start % ("b", 3)
+    assert [result["value"] for result in runs.read().values()] == [2, 3]
+
+
+def test_a_run_without_a_date_gets_that_of_its_end(tmp_path: Path) -> None:
+    runs, before = RunFile.beside(tmp_path / "small.json"), now()
+    runs.keep("a", {"value": 2})
+    assert before <= runs.read()["a"]["date"] <= now()
 
 
 def test_two_processes_write_to_one_file(tmp_path: Path) -> None:

@@ -58,6 +58,17 @@ def test_descriptors_that_are_added_are_counted_and_named(tmp_path: Path) -> Non
     assert watch.use.descriptors == 2 and "/one" in watch.use.added and "/two" in watch.use.added
 
 
+def test_a_descriptor_that_a_thread_has_open_for_a_moment_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of 200,000 micro-batches failed by /proc/<pid>/stat, by which a thread sees whether a process lives."""
+    watch = Watch()
+    for _ in range(soak._SETTLED + 1):
+        watch.look()
+    file = open("/proc/self/stat")  # noqa: SIM115
+    monkeypatch.setattr(soak.time, "sleep", lambda seconds: file.close())
+    watch.look()
+    assert file.closed and (watch.use.descriptors, watch.use.added) == (0, "")
+
+
 def test_what_is_not_looked_at_is_not_told_as_zero() -> None:
     """A page of results gave 0 descriptors for checks that never look at their processes."""
     assert "descriptors" not in soak.measured(SHORT[3], seconds=60)

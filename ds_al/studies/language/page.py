@@ -87,7 +87,7 @@ def _perplexity(result: Result) -> list[float]:
 def write_tables(results: Sequence[Result], plan: Plan, *, json_path: Path, page: Path | None) -> str:
     """Writes JSON and CSV, the figure, and the page; returns the tables in Markdown."""
     table = rows(results, plan)
-    about = header(seeds=plan.seeds, steps=plan.steps, trial_steps=plan.trial_steps)
+    about = header(runs=results, seeds=plan.seeds, steps=plan.steps, trial_steps=plan.trial_steps)
     picture = json_path.with_suffix(".png")
     if table:
         flat = [{**row, "exits": " ".join(f"{value:.2f}" for value in row["exits"])} for row in table]
@@ -174,8 +174,9 @@ def _about_runs(plan: Plan) -> list[str]:
         f"Learning rate and number of bridge blocks (H) were chosen on validation texts by trials of "
         f"{plan.trial_steps} steps: four for each method and K, four for the twin. Only the runs in the result tables "
         "were evaluated on the test texts.",
-        "`light` is `next_token` with fewer operations: layers before the last have no private block, heads that read "
-        "codes of width 32, and learn from a quarter of the tokens, drawn anew at each step.",
+        "`bare` is `next_token` without private blocks, and so with fewer operations. In `quarter` layers before the "
+        "last also learn from a quarter of the tokens, drawn anew at each step; in `light` their heads also read codes "
+        "of width 32.",
         "Perplexities are means over seeds ± one standard deviation. Gap and ratio compare the last exit with the "
         "twin of the same seed.",
         "*Equal operations*: the number of steps is reduced so that training takes as many operations as the twin's. "

@@ -6,12 +6,12 @@ for the others. Trials are shorter, use seed 0, and are evaluated on validation 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ds_al.studies.language.training import TWIN, Run
-from ds_al.studies.runs import Result, RunFile
+from ds_al.studies.runs import Result
 
 Form = tuple[str, int]
 """A method and its K."""
@@ -34,14 +34,12 @@ class Method(NamedTuple):
     blocks: tuple[int, ...] = (0, 1)
 
 
-LIGHT = Method(
-    "light",
-    objective=(("name", "next_token"), ("token_share", 0.25)),
-    code_width=32,
-    rates=(1e-3, 2e-3, 3e-3, 4e-3),
-    blocks=(0,),
-)
-"""``next_token`` with few operations in the layers before the last."""
+BARE = Method("bare", objective=(("name", "next_token"),), rates=(1e-3, 2e-3, 3e-3, 4e-3), blocks=(0,))
+"""``next_token`` without private blocks."""
+QUARTER = BARE._replace(name="quarter", objective=(*BARE.objective, ("token_share", 0.25)))
+"""The same, whose layers before the last learn from a quarter of the tokens."""
+LIGHT = QUARTER._replace(name="light", code_width=32)
+"""The same with heads that read narrow codes."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,9 @@ class Plan:
         twin_rates: learning rates of the twin's trials.
     """
 
-    methods: tuple[Method, ...] = (Method("next_token"), Method("readout"), Method("token_codes"), LIGHT)
+    methods: tuple[Method, ...] = (
+        Method("next_token"), Method("readout"), Method("token_codes"), BARE, QUARTER, LIGHT
+    )  # fmt: skip
     layers: tuple[int, ...] = (2, 4)
     seeds: int = 3
     steps: int = 1000
@@ -116,28 +116,3 @@ def measured_runs(chosen: dict[Form, Result], plan: Plan) -> list[Run]:
         if run.method != TWIN
     ]
     return equal_tokens + equal_operations
-
-
-def run_all(
-    runs: Sequence[Run], file: RunFile, train: Callable[[Run], Result], *, done: Callable[[Run, Result, bool], None]
-) -> None:
-    """Executes the missing runs and saves each result, or the reason of a failure.
-
-    Args:
-        runs: all runs.
-        file: file of results.
-        train: executes one run.
-        done: called with each run, its result, and whether the result already existed.
-    """
-    found = file.read()
-    for run in runs:
-        known = run.key in found
-        if known:
-            result = found[run.key]
-        else:
-            try:
-                result = {"key": run.key, **train(run)}
-            except Exception as error:  # a failure is also a result
-                result = {"key": run.key, "failure": f"{type(error).__name__}: {error}"}
-            file.keep(run.key, result)
-        done(run, result, known)

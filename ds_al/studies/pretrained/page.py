@@ -80,7 +80,7 @@ def _row(form: Form, layers: int, own: Sequence[Result], twins: dict[tuple[str, 
 def write_tables(results: Sequence[Result], plan: Plan, *, json_path: Path, page: Path | None) -> str:
     """Writes JSON and CSV, and the page; returns the tables in Markdown."""
     table = rows(results, plan)
-    about = header(seeds=plan.seeds, samples=plan.samples, trial_samples=plan.trial_samples)
+    about = header(runs=results, seeds=plan.seeds, samples=plan.samples, trial_samples=plan.trial_samples)
     if table:
         flat = [{**row, "exits": " ".join(f"{value:.4f}" for value in row["exits"])} for row in table]
         write(json_path, kind="pretrained", header=about, rows=flat)

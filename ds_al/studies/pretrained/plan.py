@@ -6,14 +6,11 @@ best validation accuracy of the last exit decides for all of its K.
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from ds_al.studies.pretrained.training import TWIN, Adapt, Run, Settings
-from ds_al.studies.runs import Result, RunFile
+from ds_al.studies.runs import Result
 
 Form = tuple[str, str, Adapt]
 """Texts, method, what of the model trains."""
@@ -83,36 +80,3 @@ class Plan:
                 best = max(own, key=lambda run: found[run.key]["validation_accuracy"][-1])
                 rates[form] = best.lr
         return rates
-
-
-def run_all(
-    runs: Sequence[Run],
-    file: RunFile,
-    train: Callable[[Run], Result],
-    *,
-    done: Callable[[Run, Result, bool], None],
-    until: float = math.inf,
-) -> None:
-    """Executes the missing runs and saves each result; a run that failed is repeated the next time.
-
-    Another process may write to the same file, so that its runs are not repeated here.
-
-    Args:
-        runs: all runs.
-        file: file of results.
-        train: executes one run.
-        done: called with each run, its result, and whether the result already existed.
-        until: time of :func:`time.monotonic` after which no run is started.
-    """
-    for run in runs:
-        result: dict[str, Any] | None = file.get(run.key)
-        known = result is not None and "failure" not in result
-        if result is None or not known:
-            if time.monotonic() > until:
-                return
-            try:
-                result = {"key": run.key, **train(run)}
-            except Exception as error:  # a failure is also a result
-                result = {"key": run.key, "failure": f"{type(error).__name__}: {error}"}
-            file.keep(run.key, result)
-        done(run, result, known)

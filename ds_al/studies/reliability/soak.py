@@ -45,6 +45,7 @@ _START = 60.0  # seconds for the start of four ranks on a busy machine
 _CHUNK = 200  # micro-batches between two looks at the clock and at the process
 _ROUND = 1000  # micro-batches of an engine with sleeps; each engine keeps the process groups that DeepSpeed made for it
 _SETTLED = 3  # looks after which memory counts as settled
+_MOMENTS, _MOMENT = 3, 0.05  # further looks at descriptors that were added, and seconds between them
 _GROWTH = 24.0  # MiB that a process may grow by after that: the allocator's arenas and the histories of losses
 _SLEEP = 4e-4  # seconds, at the most
 
@@ -161,6 +162,11 @@ class Watch:
         if self._looks <= _SETTLED:
             self._before, self._settled = now, opened
             return
+        for _ in range(_MOMENTS):  # a thread may have one open for a moment, such as to see whether a process lives
+            if len(opened) <= len(self._settled):
+                break
+            time.sleep(_MOMENT)
+            opened &= set(_descriptors())
         self.use.looks += 1
         memory, threads = (a - b for a, b in zip(now, self._before, strict=True))
         self.use.growth_mib = max(self.use.growth_mib, memory / 2**20)

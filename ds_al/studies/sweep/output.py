@@ -88,7 +88,7 @@ class Output:
         if not found:
             raise ALConfigError("no method has all of its trials yet: nothing is chosen")
         text = document(*tables.trials(found))
-        write(self.json, kind="trials", header=self._header(), rows=found, as_csv=False)
+        write(self.json, kind="trials", header=self._header(results), rows=found, as_csv=False)
         self.json.with_suffix(".md").write_text(text)
         return text
 
@@ -100,7 +100,7 @@ class Output:
             page: path of the page, or ``None``.
             tell: called with a line for each figure.
         """
-        table, exits, about = rows(results), exit_table(results), self._header()
+        table, exits, about = rows(results), exit_table(results), self._header(results)
         text = document(*tables.sweep(table))
         if table:
             write(self.json, kind="sweep", header=about, rows=table)
@@ -133,5 +133,5 @@ class Output:
             whole: groups_page(results=results, exits=exit_table(results), curves=along(results), **shared),
         }
 
-    def _header(self) -> dict[str, Any]:
-        return header(suite=self.sweep.name, seeds=self.seeds)
+    def _header(self, results: Sequence[Result]) -> dict[str, Any]:
+        return header(runs=results, suite=self.sweep.name, seeds=self.seeds)
