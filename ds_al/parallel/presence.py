@@ -137,8 +137,11 @@ class Presence:
         self._now.set()
 
     def end(self) -> None:
-        """Tells that this script has come to its end; after a failure, waits until the others know its reason."""
-        atexit.unregister(self.end)
+        """Tells that this script has come to its end; after a failure, waits until the others know its reason.
+
+        Two threads may call it, since a process may be ended by its script while it is ended because of another one:
+        each of them waits.
+        """
         if self._ended.is_set():
             return
         self.own.ended = True
@@ -161,6 +164,7 @@ class Presence:
         self._now.set()
         if self._talk is not None:
             self._talk.join(timeout=1.0)
+        atexit.unregister(self.end)
 
     # ---- what it knows of the others -----------------------------------------------------------------
 

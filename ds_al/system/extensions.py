@@ -118,13 +118,15 @@ def _await_lock(lock: Path, *, compiled: bool, tell: bool) -> None:
 def is_held(lock: Path) -> bool:
     """Whether a process of this machine holds a lock of torch, as far as this user may know."""
     target = str(lock.resolve())
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if os.readlink(link) == target:
-                return True
-        except OSError:
-            continue
-    return False
+    return any(target in _opened(process) for process in os.listdir("/proc") if process.isdecimal())
+
+
+def _opened(process: str) -> Iterator[str]:
+    """Yields what a process has open, as far as this user may know; it may end meanwhile."""
+    with suppress(OSError):
+        for number in os.listdir(f"/proc/{process}/fd"):
+            with suppress(OSError):
+                yield os.readlink(f"/proc/{process}/fd/{number}")
 
 
 def _modified(path: Path) -> float:

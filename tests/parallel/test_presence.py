@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 
 from ds_al.launch.ranks import RankFailure, run_ranks
 from ds_al.parallel import presence
+from ds_al.parallel.world import join_world
 from tests.support.engines import MICRO_BATCHES, make_engine
 from tests.support.networks import NETWORKS
 from tests.support.ranks import ROOT
@@ -156,6 +158,31 @@ def test_a_process_that_has_gone_ends_a_rank_that_does_not_wait_for_it() -> None
     assert caught.value.codes == [1, -signal.SIGKILL] and caught.value.seconds < 30
     why = r"process of rank 1 \(.*\) has gone without a word: it was killed, .*: the job ends"
     assert re.search(why, caught.value.outputs[0])
+
+
+def leaves_twice() -> None:
+    """Worker: rank 0 is ended by its thread that looks, and by its script at the same time; rank 1 reads slowly."""
+    rank = int(os.environ["RANK"])
+    presence._TICK = 1.5 if rank else presence._TICK
+    join_world()
+    here = presence.here()
+    torch.distributed.barrier()
+    if rank == 0:
+        threading.Thread(target=here._exit, args=("the process of rank 2 is stopped",)).start()
+        time.sleep(0.8)
+        raise RuntimeError("lost rank 2")
+    time.sleep(3.0)
+    print(f"rank 1 knows: {here.failed()!r}", flush=True)
+
+
+def test_a_rank_that_ends_for_two_reasons_stays_until_all_know_the_first() -> None:
+    """Its script once left while its thread still waited for the others, to which it had then gone without a word."""
+    with pytest.raises(RankFailure) as caught:
+        run_ranks(f"{__name__}:leaves_twice", 2, timeout=60)
+    text = caught.value.outputs[1]
+    assert re.search(
+        r"rank 1 knows: 'rank 0 \(.*\) failed: ALTransportError: the process of rank 2 is stopped'", text
+    ), text
 
 
 def ends_late() -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +65,28 @@ def test_a_lock_that_is_held_is_waited_for(folder: Path, capsys: pytest.CaptureF
         assert not (folder / "lock").exists()
     thread.join()
     assert "waiting for another process that compiles" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_process_may_end_while_what_processes_hold_is_read(
+    held: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start once failed by FileNotFoundError: '/proc/<pid>/fd', of a process that had just ended."""
+    child = subprocess.Popen(["sleep", "60"])
+
+    def ends_before(read: Callable[[Any], Any], path: Any = ".") -> Any:
+        if str(path) == f"/proc/{child.pid}/fd":
+            child.kill()
+            child.wait()
+        return read(path)
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, partial(ends_before, getattr(os, name)))
+    with (folder / "lock").open("w") if held else nullcontext():
+        assert extensions.is_held(folder / "lock") == held
+    assert child.returncode is not None or held
+    child.kill()
+    child.wait()
 
 
 @pytest.mark.parametrize(
