@@ -252,4 +252,5 @@ class Watchdog:
             with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()
                 sys.stderr.flush()
+            presence.here().end()  # rank 0 would take the store from those that do not know yet
             os._exit(1)
