@@ -92,7 +92,7 @@ def finish(folder: Path, run: Any = fake) -> list[str]:
 
 def test_settings_are_chosen_by_as_many_trials_for_each_and_the_rest_goes_on_after_a_stop(tmp_path: Path) -> None:
     trials = list(PLAN.trials())
-    assert len([t for t in trials if t.method == TWIN]) == len([t for t in trials if t.method == "readout"]) == 4
+    assert [len([t for t in trials if t.method == method]) for method in (TWIN, "readout")] == [5, 4]
     assert {t.seed for t in trials} == {0} and {t.budget for t in trials} == {"trial"}
 
     def stopped(run: Run) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def test_settings_are_chosen_by_as_many_trials_for_each_and_the_rest_goes_on_aft
     with pytest.raises(KeyboardInterrupt):
         finish(tmp_path, stopped)
     known = finish(tmp_path)
-    assert len(known) == 8 + 4 and not any(key.startswith("operations") for key in known)
+    assert len(known) == 9 + 4 and not any(key.startswith("operations") for key in known)
     chosen = choose(read(tmp_path), PLAN)
     assert [(r["lr"], r["bridge_blocks"]) for r in chosen.values()] == [(2e-3, 0), (2e-3, 1)]
     steps = {(c.method, c.budget): c.steps for c in measured_runs(chosen, PLAN)}

@@ -1,7 +1,7 @@
 """Plans the runs: trials that choose settings, then every method with every seed, at equal tokens and operations.
 
-All methods have the same number of trials: over the learning rate for the twin, over learning rate and bridge blocks
-for the others. Trials are shorter, use seed 0, and are evaluated on validation texts only.
+All local methods have the same number of trials, over learning rate and bridge blocks; the twin has one more, over the
+learning rate. Trials are shorter, use seed 0, and are evaluated on validation texts only.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Plan:
     seeds: int = 3
     steps: int = 1000
     trial_steps: int = 250
-    twin_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 4e-3)
+    twin_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 3e-3, 4e-3)
 
     def forms(self) -> list[Form]:
         """Returns all forms, the twin first; the twin is the same network for every K and runs once."""
