@@ -26,6 +26,9 @@ from ds_al.parallel.launchers import LOOPBACK
 
 SECONDS = 5.0
 """Time-out of a connection."""
+_READING = (
+    300.0  # seconds for which the server may be late to answer a read, as on a machine that is busy or was paused
+)
 
 HOSTED = "TORCHELASTIC_USE_AGENT_STORE"
 """Variable by which torchrun tells torch that the store is there already."""
@@ -84,6 +87,7 @@ def _opened(name: str, address: str, port: int, *, seconds: float) -> Store:
     client = TCPStore(
         address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=seconds)
     )  # fmt: skip
+    client.set_timeout(timedelta(seconds=_READING))  # all keys that are read are there; a lost connection tells at once
     return PrefixStore(f"ds_al/{os.environ.get(_RESTARTS, '0')}/{name}", client)
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from ds_al.launch.ranks import RankFailure, run_ranks
-from ds_al.parallel import presence
+from ds_al.parallel import presence, store
 from ds_al.parallel.world import join_world
 from tests.support.engines import MICRO_BATCHES, make_engine
 from tests.support.networks import NETWORKS
@@ -158,6 +158,27 @@ def test_a_process_that_has_gone_ends_a_rank_that_does_not_wait_for_it() -> None
     assert caught.value.codes == [1, -signal.SIGKILL] and caught.value.seconds < 30
     why = r"process of rank 1 \(.*\) has gone without a word: it was killed, .*: the job ends"
     assert re.search(why, caught.value.outputs[0])
+
+
+def pauses() -> str:
+    """Worker: the process of rank 0, which holds the store, is paused for longer than a connection may take."""
+    join_world()
+    here = presence.here()
+    torch.distributed.barrier()
+    rank = here.rank
+    if rank == 0:
+        seconds = store.SECONDS + 2.5
+        subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
+    torch.distributed.barrier()
+    heard = here.own.read[1 - rank]
+    time.sleep(4 * presence._TICK)
+    return "talks" if here._talks and here.own.read[1 - rank] > heard else "is silent"
+
+
+def test_ranks_talk_on_after_a_pause_of_the_one_that_holds_the_store() -> None:
+    """A pause of five seconds once ended the talk of all others, and the job 300 s later: they were not heard of."""
+    assert run_ranks(f"{__name__}:pauses", 2, timeout=60) == ["talks", "talks"]
 
 
 def leaves_twice() -> None:
