@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ds_al.launch.ranks import RankFailure
 from ds_al.studies.reliability import soak
 from ds_al.studies.reliability.soak import CHECKS, Check, Watch
 
@@ -67,6 +69,19 @@ def test_a_descriptor_that_a_thread_has_open_for_a_moment_is_not_held(monkeypatc
     monkeypatch.setattr(soak.time, "sleep", lambda seconds: file.close())
     watch.look()
     assert file.closed and (watch.use.descriptors, watch.use.added) == (0, "")
+
+
+def test_a_failure_is_told_from_the_rank_that_failed_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row of a run that failed once held the end of what the last rank printed, and not the cause."""
+
+    def fails(*args: Any, **options: Any) -> None:
+        raise RankFailure(
+            "ranks exited with [1, 1]\n--- rank 1, exit code 1\nthe cause\n" + "x" * 9999, [], [1, 1], 2.0
+        )
+
+    monkeypatch.setattr(soak, "run_ranks", fails)
+    row = soak.measured(SHORT[3], seconds=60)
+    assert row["outcome"] == "wrong" and "the cause" in row["failure"] and len(row["failure"]) < 9999
 
 
 def test_what_is_not_looked_at_is_not_told_as_zero() -> None:

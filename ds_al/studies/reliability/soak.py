@@ -48,6 +48,7 @@ _SETTLED = 3  # looks after which memory counts as settled
 _MOMENTS, _MOMENT = 3, 0.05  # further looks at descriptors that were added, and seconds between them
 _GROWTH = 24.0  # MiB that a process may grow by after that: the allocator's arenas and the histories of losses
 _SLEEP = 4e-4  # seconds, at the most
+_TOLD = 4000  # characters of a failure, which begins with the rank that failed first
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def measured(check: Check, *, seconds: float) -> Row:
         )
     except RankFailure as error:
         outcome = "hung" if None in error.codes and not any(error.codes) else "wrong"
-        return {**row, "seconds": time.monotonic() - start, "outcome": outcome, "failure": str(error)[-2000:]}
+        return {**row, "seconds": time.monotonic() - start, "outcome": outcome, "failure": str(error)[:_TOLD]}
     first: Done = ranks[0]
     found = {name: digest for rank in ranks for name, digest in rank.digests.items()}
     expected = in_sequence(first.layers, first.micro_batches)
