@@ -143,7 +143,7 @@ def whole_page(results: Sequence[Result], table: Sequence[Row], plan: Plan, abou
 
 
 def _answer(table: Sequence[Row], plan: Plan) -> str:
-    """Returns, first, the worst and the best gap at K = 2 and 3 where all of the model trains and all seeds have run."""
+    """Returns, first, the worst and the best gap at K = 2 and 3 where all of the model trains with all seeds."""
     own = [
         row for row in table
         if row["adapt"] == "all" and row["K"] in (2, 3) and row["gap"] is not None and row["seeds"] == plan.seeds
