@@ -26,9 +26,7 @@ from ds_al.parallel.launchers import LOOPBACK
 
 SECONDS = 5.0
 """Time-out of a connection."""
-_READING = (
-    300.0  # seconds for which the server may be late to answer a read, as on a machine that is busy or was paused
-)
+_READING = 300.0  # seconds for which the server may be late to answer a read, where its machine is busy or was paused
 
 HOSTED = "TORCHELASTIC_USE_AGENT_STORE"
 """Variable by which torchrun tells torch that the store is there already."""
