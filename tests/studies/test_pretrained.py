@@ -74,7 +74,8 @@ def test_a_run_that_failed_is_repeated(tmp_path: Path) -> None:
     assert sum("failure" in result for result in results) == 2 and ("imdb", "mse", "all") not in PLAN.chosen(results)
     text = write_tables(results, PLAN, json_path=tmp_path / "tuned.json", page=tmp_path / "page.md")
     assert "RuntimeError: no memory" in text
-    assert "* imdb, `mse`, all, K = 2: 0 of 2 seeds" in (tmp_path / "page.md").read_text()
+    page = (tmp_path / "page.md").read_text()
+    assert "| imdb | all | 2 | 2, 2 | 0, 0 |" in page and "| imdb | frozen | 2 | 2, 2 |  |" in page
     assert not any("failure" in result for result in finish(tmp_path)[1])
 
 
@@ -85,14 +86,16 @@ def test_the_gap_is_to_back_propagation_of_the_same_seed_and_weights(tmp_path: P
     assert len(table["mse", "all", 4]["exits"]) == 4 and table["mse", "all", 4]["cpu_ms"] == pytest.approx(100)
     write_tables(results, PLAN, json_path=tmp_path / "tuned.json", page=tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
-    assert "-10.0 points beside back-propagation (2 seeds)" in " ".join(page.split()) and "## Not run yet" not in page
+    text = " ".join(page.split())
+    assert "**Local learning keeps up with back-propagation in 0 of 2 cases**" in text, "K = 2, two objectives"
+    assert "-10.0 points beside back-propagation (2 seeds)" in text and "## Not run yet" not in page
     assert len(json.loads((tmp_path / "tuned.json").read_text())["rows"]) == 8
 
 
 def test_without_results_the_page_says_so(tmp_path: Path) -> None:
     write_tables([], Plan(), json_path=tmp_path / "tuned.json", page=tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
-    assert "**Not run yet.** There is no result" in page and "`contrast`, all, K = 6: 0 of 3 seeds" in page
+    assert "**Not run yet.** There is no result" in page and "| ag-news | all | 0 | 0, 0, 0 |" in page
 
 
 def pretrained_folder(folder: Path) -> Path:

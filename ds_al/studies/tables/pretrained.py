@@ -1,4 +1,4 @@
-"""Declares the tables of the fine-tuning study: accuracy, trials, two stages."""
+"""Declares the tables of the fine-tuning study: accuracy, trials, seeds, two stages."""
 
 from __future__ import annotations
 
@@ -48,6 +48,21 @@ def trials(rows: Sequence[Row]) -> Table:
         "chosen": "{chosen}",
     }
     return in_cells(rows, columns)
+
+
+def seeds(rows: Sequence[Row]) -> Table:
+    """Returns how many seeds of each method have run.
+
+    Args:
+        rows: ``texts, trains``, and one text per method that is planned for them.
+    """
+    methods = list(dict.fromkeys(name for row in rows for name in row if name not in ("texts", "trains")))
+
+    def of(name: str) -> Callable[[Row], str]:
+        return lambda row: row.get(name, "")
+
+    columns: dict[str, Template] = {"texts": "{texts}", "trains": "{trains}"}
+    return in_cells(rows, columns | {f"`{name}`": of(name) for name in methods})
 
 
 def speed(rows: Sequence[Row]) -> Table:
