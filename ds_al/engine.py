@@ -846,7 +846,8 @@ class ALPipelineEngine(PipelineEngine):
 
         Raises:
             ALConfigError: on every rank, and nothing has changed: the bounds do not fit, or what the user gave to
-                ``initialize`` or changed since cannot follow a layer.
+                ``initialize`` or changed since cannot follow a layer, nor can a sparse tensor of a layer or its
+                optimizer.
         """
         self._refuse_with_recovery("repartition()")
         found = agreed(

@@ -31,12 +31,12 @@ from ds_al.checkpoint.folder import Record
 from ds_al.checkpoint.saving import restore_losses
 from ds_al.checkpoint.snapshot import DECODER
 from ds_al.checkpoint.state import StageState
-from ds_al.errors import ALConfigError
+from ds_al.errors import ALCheckpointError, ALConfigError
 from ds_al.layer import ALLayer
 from ds_al.optim.masters import give_up, master_here
 from ds_al.parallel.agreement import agreed
 from ds_al.parallel.topology import StageTopology
-from ds_al.system.plain import Tensors
+from ds_al.system.plain import Tensors, check_dense
 
 _WEIGHTS, _MASTERS = "weights", "masters"
 
@@ -85,7 +85,7 @@ def move(state: StageState, bounds: Sequence[int]) -> Moved:
         ALConfigError: on all ranks, and nothing has changed: a layer cannot change its stage.
     """
     module, topology, copies = state.module, state.topology, state.decoder_copies
-    own = agreed("repartition", lambda: _taken(state), facts=_schedule, bounded=False)
+    own = agreed("repartition", lambda: _leaving(state), facts=_schedule, bounded=False)
     ways = _routes(module.bounds, bounds, copies=copies is not None)
     announcement = _announced(own, ways, topology)
 
@@ -127,6 +127,14 @@ def _schedule(states: Mapping[int, LayerState]) -> dict[str, Any]:
     return {"the LR schedule": next(iter(states.values())).record["schedule"]}
 
 
+def _leaving(state: StageState) -> dict[int, LayerState]:
+    """Returns :func:`_taken`; what no file could hold, no message does either."""
+    try:
+        return _taken(state)
+    except ALCheckpointError as error:
+        raise ALConfigError(f"layers cannot change their stage: {error}") from error
+
+
 def _taken(state: StageState) -> dict[int, LayerState]:
     """Returns the state of each layer of a stage, after a batch. With ZeRO all replicas of the stage call it."""
     gathered = (None, None) if state.optimizer is None else state.optimizer.gather()
@@ -149,6 +157,8 @@ def _taken(state: StageState) -> dict[int, LayerState]:
             optimizers.TRAINING: training,
             **{role: values for role, (_, values) in steps[index].items()},
         }
+        for name, value in tensors[_WEIGHTS].items():
+            check_dense(value, at=f"AL layer {index}, {name}")
         found[index] = LayerState(record, tensors)
     return found
 

@@ -23,7 +23,7 @@ from ds_al.layer import ALLayer
 from ds_al.optim.finite import not_finite
 from ds_al.optim.masters import full_state
 from ds_al.partition.part import LayerPart
-from ds_al.system.plain import Tensors, pack, unpack
+from ds_al.system.plain import Tensors, check_dense, pack, unpack
 
 DECODER = "decoder/"
 """Begins the names of the weights of a copy of a decoder."""
@@ -84,6 +84,8 @@ def take(state: StageState, client_state: Mapping[str, Any], *, leave_out_frozen
         record["left_out"] = sorted(frozen)
         record["extra"] = {n: pack(v, weights, at=n) for n, v in values.items() if not isinstance(v, Tensor)}
         weights |= {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        for name, value in weights.items():
+            check_dense(value, at=f"AL layer {index}, {name}")
         shot.files.append((record, "model_states", part_file(layer, index, "model_states"), weights))
         for role, (saved, tensors) in optimizer_states[index].items():
             record["optimizers"][role] = saved

@@ -13,6 +13,7 @@ import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from deepspeed.pipe import LayerSpec
 from torch import Tensor, nn
 
@@ -124,7 +125,8 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
 
 
 def _address(tensor: Tensor) -> int:
-    return (0 if tensor.is_meta else tensor.data_ptr()) or id(tensor)
+    has_memory = tensor.layout is torch.strided and not tensor.is_meta
+    return (tensor.data_ptr() if has_memory else 0) or id(tensor)
 
 
 def _referred(value: Any, depth: int = 0) -> Iterator[nn.Module]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ds_al.errors import ALCheckpointError
@@ -31,17 +32,32 @@ def record(kind: Class) -> Class:
     return kind
 
 
+def check_dense(value: Tensor, *, at: str) -> None:
+    """Checks that a tensor can be stored as its values alone.
+
+    Raises:
+        ALCheckpointError: it is sparse, nested or quantized.
+    """
+    if value.layout is not torch.strided or value.is_nested or value.is_quantized:
+        kind = "nested" if value.is_nested else "quantized" if value.is_quantized else str(value.layout)
+        raise ALCheckpointError(
+            f"{at}: a {kind} tensor cannot be saved: expected a dense one. A buffer can be left out "
+            "(register_buffer(..., persistent=False)); the momentum of an embedding is dense with sparse=False"
+        )
+
+
 def pack(value: Any, tensors: Tensors, *, at: str) -> Any:
     """Returns a value as JSON, and adds its tensors to ``tensors``, under names that start with ``at``.
 
     Raises:
-        ALCheckpointError: a value has an unsupported type.
+        ALCheckpointError: a value has an unsupported type, or a tensor is not dense.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Tensor):
+        check_dense(value, at=at)
         tensors[at] = value
         return {_TENSOR: at}
     if isinstance(value, (list, tuple)):

@@ -29,7 +29,7 @@ class ActivationMeter:
         """Peak of :attr:`current_bytes`."""
         self.peak_tensors = 0
         """Peak of :attr:`current_tensors`."""
-        self._exclude = {_storage(tensor) for tensor in exclude}
+        self._exclude = {_storage(tensor)[0] for tensor in exclude}
         self._holders: Counter[int] = Counter()
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _Holder.unpack)
 
@@ -73,7 +73,7 @@ class _Holder:
         # An output saved by its own graph node would hold that node: a cycle. Autograd restores the history when it
         # unpacks. A leaf has none, and must remain the tensor that accumulates gradients.
         self.tensor = tensor if tensor.is_leaf else tensor.detach()
-        self.storage, self.nbytes = _storage(tensor), tensor.untyped_storage().nbytes()
+        self.storage, self.nbytes = _storage(tensor)
         self.meter = None if not self.nbytes or self.storage in meter._exclude else meter
         if self.meter is not None:
             self.meter._hold(self.storage, self.nbytes)
@@ -86,5 +86,22 @@ class _Holder:
             self.meter._let_go(self.storage, self.nbytes)
 
 
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def _storage(tensor: Tensor) -> tuple[int, int]:
+    """Returns address and bytes of a tensor's memory; a sparse one has those of its indices and values together."""
+    if tensor.layout is torch.strided:
+        storage = tensor.untyped_storage()
+        return storage.data_ptr(), storage.nbytes()
+    parts = [_storage(part) for part in _sparse_parts(tensor)]
+    return (parts[-1][0], sum(nbytes for _, nbytes in parts)) if parts else (id(tensor), tensor.nbytes)
+
+
+def _sparse_parts(tensor: Tensor) -> list[Tensor]:
+    """Returns indices and values of a sparse tensor, values last; nothing of a tensor of a library's own layout."""
+    match tensor.layout:
+        case torch.sparse_coo:
+            return [tensor._indices(), tensor._values()]
+        case torch.sparse_csr | torch.sparse_bsr:
+            return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+        case torch.sparse_csc | torch.sparse_bsc:
+            return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return []

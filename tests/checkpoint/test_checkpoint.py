@@ -278,3 +278,52 @@ def test_a_checkpoint_that_does_not_fit_is_named(tmp_path: Path) -> None:
     # Every rank finds out, the one whose layers would fit as well: none is left behind alone.
     widths = [messages["other widths"] for messages in ranks]
     assert all("stage 1" in message and "AL layer 3" in message for message in widths), widths
+
+
+class Words(nn.EmbeddingBag):
+    """Gradients, and so SGD's momentum, are sparse."""
+
+    def __init__(self) -> None:
+        super().__init__(20, 12, sparse=True, mode="sum")
+
+
+class Neighbours(nn.Linear):
+    """A layer of a graph network, whose adjacency is a sparse buffer."""
+
+    def __init__(self) -> None:
+        super().__init__(12, 12)
+        self.register_buffer("adjacency", torch.eye(12).to_sparse())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sparse.mm(self.adjacency, super().forward(x).t()).t()
+
+
+def saves_of_sparse_tensors(folder: str) -> dict[str, str]:
+    """Worker on two stages: one of them holds what a file cannot."""
+    config = engine_config(optimizer="SGD", params={"lr": 0.1, "momentum": 0.9})
+    config["gradient_accumulation_steps"] = 1
+    x = torch.randint(0, 20, (8, 6))
+    messages = {}
+    for name, first in {"momentum": [Words()], "buffer": [nn.EmbeddingBag(20, 12), Neighbours()]}.items():
+        layers = [*first, nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 4)]
+        model = ds_al.from_layers(layers, num_al_layers=3, num_classes=4, example=x)
+        engine, *_ = ds_al.initialize(model=model, config=config)
+        engine.train_batch(iter([(x, torch.zeros(8, dtype=torch.long))]))
+        messages[name] = refused(lambda engine=engine: engine.save_checkpoint(folder))
+        cuts = "cuts:1" if engine.module.bounds == [0, 2, 3] else "cuts:2"
+        try:
+            engine.repartition(cuts)
+        except ds_al.ALConfigError as error:
+            messages[f"{name} that moves"] = str(error)
+    return messages
+
+
+def test_a_sparse_tensor_that_would_be_saved_is_named_on_all_ranks(tmp_path: Path) -> None:
+    """It said "unsupported memory format option Contiguous", and not of what."""
+    for messages in run_ranks(f"{__name__}:saves_of_sparse_tensors", 2, folder=str(tmp_path)):
+        for name in ("momentum", "momentum that moves"):
+            assert re.search(r"f\S*weight/momentum_buffer: a torch.sparse_coo tensor cannot be saved", messages[name])
+        for name in ("buffer", "buffer that moves"):
+            assert re.search(r"AL layer \d, f\S*adjacency: a torch.sparse_coo tensor", messages[name])
+        assert "persistent=False" in messages["buffer"]
+    assert not (tmp_path / "latest").exists()

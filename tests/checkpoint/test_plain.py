@@ -53,6 +53,19 @@ def test_what_has_no_safe_form_is_refused_by_its_place(value: Any) -> None:
         pack(value, {}, at="value")
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("torch.sparse_csr", torch.eye(2).to_sparse_csr()),
+        ("nested", torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])),
+        ("quantized", torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8)),
+    ],
+)
+def test_a_tensor_that_is_more_than_its_values_is_refused_by_its_place(kind: str, value: torch.Tensor) -> None:
+    with pytest.raises(ds_al.ALCheckpointError, match=rf"at/0: a {kind} tensor cannot be saved"):
+        pack([value], {}, at="at")
+
+
 def test_a_file_keeps_bits_shared_memory_and_strides_apart(tmp_path: Any) -> None:
     shared = torch.randn(3, 4)
     tensors = {
