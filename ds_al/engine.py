@@ -397,7 +397,8 @@ class ALPipelineEngine(PipelineEngine):
             on the device, not waited for. :attr:`report` and :meth:`gather_losses` have the losses of other stages.
 
         Raises:
-            ALConfigError: there is no optimizer, or a weight requires a gradient since ``initialize``.
+            ALConfigError: there is no optimizer, a weight requires a gradient since ``initialize``, or the call is
+                inside ``torch.autocast``.
             ALDataError: a batch that cannot be trained on (first stage).
             ALLayerError: a layer raised or returned something that cannot be sent, or a loss, an output of f or g or a
                 gradient is NaN or infinite: on a CPU before the step, on a GPU, whose host does not wait, up to 8
@@ -407,6 +408,12 @@ class ALPipelineEngine(PipelineEngine):
         """
         if not torch.is_grad_enabled():
             raise RuntimeError("train_batch() requires gradients enabled. Use eval_batch() instead.")
+        if torch.is_autocast_enabled(self.device.type):
+            raise ALConfigError(
+                "train_batch() was called inside torch.autocast, which keeps its copies of weights until it is left, "
+                "so that no forward would read what a step has changed: call it outside, and set "
+                '"bf16": {"enabled": true} in the config'
+            )
         required(self.optimizer).check_weights()
         if data_iter is not None:
             _check_iterator(data_iter)

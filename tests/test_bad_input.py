@@ -95,6 +95,13 @@ def label_smoothing_of_the_twin() -> None:
     Job({**engine_config(), "experiment": experiment})
 
 
+def inside_autocast() -> None:
+    """Its steps changed weights that no forward read, since the context keeps what it has cast."""
+    engine = make_engine("mlp")
+    with torch.autocast(get_accelerator().device_name(), dtype=torch.bfloat16):
+        engine.train_batch(iter(NETWORKS["mlp"].batches(MICRO_BATCHES)))
+
+
 CASES: dict[str, tuple[Callable[[], Any], str, str]] = {
     "labels out of range": (
         lambda: spoiled(lambda x, y: (x, y + 3)), "ALDataError", r"got labels from \d to \d: expected 0..3"),
@@ -132,6 +139,7 @@ CASES: dict[str, tuple[Callable[[], Any], str, str]] = {
         lambda: initialize({**engine_config(), "zero_optimization": {"stage": 2}}), "ALConfigError",
         "zero_optimization.*set stage 1"),
     "fp16": (float16_where_there_is_none, "ALConfigError", "fp16.*train in fp32"),
+    "inside autocast": (inside_autocast, "ALConfigError", 'inside torch.autocast.*call it outside.*"bf16"'),
     "global clipping": (
         lambda: initialize({**engine_config(), "gradient_clipping": 1.0}), "ALConfigError", "layer_gradient_clipping"),
     "label smoothing of the twin": (
@@ -144,7 +152,7 @@ CASES: dict[str, tuple[Callable[[], Any], str, str]] = {
 BEFORE_TRAINING = [
     "more processes than blocks", "stages are not processes", "no layers", "tied layers", "no config", "missing config",
     "malformed config", "unknown key", "ZeRO 2", "fp16", "global clipping", "plain module, AL method",
-    "label smoothing of the twin",
+    "label smoothing of the twin", "inside autocast",
 ]  # fmt: skip
 """Cases that end on every rank before a message passes, so that they can share a world."""
 

@@ -144,6 +144,13 @@ KINDS = [
         tests=(f"{HERE}::test_blocks_of_a_config",),
     ),
     Kind(
+        section=PRECISION,
+        name="train_batch inside torch.autocast",
+        outcome="refused",
+        what="Autocast keeps the weights that it has cast, so no forward would read a step; the error points to bf16.",
+        tests=("tests/test_bad_input.py::test_what_cannot_train_is_refused_on_every_rank",),
+    ),
+    Kind(
         section="Defaults",
         name="a network of from_layers or from_pretrained without a word on the objective",
         outcome="honoured",
