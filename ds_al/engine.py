@@ -414,7 +414,9 @@ class ALPipelineEngine(PipelineEngine):
                 "so that no forward would read what a step has changed: call it outside, and set "
                 '"bf16": {"enabled": true} in the config'
             )
-        required(self.optimizer).check_weights()
+        optimizer = required(self.optimizer)
+        optimizer.check_weights()
+        optimizer.refresh_fp32_params()
         if data_iter is not None:
             _check_iterator(data_iter)
             self.set_dataiterator(data_iter)

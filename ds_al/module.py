@@ -327,6 +327,17 @@ class ALPipelineModule(PipelineModule):
                 decoder.to_empty(device="cpu")
         return [decoder.requires_grad_(False).eval() for decoder in decoders]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ALPipelineModule:
+        """Copies the layers of this stage, for ``torch.optim.swa_utils.AveragedModel`` and the like. The topology, with
+        its process groups, is shared; hooks, such as the engine's, are not copied."""
+        copied = object.__new__(type(self))
+        nn.Module.__init__(copied)
+        own = {name: value for name, value in vars(self).items() if name not in vars(copied)}
+        copied.__dict__.update(own, training=self.training)
+        copied._modules = copy.deepcopy(self._modules, memo)
+        copied.forward_funcs = copy.deepcopy(self.forward_funcs, memo)
+        return copied
+
     def label_loss(self, scores: Tensor, target: Tensor) -> Tensor:
         """Loss of label scores ``(B, V)`` against one-hot labels ``(B, V)``: cross-entropy, or with the objective
         ``mse`` the ``D_E`` of the first layer."""

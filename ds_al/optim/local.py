@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ds_al.errors import ALConfigError
 from ds_al.optim.accepted import accepted
 from ds_al.optim.groups import SIDES, Layers, ParamGroups, Selection, split, trained_masters, trained_parameters
-from ds_al.optim.masters import master_here, stepped
+from ds_al.optim.masters import master_here, refresh, stepped
 from ds_al.optim.skip import LayerSkip
 from ds_al.optim.zero import Shards
 
@@ -150,18 +150,17 @@ class LocalOptimizer(torch.optim.Optimizer):
         if masters:
             torch._foreach_copy_([parameter.detach() for parameter in masters], list(masters.values()))
 
-    @torch.no_grad()
     def refresh_fp32_params(self) -> None:
-        """Sets the masters to the weights, after weights were changed other than by a step."""
-        for parameter in self._rounded:
-            if (master := master_here(parameter)) is not None:
-                master.copy_(parameter)
+        """Sets the masters to weights that were changed other than by a step, see
+        :func:`~ds_al.optim.masters.refresh`."""
+        refresh(self._rounded)
 
     def gather(self) -> tuple[dict[Tensor, dict[str, Any]], dict[nn.Parameter, Tensor]]:
         """Returns the state of this stage by optimized tensor, and its masters by weight.
 
         With ZeRO-1 this is a collective that gathers the state of all replicas of the stage: all must call it.
         """
+        self.refresh_fp32_params()
         masters = {p: master for p in self._rounded if (master := master_here(p)) is not None}
         if self.shards is None:
             return dict(self.state), masters

@@ -32,6 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ds_al.errors import ALConfigError
 
 _MASTER = "ds_al_master"
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 def stepped(parameter: nn.Parameter) -> nn.Parameter:
@@ -117,10 +118,17 @@ def check_dtypes(modules: Iterable[tuple[int, nn.Module]], *, low: bool) -> None
 
     Raises:
         ALConfigError: a weight is complex in low precision, or without it of another type than float32; float64 needs
-            ``torch.set_default_dtype(torch.float64)``, which labels and new weights follow.
+            ``torch.set_default_dtype(torch.float64)``, which labels and new weights follow. Or, in low precision, an
+            embedding has a ``max_norm``.
     """
     full = {torch.float32, torch.get_default_dtype()} - {torch.bfloat16, torch.float16}
     for index, module in modules:
+        for name, part in module.named_modules():
+            if low and getattr(part, "max_norm", None) is not None and isinstance(part, _EMBEDDINGS):
+                raise ALConfigError(
+                    f"AL layer {index}, {name}: max_norm scales weights in the forward, and a step sets them back to "
+                    "their masters: train in fp32, or leave max_norm out"
+                )
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad or parameter.dtype in full:
                 continue
@@ -156,6 +164,17 @@ def master_here(parameter: nn.Parameter) -> Tensor | None:
     return None if master is parameter or master.ds_al_is_elsewhere else master.detach()  # type: ignore[attr-defined]
 
 
+@torch.no_grad()
+def refresh(parameters: Iterable[nn.Parameter]) -> None:
+    """Sets masters to weights that were changed other than by a step: by ``load_state_dict``, an average of weights, a
+    clamp. A number that still is its rounded master keeps all digits.
+    """
+    for parameter in parameters:
+        if (master := master_here(parameter)) is not None:
+            weight = parameter.detach()
+            torch.where(weight != master.to(weight.dtype), weight, master, out=master)
+
+
 def full_state(layer: nn.Module, masters: Mapping[nn.Parameter, Tensor] | None = None) -> dict[str, Any]:
     """Returns a layer's ``state_dict`` in full precision, so that a checkpoint is independent of training precision.
 
@@ -169,6 +188,7 @@ def full_state(layer: nn.Module, masters: Mapping[nn.Parameter, Tensor] | None =
     weights = dict(layer.named_parameters(remove_duplicate=False))
     if all(stepped(parameter) is parameter for parameter in weights.values()):
         return state
+    refresh(weights.values())
     for name, value in state.items():
         if name in weights:
             master = masters.get(weights[name]) if masters is not None else master_here(weights[name])

@@ -159,6 +159,48 @@ def saved(folder: str) -> dict[str, Any]:
     return found
 
 
+def changed(folder: str, keys: dict[str, Any], stages: int) -> dict[str, Any]:
+    """Worker: weights that the user sets between two batches; then batches whose steps change nothing."""
+    engine = make_engine("mlp", keys=keys, module_options={"num_stages": stages})
+    batches = iter(NETWORKS["mlp"].batches(20 * MICRO_BATCHES))
+    engine.train_batch(batches)
+    early = {name: value.clone() for name, value in engine.module.state_dict().items()}
+    by_layer = {f"{i}.{name}": v.clone() for i, layer in engine.layers for name, v in layer.state_dict().items()}
+    engine.train_batch(batches)
+    late = engine_state(engine)
+
+    for group in engine.optimizer.param_groups:
+        group["lr"] = 0.0
+    engine.train_batch(batches)
+    same = engine_state(engine)
+    engine.module.load_state_dict(early)
+    engine.save_checkpoint(folder)
+    engine.train_batch(batches)
+    found = {
+        "masters that nobody changed": all(torch.equal(same[n], value) for n, value in late.items() if "/" not in n),
+        "loaded": all(torch.equal(value, early[n]) for n, value in engine.module.state_dict().items()),
+    }
+    for weight in engine.module.parameters():
+        weight.data.clamp_(-0.01, 0.01)
+    engine.train_batch(batches)
+    found["clamped"] = all(weight.abs().max() <= 0.0101 for weight in engine.module.parameters())
+    return {**found, "early": by_layer}
+
+
+@pytest.mark.parametrize(
+    ("keys", "stages"), [(BF16, 2), ({**BF16, "zero_optimization": {"stage": 1}}, 1)], ids=["bf16", "ZeRO 1"]
+)
+def test_weights_that_the_user_sets_reach_their_masters(tmp_path: Path, keys: dict[str, Any], stages: int) -> None:
+    """The next step set them back to what they had been, and a save in between held what they had been."""
+    ranks = run_ranks(f"{__name__}:changed", 2, folder=str(tmp_path), keys=keys, stages=stages)
+    for rank in ranks:
+        assert rank["masters that nobody changed"] and rank["loaded"] and rank["clamped"], rank
+    consolidate(tmp_path, tmp_path / "all.safetensors")
+    file = load_file(tmp_path / "all.safetensors")
+    early = {name: value for rank in ranks for name, value in rank["early"].items()}
+    assert early.keys() == file.keys() and all(torch.equal(file[n].bfloat16(), value) for n, value in early.items())
+
+
 def test_checkpoints_hold_masters_and_go_on_exactly_on_other_stages(tmp_path: Path) -> None:
     """Batch norm's buffers are among them. Without the masters the rounded weights would be gone on from."""
     ranks = run_ranks(f"{__name__}:saved", 2, folder=str(tmp_path))

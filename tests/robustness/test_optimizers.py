@@ -145,6 +145,23 @@ KINDS = [
     ),
     Kind(
         section=PRECISION,
+        name="an embedding with max_norm, under bf16 and fp16",
+        outcome="refused",
+        what="The forward scales rows of the weights, which a step would set back to their masters.",
+        tests=(f"{HERE}::test_what_cannot_be_trained_is_refused",),
+    ),
+    Kind(
+        section=PRECISION,
+        name="weights that are set between two batches, by load_state_dict, through .data or from an average (EMA)",
+        outcome="honoured",
+        what="Masters take them over before the next step and the next save; numbers that stay keep all their digits.",
+        tests=(
+            "tests/optim/test_precision.py::test_weights_that_the_user_sets_reach_their_masters",
+            "tests/test_averages.py::test_an_average_is_that_of_one_process_and_leaves_the_training_alone",
+        ),
+    ),
+    Kind(
+        section=PRECISION,
         name="train_batch inside torch.autocast",
         outcome="refused",
         what="Autocast keeps the weights that it has cast, so no forward would read a step; the error points to bf16.",
@@ -323,6 +340,11 @@ def in_dtype(layers: list[ALLayer], dtype: torch.dtype) -> list[ALLayer]:
     return layers
 
 
+def limited(layers: list[ALLayer]) -> list[ALLayer]:
+    layers[0].f = nn.Sequential(nn.Embedding(9, 12, max_norm=1.0))
+    return layers
+
+
 BF16 = {"bf16": {"enabled": True}}
 SGD_GH = {"autoencoder_optimizer": {"type": "SGD", "params": {"lr": 0.1}}}
 Made = Callable[[list[ALLayer]], Any]
@@ -455,6 +477,12 @@ TRAINED: list[tuple[str, Made, str | None]] = [
     ("f in float64, with bf16", lambda n: local(in_dtype(n, torch.float64), keys=BF16), None),
     ("f complex", lambda n: local(in_dtype(n, torch.complex64)), None),
     ("f complex, with bf16", lambda n: local(in_dtype(n, torch.complex64), keys=BF16), "would keep the real part"),
+    ("an embedding with max_norm", lambda n: local(limited(n)), None),
+    (
+        "an embedding with max_norm, with bf16",
+        lambda n: local(limited(n), keys=BF16),
+        "AL layer 0, f.0: max_norm scales weights in the forward",
+    ),
     (
         "frozen f in bfloat16",
         lambda n: local([n[0], in_dtype(n, torch.bfloat16)[1].requires_grad_(False), *n[2:]]),
