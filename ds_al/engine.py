@@ -434,8 +434,12 @@ class ALPipelineEngine(PipelineEngine):
         start = time.perf_counter()
         self._meter.start(self._totals())
         self.run.expect(self.micro_batches)
-        with self.generators.aside():
-            self._exec_schedule(self._train_schedule())
+        try:
+            with self.generators.aside():
+                self._exec_schedule(self._train_schedule())
+        except BaseException:  # Ctrl-C in a notebook, too: the next batch must not begin with gradients of this one
+            required(self.optimizer).zero_grad()
+            raise
         loss = self._end_batch()
         self.counters.wall += time.perf_counter() - start
         trained, skipped = self.stage.trained_micro_batches, sum(self.counters.skips().values())

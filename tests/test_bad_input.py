@@ -15,7 +15,7 @@ from torch import nn
 
 import ds_al
 from ds_al.launch.ranks import RankFailure, run_ranks
-from tests.support.engines import MICRO_BATCHES, SEED, engine_config, make_engine
+from tests.support.engines import MICRO_BATCHES, SEED, different, engine_config, engine_state, make_engine
 from tests.support.networks import NETWORKS, mlp_layers
 
 pytestmark = pytest.mark.distributed
@@ -191,6 +191,32 @@ def test_what_cannot_train_is_refused_on_every_rank() -> None:
         for name, (kind, message) in found.items():
             _, error, pattern = CASES[name]
             assert kind == error and re.search(pattern, message), (name, kind, message)
+
+
+def after_a_failure(keys: dict[str, Any]) -> bool:
+    """Worker: a batch between two others is interrupted in its third micro-batch, before its only step."""
+    batches = NETWORKS["mlp"].batches(2 * MICRO_BATCHES)
+    engines = [make_engine("mlp", steps_per_batch=1, keys=keys) for _ in range(2)]
+    for engine in engines:
+        engine.train_batch(iter(batches[:MICRO_BATCHES]))
+    with pytest.raises(KeyboardInterrupt):
+        engines[1].train_batch(interrupted(batches[:2]))
+    engines[0].stage.trained_micro_batches += 2  # dropout is seeded by them
+    for engine in engines:
+        engine.train_batch(iter(batches[MICRO_BATCHES:]))
+    one, two = (engine_state(engine) for engine in engines)
+    return different(one, two) == []
+
+
+def interrupted(batches: Any) -> Any:
+    yield from batches
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("keys", [{}, {"bf16": {"enabled": True}}], ids=["fp32", "bf16"])
+def test_a_batch_that_was_interrupted_leaves_no_gradients(keys: dict[str, Any]) -> None:
+    """The next batch added its own to them, as after Ctrl-C in a notebook."""
+    assert run_ranks(f"{__name__}:after_a_failure", 1, keys=keys) == [True]
 
 
 def test_the_table_has_no_case_that_passes() -> None:
