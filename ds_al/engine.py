@@ -678,6 +678,10 @@ class ALPipelineEngine(PipelineEngine):
             )
         super().set_train_batch_size(train_batch_size)
 
+    set_train_micro_batch_size = host.refused(
+        "set_train_micro_batch_size", 'set "train_micro_batch_size_per_gpu" in the config'
+    )
+
     def set_batch_fn(self, fn: Callable[[Any], Any]) -> None:
         """Applies a function to every batch of training and evaluation, on the first stage."""
         super().set_batch_fn(fn)
@@ -773,6 +777,16 @@ class ALPipelineEngine(PipelineEngine):
             settle=self.stage.finite.settle,
         )
         return True
+
+    module_state_dict = save_16bit_model = save_fp16_model = host.refused(
+        "module_state_dict",
+        "engine.module.state_dict() has the weights of this stage; save_checkpoint(), and python -m ds_al consolidate, "
+        "write those of all",
+    )
+    load_module_state_dict = host.refused(
+        "load_module_state_dict",
+        "use engine.module.load_state_dict(), or ds_al.load_weights() for a file of all weights",
+    )
 
     def _save_at_stop(self) -> Path:
         """Saves the checkpoint of ``"save_and_stop"``, where nobody else does."""
@@ -973,6 +987,8 @@ class ALPipelineEngine(PipelineEngine):
             raise ALConfigError(f'{call} with "{BLOCK}.recovery": a new process could not repeat it. Leave it out')
 
     # ---- more of what users of a PipelineEngine call -------------------------------------------------
+
+    offload_states = reload_states = host.refused("offload_states", "a stage holds its own states alone")
 
     def reset_activation_shape(self) -> None:
         """Accepts new shapes of micro-batches; must be called on every rank, between batches."""

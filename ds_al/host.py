@@ -6,9 +6,9 @@ What the engines and the module override is in their own files: :mod:`ds_al.engi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from deepspeed import ops
@@ -16,6 +16,7 @@ from deepspeed.pipe import PipelineModule
 from deepspeed.runtime import lr_schedules
 from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
 
+from ds_al.errors import ALConfigError
 from ds_al.system.extensions import SHARED_MEMORY
 
 OPTIMIZER_NAMES: frozenset[str] = frozenset(DEEPSPEED_OPTIMIZERS)
@@ -33,6 +34,21 @@ def without_shared_memory() -> Iterator[None]:
         yield
     finally:
         known[name] = before
+
+
+def refused(call: str, instead: str) -> Callable[..., NoReturn]:
+    """Returns a method in place of one of DeepSpeed's that would fail, or change nothing, in an engine of ds_al.
+
+    Args:
+        call: its name.
+        instead: what to do instead.
+    """
+
+    def method(*_: Any, **__: Any) -> NoReturn:
+        raise ALConfigError(f"{call}() is not available: {instead}")
+
+    method.__name__, method.__doc__ = call, f"Is refused: {instead}."
+    return method
 
 
 # ---- modules (runtime/pipe/module.py, 0.19.0 and 0.19.8) ---------------------------------------------

@@ -54,6 +54,16 @@ def plain_loop(network: str, batches: list[tuple[Any, Tensor]], **options: Any) 
 # ---- the surface of PipelineEngine ---------------------------------------------------------------------
 
 
+INSTEAD = {
+    "set_train_micro_batch_size": '"train_micro_batch_size_per_gpu" in the config',
+    "module_state_dict": r"engine.module.state_dict\(\)",
+    "save_16bit_model": "python -m ds_al consolidate",
+    "load_module_state_dict": r"ds_al.load_weights\(\)",
+    "offload_states": "its own states alone",
+}
+"""Calls that had no effect, or failed without a reason."""
+
+
 class Forbidden:
     """Data that only the first stage may read."""
 
@@ -95,6 +105,11 @@ def surface() -> dict[str, Any]:
         with pytest.raises(PipelineError):
             getattr(engine, call)()
 
+    for call, instead in INSTEAD.items():
+        with pytest.raises(ds_al.ALConfigError, match=rf"\(\) is not available: .*{instead}"):
+            getattr(engine, call)(4)
+    found["as before"] = engine.train_micro_batch_size_per_gpu()
+
     engine = make_engine("transformer", module_options={"dynamic_shape": True})
     engine.train_batch(data([*net.batches(1), *shorter(1), *net.batches(1, size=3, seed=4), *shorter(1)]))
     found["dynamic"] = engine_state(engine)
@@ -115,6 +130,7 @@ def test_what_users_of_a_pipeline_engine_do() -> None:
         assert found["first, last"] == (stage == 0, stage == 2)
         assert found["accumulation"] == (2, 2, 16)
         assert found["counters"] == (4, (4 + 4 + 2 + 2) * 8)
+        assert found["as before"] == 8
         assert found["predict beside a batch_fn"].shape == (8, 4)
     net = NETWORKS["transformer"]
     batches = [*net.batches(4), *net.batches(4, seed=1), *net.batches(2, seed=2), *shorter(2)]
