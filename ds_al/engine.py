@@ -678,10 +678,6 @@ class ALPipelineEngine(PipelineEngine):
             )
         super().set_train_batch_size(train_batch_size)
 
-    set_train_micro_batch_size = host.refused(
-        "set_train_micro_batch_size", 'set "train_micro_batch_size_per_gpu" in the config'
-    )
-
     def set_batch_fn(self, fn: Callable[[Any], Any]) -> None:
         """Applies a function to every batch of training and evaluation, on the first stage."""
         super().set_batch_fn(fn)
@@ -777,16 +773,6 @@ class ALPipelineEngine(PipelineEngine):
             settle=self.stage.finite.settle,
         )
         return True
-
-    module_state_dict = save_16bit_model = save_fp16_model = host.refused(
-        "module_state_dict",
-        "engine.module.state_dict() has the weights of this stage; save_checkpoint(), and python -m ds_al consolidate, "
-        "write those of all",
-    )
-    load_module_state_dict = host.refused(
-        "load_module_state_dict",
-        "use engine.module.load_state_dict(), or ds_al.load_weights() for a file of all weights",
-    )
 
     def _save_at_stop(self) -> Path:
         """Saves the checkpoint of ``"save_and_stop"``, where nobody else does."""
@@ -988,8 +974,6 @@ class ALPipelineEngine(PipelineEngine):
 
     # ---- more of what users of a PipelineEngine call -------------------------------------------------
 
-    offload_states = reload_states = host.refused("offload_states", "a stage holds its own states alone")
-
     def reset_activation_shape(self) -> None:
         """Accepts new shapes of micro-batches; must be called on every rank, between batches."""
         self._refuse_with_recovery("reset_activation_shape()")
@@ -1057,6 +1041,10 @@ class ALPipelineEngine(PipelineEngine):
             The scores, on every rank.
         """
         return self.inference.predict(x, exit=exit, average=average)
+
+
+for _call, _instead in host.INSTEAD.items():
+    setattr(ALPipelineEngine, _call, host.refused(_call, _instead))
 
 
 def _check_iterator(data: Any) -> None:

@@ -36,18 +36,29 @@ def without_shared_memory() -> Iterator[None]:
         known[name] = before
 
 
-def refused(call: str, instead: str) -> Callable[..., NoReturn]:
-    """Returns a method in place of one of DeepSpeed's that would fail, or change nothing, in an engine of ds_al.
+_SAVES = (
+    "engine.module.state_dict() has the weights of this stage; save_checkpoint() and python -m ds_al consolidate, all"
+)
+INSTEAD = {
+    "set_train_micro_batch_size": 'set "train_micro_batch_size_per_gpu" in the config',
+    "module_state_dict": _SAVES,
+    "save_16bit_model": _SAVES,
+    "save_fp16_model": _SAVES,
+    "load_module_state_dict": "use engine.module.load_state_dict(), or ds_al.load_weights() for a file of all weights",
+    "offload_states": "a stage holds its own states alone",
+    "reload_states": "a stage holds its own states alone",
+}
+"""What to use instead of methods of DeepSpeed's engine that would fail, or change nothing, in one of ds_al
+(runtime/engine.py, 0.19.0 and 0.19.8)."""
 
-    Args:
-        call: its name.
-        instead: what to do instead.
-    """
+
+def refused(call: str, instead: str) -> Callable[..., NoReturn]:
+    """Returns a method that raises :class:`~ds_al.errors.ALConfigError`, see :data:`INSTEAD`."""
 
     def method(*_: Any, **__: Any) -> NoReturn:
         raise ALConfigError(f"{call}() is not available: {instead}")
 
-    method.__name__, method.__doc__ = call, f"Is refused: {instead}."
+    method.__name__ = call
     return method
 
 
