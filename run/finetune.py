@@ -70,6 +70,10 @@ def parser() -> argparse.ArgumentParser:
         "--trial-samples", type=positive, default=whole.trial_samples, help=f"texts of a trial ({whole.trial_samples})"
     )
     p.add_argument(
+        "--twin-rates", type=rates, default=(),
+        help="also run back-propagation at these learning rates, comma-separated, as where the chosen one fails",
+    )  # fmt: skip
+    p.add_argument(
         "--minutes", type=more_than_zero, help="start no run after this many minutes (default: run all of them)"
     )
     p.add_argument("--cache", metavar="DIR", help="cache folder of tokens")
@@ -81,6 +85,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batches", type=positive, default=4, help="with --speed: batches of a timed run (default: 4)")
     p.add_argument("--repeat", type=positive, default=3, help="with --speed: timed runs of each case (default: 3)")
     return p
+
+
+def rates(text: str) -> tuple[float, ...]:
+    """Parses comma-separated learning rates."""
+    return tuple(more_than_zero(part) for part in text.split(","))
 
 
 def main() -> None:
@@ -132,7 +141,7 @@ def _run(plan: Plan, args: argparse.Namespace, tell: Callable[[str], None]) -> N
         run_missing(runs, file, one, done=done, until=end)
 
     part("trial", list(plan.trials()))
-    part("run", plan.runs(file.read().values()))
+    part("run", list(dict.fromkeys([*plan.runs(file.read().values()), *plan.twins(args.twin_rates)])))
 
 
 def _speed(plan: Plan, args: argparse.Namespace, tell: Callable[[str], None]) -> None:

@@ -92,6 +92,25 @@ def test_the_gap_is_to_back_propagation_of_the_same_seed_and_weights(tmp_path: P
     assert len(json.loads((tmp_path / "tuned.json").read_text())["rows"]) == 8
 
 
+def test_the_gap_is_to_the_better_rate_of_back_propagation(tmp_path: Path) -> None:
+    """At the rate that one trial chose, a run with another seed stayed at chance."""
+
+    def failing(run: Run) -> dict[str, Any]:
+        result = fake(run)
+        if run.method == TWIN and run.budget == "run" and run.lr == 1e-2 and run.seed == 1:
+            result["validation_accuracy"] = result["test_accuracy"] = [0.5]
+        return result
+
+    _, results = finish(tmp_path, failing)
+    twins = [{**fake(run), "key": run.key} for run in PLAN.twins([1e-3]) if run.adapt == "all"]
+    table = rows([*results, *twins[:1]], PLAN)
+    assert next(row["gap"] for row in table if row["method"] == "greedy") == pytest.approx((-0.1 + 0.22) / 2), "1 seed"
+    table = rows([*results, *twins], PLAN)
+    assert next(row["gap"] for row in table if row["method"] == "greedy") == pytest.approx(-0.1 + 0.009)
+    both = [(row["lr"], row["accuracy"]) for row in table if row["method"] == TWIN and row["adapt"] == "all"]
+    assert both == [(1e-2, pytest.approx((0.81 + 0.5) / 2)), (1e-3, pytest.approx(0.806))]
+
+
 def test_without_results_the_page_says_so(tmp_path: Path) -> None:
     write_tables([], Plan(), json_path=tmp_path / "tuned.json", page=tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()

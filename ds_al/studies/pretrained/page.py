@@ -32,23 +32,36 @@ NOTHING = (
 
 
 def rows(results: Iterable[Result], plan: Plan) -> list[Row]:
-    """Returns one row per form and K: test accuracy at each exit, and the gap to back-propagation of the same seed.
+    """Returns one row per form, K and rate: test accuracy at each exit, and the gap to back-propagation of the same
+    seed, at the rate that is best for it by the validation accuracy of its runs.
 
-    Only runs with the chosen rates and the plan's samples are included. ``seeds`` counts the runs of a row.
+    Only runs with the plan's samples are included, with the chosen rates; of back-propagation with all that have run.
+    ``seeds`` counts the runs of a row.
     """
     results = list(results)
     found = {result["key"]: result for result in results if "failure" not in result}
-    own: dict[tuple[Form, int], list[Result]] = {}
-    for run in plan.runs(results):
+    rates = sorted({result["lr"] for result in found.values()})
+    own: dict[tuple[Form, int, float], list[Result]] = {}
+    for run in dict.fromkeys([*plan.runs(results), *plan.twins(rates)]):
         if run.key in found:
-            own.setdefault(((run.data, run.method, run.adapt), run.layers), []).append(found[run.key])
-    twins = {
-        (data, adapt, result["seed"]): result["test_accuracy"][-1]
-        for ((data, method, adapt), _), runs in own.items()
-        if method == TWIN
-        for result in runs
-    }
-    return [_row(form, layers, runs, twins) for (form, layers), runs in own.items()]
+            own.setdefault(((run.data, run.method, run.adapt), run.layers, run.lr), []).append(found[run.key])
+    twins: dict[tuple[str, Any, int], float] = {}
+    for form, runs in _best_twins(own).items():
+        twins |= {(form[0], form[2], result["seed"]): result["test_accuracy"][-1] for result in runs}
+    return [_row(form, layers, runs, twins) for (form, layers, _), runs in own.items()]
+
+
+def _best_twins(own: Mapping[tuple[Form, int, float], Sequence[Result]]) -> dict[Form, Sequence[Result]]:
+    """Returns the runs of back-propagation by form, at the rate of the most seeds and the best validation accuracy."""
+    best: dict[Form, Sequence[Result]] = {}
+    for (form, _, _), runs in own.items():
+        if form[1] == TWIN:
+            best[form] = max(best.get(form, ()), runs, key=lambda runs: (len(runs), _validated(runs)))
+    return best
+
+
+def _validated(runs: Sequence[Result]) -> float:
+    return statistics.mean(result["validation_accuracy"][-1] for result in runs) if runs else 0.0
 
 
 def _row(form: Form, layers: int, own: Sequence[Result], twins: dict[tuple[str, Any, int], float]) -> Row:
@@ -140,7 +153,10 @@ def whole_page(results: Sequence[Result], table: Sequence[Row], plan: Plan, abou
         blocks += [tables.speed(measured.rows), _wrapped(machine_and_versions(measured.header), mark="")]
     else:
         blocks.append(f"Not run yet: `{COMMAND.split(' --json')[0]} --speed --json docs/results/pretrained.json`")
-    there = {((row["data"], row["method"], row["adapt"]), row["K"]): row["seeds"] for row in table}
+    there: dict[tuple[Form, int], int] = {}
+    for row in table:
+        at = (row["data"], row["method"], row["adapt"]), row["K"]
+        there[at] = max(there.get(at, 0), row["seeds"])
     if any(there.get((form, depth), 0) < plan.seeds for form in plan.forms() for depth in plan.depths(form)):
         about_k = f"Seeds that have run, of {plan.seeds}; of local learning by K = {', '.join(map(str, plan.layers))}."
         blocks += ["## Not run yet", about_k, tables.seeds(_seeds(there, plan))]
@@ -187,6 +203,9 @@ def _about(plan: Plan) -> list[str]:
         f"{settings.rank} in {', '.join(settings.targets)}, and the new parts.",
         "*Gap* compares the last exit with back-propagation of the same seed and of the same weights that train; "
         "*after 100 steps* is the validation accuracy then.",
+        "Where a run of back-propagation stays at chance at the rate that its trials chose, it has runs with all seeds "
+        "at another rate, too (`--twin-rates`); gaps are to the rate that is better by the mean validation accuracy of "
+        "its runs.",
     ]
 
 

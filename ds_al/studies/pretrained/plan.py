@@ -70,6 +70,16 @@ class Plan:
             for depth in self.depths(form)
         ]
 
+    def twins(self, rates: Iterable[float]) -> list[Run]:
+        """Returns the runs of back-propagation at some rates, whatever the trials have chosen."""
+        return [
+            Run(*form, 1, seed, lr, self.samples, "run")
+            for seed in range(self.seeds)
+            for form in self.forms()
+            for lr in rates
+            if form[1] == TWIN
+        ]
+
     def chosen(self, results: Iterable[Result]) -> dict[Form, float]:
         """Returns the learning rate of each form with complete trials."""
         found = {result["key"]: result for result in results if "failure" not in result}
