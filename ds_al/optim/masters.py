@@ -172,7 +172,7 @@ def refresh(parameters: Iterable[nn.Parameter]) -> None:
     for parameter in parameters:
         if (master := master_here(parameter)) is not None:
             weight = parameter.detach()
-            torch.where(weight != master.to(weight.dtype), weight, master, out=master)
+            torch.where(weight != master.to(weight.dtype), weight.to(master.dtype), master, out=master)
 
 
 def full_state(layer: nn.Module, masters: Mapping[nn.Parameter, Tensor] | None = None) -> dict[str, Any]:
