@@ -16,8 +16,9 @@ from ds_al.studies.sweep.choice import choose
 from ds_al.studies.sweep.exits import exit_table
 from ds_al.studies.sweep.page import groups_page, results_page
 from ds_al.studies.sweep.spec import Run, read_sweep, runs_of, waiting, with_methods
-from ds_al.studies.sweep.table import rows
+from ds_al.studies.sweep.table import rows, twins_of
 from ds_al.studies.tables import sweep as tables
+from ds_al.studies.tables.sweep import twin_of
 from ds_al.studies.tables.write import document
 
 CONFIG = {
@@ -178,8 +179,18 @@ def test_time_to_the_twin_is_that_until_its_last_validation_accuracy() -> None:
     table = rows([result("bp", 0, 0.8), slow, never])
     assert [row["seconds_to_twin"] for row in table] == [4.0, 4.0, None]
     assert "not reached" in document(*tables.sweep(table))
-    better = {**result("bp_1f1b", 0, 0.9), "validation_accuracy": [0.99]}
-    assert rows([result("bp", 0, 0.8), better, slow])[-1]["seconds_to_twin"] == 4.0  # the first twin is the one
+
+
+def test_the_twin_is_the_better_one_by_validation_accuracy() -> None:
+    """A rate that one trial chose may fail with other seeds; test accuracies do not decide."""
+    twins = [result("bp", seed, 0.6) | {"validation_accuracy": [0.6 - 0.1 * seed]} for seed in (0, 1)]
+    lower = {"validation_accuracy": [0.59], "method": "bp_1f1b"}
+    twins += [result("bp, lower", seed, 0.58) | lower for seed in (0, 1)]
+    own = [result("greedy", seed, 0.59, layers=2) for seed in (0, 1)]
+    table = rows([*twins, *own])
+    assert twin_of(table)["method"] == "bp, lower"  # type: ignore[index]
+    assert {each["suite_method"] for each in twins_of([*twins, *own]).values()} == {"bp, lower"}
+    assert twin_of(rows([twins[0], *own]))["method"] == "bp", "of those that have run"  # type: ignore[index]
 
 
 def test_failures_stay_in_the_table() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ds_al.config.methods import EMULATED
+from ds_al.studies.sweep.table import twins_of
 
 Result = Mapping[str, Any]
 Row = dict[str, Any]
@@ -63,7 +64,7 @@ def along(results: Sequence[Result]) -> list[Row]:
         results: results of the runs; failed ones are omitted.
     """
     done = [result for result in results if "failure" not in result]
-    twins = {(r["group"], r["seed"]): r for r in reversed(done) if str(r["method"]).startswith("bp_")}
+    twins = twins_of(done)
     found: dict[tuple[Any, ...], list[Result]] = {}
     for result in done:
         if result["K"] is not None and (result["group"], result["seed"]) in twins:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ds_al.studies.results import Row, StudyError
+from ds_al.studies.tables.sweep import twin_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Accuracies:
         for name in dict.fromkeys(row["group"] for row in rows if group in row["group"]):
             own = [row for row in rows if row["group"] == name and row["test_accuracy"] is not None]
             rivals = {row["method"]: row for row in own if row["K"] is None}
-            twin = next(iter(rivals.values()), None)
+            twin = twin_of(own)
             methods: dict[str, list[Row]] = {}
             for row in sorted((row for row in own if row["K"] is not None), key=lambda row: row["K"]):
                 methods.setdefault(row["method"], []).append(row)

@@ -51,12 +51,24 @@ def rows(results: Sequence[Result]) -> list[Row]:
     found: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:
         found.setdefault((result["group"], result["suite_method"], result["K"], result["P"]), []).append(result)
-    twins = {  # the first one, if there are several
-        (result["group"], result["seed"]): result
-        for result in reversed(results)
-        if "failure" not in result and str(result["method"]).startswith("bp_")
-    }
+    twins = twins_of(results)
     return [_row(key, run, twins) for key, run in found.items()]
+
+
+def twins_of(results: Sequence[Result]) -> dict[tuple[str, int], Result]:
+    """Returns the run of back-propagation by group and seed: of the method that is best by validation accuracy, where
+    a group has several, and of the first of equal ones."""
+    found: dict[str, dict[str, list[Result]]] = {}
+    for result in results:
+        if "failure" not in result and str(result["method"]).startswith("bp_"):
+            found.setdefault(result["group"], {}).setdefault(result["suite_method"], []).append(result)
+    best = [max(methods.values(), key=_validated) for methods in found.values()]
+    return {(result["group"], result["seed"]): result for runs in best for result in runs}
+
+
+def _validated(runs: Sequence[Result]) -> tuple[int, float]:
+    known = [run["validation_accuracy"][-1] for run in runs if run.get("validation_accuracy")]
+    return len(runs), statistics.mean(known) if known else 0.0
 
 
 def _row(key: tuple[Any, ...], run: Sequence[Result], twins: Mapping[tuple[str, int], Result]) -> Row:

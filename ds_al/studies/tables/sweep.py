@@ -15,6 +15,12 @@ _EXITS = {
 }
 
 
+def twin_of(rows: Sequence[Row]) -> Row | None:
+    """Returns the row of back-propagation in a group, of several that with the best validation accuracy."""
+    own = [row for row in rows if row["K"] is None and row["test_accuracy"] is not None]
+    return max(own, key=lambda row: (row["seeds"], row["validation_accuracy"] or 0.0), default=None)
+
+
 def group(rows: Sequence[Row], *, seeds: int = 1) -> Table:
     """Returns the table of one group.
 
@@ -22,7 +28,7 @@ def group(rows: Sequence[Row], *, seeds: int = 1) -> Table:
         rows: rows of the group.
         seeds: minimum number of seeds of a method and the twin for which their difference, in points, is shown.
     """
-    twin = next((row for row in rows if row["K"] is None and row["test_accuracy"] is not None), None)
+    twin = twin_of(rows)
     if twin is not None and twin["seeds"] < seeds:
         twin = None
 
@@ -64,7 +70,7 @@ def decision(rows: Sequence[Row], *, seeds: int) -> Table:
     depths = sorted({row["K"] for row in rows if row["K"] is not None})
     lines: list[Row] = []
     for own in groups(rows, "group"):
-        twin = next((row for row in own if row["K"] is None and row["test_accuracy"] is not None), None)
+        twin = twin_of(own)
         if twin is None:
             continue
         for place, same in enumerate(groups([row for row in own if row["K"] is not None], "method")):
