@@ -70,8 +70,8 @@ def parser() -> argparse.ArgumentParser:
         "--trial-samples", type=positive, default=whole.trial_samples, help=f"texts of a trial ({whole.trial_samples})"
     )
     p.add_argument(
-        "--twin-rates", type=rates, default=(),
-        help="also run back-propagation at these learning rates, comma-separated, as where the chosen one fails",
+        "--also-rates", type=rates, default=(),
+        help="also run all methods at these learning rates, comma-separated, as where a method fails at the chosen one",
     )  # fmt: skip
     p.add_argument(
         "--minutes", type=more_than_zero, help="start no run after this many minutes (default: run all of them)"
@@ -141,7 +141,7 @@ def _run(plan: Plan, args: argparse.Namespace, tell: Callable[[str], None]) -> N
         run_missing(runs, file, one, done=done, until=end)
 
     part("trial", list(plan.trials()))
-    part("run", list(dict.fromkeys([*plan.runs(file.read().values()), *plan.twins(args.twin_rates)])))
+    part("run", list(dict.fromkeys([*plan.runs(file.read().values()), *plan.at(args.also_rates)])))
 
 
 def _speed(plan: Plan, args: argparse.Namespace, tell: Callable[[str], None]) -> None:

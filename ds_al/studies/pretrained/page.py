@@ -33,35 +33,37 @@ NOTHING = (
 
 def rows(results: Iterable[Result], plan: Plan) -> list[Row]:
     """Returns one row per form, K and rate: test accuracy at each exit, and the gap to back-propagation of the same
-    seed, at the rate that is best for it by the validation accuracy of its runs.
+    seed.
 
-    Only runs with the plan's samples are included, with the chosen rates; of back-propagation with all that have run.
-    ``seeds`` counts the runs of a row.
+    Only runs with the plan's samples are included. ``seeds`` counts the runs of a row; ``best`` says whether no other
+    rate has more of them, or as many and a better validation accuracy. Gaps are to the best rate of back-propagation.
     """
-    results = list(results)
     found = {result["key"]: result for result in results if "failure" not in result}
-    rates = sorted({result["lr"] for result in found.values()})
-    own: dict[tuple[Form, int, float], list[Result]] = {}
-    for run in dict.fromkeys([*plan.runs(results), *plan.twins(rates)]):
+    own: dict[tuple[Form, int], dict[float, list[Result]]] = {}
+    for run in plan.at(sorted({result["lr"] for result in found.values()})):
         if run.key in found:
-            own.setdefault(((run.data, run.method, run.adapt), run.layers, run.lr), []).append(found[run.key])
-    twins: dict[tuple[str, Any, int], float] = {}
-    for form, runs in _best_twins(own).items():
-        twins |= {(form[0], form[2], result["seed"]): result["test_accuracy"][-1] for result in runs}
-    return [_row(form, layers, runs, twins) for (form, layers, _), runs in own.items()]
+            at = own.setdefault(((run.data, run.method, run.adapt), run.layers), {})
+            at.setdefault(run.lr, []).append(found[run.key])
+    best = {key: max(at.values(), key=_validated) for key, at in own.items()}
+    twins = {
+        (data, adapt, result["seed"]): result["test_accuracy"][-1]
+        for ((data, method, adapt), _), runs in best.items()
+        if method == TWIN
+        for result in runs
+    }
+    return [
+        {**_row(form, layers, runs, twins), "best": runs is best[form, layers]}
+        for (form, layers), at in sorted(own.items(), key=lambda item: _place(item[0], plan))
+        for runs in at.values()
+    ]
 
 
-def _best_twins(own: Mapping[tuple[Form, int, float], Sequence[Result]]) -> dict[Form, Sequence[Result]]:
-    """Returns the runs of back-propagation by form, at the rate of the most seeds and the best validation accuracy."""
-    best: dict[Form, Sequence[Result]] = {}
-    for (form, _, _), runs in own.items():
-        if form[1] == TWIN:
-            best[form] = max(best.get(form, ()), runs, key=lambda runs: (len(runs), _validated(runs)))
-    return best
+def _place(key: tuple[Form, int], plan: Plan) -> tuple[int, int]:
+    return plan.forms().index(key[0]), key[1]
 
 
-def _validated(runs: Sequence[Result]) -> float:
-    return statistics.mean(result["validation_accuracy"][-1] for result in runs) if runs else 0.0
+def _validated(runs: Sequence[Result]) -> tuple[int, float]:
+    return len(runs), statistics.mean(result["validation_accuracy"][-1] for result in runs)
 
 
 def _row(form: Form, layers: int, own: Sequence[Result], twins: dict[tuple[str, Any, int], float]) -> Row:
@@ -167,7 +169,8 @@ def _answer(table: Sequence[Row], plan: Plan) -> str:
     """Returns, first, the worst and the best gap at K = 2 and 3 where all of the model trains with all seeds."""
     own = [
         row for row in table
-        if row["adapt"] == "all" and row["K"] in (2, 3) and row["gap"] is not None and row["seeds"] == plan.seeds
+        if row["adapt"] == "all" and row["K"] in (2, 3) and row["gap"] is not None
+        and row["seeds"] == plan.seeds and row["best"]
     ]  # fmt: skip
     if not own:
         text = f"**No conclusion yet**: no method has run with all {plan.seeds} seeds beside back-propagation."
@@ -203,9 +206,9 @@ def _about(plan: Plan) -> list[str]:
         f"{settings.rank} in {', '.join(settings.targets)}, and the new parts.",
         "*Gap* compares the last exit with back-propagation of the same seed and of the same weights that train; "
         "*after 100 steps* is the validation accuracy then.",
-        "Where a run of back-propagation stays at chance at the rate that its trials chose, it has runs with all seeds "
-        "at another rate, too (`--twin-rates`); gaps are to the rate that is better by the mean validation accuracy of "
-        "its runs.",
+        "Where a run of a method stays at chance at the rate that its trials chose, all methods run at another one, "
+        "too (`--also-rates`). Of several rates of a method, that of the best mean validation accuracy of its runs "
+        "counts, which is bold; gaps are to that of back-propagation.",
     ]
 
 

@@ -70,14 +70,14 @@ class Plan:
             for depth in self.depths(form)
         ]
 
-    def twins(self, rates: Iterable[float]) -> list[Run]:
-        """Returns the runs of back-propagation at some rates, whatever the trials have chosen."""
+    def at(self, rates: Iterable[float]) -> list[Run]:
+        """Returns the runs of all forms at some rates, whatever the trials have chosen."""
         return [
-            Run(*form, 1, seed, lr, self.samples, "run")
+            Run(*form, depth, seed, lr, self.samples, "run")
             for seed in range(self.seeds)
             for form in self.forms()
+            for depth in self.depths(form)
             for lr in rates
-            if form[1] == TWIN
         ]
 
     def chosen(self, results: Iterable[Result]) -> dict[Form, float]:

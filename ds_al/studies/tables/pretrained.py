@@ -23,7 +23,7 @@ def accuracy(rows: Sequence[Row]) -> Table:
         "method": "`{method}`",
         "trains": lambda row: f"{row['adapt']} ({100 * row['trained_share']:.1f} %)",
         "K": local(lambda row: str(row["K"])),
-        "lr": "{lr:g}",
+        "lr": lambda row: f"**{row['lr']:g}**" if row["best"] else f"{row['lr']:g}",
         "seeds": "{seeds}",
         "accuracy": lambda row: _points(row["accuracy"], row["accuracy_sd"]),
         "gap": local(lambda row: "" if row["gap"] is None else _points(row["gap"], row["gap_sd"], sign="+")),
