@@ -39,7 +39,7 @@ def test_tables_between_markers_are_those_of_the_stored_results(document: Path, 
 
 
 def test_every_file_of_results_that_has_a_table_is_in_a_document() -> None:
-    shown = {name for names in DOCUMENTS.values() for name in names} | {"small"}  # small has a page of its own
+    shown = {name for names in DOCUMENTS.values() for name in names} | {"small", "long"}  # with pages of their own
     stored = [read(path) for path in RESULTS.glob("*.json") if not path.stem.startswith("bench")]
     assert {results.name for results in stored if results.kind in TABLES} == shown
 
@@ -90,12 +90,14 @@ def test_what_was_chosen_is_what_the_runs_say(name: str) -> None:
     assert [{column: row[column] for column in columns} for row in choose(results, sweep.sweep)] == stored
 
 
-def test_the_page_of_results_is_that_of_its_runs() -> None:
-    sweep, results = stored_sweep("small")
-    stored, page = read(sweep.json), ROOT / "docs/results.md"
+@pytest.mark.parametrize(("name", "page"), [("small", "results.md"), ("long", "results_long.md")])
+def test_the_page_of_results_is_that_of_its_runs(name: str, page: Any) -> None:
+    sweep, results = stored_sweep(name)
+    stored, page = read(sweep.json), ROOT / "docs" / page
     table = rows(results)
     assert table == stored.rows
-    pictures = {group.name: RESULTS / f"small-{n}.png" for n, group in enumerate(sweep.sweep.groups, start=1)}
+    pictures = {group.name: RESULTS / f"{name}-{n}.png" for n, group in enumerate(sweep.sweep.groups, start=1)}
+    pictures = {group: path for group, path in pictures.items() if path.exists()}
     pages = sweep.pages(results, pictures=pictures, header=stored.header, page=page)
     assert {path: path.read_text() for path in pages} == pages
     assert len(page.read_text().splitlines()) < 250

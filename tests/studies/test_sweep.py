@@ -374,8 +374,10 @@ def test_the_page_says_what_is_missing_and_compares_finished_rows_alone(tmp_path
     )  # fmt: skip
     whole = groups_page(results=results, exits=exit_table(results), curves=along(results), **about)
     assert "| Fashion, MLP | 81.00 | `mse` | -11.00 (-6.00) | - |" in page and "](results_groups.md)" in page
-    assert "| Fashion, MLP | 5 of 14 | `contrast` K = 2 (seed 0, 1); " in page and "; `mse` K = 4 (seed 1) |" in page
-    assert "| Fashion, CNN | 0 | all: its settings are not chosen yet |" in page
+    assert (
+        "| Fashion, MLP | 2 | 5 of 14 | `contrast` K = 2 (seed 0, 1); " in page and "; `mse` K = 4 (seed 1) |" in page
+    )
+    assert "| Fashion, CNN |  | 0 | all: its settings, or its epochs, are not chosen yet |" in page
     finished, unfinished = (next(line for line in whole.splitlines() if f"`mse` | {k} | 7" in line) for k in (2, 4))
     assert "| 75.00 ± 7.07 | -6.00 |" in finished  # of both exits together
     assert "| -11.00 |" in finished and "| - |" in unfinished and "-10" not in unfinished

@@ -28,8 +28,9 @@ DECISION = """\
 ## What to decide by
 
 Difference to the twin in test accuracy, in points: of the last exit, and in brackets of the mean softmax of all exits,
-whose bridges training needs in any case. *FLOPs* are counted over forward and backward at the largest K, relative to
-the twin's. A dash: fewer than {seeds} seeds, which support no conclusion.
+whose bridges training needs in any case. Of several twins the one with the best validation accuracy counts. *FLOPs* are
+counted over forward and backward at the largest K, relative to the twin's. A dash: fewer than {seeds} seeds, which
+support no conclusion.
 """
 
 GROUPS = """\
@@ -82,13 +83,16 @@ def results_page(
         groups_page: path of the page of all groups.
     """
     asked = [
-        {"group": run.group, "method": run.method, "K": run.layers, "seed": run.seed, "done": there}
+        {
+            "group": run.group, "method": run.method, "K": run.layers, "seed": run.seed,
+            "epochs": run.config["experiment"]["epochs"], "done": there,
+        }
         for run, there in zip(runs, done, strict=True)
-    ]
+    ]  # fmt: skip
     blocks: list[Table | str] = [
         INTRODUCTION.format(groups=groups_page.name) + DECISION.format(seeds=seeds),
         tables.decision(table, seeds=seeds),
-        "## What is missing", tables.missing(asked, waits), "## Figures",
+        "## Runs", tables.missing(asked, waits), "## Figures",
     ]  # fmt: skip
     blocks += [_picture(group, file, page) for group, file in pictures.items()]
     blocks.append(

@@ -158,10 +158,10 @@ def _difference(row: Row) -> str:
 
 
 def missing(runs: Sequence[Row], waits: Sequence[str]) -> Table:
-    """Returns the number of finished runs and the missing runs of each group.
+    """Returns the budget, the number of finished runs and the missing runs of each group.
 
     Args:
-        runs: rows ``group, method, K, seed, done`` of all runs of the sweep.
+        runs: rows ``group, method, K, seed, epochs, done`` of all runs of the sweep.
         waits: groups that have no runs yet.
     """
     lines: list[Mapping[str, object]] = []
@@ -173,10 +173,13 @@ def missing(runs: Sequence[Row], waits: Sequence[str]) -> Table:
                 left.setdefault(name, []).append(str(run["seed"]))
         count = sum(run["done"] for run in own)
         what = "; ".join(f"{name} (seed {', '.join(seeds)})" for name, seeds in left.items()) if count else "all"
-        lines.append({"group": own[0]["group"], "count": f"{count} of {len(own)}", "missing": what or "none"})
-    lines += [{"group": name, "count": "0", "missing": "all: its settings are not chosen yet"} for name in waits]
+        about = {"group": own[0]["group"], "epochs": own[0]["epochs"]}
+        lines.append({**about, "count": f"{count} of {len(own)}", "missing": what or "none"})
+    waiting = {"epochs": "", "count": "0", "missing": "all: its settings, or its epochs, are not chosen yet"}
+    lines += [{"group": name, **waiting} for name in waits]
     columns = (
         Column("group", "{group}", left=True),
+        Column("epochs", "{epochs}"),
         Column("runs done", "{count}"),
         Column("missing", "{missing}", left=True),
     )
