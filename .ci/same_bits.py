@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 
 ROOT = Path.cwd().resolve()
@@ -122,6 +124,7 @@ def trained(cases: list[Case], folder: str) -> list[Hashes]:
     results = []
     for case in cases:
         print("case", case["name"], flush=True)
+        seed_generators()
         network, stages = find("NETWORKS")[case["network"]], case.get("stages", case["ranks"])
         layers = network.layers()
         if objective := case.get("objective"):
@@ -144,6 +147,13 @@ def trained(cases: list[Case], folder: str) -> list[Hashes]:
         engine.flush()
         results.append({f"copy {copy}/{key}": value for key, value in found.items()} if copies > 1 else found)
     return results
+
+
+def seed_generators() -> None:
+    """Seeds the generators of the process, whose states a checkpoint holds."""
+    random.seed(SEED)
+    numpy.random.seed(SEED)
+    torch.manual_seed(SEED)
 
 
 def hashes_of(engine: Any) -> Hashes:

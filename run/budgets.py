@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     """Builds the command line parser."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sweep(p, json="file of budgets; trials are saved next to it")
+    p.add_argument("--table-only", action="store_true", help="run nothing; write the budgets of the stored trials")
     return p
 
 
@@ -47,7 +48,7 @@ def main() -> None:
         )
         if not budgets.trials:
             sys.exit("error: no group with `budgets` is left: look at --groups")
-        while todo := budgets.next(file.read()):
+        while not args.table_only and (todo := budgets.next(file.read())):
             minutes = None if args.minutes is None else args.minutes - (time.monotonic() - begin) / 60
             if minutes is not None and minutes <= 0:
                 break

@@ -38,7 +38,7 @@ def test_private_names_of_deepspeed_are_in_few_files() -> None:
     )  # fmt: skip
     pattern = re.compile(rf"(?:\.|def )({'|'.join(names)})\b")
     engines = ("engine", "zero_bubble", "dualpipev", "delayed")
-    allowed = {"host.py", "engine.py", "module.py", *(f"baseline/{name}.py" for name in engines)}
+    allowed = {"host.py", "engine.py", "training/engine.py", "module.py", *(f"baseline/{name}.py" for name in engines)}
     found = {
         str(path.relative_to(ROOT / "ds_al"))
         for path in (ROOT / "ds_al").rglob("*.py")

@@ -65,7 +65,7 @@ def _anchor(title: str) -> str:
 
 def _class(cls: type, title: str) -> str:
     parts = [f"## {title}\n"]
-    bases = [base.__name__ for base in cls.__bases__ if base is not object and not base.__name__.startswith("_")]
+    bases = [base.__name__ for base in _bases(cls) if base is not object and not base.__name__.startswith("_")]
     if issubclass(cls, BaseException):
         return f"{parts[0]}\nException, {', '.join(f'`{base}`' for base in bases)}.\n\n{_text(cls)}"
     if "__init__" in vars(cls) and cls.__init__.__module__.startswith("ds_al."):  # type: ignore[misc]
@@ -81,16 +81,21 @@ def _class(cls: type, title: str) -> str:
 
 def _members(cls: type) -> Iterator[tuple[str, Any]]:
     """Public methods and properties that ds_al documents, those of its own bases included."""
-    seen: set[str] = set()
-    for owner in cls.__mro__:
-        if not owner.__module__.startswith("ds_al."):
-            continue
-        for name, value in vars(owner).items():
-            own = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
-            is_documented = isinstance(own, (FunctionType, property)) and bool(inspect.getdoc(own))
-            if not name.startswith("_") and name not in seen and is_documented:
-                seen.add(name)
-                yield name, own
+    owners = [owner for owner in reversed(cls.__mro__) if owner.__module__.startswith("ds_al.")]
+    for name in dict.fromkeys(name for owner in owners for name in vars(owner) if not name.startswith("_")):
+        value = next(vars(owner)[name] for owner in reversed(owners) if name in vars(owner))
+        own = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
+        if isinstance(own, (FunctionType, property)) and inspect.getdoc(own):
+            yield name, own
+
+
+def _bases(cls: type) -> Iterator[type]:
+    """Bases of a class, without those that only divide its code."""
+    for base in cls.__bases__:
+        if base.__module__.startswith("ds_al.training."):
+            yield from _bases(base)
+        else:
+            yield base
 
 
 def _member(name: str, value: Any, cls: type) -> str:
