@@ -26,6 +26,7 @@ from ds_al.parallel.buffers import remove_buffers
 
 _GRACE = 30.0  # seconds from the first failure until the other ranks, which may wait for it, are killed
 _POLL = 0.02
+_LOST = "() lost another rank: "  # in the error of a rank that ends since another one has failed
 _SHOWN = 3000  # characters of each rank's output in an error
 _NEWS = "DS_AL_NEWS"
 _IMPORTED = (
@@ -115,7 +116,7 @@ def run_ranks(
 
     Raises:
         RankFailure: a rank failed or the time-out expired; all ranks were killed. Its message shows the output of the
-            rank that failed first before that of all others.
+            rank that failed first before that of all others, and ranks that have only lost another one later.
     """
     port, start = free_port(), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -136,6 +137,7 @@ def run_ranks(
             remove_buffers(port)  # of ranks that were killed before they joined
         if codes != [0] * world:
             outputs = [(path / f"log{rank}").read_text(errors="replace") for rank in range(world)]
+            failed.sort(key=lambda rank: _LOST in outputs[rank])  # they may end before the one that they have lost
             order = failed + [rank for rank in range(world) if rank not in failed]
             shown = "\n".join(f"--- rank {r}, exit code {codes[r]}\n{outputs[r][-_SHOWN:]}" for r in order)
             raise RankFailure(f"ranks exited with {codes}\n{shown}", outputs, codes, time.monotonic() - start)
