@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ds_al.batch import BatchPreparation
-from ds_al.errors import ALDataError
+from ds_al.errors import ALConfigError, ALDataError, ALLayerError
 from ds_al.exits import averaged_accuracy, check_average, check_threshold, confidence_of, early_exits
 from ds_al.layer import ALLayer, located, seed_layer
 from ds_al.module import ALPipelineModule
@@ -32,15 +32,29 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _apart(method: Method) -> Method:
-    """Runs a method without graphs, apart from the user's generators and from his ``torch.inference_mode``, whose
-    tensors could not be used in training."""
+    """Runs a method in evaluation mode and without graphs, apart from the user's generators and from his
+    ``torch.inference_mode``, whose tensors could not be used in training."""
 
     @functools.wraps(method)
     def run(self: Inference, *args: Any, **options: Any) -> Any:
-        with torch.inference_mode(False), torch.no_grad(), self._generators.aside():
+        with torch.inference_mode(False), torch.no_grad(), self._generators.aside(), _evaluating(self.module):
             return method(self, *args, **options)
 
     return cast(Method, run)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards that of before: a norm that the user keeps in evaluation mode stays there."""
+    was, modes = module.training, [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was)
+        for part, training in modes:
+            if training is not was:
+                part.training = training
 
 
 class Inference:
@@ -105,10 +119,13 @@ class Inference:
                 rank.
 
         Raises:
-            ALConfigError: a threshold is not in (0, 1].
+            ALConfigError: a threshold is not in (0, 1]; or ``exit_confidence`` or ``averaged`` with an objective of
+                language models.
         """
         for threshold in exit_confidence:
             check_threshold(threshold)
+        if exit_confidence or averaged:
+            self._check_one_class("exit_confidence" if exit_confidence else "averaged")
         seen: list[list[Tensor]] = [[] for _ in self.layers]
         kept: tuple[list[Tensor], list[Tensor]] = [], []
         exits: list[list[Tensor]] = [[] for _ in self.layers]
@@ -193,7 +210,7 @@ class Inference:
             exit, average: see ``engine.predict``.
 
         Returns:
-            Of each batch ``(B, V)``, on the host of every rank.
+            Of each batch ``(B, V)``, or ``(B, T, V)`` of a language model, on the host of every rank.
 
         Raises:
             ValueError: there is no such exit.
@@ -214,7 +231,7 @@ class Inference:
         if average == 1:
             return exits[0]
         return [
-            torch.stack([scores.softmax(dim=1) for scores in same]).mean(0).log() for same in zip(*exits, strict=True)
+            torch.stack([scores.softmax(dim=-1) for scores in same]).mean(0).log() for same in zip(*exits, strict=True)
         ]
 
     def _without_labels(self, x: Activation | None) -> tuple[Activation | None, Tensor]:
@@ -235,9 +252,11 @@ class Inference:
             Scores ``(B, V)`` and the exit of each sample ``(B,)``, 1-based, on every rank.
 
         Raises:
-            ALConfigError: the confidence is out of range.
+            ALConfigError: the confidence is out of range, or the objective is one of language models.
+            ALLayerError: a layer returns a tensor whose first dimension is not that of samples.
         """
         check_threshold(confidence)
+        self._check_one_class("predict_early")
         last = self.module.num_layers - 1
         head = x[0] if isinstance(x, tuple) else x
         self._prepare(1)
@@ -258,7 +277,7 @@ class Inference:
             stay = (confidence_of(scores) < confidence) & (index < last)
             found.append((numbers[~stay].cpu(), scores[~stay].cpu(), index + 1))
             numbers = numbers[stay]
-            s = s[stay] if isinstance(s, Tensor) else tuple(part[stay] for part in s)
+            s = _of_samples(s, stay, layer=index)
         if self._sender is not None and len(numbers):
             self._sender.send((*(s if isinstance(s, tuple) else (s,)), numbers))
         elif self._sender is not None:
@@ -271,9 +290,15 @@ class Inference:
         exits = torch.cat([torch.full((len(numbers),), exit) for numbers, _, exit in left])
         return torch.cat([scores for _, scores, _ in left])[order].to(self.device), exits[order].to(self.device)
 
+    def _check_one_class(self, what: str) -> None:
+        if self.module.objective.per_token:
+            raise ALConfigError(
+                f"{what}: got an objective of language models, with scores of every token: expected one class per "
+                "sample. predict(x, exit=n, average=m) has the scores of every token"
+            )
+
     def _prepare(self, messages: int) -> None:
         """What every pass through the stages begins with."""
-        self.module.eval()
         self._exchange_decoders()
         self._exchange_code_table()
         if self._receiver is not None:
@@ -393,6 +418,18 @@ class Inference:
     def _announce(self, count: int) -> int:
         """The first stage's count, on every rank."""
         return self.topology.gather(count)[0]
+
+
+def _of_samples(s: Activation, stay: Tensor, *, layer: int) -> Activation:
+    """What leaves a layer, of the samples that stay ``(B,)``."""
+    parts = s if isinstance(s, tuple) else (s,)
+    if shapes := [tuple(part.shape) for part in parts if part.shape[:1] != stay.shape]:
+        raise ALLayerError(
+            f"predict_early: f of AL layer {layer} returns a tensor of {shapes[0]} for {len(stay)} samples: expected "
+            "(B, ...) of every tensor, since each sample leaves by itself; use predict(x, exit=n)"
+        )
+    left = tuple(part[stay] for part in parts)
+    return left if isinstance(s, tuple) else left[0]
 
 
 def _weights(decoders: list[nn.Module]) -> Iterator[Tensor]:

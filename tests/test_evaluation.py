@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from deepspeed.pipe import LayerSpec
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+import ds_al
+from ds_al.errors import ALLayerError
 from ds_al.exits import confidence_of, leaves_at
 from ds_al.launch.ranks import run_ranks
 from ds_al.layer import ALLayer, predict
 from tests.support import reference
-from tests.support.engines import MICRO_BATCHES, SEED, different, engine_state, make_engine, merge
+from tests.support.engines import MICRO_BATCHES, SEED, different, engine_config, engine_state, make_engine, merge
 from tests.support.networks import NETWORKS, tokens
 
 pytestmark = pytest.mark.distributed
@@ -206,3 +210,74 @@ def module_scores() -> list[Tensor]:
     engine.train_batch(iter(NETWORKS["vgg"].batches(MICRO_BATCHES)))
     engine.module.eval()
     return [engine.module(held_out("vgg")[0][0], exit=m) for m in range(1, 5)]
+
+
+def kept_norms() -> dict[str, Any]:
+    """Worker: every norm stays in evaluation mode, as for fine-tuning, and evaluations come between the batches."""
+    engine = make_engine("vgg")
+    norms = [part for part in engine.module.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.eval()
+    held, first = held_out("vgg"), engine.is_first_stage()
+    means = [norm.running_mean.clone() for norm in norms]
+    batches = iter(NETWORKS["vgg"].batches(2 * MICRO_BATCHES))
+    for _ in range(2):
+        engine.train_batch(batches)
+        engine.evaluate(held if first else None)
+        engine.predict(held[0][0] if first else None)
+    return {
+        "norms": len(norms),
+        "modes": {norm.training for norm in norms},
+        "others": all(layer.training for _, layer in engine.layers),
+        "same": all(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, means, strict=True)),
+    }
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_evaluation_leaves_every_module_in_its_mode(stages: int) -> None:
+    """The first evaluation once ended the evaluation mode of norms: the next batches changed their statistics."""
+    for found in run_ranks(f"{__name__}:kept_norms", stages):
+        assert found["norms"] > 0
+        assert found["modes"] == {False} and found["others"] and found["same"]
+
+
+class WithTable(nn.Linear):
+    """Hands a table on that has no row per sample."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x), torch.ones(3, 2)
+
+
+class FromTable(nn.Linear):
+    """Reads what :class:`WithTable` returns."""
+
+    def forward(self, s: tuple[Tensor, Tensor]) -> Tensor:
+        return super().forward(s[0]) + s[1].mean()
+
+
+def early_with_a_table() -> str:
+    """Worker: what ``predict_early`` says of the table."""
+    linear = partial(LayerSpec, nn.Linear)
+    layers = [
+        ds_al.ALLayerSpec(
+            f=LayerSpec(WithTable, 6, 8),
+            b=linear(8, 5),
+            g=linear(4, 5),
+            h=linear(5, 4),
+            autoencoder_loss="cross_entropy",
+        ),
+        ds_al.ALLayerSpec(f=LayerSpec(FromTable, 8, 8), b=linear(8, 5), g=linear(5, 5), h=linear(5, 5)),
+    ]
+    module = ds_al.ALPipelineModule(layers, num_classes=4)
+    engine, *_ = ds_al.initialize(model=module, config=engine_config())
+    x = torch.randn(8, 6) if engine.is_first_stage() else None
+    assert engine.predict(x).shape == (8, 4)
+    with pytest.raises(ALLayerError) as caught:
+        engine.inference.predict_early(x, confidence=0.9)
+    return str(caught.value)
+
+
+def test_samples_cannot_leave_early_where_a_layer_returns_no_row_for_each() -> None:
+    """Rows of the table were once left out as if they were samples."""
+    (told,) = run_ranks(f"{__name__}:early_with_a_table", 1)
+    assert "f of AL layer 0 returns a tensor of (3, 2) for 8 samples" in told

@@ -28,7 +28,7 @@ class Held:
     a function all of whose weights rest.
 
     Args:
-        modules: layers whose marked weights rest; those that are frozen already stay frozen.
+        modules: layers whose marked weights rest; those that are frozen before the first batch stay frozen.
         samples: number of samples after which they train.
     """
 
@@ -44,7 +44,10 @@ class Held:
             trained: number of samples of all batches before it.
         """
         rest = trained < self._samples
-        if rest != self._rest:
-            self._rest = rest
-            for weight in self._weights:
-                weight.requires_grad_(not rest)
+        if rest == self._rest:
+            return
+        if rest:  # what the user has frozen since stays frozen
+            self._weights = [weight for weight in self._weights if weight.requires_grad]
+        self._rest = rest
+        for weight in self._weights:
+            weight.requires_grad_(not rest)

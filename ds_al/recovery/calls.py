@@ -94,7 +94,6 @@ class JointCalls:
         """Does what a call changes beside its result."""
         engine, name = self._engine, method.__name__
         if name in _EVALUATIONS:
-            engine.module.eval()
             engine.inference.passes = written["passes"]
             if written["taken"] and engine.is_first_stage():
                 data = args[1] if len(args) > 1 else options["data_iter"]

@@ -90,6 +90,6 @@ class EvaluatingEngine(TrainingEngine):
                 probability.
 
         Returns:
-            The scores, on every rank.
+            The scores, ``(B, T, V)`` of a language model, on every rank.
         """
         return self.inference.predict(x, exit=exit, average=average)

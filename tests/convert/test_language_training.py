@@ -12,6 +12,7 @@ from torch import Tensor
 
 import ds_al
 from ds_al.convert.hugging_face import layer_specs
+from ds_al.errors import ALConfigError
 from ds_al.launch.ranks import run_ranks
 from ds_al.layer import ALLayer, predict
 from tests.support import reference_language
@@ -154,3 +155,33 @@ def test_any_partition_leaves_the_bits_of_the_formula_and_the_model_comes_back(t
         tokens = sum(int((labels[:, 1:] != -100).sum()) for _, labels in texts(2, seed=6))
         assert evaluated[name]["loss"][-1] == pytest.approx(float(sum(losses)) / tokens, rel=1e-4), "ln of perplexity"
         assert evaluated[name]["samples"] == tokens
+
+
+def averaged() -> dict[str, Any]:
+    """Worker: the mean of two exits, and what asks for one class per sample."""
+    engine = make_engine("private head", "")
+    first = engine.is_first_stage()
+    x, batches = texts(1, seed=5)[0][0] if first else None, texts(2, seed=6) if first else None
+    found: dict[str, Any] = {
+        "exits": [engine.predict(x, exit=exit) for exit in (K - 1, K)],
+        "average": engine.predict(x, average=2),
+    }
+    for name, call in {
+        "predict_early": lambda: engine.inference.predict_early(x, confidence=0.5),
+        "averaged": lambda: engine.inference.evaluate(batches, averaged=True),
+        "exit_confidence": lambda: engine.inference.evaluate(batches, exit_confidence=(0.5,)),
+    }.items():
+        with pytest.raises(ALConfigError) as caught:
+            call()
+        found[name] = str(caught.value)
+    return found
+
+
+def test_exits_of_every_token_are_averaged_over_the_vocabulary() -> None:
+    """The softmax was once taken over the tokens of a text."""
+    for found in run_ranks(f"{__name__}:averaged", 2):
+        mean = torch.stack([scores.softmax(dim=2) for scores in found["exits"]]).mean(0)
+        assert found["average"].shape == (BATCH, LENGTH, WORDS)
+        torch.testing.assert_close(found["average"].exp(), mean)
+        for name in ("predict_early", "averaged", "exit_confidence"):
+            assert found[name].startswith(f"{name}: got an objective of language models")

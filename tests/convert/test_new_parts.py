@@ -17,7 +17,7 @@ from ds_al.convert.new_parts import groups
 from ds_al.errors import ALConfigError
 from ds_al.launch.ranks import run_ranks
 from ds_al.layer import seed_layer
-from ds_al.optim.held import mark_pretrained, pretrained_weights
+from ds_al.optim.held import Held, mark_pretrained, pretrained_weights
 from ds_al.tensors import stop_gradient
 from tests.convert.test_training import MICRO_BATCHES, built, state, texts, weights
 from tests.support.engines import SEED, State, different, engine_config, merge
@@ -115,6 +115,19 @@ def test_new_parts_first_and_frozen_stages_are_exact_and_resume(tmp_path: Path) 
     assert ranks[0]["written"] == "classifier"
     assert "layers cannot change their stage with new_parts_first" in ranks[0]["moved"]
     assert "for an AL layer on several stages: expected dynamic_shape=True" in ranks[0]["spans"]
+
+
+def test_a_weight_that_is_frozen_before_the_first_batch_stays_frozen() -> None:
+    """It was once trained with the others, when they had rested."""
+    layer = torch.nn.Linear(2, 2)
+    mark_pretrained(layer)
+    held = Held([layer], samples=4)
+    layer.bias.requires_grad_(False)
+    trains = []
+    for samples in (0, 2, 4):
+        held.before_batch(samples)
+        trains.append((layer.weight.requires_grad, layer.bias.requires_grad))
+    assert trains == [(False, False), (False, False), (True, False)]
 
 
 def test_groups_part_what_is_pretrained_from_what_is_new() -> None:

@@ -99,6 +99,28 @@ KINDS: list[Kind] = [
     ),
     Kind(
         section=SECTION,
+        name="a norm, or any module, that is kept in evaluation mode",
+        outcome="honoured",
+        what="It stays so through evaluations and predictions between batches, as for fine-tuning.",
+        tests=("tests/test_evaluation.py::test_evaluation_leaves_every_module_in_its_mode",),
+    ),
+    Kind(
+        section=SECTION,
+        name="exits of language models: their mean, and exits by confidence",
+        outcome="refused",
+        what="predict_early and accuracies of averaged exits name the objective; predict(average=n) averages over the "
+        "vocabulary.",
+        tests=("tests/convert/test_language_training.py::test_exits_of_every_token_are_averaged_over_the_vocabulary",),
+    ),
+    Kind(
+        section=SECTION,
+        name="a layer that returns a tensor without a row for each sample",
+        outcome="honoured",
+        what="It trains and predicts; predict_early, which lets samples leave, refuses it by layer and shape.",
+        tests=("tests/test_evaluation.py::test_samples_cannot_leave_early_where_a_layer_returns_no_row_for_each",),
+    ),
+    Kind(
+        section=SECTION,
         name="weights and inputs whose channels lie last",
         outcome="honoured",
         what="They keep their layout, with the same bits on any number of stages.",
