@@ -265,8 +265,18 @@ def test_the_best_validation_accuracy_of_the_last_exit_decides_and_test_accuracy
     assert rows[0]["keys"] == {"optimizer.params.lr": 0.01}
     assert rows[0]["rho"] == {"slow": None, "quick": None} and rows[1]["rho"]["warm"] == 0.9
     text = document(*tables.trials(rows))
-    assert "| `contrast` | **warm** | **65.00** | 75.00 | 0.900 |" in text
-    assert "| `bp` | slow | 70.00 | - | - |" in text
+    assert "| `contrast` | **warm** | **65.00** | 75.00 | 0.900 | 1 |" in text
+    assert "| `bp` | slow | 70.00 | - | - | 1 |" in text
+
+
+def test_trials_are_compared_on_the_seeds_that_all_of_them_have(tmp_path: Path) -> None:
+    """A trial of which only the better seed had run was once ahead of those with both."""
+    sweep(tmp_path, TRIALS)
+    tried = read_sweep(tmp_path / "suite.yaml")
+    slow, quick = trial("bp", "slow", 0.8), trial("bp", "quick", 0.7)
+    (row,) = choose([slow, {**trial("bp", "slow", 0.4), "seed": 1}, quick], tried)
+    assert (row["trial"], row["trials"], row["seeds"]) == ("slow", {"slow": 0.8, "quick": 0.7}, 1)
+    assert choose([slow, {**quick, "seed": 1}], tried) == []
 
 
 def test_a_method_with_an_unfinished_trial_is_not_chosen_for(tmp_path: Path) -> None:

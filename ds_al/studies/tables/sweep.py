@@ -113,13 +113,14 @@ def trials(rows: Sequence[Row]) -> list[Table | str]:
         Column("validation accuracy, %", "{mark}{score*100:.2f}{mark}"),
         Column("all exits averaged", number("averaged", ".2f", times=100)),
         Column("FLOPs / twin", number("rho", ".3f")),
+        *([Column("seeds", "{seeds}")] if all("seeds" in row for row in rows) else []),
     )
     blocks: list[Table | str] = []
     for own in groups(rows, "group"):
         tried = [
             {
                 "method": row["method"], "trial": name, "score": score, "mark": "**" if name == row["trial"] else "",
-                "averaged": row.get("averaged", {}).get(name), "rho": row["rho"][name],
+                "averaged": row.get("averaged", {}).get(name), "rho": row["rho"][name], "seeds": row.get("seeds"),
             }
             for row in own for name, score in row["trials"].items()
         ]  # fmt: skip
