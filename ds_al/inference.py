@@ -277,7 +277,8 @@ class Inference:
             stay = (confidence_of(scores) < confidence) & (index < last)
             found.append((numbers[~stay].cpu(), scores[~stay].cpu(), index + 1))
             numbers = numbers[stay]
-            s = _of_samples(s, stay, layer=index)
+            if index < last:
+                s = _of_samples(s, stay, layer=index)
         if self._sender is not None and len(numbers):
             self._sender.send((*(s if isinstance(s, tuple) else (s,)), numbers))
         elif self._sender is not None:
