@@ -34,12 +34,16 @@ class Checkpoints:
 
     Args:
         topology: place of this rank; the first replica writes.
+
+    Attributes:
+        best: folder of a checkpoint that saves keep, however many come after it; ``None`` for none.
     """
 
     def __init__(self, topology: StageTopology) -> None:
         session = meetings.broadcast(uuid.uuid4().hex[:12], source=0)
         self._stage = topology.stage
         self._loaded: Path | None = None
+        self.best: Path | None = None
         self._writer = Writer(
             stage=topology.stage, ranks=topology.pipeline, session=session, writes=topology.replica == 0
         )
@@ -74,8 +78,8 @@ class Checkpoints:
             ALCheckpointError: on every rank, see there.
         """
 
-        if meetings.room() is not None:  # a new process loads again what this one has loaded
-            destination = replace(destination, needed=self._loaded)
+        loaded = self._loaded if meetings.room() is not None else None  # a new process loads it again
+        destination = replace(destination, needed=tuple(path for path in (loaded, self.best) if path is not None))
 
         def take() -> snapshot.Snapshot:
             settle()

@@ -60,8 +60,8 @@ class Destination:
     """Whether to update ``latest``."""
     keep: int | None = None
     """Number of complete checkpoints to keep in the folder, including this one; ``None`` keeps all."""
-    needed: Path | None = None
-    """Folder of a checkpoint that is kept beside those."""
+    needed: tuple[Path, ...] = ()
+    """Folders of checkpoints that are kept beside those."""
 
     @property
     def folder(self) -> Path:
@@ -260,14 +260,11 @@ def _tidy(part: Path, folder: Path, destination: Destination) -> None:
             own.remove(left)
     if destination.keep is not None:
         folders = (path.parent for path in destination.root.glob(f"[!.]*/{own.INDEX}") if path.parent != folder)
-        complete = [other for other in folders if own.is_checkpoint(other) and not _is_same(other, destination.needed)]
+        needed = {path.resolve() for path in destination.needed}
+        complete = [other for other in folders if own.is_checkpoint(other) and other.resolve() not in needed]
         complete.sort(key=lambda other: (other / own.INDEX).stat().st_mtime_ns)
         for other in complete[: max(len(complete) - destination.keep + 1, 0)]:
             own.remove(other)
-
-
-def _is_same(folder: Path, other: Path | None) -> bool:
-    return other is not None and folder.resolve() == other.resolve()
 
 
 def _is_after(other: Path, part: Path) -> bool:

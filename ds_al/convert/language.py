@@ -106,10 +106,10 @@ def language_layers(
 
 
 def _of_last(objective: str | Mapping[str, Any]) -> str | Mapping[str, Any]:
-    """The objective of the last layer, whose h is the model's own head: it learns from all tokens."""
-    if isinstance(objective, str) or "token_share" not in objective:
+    """The objective of the last layer, whose h is the model's own head: it learns from all tokens, over all of V."""
+    if isinstance(objective, str):
         return objective
-    return {**objective, "token_share": 1.0}
+    return {**objective, **{name: 1.0 for name in ("token_share", "vocabulary_share") if name in objective}}
 
 
 def _side(

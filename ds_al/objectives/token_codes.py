@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from ds_al.errors import ALConfigError
 from ds_al.objectives.base import Layer
-from ds_al.objectives.per_token import IGNORED, PerToken, mean_loss
+from ds_al.objectives.candidates import candidates, places
+from ds_al.objectives.per_token import PerToken, mean_loss
 from ds_al.tensors import Activation, Target, to_float32
 
 
@@ -24,9 +25,8 @@ class TokenCodes(PerToken):
     ``(labels (B, T), candidates (M,), weights (M,), codes (M, K))``: its size depends on the micro-batch, never on
     ``V K``.
 
-    A drawn token represents ``(V - U) / (M - U)`` others, where U is the number of distinct tokens of the micro-batch.
-    ``weights`` is the logarithm of this factor, 0 for tokens of the micro-batch, and is added to the scores: the sum
-    under the softmax is thus an unbiased estimate of the sum over all V tokens, and exact if M = V.
+    ``weights`` are added to the scores: the logarithm of how many tokens a drawn one stands for, 0 for tokens of the
+    micro-batch (:mod:`ds_al.objectives.candidates`).
 
     ``E_1`` is the cross-entropy of ``h_1(t_1) . t_1`` over the candidates, where the target of each candidate is
     itself; ``E_i`` is the layer's ``D_E(h_i(t_i), t_{i-1})``. An exit scores all V tokens with ``b(s_i) . C_i``: the
@@ -66,20 +66,10 @@ class TokenCodes(PerToken):
         labels, ids, weights, codes = t
         return labels, ids, weights, layer.g(codes)
 
-    @torch.no_grad()
     def candidates(self, labels: Tensor, *, vocabulary: int) -> tuple[Tensor, Tensor]:
         """Returns the candidate ids in ascending order and their log weights, both ``(M,)``."""
-        present = torch.zeros(vocabulary + 1, dtype=torch.bool, device=labels.device)
-        following = labels[:, 1:].flatten()
-        present[torch.where(following == IGNORED, vocabulary, following)] = True
-        present = present[:vocabulary]
         rows = min(vocabulary, labels.numel() + self.negatives)
-        # The order is random, with the tokens of the micro-batch first.
-        order = torch.rand(vocabulary, device=labels.device).masked_fill_(present, 2.0)
-        ids = order.topk(rows, sorted=False).indices.sort().values
-        own = present.sum()
-        others = torch.log((vocabulary - own) / (rows - own).clamp(min=1))
-        return ids, torch.where(present[ids], 0.0, others)
+        return candidates(labels[:, 1:].flatten(), rows=rows, vocabulary=vocabulary)
 
     def associated_loss(self, layer: Layer, s_out: Activation, t_out: Target) -> Tensor:
         """Computes the mean loss over the tokens with a labelled successor; with ``"autoencoder"`` its gradient stops
@@ -88,9 +78,7 @@ class TokenCodes(PerToken):
         if self.codes == "autoencoder" and not layer.target_gradient:
             codes = codes.detach()
         scores = layer.bridge(s_out)[:, :-1].flatten(0, 1) @ codes.t() + weights
-        following = labels[:, 1:].flatten()
-        rows = torch.searchsorted(ids, following)
-        return mean_loss(scores, torch.where(following == IGNORED, IGNORED, rows))
+        return mean_loss(scores, places(ids, labels[:, 1:].flatten()))
 
     def autoencoder_loss(self, layer: Layer, t_out: Target, t_in: Target) -> Tensor | None:
         """Computes the self-classification loss of the candidates in the first layer, ``D_E(h(t_i), t_{i-1})`` in later

@@ -52,7 +52,10 @@ class ALTrainingArguments(StrictModel):
     )
     save_steps: float = Field(default=500, gt=0, description="Batches between checkpoints, or their share.")
     save_total_limit: int | None = Field(
-        default=None, ge=1, description="Keeps the latest so many (`associated_learning.checkpoint.keep_last`)."
+        default=None,
+        ge=1,
+        description="Keeps the latest so many (`associated_learning.checkpoint.keep_last`), and beside them the best "
+        "with `load_best_model_at_end`.",
     )
     load_best_model_at_end: bool = Field(default=False, description="Ends on the weights of the best evaluation.")
     metric_for_best_model: str | None = Field(
@@ -115,8 +118,6 @@ class ALTrainingArguments(StrictModel):
             raise ValueError('load_best_model_at_end needs an eval_strategy, and a save_strategy like it, or "best"')
         if same and self.eval_strategy == "steps" and self.save_steps != self.eval_steps:
             raise ValueError("load_best_model_at_end needs save_steps and eval_steps to be the same")
-        if self.save_total_limit is not None and self.save_strategy != "best":
-            raise ValueError('save_total_limit could remove the best checkpoint: use save_strategy "best" with it')
         return self
 
 

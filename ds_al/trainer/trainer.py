@@ -354,6 +354,8 @@ class ALTrainer:
         tag = f"checkpoint-{self.state.global_step}"
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(Path(self.args.output_dir) / tag)
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        self.engine.checkpoints.best = None if best is None else Path(best)  # kept until the end loads it
         states = TrainerState(stateful_callbacks=saved_states(self.callback_handler.callbacks)).stateful_callbacks
         self.state.stateful_callbacks = states
         self.engine.save_checkpoint(self.args.output_dir, tag=tag, client_state={CLIENT_STATE: asdict(self.state)})
@@ -367,7 +369,11 @@ class ALTrainer:
         if name not in metrics:
             raise ALConfigError(f'"args.metric_for_best_model": got {name!r}, expected one of {", ".join(metrics)}')
         value, before = metrics[name], self.state.best_metric
-        better = before is None or (value > before if self.args.greater_is_better else value < before)
+        if not isinstance(value, (int, float)):
+            raise ALConfigError(f'"args.metric_for_best_model": {name!r} is {value!r}: expected a number to compare by')
+        if before is None:
+            before = -math.inf if self.args.greater_is_better else math.inf  # NaN is never better
+        better = value > before if self.args.greater_is_better else value < before
         if better:
             self.state.best_metric, self.state.best_global_step = value, self.state.global_step
         return better

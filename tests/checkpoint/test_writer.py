@@ -36,5 +36,5 @@ def test_a_checkpoint_that_a_new_process_loads_again_is_kept(tmp_path: Path) -> 
         (tmp_path / tag).mkdir()
         write_index(tmp_path / tag, {"format": 2, "stages": [], "layers": []})
         os.utime(tmp_path / tag / "index.json", (number, number))
-    _tidy(tmp_path / ".s-1.part", tmp_path / "new", Destination(tmp_path, "new", keep=1, needed=tmp_path / "loaded"))
+    _tidy(tmp_path / ".s-1.part", tmp_path / "new", Destination(tmp_path, "new", keep=1, needed=(tmp_path / "loaded",)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loaded", "new"]

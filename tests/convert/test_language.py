@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, weight_norm
 
 from ds_al.convert.hugging_face import layer_specs
 from ds_al.convert.language import TokenReader
@@ -17,6 +18,7 @@ from ds_al.convert.text import TextBlocks
 from ds_al.errors import ALConfigError
 from ds_al.layer import ALLayer, predict
 from ds_al.objectives import TokenCodes
+from ds_al.objectives.candidates import candidates, places
 from ds_al.optim.local import LocalOptimizer
 from ds_al.partition.layer_times import measure
 from ds_al.tensors import stop_gradient
@@ -115,6 +117,55 @@ def test_layers_before_the_last_may_learn_from_a_share_of_the_tokens() -> None:
         assert layer.scores(s, earlier=[], table=None).shape == (*ids.shape, WORDS), "exits read all"
     tokens = len(ids) * (ids.shape[1] - 1)
     assert read[::2] == [math.ceil(0.4 * tokens), math.ceil(0.4 * tokens), ids.numel()]
+
+
+def test_layers_before_the_last_may_learn_over_a_part_of_the_vocabulary() -> None:
+    """Their h, which costs most, has that many rows; what is drawn stands for the rest: the mean over draws of the sum
+    under the softmax is that over all tokens."""
+    layers = network("gpt2 lm", {"name": "next_token", "vocabulary_share": 0.6})
+    ids, mask = CASES["gpt2 lm"].x()
+    ids, mask = ids[:, :5], mask[:, :5]  # fewer tokens than candidates
+    trained: list[int] = []
+    s: Any = (ids, mask)
+    for layer in layers:
+        s = stop_gradient(layer.eval().f(s))
+        layer.objective.associated_loss(layer, s, ids).backward()
+        trained.append(int(layer.h.weight.grad.any(dim=1).sum()))
+        assert layer.scores(s, earlier=[], table=None).shape == (*ids.shape, WORDS), "exits read all"
+    part = math.ceil(0.6 * WORDS)
+    assert trained == [part, part, WORDS], "rows of h"
+
+    first, s = layers[0], layers[0].f((ids, mask))
+    with torch.no_grad():
+        scores, following = first.h(first.bridge(s))[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+        sums = [
+            (F.cross_entropy(scores[:, rows] + weights, places(rows, following), reduction="none")
+             + scores.gather(1, following[:, None])[:, 0]).exp()
+            for rows, weights in (candidates(following, rows=part, vocabulary=WORDS) for _ in range(500))
+        ]  # fmt: skip
+    torch.testing.assert_close(torch.stack(sums).mean(0), scores.exp().sum(1), rtol=0.02, atol=0.0)
+
+
+def test_a_part_of_the_vocabulary_needs_a_linear_h() -> None:
+    """A parametrization of h is applied to all rows before some are taken; what a hook would change is not known."""
+    layer = network("gpt2 lm", {"name": "next_token", "vocabulary_share": 0.6})[0].eval()
+    ids, mask = CASES["gpt2 lm"].x()
+
+    def loss() -> Tensor:
+        torch.manual_seed(0)
+        return layer.objective.associated_loss(layer, layer.f((ids[:, :5], mask[:, :5])), ids[:, :5])
+
+    plain = nn.Linear(layer.h.in_features, layer.h.out_features, bias=False)
+    layer.h = parametrizations.orthogonal(nn.Linear(layer.h.in_features, layer.h.out_features, bias=False))
+    plain.weight.data.copy_(layer.h.weight)
+    parametrized, layer.h = loss(), plain
+    assert torch.equal(parametrized, loss())
+    layer.h = weight_norm(plain)
+    with pytest.raises(ALConfigError, match=r"h is a Linear with hooks: expected an nn.Linear of V rows, without"):
+        loss()
+    layer.h = nn.Sequential(plain)
+    with pytest.raises(ALConfigError, match=r"h is a Sequential: expected an nn.Linear"):
+        loss()
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -34,6 +34,16 @@ CASE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "tied readout": ("gpt2 lm", {"name": "readout", "refresh_every": 3}, {}),
     "readout of its own": ("llama lm", {"name": "readout", "refresh_every": 3}, {"bridge_blocks": 2}),
     "readout, half of the tokens": ("gpt2 lm", {"name": "readout", "refresh_every": 3, "token_share": 0.5}, {}),
+    "private head, over a part of the vocabulary": (
+        "gpt2 lm",
+        {"name": "next_token", "vocabulary_share": 0.7},
+        {"code_width": 6},
+    ),
+    "readout, part of tokens and vocabulary": (
+        "gpt2 lm",
+        {"name": "readout", "refresh_every": 3, "token_share": 0.5, "vocabulary_share": 0.6},
+        {},
+    ),
     "codes": ("gpt2 lm", {"name": "token_codes", "negatives": 3}, {"bridge_blocks": 1}),
     "published codes": ("llama lm", {"name": "token_codes", "codes": "autoencoder"}, {"code_width": 6}),
     "codes by bridges": ("qwen3 lm", {"name": "token_codes", "codes": "associated"}, {"code_width": 6}),

@@ -16,7 +16,7 @@ from ds_al.errors import ALDataError
 from ds_al.launch.ranks import run_ranks
 from ds_al.studies.language.corpus import END, bpe, load_corpus
 from ds_al.studies.language.page import rows, write_tables
-from ds_al.studies.language.plan import LIGHT, Method, Plan, choose, measured_runs
+from ds_al.studies.language.plan import LIGHT, SAMPLED, SAMPLED_ALL, TWIN_SAMPLED, Method, Plan, choose, measured_runs
 from ds_al.studies.language.training import TWIN, Run, Sizes, pieces, train
 from ds_al.studies.runs import RunFile, run_missing
 from tests.support.parquet_files import write_texts
@@ -152,8 +152,9 @@ def three_runs(folder: str) -> list[dict[str, Any]]:
         Run("next_token", 1, 0, 5e-3, 12),
         Run("token_codes", 2, 0, 5e-3, 12, bridge_blocks=1),
         Run("next_token", 2, 0, 5e-3, 12),
-        Plan().run(LIGHT.name, 2, 0, 5e-3, 12, 0, budget="tokens"),
-    ]
+        *(Plan().run(each.name, each.layers[0] if each.layers else 2, 0, 5e-3, 12, 0, budget="tokens")
+          for each in (LIGHT, SAMPLED, SAMPLED_ALL, TWIN_SAMPLED)),
+    ]  # fmt: skip
     return [train(run, sizes, corpus, test=True) for run in runs]
 
 
@@ -161,7 +162,7 @@ def three_runs(folder: str) -> list[dict[str, Any]]:
 def test_one_al_layer_is_the_twin(tmp_path: Path) -> None:
     """Same weights, pieces, order and learning rates: what remains are the operations, which are the same, too."""
     write_texts(tmp_path, train=60, test=30)
-    ((twin, one, codes, whole, light),) = run_ranks(f"{__name__}:three_runs", 1, folder=str(tmp_path))
+    ((twin, one, codes, whole, light, *sampled),) = run_ranks(f"{__name__}:three_runs", 1, folder=str(tmp_path))
     assert one["test_loss"] == pytest.approx(twin["test_loss"], rel=1e-5)
     assert one["validation_loss"] == pytest.approx(twin["validation_loss"], rel=1e-5)
     assert one["operations_per_token"] == twin["operations_per_token"]
@@ -171,3 +172,12 @@ def test_one_al_layer_is_the_twin(tmp_path: Path) -> None:
         head * (16 - 0.25 * 32) - 3 * 2 * 16 * (32 - 16), rel=0.1
     ), "the head of the first layer reads a quarter of the tokens"
     assert len(codes["test_loss"]) == 2 and codes["operations_per_token"] > twin["operations_per_token"]
+    vocabulary = corpus_of(tmp_path).vocabulary
+    part = max(math.ceil(0.25 * vocabulary), 4 * 15)
+    labelled = 15 / 16  # the last of 16 tokens has no label
+    less = 2 * 3 * (1 - part / vocabulary * labelled) * vocabulary * 16  # operations per token
+    first, every, alone = (
+        full["operations_per_token"] - each["operations_per_token"]
+        for full, each in zip((whole, whole, twin), sampled, strict=True)
+    )
+    assert (first, every, alone) == pytest.approx((less, 2 * less, less), rel=0.01), "heads over a part of V"

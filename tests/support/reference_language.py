@@ -26,6 +26,7 @@ def train(
     codes: str = "both",
     negatives: int = 0,
     token_share: float = 1.0,
+    vocabulary_share: float = 1.0,
 ) -> None:
     """Trains ``layers`` in place by AdamW, a step per micro-batch."""
     optimizers = [torch.optim.AdamW(layer.train().parameters(), lr=lr, fused=True) for layer in layers]
@@ -46,8 +47,7 @@ def train(
             bridge = layer.b(layer.reduce(s_out))
             if name == "token_codes":
                 known = rows_out.detach() if codes == "autoencoder" else rows_out
-                places = torch.tensor([(ids == token).nonzero().item() if token >= 0 else -100 for token in following])
-                losses = [loss_of(bridge[:, :-1].flatten(0, 1) @ known.t() + weights, places)]
+                losses = [loss_of(bridge[:, :-1].flatten(0, 1) @ known.t() + weights, places_of(ids, following))]
                 if codes != "associated" and index:
                     losses.append(F.mse_loss(layer.h(rows_out), rows))
                 elif codes != "associated":
@@ -55,9 +55,18 @@ def train(
                 rows = rows_out.detach()
             else:
                 h = readout if name == "readout" and 0 < index < len(layers) - 1 else layer.h
-                if index < len(layers) - 1 and token_share < 1:
+                codes_, tokens, last = bridge[:, :-1].flatten(0, 1), following, index == len(layers) - 1
+                if not last and token_share < 1:
                     drawn = torch.randperm(len(following))[: math.ceil(token_share * len(following))]
-                    losses = [loss_of(h(bridge[:, :-1].flatten(0, 1)[drawn]), following[drawn])]
+                    codes_, tokens = codes_[drawn], following[drawn]
+                if not last and vocabulary_share < 1:
+                    count = max(math.ceil(vocabulary_share * vocabulary), len(tokens))
+                    ids, weights = candidates(tokens, count=count, vocabulary=vocabulary)
+                    bias = None if h.bias is None else h.bias[ids]
+                    scores = F.linear(codes_, h.weight[ids], bias) + weights
+                    losses = [loss_of(scores, places_of(ids, tokens))]
+                elif not last and token_share < 1:
+                    losses = [loss_of(h(codes_), tokens)]
                 else:
                     losses = [loss_of(h(bridge)[:, :-1].flatten(0, 1), following)]
             torch.autograd.backward(losses)
@@ -69,6 +78,11 @@ def train(
 def loss_of(scores: Tensor, classes: Tensor) -> Tensor:
     """Mean over the tokens that are to be learned."""
     return F.cross_entropy(scores, classes, reduction="sum") / torch.tensor(max(1, int((classes != -100).sum())))
+
+
+def places_of(ids: Tensor, following: Tensor) -> Tensor:
+    """Where each token is among the candidates."""
+    return torch.tensor([(ids == token).nonzero().item() if token >= 0 else -100 for token in following])
 
 
 def candidates(following: Tensor, *, count: int, vocabulary: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,32 @@ def test_it_trains_to_the_bits_of_the_plain_loop(tmp_path: Path, world: int) -> 
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()
     with torch.no_grad():
         torch.testing.assert_close(plain(x[0], attention_mask=x[1]).logits, want, rtol=1e-4, atol=1e-5)
+
+
+def limited(folder: str) -> tuple[Any, ...]:
+    """Worker: evaluations of which the third is the best and the first has no number; one checkpoint is kept."""
+    values = iter([math.nan, 0.5, 0.9, 0.1, 0.2, 0.3])
+    told = trainer(
+        folder, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, save_total_limit=1,
+        load_best_model_at_end=True, metric_for_best_model="value",
+    )  # fmt: skip
+    told.compute_metrics = lambda prediction: {"value": next(values)}
+    told.train()
+    left = sorted(path.name for path in Path(folder).glob("checkpoint-*"))
+    best, ended = told.state.best_metric, weights(told.engine)
+    told.engine.load_checkpoint(folder, tag="checkpoint-3", load_module_only=True)
+    loaded = different(ended, weights(told.engine)) == []
+    told.compute_metrics = lambda prediction: {"value": "high"}
+    with pytest.raises(ALConfigError, match="'eval_value' is 'high': expected a number"):
+        told.train()
+    return best, left, loaded
+
+
+def test_the_best_checkpoint_is_kept_beside_the_latest(tmp_path: Path) -> None:
+    """Where ``keep_last`` was set in the config, it was removed and training ended in an error at its end; and an
+    evaluation without a number was the best of all, when it was the first."""
+    for found in run_ranks(f"{__name__}:limited", 2, folder=str(tmp_path)):
+        assert found == (0.9, ["checkpoint-3", "checkpoint-6"], True)
 
 
 def refused(folder: str) -> list[str]:

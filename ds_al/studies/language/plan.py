@@ -25,6 +25,8 @@ class Method(NamedTuple):
         objective: options of the objective.
         code_width: width K of the codes that private heads read; ``None`` for that of the model.
         rates, blocks: learning rates and numbers of bridge blocks (H).
+        layers: values of K; ``None`` for those of the plan. With K = 1 it is the twin with another loss.
+        everywhere: whether the options of the objective hold for the last layer, too.
     """
 
     name: str
@@ -32,12 +34,20 @@ class Method(NamedTuple):
     code_width: int | None = None
     rates: tuple[float, ...] = (1e-3, 2e-3)
     blocks: tuple[int, ...] = (0, 1)
+    layers: tuple[int, ...] | None = None
+    everywhere: bool = False
 
 
 BARE = Method("bare", objective=(("name", "next_token"),), rates=(1e-3, 2e-3, 3e-3, 4e-3), blocks=(0,))
 """``next_token`` without private blocks."""
 QUARTER = BARE._replace(name="quarter", objective=(*BARE.objective, ("token_share", 0.25)))
 """The same, whose layers before the last learn from a quarter of the tokens."""
+SAMPLED = BARE._replace(name="sampled", objective=(*BARE.objective, ("vocabulary_share", 0.25)))
+"""``bare``, whose layers before the last compute the softmax over a quarter of the vocabulary."""
+SAMPLED_ALL = SAMPLED._replace(name="sampled_all", everywhere=True)
+"""The same, the last layer, too."""
+TWIN_SAMPLED = SAMPLED_ALL._replace(name="backprop_sampled", layers=(1,), rates=(5e-4, 1e-3, 2e-3, 3e-3, 4e-3))
+"""The twin with that loss: an AL network of one layer."""
 LIGHT = QUARTER._replace(name="light", code_width=32)
 """The same with heads that read narrow codes."""
 
@@ -56,7 +66,8 @@ class Plan:
     """
 
     methods: tuple[Method, ...] = (
-        Method("next_token"), Method("readout"), Method("token_codes"), BARE, QUARTER, LIGHT
+        Method("next_token"), Method("readout"), Method("token_codes"), BARE, QUARTER, LIGHT, SAMPLED,
+        SAMPLED_ALL, TWIN_SAMPLED,
     )  # fmt: skip
     layers: tuple[int, ...] = (2, 4)
     seeds: int = 3
@@ -66,22 +77,30 @@ class Plan:
 
     def forms(self) -> list[Form]:
         """Returns all forms, the twin first; the twin is the same network for every K and runs once."""
-        return [(TWIN, 1), *((method.name, layers) for layers in self.layers for method in self.methods)]
+        return [(TWIN, 1), *((method.name, layers) for layers, method in self._pairs())]
+
+    def _pairs(self) -> list[tuple[int, Method]]:
+        depths = sorted({*self.layers, *(layers for method in self.methods for layers in method.layers or ())})
+        return [
+            (layers, method)
+            for layers in depths
+            for method in self.methods
+            if layers in (self.layers if method.layers is None else method.layers)
+        ]
 
     def trials(self) -> Iterator[Run]:
         """Yields the trials of all forms."""
         for lr in self.twin_rates:
             yield Run(TWIN, 1, 0, lr, self.trial_steps, budget="trial")
-        for layers in self.layers:
-            for method in self.methods:
-                for lr in method.rates:
-                    for blocks in method.blocks:
-                        yield self.run(method.name, layers, 0, lr, self.trial_steps, blocks, budget="trial")
+        for layers, method in self._pairs():
+            for lr in method.rates:
+                for blocks in method.blocks:
+                    yield self.run(method.name, layers, 0, lr, self.trial_steps, blocks, budget="trial")
 
     def run(self, method: str, layers: int, seed: int, lr: float, steps: int, blocks: int, *, budget: str) -> Run:
         """Returns a run of a method, or of the twin."""
         own = next((each for each in self.methods if each.name == method), Method(method))
-        return Run(method, layers, seed, lr, steps, blocks, own.objective, budget, own.code_width)
+        return Run(method, layers, seed, lr, steps, blocks, own.objective, budget, own.code_width, own.everywhere)
 
 
 def choose(results: Iterable[Result], plan: Plan) -> dict[Form, Result]:
