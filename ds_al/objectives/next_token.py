@@ -90,10 +90,10 @@ class NextToken(PerToken):
 
 def _linear(h: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Returns the weight ``(V, K)`` and the bias of a linear h, whose rows give the scores by themselves."""
-    plain = isinstance(h, nn.Linear) and type(h).forward is nn.Linear.forward
-    if not plain or h._forward_pre_hooks or h._forward_hooks:
-        raise ALConfigError(
-            f"vocabulary_share of next_token and readout: h is a {type(h).__name__}{' with hooks' if plain else ''}: "
-            "expected an nn.Linear of V rows, without hooks; remove vocabulary_share"
-        )
-    return h.weight, h.bias
+    hooks = bool(h._forward_pre_hooks or h._forward_hooks)
+    if isinstance(h, nn.Linear) and type(h).forward is nn.Linear.forward and not hooks:
+        return h.weight, h.bias
+    raise ALConfigError(
+        f"vocabulary_share of next_token and readout: h is a {type(h).__name__}{' with hooks' * hooks}: expected an "
+        "nn.Linear of V rows, without hooks; remove vocabulary_share"
+    )
