@@ -106,8 +106,9 @@ def language_layers(
 
 
 def _of_last(objective: str | Mapping[str, Any]) -> str | Mapping[str, Any]:
-    """The objective of the last layer, whose h is the model's own head: it learns from all tokens, over all of V."""
-    if isinstance(objective, str):
+    """The objective of the last layer, whose h is the model's own head: by default it learns from all tokens, over
+    all of V."""
+    if isinstance(objective, str) or objective.get("last_layer"):
         return objective
     return {**objective, **{name: 1.0 for name in ("token_share", "vocabulary_share") if name in objective}}
 

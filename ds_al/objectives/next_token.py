@@ -30,23 +30,27 @@ class NextToken(PerToken):
             (:mod:`ds_al.objectives.candidates`); at least as many as ``A_i`` has tokens. h is an ``nn.Linear``
             without hooks, of which these rows alone are used. Exits and evaluation use all of V.
 
-    In a converted network the last layer, whose h is the model's own head, learns from all tokens, over all of V.
+        last_layer: whether the shares hold in the last layer of a converted network, too, whose h is the model's own
+            head; by default it learns from all tokens, over all of V.
 
     Raises:
-        ALConfigError: a share is out of range, or h is no plain ``nn.Linear`` where ``vocabulary_share`` is below 1.
+        ALConfigError: an option is out of range, or h is no plain ``nn.Linear`` where ``vocabulary_share`` is below 1.
     """
 
     trains_decoder = True
     untrained = ("g",)
 
-    def __init__(self, *, token_share: float = 1.0, vocabulary_share: float = 1.0) -> None:
+    def __init__(self, *, token_share: float = 1.0, vocabulary_share: float = 1.0, last_layer: bool = False) -> None:
         super().__init__()
         for name, share in (("token_share", token_share), ("vocabulary_share", vocabulary_share)):
             if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share <= 1:
                 raise ALConfigError(
                     f"objectives next_token and readout: got {name}={share!r}: expected above 0, up to 1"
                 )
+        if not isinstance(last_layer, bool):
+            raise ALConfigError(f"objectives next_token and readout: got last_layer={last_layer!r}: expected a bool")
         self.token_share, self.vocabulary_share = float(token_share), float(vocabulary_share)
+        self.last_layer = last_layer
 
     def encode(self, layer: Layer, t: Target) -> Target:
         """Returns the labels unchanged."""

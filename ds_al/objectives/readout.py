@@ -24,15 +24,22 @@ class Readout(NextToken):
 
     Args:
         refresh_every: R, in micro-batches. A refresh sends ``V D`` numbers from stage to stage.
-        token_share, vocabulary_share: see :class:`~ds_al.objectives.next_token.NextToken`.
+        token_share, vocabulary_share, last_layer: see :class:`~ds_al.objectives.next_token.NextToken`.
     Raises:
         ALConfigError: an option is out of range.
     """
 
     needs_earlier_decoders = True
 
-    def __init__(self, *, refresh_every: int = 20, token_share: float = 1.0, vocabulary_share: float = 1.0) -> None:
-        super().__init__(token_share=token_share, vocabulary_share=vocabulary_share)
+    def __init__(
+        self,
+        *,
+        refresh_every: int = 20,
+        token_share: float = 1.0,
+        vocabulary_share: float = 1.0,
+        last_layer: bool = False,
+    ) -> None:
+        super().__init__(token_share=token_share, vocabulary_share=vocabulary_share, last_layer=last_layer)
         if not isinstance(refresh_every, int) or refresh_every < 1:
             raise ALConfigError(f"objective readout: got refresh_every={refresh_every!r}: expected 1 or more")
         self.refresh_every = refresh_every

@@ -13,7 +13,7 @@ from ds_al.studies.bench import published
 from ds_al.studies.results import Results, Row
 from ds_al.studies.scale.predictions import LARGE, LINKS, OVERLAPPED
 from ds_al.studies.scale.views import FORMULA, row_of, rows_of, series, share_of_alone
-from ds_al.studies.tables.language import TWIN
+from ds_al.studies.tables.language import TITLES, TWIN
 from ds_al.studies.tables.write import groups
 
 Axes = Any
@@ -360,23 +360,30 @@ def _mean(shares: Sequence[float]) -> tuple[float, float]:
 
 
 def draw_perplexity(table: Sequence[Row], path: Path) -> list[Path]:
-    """Draws the perplexity of each exit at equal tokens, and of the twin.
+    """Draws the perplexity of each exit by budget and K; what has one exit, the twin among them, is a line across.
 
     Returns:
         The file, a PNG.
     """
-    own = [row for row in table if row["budget"] == "tokens"]
-    twin = next((row["perplexity"] for row in own if row["method"] == TWIN), None)
-    depths = sorted({row["K"] for row in own if row["method"] != TWIN}) or [1]
-    figure, panels = _panels(len(depths), size=(4.5 * len(depths), 4.4), sharey=True)
-    for axes, layers in zip(panels, depths, strict=True):
+    local = [row for row in table if row["K"] > 1]
+    depths = sorted({row["K"] for row in local}) or [1]
+    budgets = list(dict.fromkeys(row["budget"] for row in local)) or ["tokens"]
+    styles = zip(cycle(palette.SERIES), cycle(palette.MARKERS), strict=False)
+    looks = dict(zip(dict.fromkeys(row["method"] for row in local), styles, strict=False))
+    size = (4.5 * len(depths), 4.2 * len(budgets))
+    figure, panels = _panels(len(depths), lines=len(budgets), size=size)
+    shown = [(budget, layers) for budget in budgets for layers in depths]
+    for axes, (budget, layers) in zip(panels, shown, strict=True):
         exits = range(1, layers + 1)
-        local = [row for row in own if row["K"] == layers and row["method"] != TWIN]
-        for row, marker in zip(local, cycle("os^Dv"), strict=False):
-            axes.plot(exits, row["exits"], marker=marker, label=row["method"])
-        if twin is not None:
-            axes.axhline(twin, color="black", linestyle="--", label=TWIN)
-        axes.set(title=f"K = {layers}", xlabel="exit after layer", ylabel="test perplexity", xticks=exits)
+        for row in local:
+            if (row["budget"], row["K"]) == (budget, layers):
+                colour, marker = looks[row["method"]]
+                axes.plot(exits, row["exits"], color=colour, marker=marker, label=row["method"])
+        for row, dash in zip((row for row in table if row["K"] == 1), ("--", ":", ":"), strict=False):
+            if row["budget"] == (budget if row["method"] != TWIN or budget == "longer" else "tokens"):
+                axes.axhline(row["perplexity"], color="black", linestyle=dash, label=row["method"])
+        axes.set(title=f"{TITLES[budget]}, K = {layers}", xlabel="exit after layer", ylabel="test perplexity")
+        axes.set(xticks=exits)
         axes.grid(alpha=0.3)
     _legend(figure, panels[0], "outside upper center", columns=6)
     return _save(figure, path, suffixes=(".png",), dpi=120)

@@ -134,6 +134,8 @@ def test_layers_before_the_last_may_learn_over_a_part_of_the_vocabulary() -> Non
         assert layer.scores(s, earlier=[], table=None).shape == (*ids.shape, WORDS), "exits read all"
     part = math.ceil(0.6 * WORDS)
     assert trained == [part, part, WORDS], "rows of h"
+    all_parts = {"name": "next_token", "vocabulary_share": 0.6, "last_layer": True}
+    assert [layer.objective.vocabulary_share for layer in network("gpt2 lm", all_parts)] == [0.6] * 3
 
     first, s = layers[0], layers[0].f((ids, mask))
     with torch.no_grad():

@@ -39,6 +39,11 @@ CASE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"name": "next_token", "vocabulary_share": 0.7},
         {"code_width": 6},
     ),
+    "the last layer over a part of the vocabulary, too": (
+        "llama lm",
+        {"name": "next_token", "vocabulary_share": 0.7, "last_layer": True},
+        {"code_width": 6},
+    ),
     "readout, part of tokens and vocabulary": (
         "gpt2 lm",
         {"name": "readout", "refresh_every": 3, "token_share": 0.5, "vocabulary_share": 0.6},

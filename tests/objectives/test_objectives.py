@@ -163,6 +163,7 @@ def test_label_smoothing_spreads_a_share_of_the_label_over_all_classes(name: str
         ({"name": "readout", "token_share": 1.5}, ["token_share=1.5"]),
         ({"name": "next_token", "vocabulary_share": 0}, ["next_token", "vocabulary_share=0"]),
         ({"name": "readout", "vocabulary_share": "half"}, ["vocabulary_share='half'"]),
+        ({"name": "next_token", "last_layer": 1}, ["last_layer=1", "expected a bool"]),
         ({"name": "token_codes", "codes": "all"}, ["codes='all'", "'both'"]),
         ({"name": "token_codes", "negatives": -1}, ["negatives=-1"]),
     ],

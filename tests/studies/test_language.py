@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ds_al.studies.language.training import TWIN, Run, Sizes, pieces, train
 from ds_al.studies.runs import RunFile, run_missing
 from tests.support.parquet_files import write_texts
 
-PLAN = Plan(methods=(Method("readout"),), layers=(2,), seeds=2, steps=60, trial_steps=6)
+PLAN = Plan(methods=(Method("readout"),), layers=(2,), seeds=2, steps=60, trial_steps=6, longer=0)
 
 
 def corpus_of(folder: Path, **options: Any) -> Any:
@@ -80,12 +80,12 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return list(RunFile(folder / "lm.runs.jsonl").read().values())
 
 
-def finish(folder: Path, run: Any = fake) -> list[str]:
+def finish(folder: Path, run: Any = fake, plan: Plan = PLAN) -> list[str]:
     """Runs the plan; names of the runs that were there already."""
     known: list[str] = []
     file = RunFile(folder / "lm.runs.jsonl")
-    run_missing(list(PLAN.trials()), file, run, done=lambda c, r, k: known.append(c.key) if k else None)
-    runs = measured_runs(choose(read(folder), PLAN), PLAN)
+    run_missing(list(plan.trials()), file, run, done=lambda c, r, k: known.append(c.key) if k else None)
+    runs = measured_runs(choose(read(folder), plan), plan)
     run_missing(runs, file, run, done=lambda c, r, k: known.append(c.key) if k else None)
     return known
 
@@ -141,6 +141,28 @@ def test_the_gap_is_to_the_twin_of_the_same_seed(tmp_path: Path) -> None:
     assert "### At equal operations" in text and "lr 0.002, H 1: 60.3" in text
     assert "Not run yet" not in (tmp_path / "page.md").read_text()
     assert len(json.loads((tmp_path / "out.json").read_text())["rows"]) == 3 and (tmp_path / "out.png").is_file()
+
+
+def test_longer_runs_are_compared_with_the_twin_that_is_trained_as_long(tmp_path: Path) -> None:
+    plan = replace(PLAN, longer=3, in_longer=(TWIN, "readout"))
+
+    def run(run: Run) -> dict[str, Any]:
+        found = fake(run)
+        if run.budget == "longer":
+            found["test_loss"] = [3.0] if run.method == TWIN else [3.5, 3.2]
+        return found
+
+    finish(tmp_path, run, plan)
+    steps = {r["method"]: r["steps"] for r in read(tmp_path) if r["budget"] == "longer"}
+    assert steps == {TWIN: 3 * 60, "readout": 3 * 40}
+    *_, twin, readout = rows(read(tmp_path), plan)
+    assert (twin["budget"], readout["budget"]) == ("longer", "longer") and twin["gap"] == 0.0
+    assert readout["ratio"] == pytest.approx(math.exp(0.2))
+    page = tmp_path / "page.md"
+    assert "At equal operations, longer" in write_tables(
+        read(tmp_path), plan, json_path=tmp_path / "out.json", page=page
+    )
+    assert "Not run yet" not in page.read_text()
 
 
 def three_runs(folder: str) -> list[dict[str, Any]]:

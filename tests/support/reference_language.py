@@ -27,6 +27,7 @@ def train(
     negatives: int = 0,
     token_share: float = 1.0,
     vocabulary_share: float = 1.0,
+    last_layer: bool = False,
 ) -> None:
     """Trains ``layers`` in place by AdamW, a step per micro-batch."""
     optimizers = [torch.optim.AdamW(layer.train().parameters(), lr=lr, fused=True) for layer in layers]
@@ -55,7 +56,8 @@ def train(
                 rows = rows_out.detach()
             else:
                 h = readout if name == "readout" and 0 < index < len(layers) - 1 else layer.h
-                codes_, tokens, last = bridge[:, :-1].flatten(0, 1), following, index == len(layers) - 1
+                codes_, tokens = bridge[:, :-1].flatten(0, 1), following
+                last = index == len(layers) - 1 and not last_layer
                 if not last and token_share < 1:
                     drawn = torch.randperm(len(following))[: math.ceil(token_share * len(following))]
                     codes_, tokens = codes_[drawn], following[drawn]

@@ -12,7 +12,7 @@ from typing import Any
 
 from ds_al.figures.parts import Table
 from ds_al.studies.figures import draw_perplexity
-from ds_al.studies.language.plan import Form, Plan, choose
+from ds_al.studies.language.plan import BUDGETS, TWIN_SAMPLED, Form, Plan, choose, steps_of
 from ds_al.studies.language.training import TWIN
 from ds_al.studies.results import header, machine_and_versions, write
 from ds_al.studies.runs import Result
@@ -21,11 +21,10 @@ from ds_al.studies.tables.write import document
 
 Row = dict[str, Any]
 
-BUDGETS = {"tokens": "equal tokens", "operations": "equal operations"}
-
 
 def rows(results: Iterable[Result], plan: Plan) -> list[Row]:
-    """Returns one row per budget and form: test perplexity at each exit, and the gap to the twin of the same seed.
+    """Returns one row per budget and form: test perplexity at each exit, beside the twin of the same seed and beside
+    the twin with a sampled softmax, the strongest rival.
 
     Only runs with the chosen settings and the plan's number of steps are included. ``seeds`` counts the runs of a row.
     """
@@ -33,9 +32,15 @@ def rows(results: Iterable[Result], plan: Plan) -> list[Row]:
     chosen = choose(results, plan)
     # A failed run only records its key, which encodes its settings.
     good = [r for r in results if "failure" not in r and r["budget"] != "trial"]
-    twin = {r["seed"]: _perplexity(r)[-1] for r in good if r["method"] == TWIN and _counts(r, chosen, plan)}
+
+    def last_exits(method: str, budget: str) -> dict[int, float]:
+        own = [r for r in good if (r["method"], r["budget"]) == (method, budget) and _counts(r, chosen, plan)]
+        return {r["seed"]: _perplexity(r)[-1] for r in own}
+
     table = []
     for budget in BUDGETS:
+        twin = last_exits(TWIN, "longer" if budget == "longer" else "tokens")
+        rival = last_exits(TWIN_SAMPLED.name, budget)
         for method, layers in plan.forms():
             own = [
                 r
@@ -43,7 +48,7 @@ def rows(results: Iterable[Result], plan: Plan) -> list[Row]:
                 if (r["budget"], r["method"], r["layers"]) == (budget, method, layers) and _counts(r, chosen, plan)
             ]
             if own:
-                table.append(_row(own, twin))
+                table.append(_row(own, twin, rival))
     return table
 
 
@@ -51,15 +56,15 @@ def _counts(result: Result, chosen: dict[Form, Result], plan: Plan) -> bool:
     trial = chosen.get((result["method"], result["layers"]))
     if trial is None or result["seed"] >= plan.seeds:
         return False
-    steps = plan.steps
-    if result["budget"] == "operations":
-        steps = round(steps * chosen[TWIN, 1]["operations_per_token"] / trial["operations_per_token"])
+    steps = steps_of(result["budget"], trial, chosen, plan)
     return (result["steps"], result["lr"], result["bridge_blocks"]) == (steps, trial["lr"], trial["bridge_blocks"])
 
 
-def _row(own: Sequence[Result], twin: dict[int, float]) -> Row:
+def _row(own: Sequence[Result], twin: dict[int, float], rival: dict[int, float]) -> Row:
     exits = [[*column] for column in zip(*(_perplexity(r) for r in own), strict=True)]
-    gaps = [(_perplexity(r)[-1], twin[r["seed"]]) for r in own if r["seed"] in twin]
+    gaps, beside = (
+        [(_perplexity(r)[-1], other[r["seed"]]) for r in own if r["seed"] in other] for other in (twin, rival)
+    )
     first = own[0]
     return {
         "budget": first["budget"],
@@ -77,6 +82,7 @@ def _row(own: Sequence[Result], twin: dict[int, float]) -> Row:
         "gap": statistics.mean(ours - theirs for ours, theirs in gaps) if gaps else None,
         "gap_sd": statistics.stdev(ours - theirs for ours, theirs in gaps) if len(gaps) > 1 else None,
         "ratio": statistics.mean(ours / theirs for ours, theirs in gaps) if gaps else None,
+        "ratio_sampled": statistics.mean(ours / theirs for ours, theirs in beside) if beside else None,
     }
 
 
@@ -101,9 +107,9 @@ def write_tables(results: Sequence[Result], plan: Plan, *, json_path: Path, page
 def found(results: Sequence[Result], table: Sequence[Row], plan: Plan) -> list[Table | str]:
     """Returns the tables with their headings: perplexity, trials, failures."""
     blocks: list[Table | str] = []
-    for budget, title in BUDGETS.items():
+    for budget in BUDGETS:
         if own := [row for row in table if row["budget"] == budget]:
-            blocks += [f"### At {title}", tables.perplexity(own)]
+            blocks += [f"### At {tables.TITLES[budget]}", tables.perplexity(own)]
     failures = [f"* `{r['key']}`: {r['failure']}" for r in results if "failure" in r]
     blocks += ["### Trials", tables.trials(_trials(results, plan))]
     return [*blocks, "### Failures", "\n".join(failures) or "None."]
@@ -171,18 +177,23 @@ def _about_network(results: Sequence[Result]) -> list[str]:
 
 def _about_runs(plan: Plan) -> list[str]:
     return [
-        f"Learning rate and number of bridge blocks (H) were chosen on validation texts by trials of "
-        f"{plan.trial_steps} steps: four for each method and K, five for the twin. Only the runs in the result tables "
-        "were evaluated on the test texts.",
+        f"Learning rate and number of bridge blocks (H) were chosen on validation texts by four trials of "
+        f"{plan.trial_steps} steps for each method and K; the learning rate of the twins by five of {plan.steps:,} "
+        "steps, in their favour. Only the runs in the result tables were evaluated on the test texts.",
         "`bare` is `next_token` without private blocks, and so with fewer operations. In `quarter` layers before the "
         "last also learn from a quarter of the tokens, drawn anew at each step; in `light` their heads also read codes "
-        "of width 32. These three were tried with rates up to 0.004 instead of the private block, so that they differ "
-        "from `next_token` in both; the trials are below, those of the twin up to the same rate.",
-        "Perplexities are means over seeds ± one standard deviation. Gap and ratio compare the last exit with the "
-        "twin of the same seed.",
+        "of width 32. In `sampled` (`vocabulary_share` 0.25) the softmax of layers before the last is over a quarter "
+        "of the vocabulary, in `sampled_all` (`last_layer`) that of the last one, too. All of these were tried with "
+        "rates up to 0.004 instead of the private block, so that they differ from `next_token` in both; the trials "
+        "are below, those of the twins up to the same rate.",
+        "`backprop_sampled` is the twin with that loss, the strongest rival: `sampled_all` has the same loss in all "
+        "layers.",
+        "Perplexities are means over seeds ± one standard deviation, over the whole vocabulary. Gap and ratio compare "
+        "the last exit with the twin of the same seed, the last ratio with `backprop_sampled` at the same budget.",
         "*Equal operations*: the number of steps is reduced so that training takes as many operations as the twin's. "
         "Operations are the matrix products of a training step, forward and backward, as counted by torch. This "
         "budget corresponds to time on one process, without the speed-up of a pipeline.",
+        f"The longer runs have the rates that the same trials chose, {plan.longer} times the steps, and no text twice.",
         f"{plan.steps:,} steps are few: the networks are far from converged, depth may not help yet (the first exit "
         "is then as good as the last), and the gap after longer training may differ.",
     ]
@@ -198,11 +209,11 @@ PUBLISHED = (
 def _missing(table: Sequence[Row], plan: Plan) -> list[str]:
     there = {(row["budget"], row["method"], row["K"]): row["seeds"] for row in table}
     return [
-        f"* {title}: `{method}`{'' if method == TWIN else f', K = {layers}'}: {there.get((budget, method, layers), 0)} "
-        f"of {plan.seeds} seeds"
-        for budget, title in BUDGETS.items()
+        f"* {tables.TITLES[budget]}: `{method}`{'' if method == TWIN else f', K = {layers}'}: "
+        f"{there.get((budget, method, layers), 0)} of {plan.seeds} seeds"
+        for budget in BUDGETS
         for method, layers in plan.forms()
-        if there.get((budget, method, layers), 0) < plan.seeds and not (budget == "operations" and method == TWIN)
+        if plan.runs(method, budget) and there.get((budget, method, layers), 0) < plan.seeds
     ]
 
 

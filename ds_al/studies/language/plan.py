@@ -1,17 +1,21 @@
-"""Plans the runs: trials that choose settings, then every method with every seed, at equal tokens and operations.
+"""Plans the runs: trials that choose settings, then every method with every seed at each budget.
 
-All local methods have the same number of trials, over learning rate and bridge blocks; the twin has one more, over the
-learning rate. Trials are shorter, use seed 0, and are evaluated on validation texts only.
+All local methods have the same number of trials, over learning rate and bridge blocks, shorter than the runs; the twins
+have one more, over the learning rate, of full length, since short trials chose a rate that is too low for them. Trials
+use seed 0 and are evaluated on validation texts only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ds_al.studies.language.training import TWIN, Run
 from ds_al.studies.runs import Result
+
+BUDGETS = ("tokens", "operations", "longer")
+"""What equals the twin's: tokens, operations, or operations of a training that is several times longer."""
 
 Form = tuple[str, int]
 """A method and its K."""
@@ -26,7 +30,6 @@ class Method(NamedTuple):
         code_width: width K of the codes that private heads read; ``None`` for that of the model.
         rates, blocks: learning rates and numbers of bridge blocks (H).
         layers: values of K; ``None`` for those of the plan. With K = 1 it is the twin with another loss.
-        everywhere: whether the options of the objective hold for the last layer, too.
     """
 
     name: str
@@ -35,7 +38,6 @@ class Method(NamedTuple):
     rates: tuple[float, ...] = (1e-3, 2e-3)
     blocks: tuple[int, ...] = (0, 1)
     layers: tuple[int, ...] | None = None
-    everywhere: bool = False
 
 
 BARE = Method("bare", objective=(("name", "next_token"),), rates=(1e-3, 2e-3, 3e-3, 4e-3), blocks=(0,))
@@ -44,7 +46,7 @@ QUARTER = BARE._replace(name="quarter", objective=(*BARE.objective, ("token_shar
 """The same, whose layers before the last learn from a quarter of the tokens."""
 SAMPLED = BARE._replace(name="sampled", objective=(*BARE.objective, ("vocabulary_share", 0.25)))
 """``bare``, whose layers before the last compute the softmax over a quarter of the vocabulary."""
-SAMPLED_ALL = SAMPLED._replace(name="sampled_all", everywhere=True)
+SAMPLED_ALL = SAMPLED._replace(name="sampled_all", objective=(*SAMPLED.objective, ("last_layer", True)))
 """The same, the last layer, too."""
 TWIN_SAMPLED = SAMPLED_ALL._replace(name="backprop_sampled", layers=(1,), rates=(5e-4, 1e-3, 2e-3, 3e-3, 4e-3))
 """The twin with that loss: an AL network of one layer."""
@@ -61,8 +63,10 @@ class Plan:
         layers: values of K of each objective.
         seeds: number of seeds.
         steps: steps of the runs at equal tokens.
-        trial_steps: steps of the trials.
+        trial_steps: steps of the trials of local methods.
         twin_rates: learning rates of the twin's trials.
+        longer: how many times longer the longer runs are; 0 for none.
+        in_longer: methods that have longer runs, by the settings of the same trials.
     """
 
     methods: tuple[Method, ...] = (
@@ -74,6 +78,8 @@ class Plan:
     steps: int = 1000
     trial_steps: int = 250
     twin_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 3e-3, 4e-3)
+    longer: int = 4
+    in_longer: tuple[str, ...] = (TWIN, TWIN_SAMPLED.name, SAMPLED_ALL.name)
 
     def forms(self) -> list[Form]:
         """Returns all forms, the twin first; the twin is the same network for every K and runs once."""
@@ -88,19 +94,26 @@ class Plan:
             if layers in (self.layers if method.layers is None else method.layers)
         ]
 
+    def runs(self, method: str, budget: str) -> bool:
+        """Whether a method is measured at a budget; at that of operations the twin would be the same run again."""
+        if budget == "longer":
+            return self.longer > 0 and method in self.in_longer
+        return budget == "tokens" or method != TWIN
+
     def trials(self) -> Iterator[Run]:
         """Yields the trials of all forms."""
         for lr in self.twin_rates:
-            yield Run(TWIN, 1, 0, lr, self.trial_steps, budget="trial")
+            yield Run(TWIN, 1, 0, lr, self.steps, budget="trial")
         for layers, method in self._pairs():
             for lr in method.rates:
                 for blocks in method.blocks:
-                    yield self.run(method.name, layers, 0, lr, self.trial_steps, blocks, budget="trial")
+                    steps = self.steps if layers == 1 else self.trial_steps
+                    yield self.run(method.name, layers, 0, lr, steps, blocks, budget="trial")
 
     def run(self, method: str, layers: int, seed: int, lr: float, steps: int, blocks: int, *, budget: str) -> Run:
         """Returns a run of a method, or of the twin."""
         own = next((each for each in self.methods if each.name == method), Method(method))
-        return Run(method, layers, seed, lr, steps, blocks, own.objective, budget, own.code_width, own.everywhere)
+        return Run(method, layers, seed, lr, steps, blocks, own.objective, budget, own.code_width)
 
 
 def choose(results: Iterable[Result], plan: Plan) -> dict[Form, Result]:
@@ -116,22 +129,21 @@ def choose(results: Iterable[Result], plan: Plan) -> dict[Form, Result]:
 
 
 def measured_runs(chosen: dict[Form, Result], plan: Plan) -> list[Run]:
-    """Returns the runs with the chosen settings, ordered by seed: at equal tokens, then at the twin's operations."""
-    equal_tokens = [
-        plan.run(method, layers, seed, trial["lr"], plan.steps, trial["bridge_blocks"], budget="tokens")
+    """Returns the runs with the chosen settings, ordered by budget and seed."""
+    return [
+        plan.run(method, layers, seed, trial["lr"], steps, trial["bridge_blocks"], budget=budget)
+        for budget in BUDGETS
         for seed in range(plan.seeds)
         for (method, layers), trial in chosen.items()
+        if (steps := steps_of(budget, trial, chosen, plan)) is not None
     ]
-    if (TWIN, 1) not in chosen:
-        return equal_tokens
-    twin = chosen[TWIN, 1]["operations_per_token"]
-    equal_operations = [
-        replace(
-            run,
-            steps=round(run.steps * twin / chosen[run.method, run.layers]["operations_per_token"]),
-            budget="operations",
-        )
-        for run in equal_tokens
-        if run.method != TWIN
-    ]
-    return equal_tokens + equal_operations
+
+
+def steps_of(budget: str, trial: Result, chosen: dict[Form, Result], plan: Plan) -> int | None:
+    """Returns the steps of a form, whose chosen trial is given, at a budget; ``None`` if it does not run there."""
+    if budget == "tokens":
+        return plan.steps
+    if (TWIN, 1) not in chosen or not plan.runs(trial["method"], budget):
+        return None
+    times = plan.longer if budget == "longer" else 1
+    return round(plan.steps * times * chosen[TWIN, 1]["operations_per_token"] / trial["operations_per_token"])

@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ds_al
 from ds_al.convert.hugging_face import twin_layers
-from ds_al.objectives import resolve
 from ds_al.objectives.per_token import next_token_loss
 from ds_al.parallel.world import join_world
 from ds_al.studies.language.corpus import Corpus
@@ -57,7 +56,6 @@ class Run:
         budget: quantity that equals the twin's: ``"tokens"`` or ``"operations"``; ``"trial"`` for runs that choose
             settings.
         code_width: width K of the codes that private heads read; ``None`` for that of the model.
-        everywhere: whether ``objective`` holds for the last layer, too.
     """
 
     method: str
@@ -69,7 +67,6 @@ class Run:
     objective: tuple[tuple[str, Any], ...] = ()
     budget: str = "tokens"
     code_width: int | None = None
-    everywhere: bool = False
 
     @property
     def key(self) -> str:
@@ -77,7 +74,6 @@ class Run:
         parts = [self.budget, self.method, f"K{self.layers}", f"H{self.bridge_blocks}", f"lr{self.lr:g}"]
         parts += [f"{name}-{value}" for name, value in self.objective]
         parts += [] if self.code_width is None else [f"width-{self.code_width}"]
-        parts += ["everywhere"] if self.everywhere else []
         return "_".join([*parts, f"steps{self.steps}", f"seed{self.seed}"])
 
 
@@ -175,9 +171,6 @@ def make_engine(run: Run, sizes: Sizes, corpus: Corpus, *, attention: str = "sdp
             base_seed=run.seed,
         )
     engine, *_ = ds_al.initialize(model=module, config=settings)
-    if run.everywhere:
-        _, last = engine.layers[-1]
-        last.objective = resolve({"name": run.method, **dict(run.objective)})
     return engine
 
 

@@ -11,6 +11,13 @@ from ds_al.studies.tables.write import Column, Template, listed
 TWIN = "backprop"
 """Method name of the backprop twin, which has no K, no bridge and one exit."""
 
+TITLES = {
+    "tokens": "equal tokens",
+    "operations": "equal operations",
+    "longer": "equal operations, longer training",
+}
+"""Titles of the budgets."""
+
 PUBLISHED = (
     (2, "340M", 29.05, 28.04),
     (4, "340M", 31.19, 28.04),
@@ -39,6 +46,7 @@ def perplexity(rows: Sequence[Row]) -> Table:
         "perplexity": lambda row: _spread(row["perplexity"], row["perplexity_sd"]),
         "gap": local(lambda row: _spread(row["gap"], row["gap_sd"], sign="+"), "gap"),
         "ratio": local(lambda row: f"{row['ratio']:.3f}", "gap"),
+        "to `backprop_sampled`": local(lambda row: f"{row['ratio_sampled']:.3f}", "ratio_sampled"),
         "at each exit": local(lambda row: ", ".join(f"{value:.1f}" for value in row["exits"])),
     }
     return listed(rows, [Column(title, show, left=True) for title, show in columns.items()])
