@@ -5,6 +5,7 @@ Every key is honoured or refused by name; none is ignored. ``docs/config.md`` is
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -156,6 +157,20 @@ class LinkConfig(StrictModel):
     )
 
 
+_LOCAL: dict[str, tuple[tuple[Any, ...], str]] = {
+    "message_dtype": (("fp32",), "back-propagation's messages are DeepSpeed's own"),
+    "message_checksum": ((False,), "back-propagation's messages are DeepSpeed's own"),
+    "steps_per_batch": ((None, 1), "back-propagation makes one step per batch"),
+    "layer_gradient_clipping": ((0.0,), 'back-propagation clips by "gradient_clipping"'),
+    "autoencoder_optimizer": ((None,), "a backprop twin has neither g nor h"),
+    "compile": ((None,), "back-propagation runs the layers uncompiled"),
+    "copy_inputs": ((False,), "back-propagation calls the layers as DeepSpeed does"),
+    "non_finite": (("raise",), "back-propagation's steps are DeepSpeed's own"),
+    "repartition": ((None,), "back-propagation keeps its partition"),
+}
+"""Keys that need local learning: values that a ``bp_*`` method accepts, and why it accepts no other."""
+
+
 class ALConfig(StrictModel):
     """The ``"associated_learning"`` block."""
 
@@ -232,7 +247,7 @@ class ALConfig(StrictModel):
         ge=1,
         description="Optimizer steps per `train_batch()`, evenly spaced; must divide the number of "
         "micro-batches (`gradient_accumulation_steps`). `null`: one step per micro-batch. Gradients between "
-        "steps are averaged.",
+        "steps are averaged. 1 for the `bp_*` methods.",
     )
     count: Literal["batch", "step"] = Field(
         default="batch",
@@ -243,19 +258,21 @@ class ALConfig(StrictModel):
         ge=0.0,
         description="Clips the gradients of f and b, and those of g and h, of each AL layer to this 2-norm; "
         "0 is off. The norm is computed per layer, never over the whole model: a global norm would make every stage "
-        "wait for all others, and a norm per stage would make the result depend on the partition.",
+        "wait for all others, and a norm per stage would make the result depend on the partition. Not for the `bp_*` "
+        "methods, which clip by `gradient_clipping`.",
     )
     autoencoder_optimizer: OptimizerConfig | None = Field(
         default=None,
         description="The optimizer of g and h, whichever loss trains them. `null`: a second instance of `optimizer`, "
-        "whose first instance trains f and b, and an h that the associated loss trains (`greedy`).",
+        "whose first instance trains f and b, and an h that the associated loss trains (`greedy`). Not for the `bp_*` "
+        "methods, which have neither.",
     )
     compile: CompileConfig | None = Field(
         default=None,
         description="Compiles functions of every layer with `torch.compile`; `{}` compiles f and b with inductor. The "
         "weights of compiled runs are identical for every schedule and number of stages; they differ from those of "
         "eager runs by rounding. Requires a C++ compiler on CPU, layers without graph breaks, and micro-batches of one "
-        "shape. `engine.compile()` does the same.",
+        "shape. `engine.compile()` does the same. Not for the `bp_*` methods.",
     )
     check_inputs: bool = Field(
         default=True,
@@ -267,7 +284,7 @@ class ALConfig(StrictModel):
         default=False,
         description="Functions of a layer get copies of their inputs in every call. By default only those that work "
         "in place do, as their first calls show; a function that works in place at times only, and in none of its "
-        "first calls, raises an error which names this key.",
+        "first calls, raises an error which names this key. Not for the `bp_*` methods.",
     )
     non_finite: Literal["raise", "skip", "save_and_stop"] = Field(
         default="raise",
@@ -334,33 +351,13 @@ class ALConfig(StrictModel):
             raise ValueError('it is for "group_schedule": "auto", which chooses by it')
         return group_graphs
 
-    @field_validator("message_dtype")
+    @field_validator(*_LOCAL)
     @classmethod
-    def _of_local_learning(cls, message_dtype: str, info: ValidationInfo) -> str:
-        if message_dtype != "fp32" and info.data.get("method") in BACKPROP_METHODS:
-            raise ValueError("back-propagation's messages are DeepSpeed's own: expected 'fp32'")
-        return message_dtype
-
-    @field_validator("message_checksum")
-    @classmethod
-    def _of_our_messages(cls, message_checksum: bool, info: ValidationInfo) -> bool:
-        if message_checksum and info.data.get("method") in BACKPROP_METHODS:
-            raise ValueError("back-propagation's messages are DeepSpeed's own: expected false")
-        return message_checksum
-
-    @field_validator("repartition")
-    @classmethod
-    def _of_local_stages(cls, repartition: RepartitionConfig | None, info: ValidationInfo) -> RepartitionConfig | None:
-        if repartition is not None and info.data.get("method") in BACKPROP_METHODS:
-            raise ValueError("back-propagation keeps its partition: expected null")
-        return repartition
-
-    @field_validator("non_finite")
-    @classmethod
-    def _of_our_steps(cls, non_finite: str, info: ValidationInfo) -> str:
-        if non_finite != "raise" and info.data.get("method") in BACKPROP_METHODS:
-            raise ValueError("back-propagation's steps are DeepSpeed's own: expected 'raise'")
-        return non_finite
+    def _of_local_learning(cls, value: Any, info: ValidationInfo) -> Any:
+        expected, reason = _LOCAL[info.field_name or ""]
+        if info.data.get("method") in BACKPROP_METHODS and value not in expected:
+            raise ValueError(f"{reason}: expected {' or '.join(json.dumps(each) for each in expected)}")
+        return value
 
     @field_validator("link")
     @classmethod

@@ -128,6 +128,28 @@ def test_a_bad_block_says_what_came_and_what_is_valid(block: Any, words: list[st
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("steps_per_batch", 2, ["got 2", "one step per batch", "expected null or 1"]),
+        ("layer_gradient_clipping", 0.5, ["got 0.5", '"gradient_clipping"', "expected 0.0"]),
+        ("autoencoder_optimizer", {"type": "SGD", "params": {"lr": 0.1}}, ["neither g nor h"]),
+        ("compile", {}, ["uncompiled"]),
+        ("copy_inputs", True, ["expected false"]),
+        ("message_dtype", "int8", ["DeepSpeed's own", 'expected "fp32"']),
+    ],
+)
+def test_what_local_learning_alone_can_do_is_refused_with_back_propagation(
+    key: str, value: Any, words: list[str]
+) -> None:
+    """Clipping, steps and compilation were left out of the twin without a word, which made the comparison unfair."""
+    al_config({BLOCK: {"method": "streaming", key: value}})
+    with pytest.raises(ALConfigError, match=rf"associated_learning\.{key}") as caught:
+        al_config({BLOCK: {"method": "bp_1f1b", key: value}})
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    al_config({BLOCK: {"method": "bp_1f1b", "steps_per_batch": 1}})
+
+
 def test_defaults() -> None:
     al = al_config({})
     assert (al.method, al.queue_depth, al.steps_per_batch, al.count) == ("streaming", 2, None, "batch")

@@ -23,7 +23,13 @@ LAYERS: dict[str, dict[str, Any]] = {
     "from_layers": {"schedule": "zb_h1", "objective": "contrast"},
     "bert": {"layers": 1, "schedule": "zb_h2", "options": {"objective": "mse", "code_width": 6}},
     "llama lm tied": {"schedule": "1f1b", "options": {}},
-    "llama lm": {"schedule": "zb_h1", "options": {"objective": "readout", "bridge_blocks": 1}},
+    "llama lm": {
+        "schedule": "zb_h1",
+        "options": {
+            "objective": {"name": "readout", "token_share": 0.8, "vocabulary_share": 0.8, "last_layer": True},
+            "bridge_blocks": 1,
+        },
+    },
 }
 
 

@@ -143,6 +143,25 @@ def test_the_gap_is_to_the_twin_of_the_same_seed(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "out.json").read_text())["rows"]) == 3 and (tmp_path / "out.png").is_file()
 
 
+def test_the_rate_that_is_better_over_all_seeds_counts(tmp_path: Path) -> None:
+    """The twin's trial, of one seed, chose a rate that is worse on the two others."""
+    finish(tmp_path)
+    file = RunFile(tmp_path / "lm.runs.jsonl")
+    other = [PLAN.run(TWIN, 1, seed, 1e-3, PLAN.steps, 0, budget="tokens") for seed in range(PLAN.seeds)]
+    exits = {0: [5.0], 1: [2.9]}
+
+    def run(run: Run) -> dict[str, Any]:
+        return {**fake(run), "validation_loss": exits[run.seed], "test_loss": [2.0]}
+
+    run_missing(other[:1], file, run, done=lambda *ran: None)
+    assert choose(read(tmp_path), PLAN)[TWIN, 1]["lr"] == 2e-3, "not all seeds have run"
+    run_missing(other[1:], file, run, done=lambda *ran: None)
+    assert choose(read(tmp_path), PLAN)[TWIN, 1]["lr"] == 1e-3
+    assert rows(read(tmp_path), PLAN)[0]["perplexity"] == pytest.approx(math.exp(2.0))
+    missing = measured_runs(choose(read(tmp_path), PLAN), PLAN)
+    assert {each.key for each in missing} <= {each["key"] for each in read(tmp_path)}, "nothing is left to run"
+
+
 def test_longer_runs_are_compared_with_the_twin_that_is_trained_as_long(tmp_path: Path) -> None:
     plan = replace(PLAN, longer=3, in_longer=(TWIN, "readout"))
 

@@ -179,7 +179,8 @@ def _about_runs(plan: Plan) -> list[str]:
     return [
         f"Learning rate and number of bridge blocks (H) were chosen on validation texts by four trials of "
         f"{plan.trial_steps} steps for each method and K; the learning rate of the twins by five of {plan.steps:,} "
-        "steps, in their favour. Only the runs in the result tables were evaluated on the test texts.",
+        "steps, in their favour. Where all seeds have run with several rates, the one with the better mean on "
+        "validation texts counts. Only the runs in the result tables were evaluated on the test texts.",
         "`bare` is `next_token` without private blocks, and so with fewer operations. In `quarter` layers before the "
         "last also learn from a quarter of the tokens, drawn anew at each step; in `light` their heads also read codes "
         "of width 32. In `sampled` (`vocabulary_share` 0.25) the softmax of layers before the last is over a quarter "

@@ -7,6 +7,7 @@ use seed 0 and are evaluated on validation texts only.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -117,15 +118,38 @@ class Plan:
 
 
 def choose(results: Iterable[Result], plan: Plan) -> dict[Form, Result]:
-    """Returns the best trial of each form with complete trials, by the last exit's loss on validation texts."""
+    """Returns the best trial of each form with complete trials, by the last exit's loss on validation texts.
+
+    Where all seeds have also run with other settings, at equal tokens, the result with the lowest mean counts instead.
+    """
     found = {result["key"]: result for result in results}
     chosen: dict[Form, Result] = {}
     for form in plan.forms():
         own = [found.get(run.key) for run in plan.trials() if (run.method, run.layers) == form]
         good = [result for result in own if result is not None and "failure" not in result]
         if all(own) and good:
-            chosen[form] = min(good, key=lambda result: result["validation_loss"][-1])
+            chosen[form] = _confirmed(min(good, key=_loss), found.values(), plan)
     return chosen
+
+
+def _confirmed(trial: Result, results: Iterable[Result], plan: Plan) -> Result:
+    """Returns a run with the settings that are the best over all seeds, or the trial until its settings have run."""
+    form = (trial["method"], trial["layers"])
+    ran: dict[tuple[float, int], list[Result]] = {}
+    for result in results:
+        if "failure" in result or result["budget"] != "tokens" or result["steps"] != plan.steps:
+            continue
+        if (result["method"], result["layers"]) == form and result["seed"] < plan.seeds:
+            ran.setdefault((result["lr"], result["bridge_blocks"]), []).append(result)
+    whole = {settings: own for settings, own in ran.items() if len(own) == plan.seeds}
+    if (trial["lr"], trial["bridge_blocks"]) not in whole:
+        return trial
+    return min(whole.values(), key=lambda own: statistics.mean(map(_loss, own)))[0]
+
+
+def _loss(result: Result) -> float:
+    """The loss of the last exit on validation texts."""
+    return float(result["validation_loss"][-1])
 
 
 def measured_runs(chosen: dict[Form, Result], plan: Plan) -> list[Run]:
