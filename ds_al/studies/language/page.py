@@ -12,7 +12,7 @@ from typing import Any
 
 from ds_al.figures.parts import Table
 from ds_al.studies.figures import draw_perplexity
-from ds_al.studies.language.plan import BUDGETS, TWIN_SAMPLED, Form, Plan, choose, steps_of
+from ds_al.studies.language.plan import BUDGETS, TWIN_SAMPLED, Plan, choose, choose_longer, longer_trials, steps_of
 from ds_al.studies.language.training import TWIN
 from ds_al.studies.results import header, machine_and_versions, write
 from ds_al.studies.runs import Result
@@ -29,12 +29,20 @@ def rows(results: Iterable[Result], plan: Plan) -> list[Row]:
     Only runs with the chosen settings and the plan's number of steps are included. ``seeds`` counts the runs of a row.
     """
     results = list(results)
-    chosen = choose(results, plan)
+    chosen, longer = choose(results, plan), choose_longer(results, plan)
+    settings = {"tokens": chosen, "operations": chosen, "longer": longer}
     # A failed run only records its key, which encodes its settings.
     good = [r for r in results if "failure" not in r and r["budget"] != "trial"]
 
+    def counts(result: Result) -> bool:
+        trial = settings[result["budget"]].get((result["method"], result["layers"]))
+        if trial is None or result["seed"] >= plan.seeds:
+            return False
+        steps = steps_of(result["budget"], trial, chosen, plan)
+        return (result["steps"], result["lr"], result["bridge_blocks"]) == (steps, trial["lr"], trial["bridge_blocks"])
+
     def last_exits(method: str, budget: str) -> dict[int, float]:
-        own = [r for r in good if (r["method"], r["budget"]) == (method, budget) and _counts(r, chosen, plan)]
+        own = [r for r in good if (r["method"], r["budget"]) == (method, budget) and counts(r)]
         return {r["seed"]: _perplexity(r)[-1] for r in own}
 
     table = []
@@ -42,22 +50,10 @@ def rows(results: Iterable[Result], plan: Plan) -> list[Row]:
         twin = last_exits(TWIN, "longer" if budget == "longer" else "tokens")
         rival = last_exits(TWIN_SAMPLED.name, budget)
         for method, layers in plan.forms():
-            own = [
-                r
-                for r in good
-                if (r["budget"], r["method"], r["layers"]) == (budget, method, layers) and _counts(r, chosen, plan)
-            ]
+            own = [r for r in good if (r["budget"], r["method"], r["layers"]) == (budget, method, layers) and counts(r)]
             if own:
                 table.append(_row(own, twin, rival))
     return table
-
-
-def _counts(result: Result, chosen: dict[Form, Result], plan: Plan) -> bool:
-    trial = chosen.get((result["method"], result["layers"]))
-    if trial is None or result["seed"] >= plan.seeds:
-        return False
-    steps = steps_of(result["budget"], trial, chosen, plan)
-    return (result["steps"], result["lr"], result["bridge_blocks"]) == (steps, trial["lr"], trial["bridge_blocks"])
 
 
 def _row(own: Sequence[Result], twin: dict[int, float], rival: dict[int, float]) -> Row:
@@ -116,7 +112,7 @@ def found(results: Sequence[Result], table: Sequence[Row], plan: Plan) -> list[T
 
 
 def _trials(results: Sequence[Result], plan: Plan) -> list[Row]:
-    known, chosen = {r["key"]: r for r in results}, choose(results, plan)
+    known, chosen, longer = {r["key"]: r for r in results}, choose(results, plan), choose_longer(results, plan)
     lines: list[Row] = []
     for method, layers in plan.forms():
         tried = []
@@ -125,8 +121,12 @@ def _trials(results: Sequence[Result], plan: Plan) -> list[Row]:
                 continue
             settings = f"lr {run.lr:g}" + (f", H {run.bridge_blocks}" if method != TWIN else "")
             tried.append(f"{settings}: {_outcome(known.get(run.key))}")
-        best = chosen.get((method, layers))
+        best, best_longer = chosen.get((method, layers)), longer.get((method, layers))
         what = "" if best is None else f"lr {best['lr']:g}, H {best['bridge_blocks']}"
+        if best is not None and best_longer is not None:
+            runs = longer_trials(best, chosen, plan)
+            tried += [f"longer, lr {run.lr:g}: {_outcome(known.get(run.key))}" for run in runs]
+            what += f"; longer: lr {best_longer['lr']:g}"
         k = "" if method == TWIN else layers
         lines.append({"method": method, "K": k, "tried": "; ".join(tried), "chosen": what})
     return lines
@@ -194,7 +194,8 @@ def _about_runs(plan: Plan) -> list[str]:
         "*Equal operations*: the number of steps is reduced so that training takes as many operations as the twin's. "
         "Operations are the matrix products of a training step, forward and backward, as counted by torch. This "
         "budget corresponds to time on one process, without the speed-up of a pipeline.",
-        f"The longer runs have the rates that the same trials chose, {plan.longer} times the steps, and no text twice.",
+        f"The longer runs have {plan.longer} times the steps, and no text twice. Each method has its learning rate, "
+        f"among {', '.join(f'{lr:g}' for lr in plan.longer_rates)}, chosen on validation texts by such runs of seed 0.",
         f"{plan.steps:,} steps are few: the networks are far from converged, depth may not help yet (the first exit "
         "is then as good as the last), and the gap after longer training may differ.",
     ]

@@ -67,7 +67,8 @@ class Plan:
         trial_steps: steps of the trials of local methods.
         twin_rates: learning rates of the twin's trials.
         longer: how many times longer the longer runs are; 0 for none.
-        in_longer: methods that have longer runs, by the settings of the same trials.
+        in_longer: methods that have longer runs.
+        longer_rates: learning rates of their trials, which are the runs of seed 0.
     """
 
     methods: tuple[Method, ...] = (
@@ -81,6 +82,7 @@ class Plan:
     twin_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 3e-3, 4e-3)
     longer: int = 4
     in_longer: tuple[str, ...] = (TWIN, TWIN_SAMPLED.name, SAMPLED_ALL.name)
+    longer_rates: tuple[float, ...] = (2e-3, 3e-3, 4e-3)
 
     def forms(self) -> list[Form]:
         """Returns all forms, the twin first; the twin is the same network for every K and runs once."""
@@ -152,15 +154,48 @@ def _loss(result: Result) -> float:
     return float(result["validation_loss"][-1])
 
 
-def measured_runs(chosen: dict[Form, Result], plan: Plan) -> list[Run]:
-    """Returns the runs with the chosen settings, ordered by budget and seed."""
-    return [
-        plan.run(method, layers, seed, trial["lr"], steps, trial["bridge_blocks"], budget=budget)
-        for budget in BUDGETS
+def choose_longer(results: Iterable[Result], plan: Plan) -> dict[Form, Result]:
+    """Returns the best longer run of seed 0 of each form that has run at all rates, by the loss on validation texts."""
+    results = list(results)
+    found, chosen = {result["key"]: result for result in results}, choose(results, plan)
+    best: dict[Form, Result] = {}
+    for form, trial in chosen.items():
+        own = [found.get(run.key) for run in longer_trials(trial, chosen, plan)]
+        good = [result for result in own if result is not None and "failure" not in result]
+        if all(own) and good:
+            best[form] = min(good, key=_loss)
+    return best
+
+
+def longer_trials(trial: Result, chosen: dict[Form, Result], plan: Plan) -> list[Run]:
+    """Returns the longer runs of seed 0 of a form, whose chosen trial is given; none if it has no longer runs."""
+    steps = steps_of("longer", trial, chosen, plan)
+    rates = () if steps is None else plan.longer_rates
+    return [_run(plan, {**trial, "lr": lr}, seed=0, steps=steps or 0, budget="longer") for lr in rates]
+
+
+def measured_runs(results: Iterable[Result], plan: Plan) -> list[Run]:
+    """Returns the runs whose settings are chosen, by budget and seed; the results of longer runs make more of them."""
+    results = list(results)
+    chosen, longer = choose(results, plan), choose_longer(results, plan)
+    runs = [
+        _run(plan, trial, seed=seed, steps=steps, budget=budget)
+        for budget in ("tokens", "operations")
         for seed in range(plan.seeds)
-        for (method, layers), trial in chosen.items()
+        for trial in chosen.values()
         if (steps := steps_of(budget, trial, chosen, plan)) is not None
     ]
+    runs += [run for trial in chosen.values() for run in longer_trials(trial, chosen, plan)]
+    return runs + [
+        _run(plan, first, seed=seed, steps=first["steps"], budget="longer")
+        for seed in range(1, plan.seeds)
+        for first in longer.values()
+    ]
+
+
+def _run(plan: Plan, trial: Result, *, seed: int, steps: int, budget: str) -> Run:
+    """Returns a run with the settings of a trial."""
+    return plan.run(trial["method"], trial["layers"], seed, trial["lr"], steps, trial["bridge_blocks"], budget=budget)
 
 
 def steps_of(budget: str, trial: Result, chosen: dict[Form, Result], plan: Plan) -> int | None:
