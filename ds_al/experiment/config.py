@@ -65,7 +65,8 @@ class ExperimentConfig(StrictModel):
     recipe: str | None = Field(
         default=None,
         description="`ours` sets the optimizer and the model's `al_options`, unless the config sets them, to the "
-        "values chosen for this kind of network (docs/accuracy.md).",
+        "values chosen for this kind of network; `many_classes`, for the `vgg`, to those chosen for 100 classes "
+        "(docs/accuracy.md).",
     )
     epochs: int = Field(ge=1, description="Passes over the training samples.")
     label_smoothing: float | None = Field(

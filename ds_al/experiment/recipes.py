@@ -1,9 +1,9 @@
 """Recipes: named settings that work well together, used where a config leaves them out.
 
-``"experiment": {"recipe": "ours", ...}`` sets the model's ``al_options`` and the ``"optimizer"``; values
-of the config have precedence. ``ours`` was chosen by validation accuracy for each kind of network; docs/accuracy.md
-explains its parts and reports the runs that judge it. A ``bp_*`` method uses the optimizer and the objective's
-``label_smoothing``, so that the twin has the same settings.
+``"experiment": {"recipe": "ours", ...}`` sets the model's ``al_options`` and the ``"optimizer"``; values of the config
+have precedence. ``ours`` was chosen by validation accuracy for each kind of network, ``many_classes`` for 100 classes;
+docs/accuracy.md explains their parts and reports the runs that judge them. A ``bp_*`` method uses the optimizer and the
+objective's ``label_smoothing``, so that the twin has the same settings.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _VISION: dict[str, Any] = {
     "code": "linear", "objective": _DECODED,
 }  # fmt: skip
 _WIDE: dict[str, Any] = {**_VISION, "bridge_width": 1.0, "bridge_depth": 2, "bridge_muon": False}
+_MANY: dict[str, Any] = {**_WIDE, "bridge_width": 0.75, "objective": {"name": "greedy", "label_smoothing": 0.1}}
 
 _PUBLISHED_TEXT: dict[str, Any] = {"bridge": "linear", "code": "tanh", "scores": "tanh", "objective": {"name": "mse"}}
 _BLOCKS: dict[str, Any] = {"bridge": "block", "bridge_stride": 4, "objective": {"name": "contrast", "temperature": 0.1}}
@@ -40,7 +41,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "mlp": {"optimizer": _MUON, "al_options": {"objective": _DECODED}},
         "transformer": {"optimizer": _adamw(0.03), "al_options": _PUBLISHED_TEXT},
         "lstm": {"optimizer": _adamw(0.01), "al_options": _BLOCKS},
-    }
+    },
+    "many_classes": {"vgg": {"optimizer": _MUON, "al_options": _MANY}},
 }
 """``optimizer`` and ``al_options`` by name of the recipe and of the model."""
 

@@ -44,6 +44,7 @@ def run_facts(info: RunInfo, network: Architecture, *, device: Any) -> dict[str,
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "cores": os.cpu_count(),
         "cpu": provenance.cpu(),
+        "boot": provenance.boot(),
         "device": str(device),
     }
 

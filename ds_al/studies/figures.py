@@ -13,6 +13,7 @@ from ds_al.studies.bench import published
 from ds_al.studies.results import Results, Row
 from ds_al.studies.scale.predictions import LARGE, LINKS, OVERLAPPED
 from ds_al.studies.scale.views import FORMULA, row_of, rows_of, series, share_of_alone
+from ds_al.studies.sweep.table import times_count, twins_of
 from ds_al.studies.tables.language import TITLES, TWIN
 from ds_al.studies.tables.write import groups
 
@@ -251,6 +252,7 @@ def draw_group(results: Sequence[Row], path: Path) -> list[Path]:
     depths = sorted({result["K"] for result in done if result["K"] is not None})
     several = len({result["P"] for result in done}) > 1
     ends: dict[str, float] = {}
+    twins = twins_of(done)
     for own in groups(done, "suite_method", "K", "P"):
         method, layers = own[0]["suite_method"], own[0]["K"]
         dash = palette.DASHES[(0 if layers is None else depths.index(layers)) % len(palette.DASHES)]
@@ -261,7 +263,8 @@ def draw_group(results: Sequence[Row], path: Path) -> list[Path]:
         numbers, times, means, spreads = _curve(own)
         rho = 1.0 if layers is None else own[0].get("rho")  # the twin records the rho of its AL form
         counted = [] if rho is None else [(operations, [number * rho for number in numbers])]
-        for axes, x in ((epochs, numbers), (seconds, times), *counted):
+        timed = [(seconds, times)] if times_count(own, twins) else []
+        for axes, x in ((epochs, numbers), *timed, *counted):
             axes.plot(x, means, label=label, **style)
             low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
             axes.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -69,6 +70,18 @@ def cpu() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def boot() -> str | None:
+    """Returns an id of this machine since its start, a hash that does not tell which one it is; ``None`` if unknown.
+
+    Times of two runs can be compared where it is the same.
+    """
+    try:
+        since = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        return None
+    return hashlib.sha256(since).hexdigest()[:12]
 
 
 def git_commit(folder: str | Path = ".") -> str | None:

@@ -58,10 +58,19 @@ def test_another_objective_takes_none_of_its_options(objective: Any) -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(ALConfigError, match="'theirs': expected one of ours"):
+    with pytest.raises(ALConfigError, match="'theirs': expected one of ours, many_classes"):
         with_recipe({"experiment": {"recipe": "theirs", "model": {"name": "vgg"}}})
     with pytest.raises(ALConfigError, match="got model 'unet'"):
         with_recipe(config({"name": "unet"}))
+
+
+@pytest.mark.parametrize("layers", [2, 4])
+def test_that_for_many_classes_costs_as_much_as_the_twin(layers: int) -> None:
+    full = with_recipe({"experiment": {"name": "x", "recipe": "many_classes", "model": {"name": "vgg"}}})
+    options = full["experiment"]["model"]["al_options"]
+    assert (options["objective"]["name"], options["bridge_width"]) == ("greedy", 0.75)
+    costs = model_cost("vgg", preset="small", num_layers=layers, **options, **{**IMAGES, "num_classes": 100})
+    assert costs.rho <= 1.01
 
 
 @pytest.mark.parametrize("model", ["vgg", "resnet", "transformer", "lstm"])

@@ -18,6 +18,18 @@ subprocess.run([sys.executable, "-u", sys.argv[-3], "--local_rank=0", *sys.argv[
 """
 
 
+def test_a_machine_has_an_id_of_its_own_start_that_does_not_tell_which_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = Path("/proc/sys/kernel/random/boot_id")
+    if started.exists():
+        assert provenance.boot() == provenance.boot() and started.read_text().strip()[:8] not in str(provenance.boot())
+
+    def nowhere(path: Path) -> bytes:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_bytes", nowhere)
+    assert provenance.boot() is None
+
+
 def test_it_begins_with_the_launcher(tmp_path: Path) -> None:
     """As with ``deepspeed``, which starts a process that starts the ranks."""
     (tmp_path / "bin").mkdir()

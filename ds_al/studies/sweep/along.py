@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ds_al.config.methods import EMULATED
-from ds_al.studies.sweep.table import twins_of
+from ds_al.studies.sweep.table import times_count, twins_of
 
 Result = Mapping[str, Any]
 Row = dict[str, Any]
@@ -37,9 +36,7 @@ def operations(result: Result) -> list[float]:
 
 
 def seconds(result: Result) -> list[float]:
-    """Returns the seconds of training until then; empty for methods whose time is emulated."""
-    if result["method"] in EMULATED:
-        return []
+    """Returns the seconds of training until then."""
     total = list(accumulate(epoch["seconds"] for epoch in result["history"]))
     return [total[place] for place, epoch in enumerate(result["history"]) if epoch.get("validation_accuracy")]
 
@@ -74,6 +71,8 @@ def along(results: Sequence[Result]) -> list[Row]:
         pairs = [(result, twins[group, result["seed"]]) for result in own]
         for by, measure in MEASURES.items():
             if not all(measure(result) and measure(twin) for result, twin in pairs):
+                continue
+            if by == "seconds" and not times_count(own, twins):
                 continue
             for share in SHARES:
                 apart = [_apart(result, twin, measure, share=share) for result, twin in pairs]

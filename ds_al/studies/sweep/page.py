@@ -39,7 +39,8 @@ GROUPS = """\
 [{page}]({page}) has what to decide by. *At best validation* is the test accuracy of the epoch with the highest
 validation accuracy; *after epoch 1* is the validation accuracy after the first epoch. *All exits averaged* uses the
 mean softmax of the exits of all layers; the twin has one exit. FLOPs are counted over forward and backward, relative to
-the twin's. The runs shared a machine with others, so times are only roughly comparable, and only within a table.
+the twin's. The runs shared a machine with others, so times are only roughly comparable, and only within a table; a
+method that ran on another machine than the twin, or after its restart, has none.
 
 Rows with fewer than {seeds} seeds are unfinished: they support no conclusion, and their difference to the twin is
 omitted.

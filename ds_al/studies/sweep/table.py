@@ -46,7 +46,8 @@ def rows(results: Sequence[Result]) -> list[Row]:
     with one seed); ``averaged_accuracy`` is the test accuracy of the mean of all exits (:mod:`ds_al.exits`);
     ``first_validation_accuracy`` is the validation accuracy after the first evaluated epoch, which shows slow starts;
     ``seconds_to_twin`` is the mean training time until the validation accuracy first reached the twin's last one (same
-    seed), ``None`` if it never did; bytes are the maximum over stages.
+    seed), ``None`` if it never did; all times are ``None`` where they do not count (:func:`times_count`); bytes are the
+    maximum over stages.
     """
     found: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:
@@ -57,13 +58,23 @@ def rows(results: Sequence[Result]) -> list[Row]:
 
 def twins_of(results: Sequence[Result]) -> dict[tuple[str, int], Result]:
     """Returns the run of back-propagation by group and seed: of the method that is best by validation accuracy, where
-    a group has several, and of the first of equal ones."""
+    a group has several, and of the first of equal ones. A method with late gradients is none."""
     found: dict[str, dict[str, list[Result]]] = {}
     for result in results:
-        if "failure" not in result and str(result["method"]).startswith("bp_"):
+        if "failure" in result or result["method"] in EMULATED:
+            continue
+        if str(result["method"]).startswith("bp_"):
             found.setdefault(result["group"], {}).setdefault(result["suite_method"], []).append(result)
     best = [max(methods.values(), key=_validated) for methods in found.values()]
     return {(result["group"], result["seed"]): result for runs in best for result in runs}
+
+
+def times_count(runs: Sequence[Result], twins: Mapping[tuple[str, int], Result]) -> bool:
+    """Whether the times of a method's runs can be compared with those of the twins: none is emulated, and each was
+    measured on the machine of the twin of the same seed, which was not restarted in between."""
+    pairs = [(run, twins.get((run["group"], run["seed"]))) for run in runs]
+    alike = (twin is None or run.get("boot") == twin.get("boot") for run, twin in pairs)
+    return all(alike) and all(run["method"] not in EMULATED for run in runs)
 
 
 def _validated(runs: Sequence[Result]) -> tuple[int, float]:
@@ -94,7 +105,7 @@ def _row(key: tuple[Any, ...], run: Sequence[Result], twins: Mapping[tuple[str, 
         row[name] = statistics.mean(known) if len(known) == len(values) else None
         if f"{name}_sd" in row:
             row[f"{name}_sd"] = statistics.stdev(known) if len(known) == len(values) > 1 else None
-    if done[0]["method"] in EMULATED:
+    if not times_count(done, twins):
         row |= dict.fromkeys(_TIMES)
     row["peak_activation_bytes"] = max(done[0]["peak_activation_bytes"])
     row["parameters"] = sum(done[0]["parameters"])

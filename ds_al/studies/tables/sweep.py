@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ds_al.config.methods import EMULATED
 from ds_al.figures.parts import Table
 from ds_al.studies.results import Row
 from ds_al.studies.tables.write import Column, crossed, groups, listed, number
@@ -16,8 +17,10 @@ _EXITS = {
 
 
 def twin_of(rows: Sequence[Row]) -> Row | None:
-    """Returns the row of back-propagation in a group, of several that with the best validation accuracy."""
+    """Returns the row of back-propagation in a group, of several that with the best validation accuracy, without those
+    with late gradients."""
     own = [row for row in rows if row["K"] is None and row["test_accuracy"] is not None]
+    own = [row for row in own if row["method"] not in EMULATED]
     return max(own, key=lambda row: (row["seeds"], row["validation_accuracy"] or 0.0), default=None)
 
 
@@ -51,13 +54,18 @@ def group(rows: Sequence[Row], *, seeds: int = 1) -> Table:
         _percent("after epoch 1", "first_validation_accuracy"),
         _percent("train", "train_accuracy"),
         Column("s per epoch", number("seconds_per_epoch", ".1f")),
-        Column("to the twin's accuracy", number("seconds_to_twin", ".0f", unit=" s", missing="not reached")),
+        Column("to the twin's accuracy", _seconds_to_twin),
         Column("held for backward", number("peak_activation_bytes", ".1f", unit=" MiB", times=2**-20)),
         Column("parameters", number("parameters", ",d")),
         Column("FLOPs / twin", number("rho", ".3f")),
         Column("seeds", lambda row: f"{row['seeds']}" + (f", {row['failed']} failed" if row["failed"] else "")),
     )
     return listed(rows, columns)
+
+
+def _seconds_to_twin(row: Row) -> str:
+    reached = number("seconds_to_twin", ".0f", unit=" s", missing="not reached")
+    return reached(row) if row["seconds_per_epoch"] is not None else "-"
 
 
 def decision(rows: Sequence[Row], *, seeds: int) -> Table:
