@@ -382,8 +382,10 @@ def draw_perplexity(table: Sequence[Row], path: Path) -> list[Path]:
             if (row["budget"], row["K"]) == (budget, layers):
                 colour, marker = looks[row["method"]]
                 axes.plot(exits, row["exits"], color=colour, marker=marker, label=row["method"])
-        for row, dash in zip((row for row in table if row["K"] == 1), ("--", ":", ":"), strict=False):
-            if row["budget"] == (budget if row["method"] != TWIN or budget == "longer" else "tokens"):
+        for row in table:
+            of_twin = "tokens" if budget == "operations" else budget  # it has the same run at both
+            if row["K"] == 1 and row["budget"] == (of_twin if row["method"] == TWIN else budget):
+                dash = "--" if row["method"] == TWIN else ":"
                 axes.axhline(row["perplexity"], color="black", linestyle=dash, label=row["method"])
         axes.set(title=f"{TITLES[budget]}, K = {layers}", xlabel="exit after layer", ylabel="test perplexity")
         axes.set(xticks=exits)

@@ -190,6 +190,27 @@ def test_longer_runs_are_compared_with_the_twin_that_is_trained_as_long(tmp_path
     assert "Not run yet" not in page.read_text()
 
 
+def test_the_page_says_first_how_the_same_loss_compares(tmp_path: Path) -> None:
+    plan = replace(PLAN, methods=(SAMPLED_ALL, TWIN_SAMPLED), longer=2)
+
+    def run(run: Run) -> dict[str, Any]:
+        losses = {TWIN: 4.0, TWIN_SAMPLED.name: 3.9, SAMPLED_ALL.name: 4.1}
+        return {**fake(run), "test_loss": [losses[run.method]] * run.layers}
+
+    finish(tmp_path, run, plan)
+    page = tmp_path / "page.md"
+    write_tables(read(tmp_path), plan, json_path=tmp_path / "out.json", page=page)
+    said = " ".join(page.read_text().split())
+    for steps in (60, 120):
+        assert f"of {steps} steps of back-propagation, `sampled_all` in K = 2 layers has 1.11 times its" in said
+    assert said.count("and 1.22 times that of back-propagation with the same loss.") == 2
+    file = tmp_path / "lm.runs.jsonl"
+    kept = [line for line in file.read_text().splitlines() if '"operations_sampled_all' not in line]
+    file.write_text("\n".join(kept) + "\n")
+    write_tables(read(tmp_path), plan, json_path=tmp_path / "out.json", page=page)
+    assert "operations of 60 steps" not in " ".join(page.read_text().split()), "it has not run"
+
+
 def three_runs(folder: str) -> list[dict[str, Any]]:
     """Worker: the twin, the AL form of one layer, and one of two layers."""
     corpus = corpus_of(Path(folder))
