@@ -214,13 +214,14 @@ def _about_runs(plan: Plan) -> list[str]:
         "of the vocabulary, in `sampled_all` (`last_layer`) that of the last one, too. All of these were tried with "
         "rates up to 0.004 instead of the private block, so that they differ from `next_token` in both; the trials "
         "are below, those of the twins up to the same rate.",
-        "`backprop_sampled` is the twin with that loss, the strongest rival: `sampled_all` has the same loss in all "
-        "layers.",
+        "`backprop_sampled` is the twin with that loss, at equal operations the strongest rival: `sampled_all` has the "
+        "same loss in all layers.",
         "Perplexities are means over seeds ± one standard deviation, over the whole vocabulary. Gap and ratio compare "
         "the last exit with the twin of the same seed, the last ratio with `backprop_sampled` at the same budget.",
-        "*Equal operations*: the number of steps is reduced so that training takes as many operations as the twin's. "
+        "*Equal operations*: the number of steps is chosen so that training takes as many operations as the twin's. "
         "Operations are the matrix products of a training step, forward and backward, as counted by torch. This "
-        "budget corresponds to time on one process, without the speed-up of a pipeline.",
+        "budget corresponds to time on one process, without the speed-up of a pipeline; the draw of a part of the "
+        "vocabulary takes time, too, and is not counted.",
         f"The longer runs have {plan.longer} times the steps, and no text twice. Each method has its learning rate, "
         f"among {', '.join(f'{lr:g}' for lr in plan.longer_rates)}, chosen on validation texts by such runs of seed 0.",
         f"{plan.steps:,} steps are few: the networks are far from converged, and depth does not help yet where the "
