@@ -232,20 +232,23 @@ _COLOURS = (palette.BLACK, *palette.SERIES)
 def draw_group(results: Sequence[Row], path: Path) -> list[Path]:
     """Draws one group of a sweep, up to six panels; lines are means over seeds, bands one standard deviation.
 
-    Panels show what lies within some points of the best method, and name the methods that end below.
+    Panels show what lies within some points of the best method, and name the methods that end below. Of runs that do
+    not look at test samples, all panels show the accuracy on validation samples.
 
     Args:
         results: results of the group's runs; failed ones are omitted.
         path: path of the figure; its suffix is replaced.
 
     Returns:
-        The files: PNG and SVG; empty if no run has a result.
+        The files: PNG and SVG; empty if no run has a result, or none that all of them have.
     """
     from matplotlib.ticker import MaxNLocator
 
     done = [result for result in results if "failure" not in result]
-    if not done:
+    part = next((part for part in ("test", "validation") if all(r[f"{part}_accuracy"] for r in done)), None)
+    if not done or part is None:
         return []
+    column = f"{part}_accuracy"
     figure, panels = _panels(4, size=(19, 8.2), lines=2)
     epochs, seconds, operations, depth, exits, cost, key, spare = panels
     methods = list(dict.fromkeys(result["suite_method"] for result in done))
@@ -259,7 +262,7 @@ def draw_group(results: Sequence[Row], path: Path) -> list[Path]:
         style = {**method_look(methods.index(method)), "linestyle": dash, "markersize": 4, "linewidth": 1.5}
         label = method if layers is None else f"{method}, K = {layers}"
         label += f", P = {own[0]['P']}" if several else ""
-        ends[label] = _mean([result["test_accuracy"][-1] for result in own])[0]
+        ends[label] = _mean([result[column][-1] for result in own])[0]
         numbers, times, means, spreads = _curve(own)
         rho = 1.0 if layers is None else own[0].get("rho")  # the twin records the rho of its AL form
         counted = [] if rho is None else [(operations, [number * rho for number in numbers])]
@@ -268,22 +271,22 @@ def draw_group(results: Sequence[Row], path: Path) -> list[Path]:
             axes.plot(x, means, label=label, **style)
             low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
             axes.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
-        if layers is not None and len(own[0]["test_accuracy"]) > 1:
-            values = [100 * statistics.mean(column) for column in zip(*(r["test_accuracy"] for r in own), strict=True)]
+        if layers is not None and len(own[0][column]) > 1:
+            values = [100 * statistics.mean(same) for same in zip(*(r[column] for r in own), strict=True)]
             exits.plot(range(1, len(values) + 1), values, label=label, **style)
         _early_exit(cost, own, style)
     for number, method in enumerate(methods):
-        _by_depth(depth, [result for result in done if result["suite_method"] == method], number)
+        _by_depth(depth, [result for result in done if result["suite_method"] == method], number, column)
     _finish(epochs, "epoch", "validation accuracy, %", "over epochs")
     _finish(seconds, "seconds of training", "validation accuracy, %", "over time")
     _finish(operations, "operations, in epochs of the twin", "validation accuracy, %", "over operations")
-    _finish(depth, "K, number of AL layers", "test accuracy, %", "by number of layers; line: back-propagation")
-    _finish(exits, "exit after layer", "test accuracy, %", "at each exit")
+    _finish(depth, "K, number of AL layers", f"{part} accuracy, %", "by number of layers; line: back-propagation")
+    _finish(exits, "exit after layer", f"{part} accuracy, %", "at each exit")
     _finish(cost, "operations per sample, % of the full path", "test accuracy, %", "each sample at its first sure exit")
     for axes in (epochs, seconds, operations):
-        _focus(axes, ends, points=30)
+        _focus(axes, ends, points=30, of=part)
     for axes in (depth, exits, cost):
-        _focus(axes, ends, points=15)
+        _focus(axes, ends, points=15, of=part)
     for axes in (epochs, exits):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     cost.set_visible(bool(cost.lines))  # not every sweep evaluates early exits
@@ -294,14 +297,14 @@ def draw_group(results: Sequence[Row], path: Path) -> list[Path]:
     return _save(figure, path)
 
 
-def _focus(axes: Axes, ends: Mapping[str, float], *, points: float) -> None:
+def _focus(axes: Axes, ends: Mapping[str, float], *, points: float, of: str) -> None:
     """Cuts the axis below the best method's accuracy less some points, and names those that end below."""
     least = max(ends.values()) - points
     if axes.get_ylim()[0] >= least:
         return
     axes.set_ylim(bottom=least)
     if below := [f"{label}: {accuracy:.1f}" for label, accuracy in ends.items() if accuracy < least]:
-        text = "\n".join(["below (test accuracy):", *below])
+        text = "\n".join([f"below ({of} accuracy):", *below])
         axes.text(0.97, 0.03, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=9)
 
 
@@ -340,15 +343,15 @@ def _early_exit(axes: Axes, own: Sequence[Row], style: Mapping[str, Any]) -> Non
         axes.plot(*zip(*sorted(points), strict=True), **style)
 
 
-def _by_depth(axes: Axes, own: Sequence[Row], number: int) -> None:
+def _by_depth(axes: Axes, own: Sequence[Row], number: int, column: str) -> None:
     look = method_look(number)
     depths = sorted({result["K"] for result in own if result["K"] is not None})
     if not depths:
         dash = "-" if number < len(_COLOURS) else "--"
-        level = 100 * statistics.mean(result["test_accuracy"][-1] for result in own)
+        level = 100 * statistics.mean(result[column][-1] for result in own)
         axes.axhline(level, color=look["color"], linestyle=dash, linewidth=1.5)
         return
-    found = [_mean([result["test_accuracy"][-1] for result in own if result["K"] == k]) for k in depths]
+    found = [_mean([result[column][-1] for result in own if result["K"] == k]) for k in depths]
     means, spreads = zip(*found, strict=True)
     axes.errorbar(depths, means, yerr=spreads, **look, capsize=3, linewidth=1.5)
 

@@ -90,7 +90,7 @@ def header(*, runs: Iterable[Row] = (), **settings: Any) -> dict[str, Any]:
     """
     return {
         "date": max((run["date"] for run in runs if "date" in run), default=now()),
-        "command": provenance.command(),
+        "command": provenance.command().replace(" --table-only", ""),  # the command that measures
         "machine": {"cores": os.cpu_count(), "cpu": provenance.cpu(), "system": platform.system()},
         "versions": {**{name: provenance.version(name) for name in _PACKAGES}, "python": platform.python_version()},
         "settings": settings,

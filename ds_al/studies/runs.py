@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -20,6 +20,15 @@ from ds_al.studies.results import StudyError, now
 
 Result = dict[str, Any]
 SUFFIX = ".runs.jsonl"
+
+
+def same_machine(run: Mapping[str, Any], other: Mapping[str, Any] | None) -> bool:
+    """Whether the times of two runs can be compared: both ran on one machine, which was not restarted in between.
+
+    Runs without the field ``boot`` (:func:`ds_al.system.provenance.boot`), which older versions saved, can be compared
+    with each other. Without another run, ``None``, nothing contradicts.
+    """
+    return other is None or run.get("boot") == other.get("boot")
 
 
 class Keyed(Protocol):

@@ -114,6 +114,19 @@ def test_the_gap_is_to_the_better_rate_of_back_propagation(tmp_path: Path) -> No
     assert both == [(1e-3, pytest.approx(0.806), True), (1e-2, pytest.approx((0.81 + 0.5) / 2), False)]
 
 
+def test_processor_times_of_different_machines_are_not_shown(tmp_path: Path) -> None:
+    """A study that went on another day, on a slower machine, showed both times in one column."""
+
+    def elsewhere(run: Run) -> dict[str, Any]:
+        return {**fake(run), "boot": "b" if run.method == "mse" else "a"}
+
+    _, results = finish(tmp_path, elsewhere)
+    shown = {row["method"]: row["cpu_ms"] for row in rows(results, PLAN) if row["adapt"] == "all"}
+    assert shown == {TWIN: pytest.approx(100), "greedy": pytest.approx(100), "mse": None}
+    text = write_tables(results, PLAN, json_path=tmp_path / "tuned.json", page=tmp_path / "page.md")
+    assert text.count("100 ms") == 6 and next(line for line in text.splitlines() if "`mse`" in line).endswith("|  |")
+
+
 def test_without_results_the_page_says_so(tmp_path: Path) -> None:
     write_tables([], Plan(), json_path=tmp_path / "tuned.json", page=tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()

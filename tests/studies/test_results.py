@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ds_al.studies.results import KINDS, StudyError, header, now, read, write
+from ds_al.system import provenance
 
 ROWS = [{"method": "streaming", "seconds": 2.0, "ideal": 1.8, "efficiency": 0.9}]
 
@@ -30,6 +31,11 @@ def test_tables_that_are_written_again_keep_the_date_of_the_latest_run() -> None
     assert header(runs=runs)["date"] == "2026-01-31 23:59:59"
     assert header(runs=[{"failure": "died"}])["date"] <= now()
     assert "runs" not in header(runs=runs)["settings"]
+
+
+def test_tables_that_are_written_again_name_the_command_that_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "command", lambda: "python run/compare.py --table-only --suite s --json s.json")
+    assert header()["command"] == "python run/compare.py --suite s --json s.json"
 
 
 def test_a_file_without_a_kind_is_recognized_by_its_columns(tmp_path: Path) -> None:

@@ -229,6 +229,16 @@ def test_a_group_is_drawn_with_its_spread_and_without_failures(tmp_path: Path) -
     assert draw_group([failed], tmp_path / "none.png") == []
 
 
+def test_a_group_without_test_samples_is_drawn_by_its_validation_accuracy(tmp_path: Path) -> None:
+    """It once ended in a TypeError, after all of its runs."""
+    untested: dict[str, Any] = {"test_accuracy": None, "averaged_accuracy": None, "early_exit": []}
+    results = [result("bp", 0, 0.8) | untested, result("greedy", 0, 0.7, layers=2) | untested]
+    _, drawn = draw_group(results, tmp_path / "group.png")
+    assert "validation accuracy, %" in drawn.read_text() and "at each exit" in drawn.read_text()
+    blind = [{**each, "validation_accuracy": None} for each in results]
+    assert draw_group(blind, tmp_path / "none.png") == [], "nothing to draw"
+
+
 TRIALS = """
 name: tiny
 config: base.json

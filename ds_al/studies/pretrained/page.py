@@ -13,7 +13,7 @@ from ds_al.studies.pretrained.plan import Form, Plan
 from ds_al.studies.pretrained.texts import SOURCES
 from ds_al.studies.pretrained.training import TWIN
 from ds_al.studies.results import header, machine_and_versions, read, write
-from ds_al.studies.runs import Result
+from ds_al.studies.runs import Result, same_machine
 from ds_al.studies.tables import pretrained as tables
 from ds_al.studies.tables.write import document
 
@@ -37,6 +37,7 @@ def rows(results: Iterable[Result], plan: Plan) -> list[Row]:
 
     Only runs with the plan's samples are included. ``seeds`` counts the runs of a row; ``best`` says whether no other
     rate has more of them, or as many and a better validation accuracy. Gaps are to the best rate of back-propagation.
+    ``cpu_ms``, the processor time of a text, is ``None`` where a run and its twin ran on different machines.
     """
     found = {result["key"]: result for result in results if "failure" not in result}
     own: dict[tuple[Form, int], dict[float, list[Result]]] = {}
@@ -46,7 +47,7 @@ def rows(results: Iterable[Result], plan: Plan) -> list[Row]:
             at.setdefault(run.lr, []).append(found[run.key])
     best = {key: max(at.values(), key=_validated) for key, at in own.items()}
     twins = {
-        (data, adapt, result["seed"]): result["test_accuracy"][-1]
+        (data, adapt, result["seed"]): result
         for ((data, method, adapt), _), runs in best.items()
         if method == TWIN
         for result in runs
@@ -66,14 +67,12 @@ def _validated(runs: Sequence[Result]) -> tuple[int, float]:
     return len(runs), statistics.mean(result["validation_accuracy"][-1] for result in runs)
 
 
-def _row(form: Form, layers: int, own: Sequence[Result], twins: dict[tuple[str, Any, int], float]) -> Row:
+def _row(form: Form, layers: int, own: Sequence[Result], twins: dict[tuple[str, Any, int], Result]) -> Row:
     data, method, adapt = form
     last = [result["test_accuracy"][-1] for result in own]
-    gaps = [
-        accuracy - twins[data, adapt, result["seed"]]
-        for accuracy, result in zip(last, own, strict=True)
-        if (data, adapt, result["seed"]) in twins
-    ]
+    pairs = [(result, twins.get((data, adapt, result["seed"]))) for result in own]
+    gaps = [result["test_accuracy"][-1] - twin["test_accuracy"][-1] for result, twin in pairs if twin is not None]
+    cpu = [1000 * result["cpu_seconds"] / result["samples"] for result in own]
     early = [result["early_accuracy"][-1] for result in own if result["early_accuracy"]]
     return {
         "data": data,
@@ -90,7 +89,7 @@ def _row(form: Form, layers: int, own: Sequence[Result], twins: dict[tuple[str, 
         "gap_sd": statistics.stdev(gaps) if len(gaps) > 1 and method != TWIN else None,
         "early": statistics.mean(early) if early else None,
         "trained_share": own[0]["trained_weights"] / own[0]["weights"],
-        "cpu_ms": 1000 * statistics.mean(result["cpu_seconds"] / result["samples"] for result in own),
+        "cpu_ms": statistics.mean(cpu) if all(same_machine(result, twin) for result, twin in pairs) else None,
     }
 
 
@@ -205,7 +204,8 @@ def _about(plan: Plan) -> list[str]:
         "the embeddings and the lower half of the blocks; *lora* trains low-rank adapters of rank "
         f"{settings.rank} in {', '.join(settings.targets)}, and the new parts.",
         "*Gap* compares the last exit with back-propagation of the same seed and of the same weights that train; "
-        "*after 100 steps* is the validation accuracy then.",
+        "*after 100 steps* is the validation accuracy then. *Processor time* has no value where a method and its twin "
+        "ran on different machines.",
         "Where a run of a method stays at chance at the rate that its trials chose, all methods run at another one, "
         "too (`--also-rates`). Of several rates of a method, that of the best mean validation accuracy of its runs "
         "counts, which is bold; gaps are to that of back-propagation.",

@@ -23,6 +23,7 @@ from ds_al.errors import ALConfigError
 from ds_al.optim.held import Held
 from ds_al.parallel.world import join_world
 from ds_al.studies.pretrained.texts import held_out, micro_batches
+from ds_al.system.provenance import boot
 
 TWIN = "backprop"
 TASK = "sequence-classification"
@@ -90,7 +91,7 @@ def train(
 
     Returns:
         The run, accuracies at every exit before training (validation), after the first 100 steps and at the end,
-        weights, seconds of wall and of processor time.
+        weights, seconds of wall and of processor time, the machine.
     """
     engine = make_engine(run, settings, classes=len(texts.classes), pretrained=pretrained)
     batches = micro_batches(texts.train, size=settings.batch, seed=run.seed)
@@ -115,6 +116,7 @@ def train(
         "settings": asdict(settings),
         "training_seconds": wall,
         "cpu_seconds": cpu,
+        "boot": boot(),
         "weights": sum(weight.numel() for weight in engine.module.parameters()),
         "trained_weights": sum(weight.numel() for weight in trained),
         "early_accuracy": early,

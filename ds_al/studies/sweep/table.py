@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ds_al.config.methods import EMULATED
+from ds_al.studies.runs import same_machine
 
 Result = Mapping[str, Any]
 Row = dict[str, Any]
@@ -72,8 +73,7 @@ def twins_of(results: Sequence[Result]) -> dict[tuple[str, int], Result]:
 def times_count(runs: Sequence[Result], twins: Mapping[tuple[str, int], Result]) -> bool:
     """Whether the times of a method's runs can be compared with those of the twins: none is emulated, and each was
     measured on the machine of the twin of the same seed, which was not restarted in between."""
-    pairs = [(run, twins.get((run["group"], run["seed"]))) for run in runs]
-    alike = (twin is None or run.get("boot") == twin.get("boot") for run, twin in pairs)
+    alike = (same_machine(run, twins.get((run["group"], run["seed"]))) for run in runs)
     return all(alike) and all(run["method"] not in EMULATED for run in runs)
 
 
