@@ -17,9 +17,9 @@ from dataclasses import asdict
 from rich.console import Console
 
 from ds_al.studies.bench.arguments import numbers, positive
-from ds_al.studies.figures import draw_scale
 from ds_al.studies.results import Row, header, read, write
 from ds_al.studies.scale import page as scale_page
+from ds_al.studies.scale.picture import draw_scale
 from ds_al.studies.scale.predictions import SECTIONS, Study
 from ds_al.system.arguments import output_file
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ds_al.figures import palette
+
 
 def blank(rows: int, columns: int, *, size: tuple[float, float], **options: Any) -> tuple[Any, list[Any]]:
     """Returns a white figure of this size, in inches, and its panels, row by row.
@@ -26,7 +28,38 @@ def blank(rows: int, columns: int, *, size: tuple[float, float], **options: Any)
     return figure, panels
 
 
-def save(figure: Any, path: Path, *, suffixes: Sequence[str], dpi: int) -> list[Path]:
+def style(look: palette.Look) -> dict[str, str]:
+    """Returns colour, dash and marker of a line as matplotlib's ``plot`` takes them."""
+    return {"color": look.colour, "linestyle": look.dash, "marker": look.marker}
+
+
+def doubling(axes: Any, ticks: Sequence[int]) -> None:
+    """Sets a base-2 logarithmic x axis with these ticks."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+
+
+def finish(axes: Any, x: str, y: str, title: str) -> None:
+    """Names a panel and its axes, and draws its grid."""
+    axes.set_xlabel(x, fontsize=11)
+    axes.set_ylabel(y, fontsize=11)
+    axes.set_title(title, loc="left", fontsize=12)
+    bare(axes)
+
+
+def bare(axes: Any) -> None:
+    """Draws the grid, and no frame above and on the right."""
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend(figure: Any, axes: Any, place: str, *, columns: int, size: float | None = 10) -> None:
+    """Draws one legend for the figure, of the lines of one panel."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc=place, ncols=columns, frameon=False, fontsize=size)
+
+
+def save(figure: Any, path: Path, *, suffixes: Sequence[str] = (".png", ".svg"), dpi: int = 130) -> list[Path]:
     """Saves the figure, and creates its folder.
 
     Args:

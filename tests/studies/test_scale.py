@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ds_al.studies.figures import draw_scale
 from ds_al.studies.scale.page import page
+from ds_al.studies.scale.picture import draw_scale
 from ds_al.studies.scale.predictions import BLOCKS, LARGE, LINKS, METHODS, OVERLAPPED, SECTIONS, Study
 from ds_al.studies.scale.views import Row, row_of, rows_of, share_of_alone
 

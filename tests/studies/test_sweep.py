@@ -10,11 +10,11 @@ import pytest
 
 from ds_al.errors import ALConfigError
 from ds_al.experiment.recipes import RECIPES
-from ds_al.studies.figures import draw_group, method_look
 from ds_al.studies.sweep.along import along
 from ds_al.studies.sweep.choice import choose
 from ds_al.studies.sweep.exits import exit_table
 from ds_al.studies.sweep.page import groups_page, results_page
+from ds_al.studies.sweep.picture import draw_group, method_look
 from ds_al.studies.sweep.spec import Run, read_sweep, runs_of, waiting, with_methods
 from ds_al.studies.sweep.table import rows, twins_of
 from ds_al.studies.tables import sweep as tables

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_al.figures import palette
+from ds_al.figures.pictures import bare, blank, legend, save
 from ds_al.studies.results import Row
 from ds_al.studies.tables.write import groups
 
@@ -29,13 +30,8 @@ def draw_frontier(rows: Sequence[Row], path: Path, *, title: str) -> list[Path]:
     Returns:
         The files: PNG and SVG.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
-    from matplotlib.figure import Figure
-
     cases = sorted(groups(rows, "micro_batches", "basis"), key=lambda own: (own[0]["micro_batches"], own[0]["basis"]))
-    figure = Figure(figsize=(4.9 * (len(cases) + 1), 4.9), facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    *times, memory = figure.subplots(1, len(cases) + 1, squeeze=False, sharey=True).flat
+    figure, (*times, memory) = blank(1, len(cases) + 1, size=(4.9 * (len(cases) + 1), 4.9), sharey=True)
     for axes, own in zip(times, cases, strict=True):
         _points(axes, own, lambda row: row["time"])
         _finish(axes, own[0], _TITLES[own[0]["basis"]], _TIME)
@@ -45,20 +41,14 @@ def draw_frontier(rows: Sequence[Row], path: Path, *, title: str) -> list[Path]:
     _finish(memory, counted[0], "memory of the fullest stage, planner", "MB")
     times[0].set_ylabel("test accuracy, %", fontsize=11)
     figure.suptitle(title, fontsize=13, x=0.01, ha="left")
-    handles, labels = times[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
-    for file in files:
-        figure.savefig(file, dpi=130, facecolor="white")
-    return files
+    legend(figure, times[0], "outside lower center", columns=2, size=11)
+    return save(figure, path)
 
 
 def _finish(axes: Axes, first: Row, title: str, label: str) -> None:
     axes.set_title(f"{title}\nP = {first['stages']}, M = {first['micro_batches']}", loc="left", fontsize=11)
     axes.set_xlabel(label, fontsize=11)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    bare(axes)
     axes.margins(0.15, 0.28)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_al.figures.parts import Table
-from ds_al.studies.figures import draw_perplexity
+from ds_al.studies.language.picture import draw_perplexity
 from ds_al.studies.language.plan import (
     BUDGETS,
     SAMPLED_ALL,

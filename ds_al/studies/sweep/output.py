@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ds_al.errors import ALConfigError
-from ds_al.studies.figures import draw_group
 from ds_al.studies.results import header, write
 from ds_al.studies.runs import Result, RunFile
 from ds_al.studies.sweep.along import along
 from ds_al.studies.sweep.choice import choose
 from ds_al.studies.sweep.exits import exit_table
 from ds_al.studies.sweep.page import groups_page, results_page
+from ds_al.studies.sweep.picture import draw_group
 from ds_al.studies.sweep.runner import is_done, result_of
 from ds_al.studies.sweep.spec import Run, Sweep, read_sweep, runs_of, waiting, with_methods
 from ds_al.studies.sweep.table import rows
