@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from deepspeed import comm as dist
-from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+from deepspeed.pipe import PipelineModule
 from deepspeed.runtime import utils as ds_utils
 from torch import Tensor, nn
 
@@ -24,9 +24,10 @@ from ds_al.parallel import worker
 from ds_al.parallel.world import join_world
 from ds_al.partition.groups import Run, explicit_runs, spread
 from ds_al.partition.measure import Found, Measuring, measure_groups, measure_stages
-from ds_al.partition.part import LayerPart, blocks, run_of
+from ds_al.partition.part import LayerPart
 from ds_al.partition.plan import describe, explicit
 from ds_al.partition.shared import refuse_shared, refuse_shared_by_runs
+from ds_al.partition.specs import PartSpec, block_costs, built, check_layers, classes_of, decoder_of, name_of
 from ds_al.spec import ALLayerSpec
 from ds_al.system.generators import Generators
 from ds_al.tensors import Activation
@@ -108,7 +109,7 @@ class ALPipelineModule(PipelineModule):
         self.runs: list[Run] | None = None
         """What each stage holds where layers span groups of stages, K < P; otherwise ``None``."""
         self._al_layers = layers
-        _check_layers(layers)
+        check_layers(layers)
         refuse_shared(enumerate(layers))
         join_world()
         if topology is None:
@@ -161,7 +162,7 @@ class ALPipelineModule(PipelineModule):
 
     def _parts_by_type(self, pattern: str) -> list[int]:
         """Balances the layers whose f has a block of a class that matches; all are of the class ``ALLayer`` itself."""
-        classes = [_classes(spec) for spec in self._layer_specs]
+        classes = [classes_of(spec) for spec in self._layer_specs]
         known = f"a regular expression over the classes of f: {', '.join(dict.fromkeys(itertools.chain(*classes)))}"
         try:
             found = [any(re.search(pattern, name, re.IGNORECASE) for name in names) for names in classes]
@@ -173,8 +174,8 @@ class ALPipelineModule(PipelineModule):
 
     def _partition_blocks(self, method: str) -> None:
         """Cuts layers between their blocks, and replaces the layers by one part per stage."""
-        whole = [_built(spec, self.base_seed + i) for i, spec in enumerate(self._al_layers)]
-        costs = [_block_costs(layer, method) for layer in whole]
+        whole = [built(spec, self.base_seed + i) for i, spec in enumerate(self._al_layers)]
+        costs = [block_costs(layer, method) for layer in whole]
         if method == "measured":
             self.runs = self._measured_runs([len(row) for row in costs])
         elif method.startswith("cuts:"):
@@ -184,7 +185,7 @@ class ALPipelineModule(PipelineModule):
         for index, layer in enumerate(whole):
             if len(own := [run for number, run in self.runs if number == index]) > 1:
                 refuse_shared_by_runs(index, layer, own)
-        self._layer_specs = [_PartSpec(self._al_layers[i], i, run, self.base_seed + i) for i, run in self.runs]
+        self._layer_specs = [PartSpec(self._al_layers[i], i, run, self.base_seed + i) for i, run in self.runs]
         self.parts = list(range(self.num_stages + 1))
         stage = self._topo.get_coord(self.global_rank).pipe
         self._set_bounds(start=stage, stop=stage + 1)
@@ -227,7 +228,7 @@ class ALPipelineModule(PipelineModule):
             measuring=self._measuring,
             stages=self._ranks_of_stages(),
         )
-        self._tell_measured(found, [_name(spec) for spec in self._layer_specs])
+        self._tell_measured(found, [name_of(spec) for spec in self._layer_specs])
         return found.bounds
 
     def _measured_runs(self, blocks: Sequence[int]) -> list[Run]:
@@ -264,7 +265,7 @@ class ALPipelineModule(PipelineModule):
 
     def build_layer(self, index: int, device: torch.device) -> ALLayer:
         """Builds a layer that another stage holds, to take over its state."""
-        layer = _built(self._layer_specs[index], self.base_seed + index)
+        layer = built(self._layer_specs[index], self.base_seed + index)
         if any(parameter.is_meta for parameter in layer.parameters()):  # of a model whose weights were freed
             layer.to_empty(device=device)
         layer.name = layer.name or _title(index, layer)
@@ -321,7 +322,7 @@ class ALPipelineModule(PipelineModule):
     def build_decoders(self, stop: int) -> list[nn.Module]:
         """Builds ``[h_1, ..., h_stop]``, frozen, for weights that other stages send."""
         with Generators().aside():
-            decoders = [copy.deepcopy(_decoder_of(spec)) for spec in self._al_layers[:stop]]
+            decoders = [copy.deepcopy(decoder_of(spec)) for spec in self._al_layers[:stop]]
         for decoder in decoders:
             if any(parameter.is_meta for parameter in decoder.parameters()):  # of a model whose weights were freed
                 decoder.to_empty(device="cpu")
@@ -365,38 +366,8 @@ class ALPipelineModule(PipelineModule):
         return predict(layers, x, exit=exit, num_classes=self.num_classes)
 
 
-class TwinModule(PipelineModule):
-    """DeepSpeed's module with one more ``partition_method``: ``"cuts:2,5"``, the first layers of the later stages."""
-
-    def _partition_layers(self, method: str = "uniform") -> None:
-        if not method.startswith("cuts:"):
-            super()._partition_layers(method)
-            return
-        self.parts = explicit(method, layers=len(self._layer_specs), stages=self.num_stages)
-        stage = self._topo.get_coord(self.global_rank).pipe
-        self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
-
-
 def _title(index: int, layer: ALLayer) -> str:
     return f"{index} ({type(layer.f).__name__})"
-
-
-def _check_layers(layers: Sequence[Any]) -> None:
-    for index, layer in enumerate(layers):
-        if isinstance(layer, TiedLayerSpec):
-            raise ALConfigError(
-                f"layer {index} is a TiedLayerSpec: tied weights would be averaged over stages at every step, "
-                "so no stage could run freely. Tie inside one f, or give each layer weights of its own"
-            )
-        is_spec = isinstance(layer, LayerSpec) and issubclass(layer.typename, ALLayer)
-        if not is_spec and not isinstance(layer, ALLayer):
-            raise ALConfigError(
-                f"layer {index} is {layer!r}: expected an ALLayerSpec or an ALLayer. A plain layer list runs "
-                "by back-propagation: give it to deepspeed.pipe.PipelineModule, or turn it into AL layers by "
-                "ds_al.from_layers"
-            )
-    if not layers:
-        raise ALConfigError("an ALPipelineModule needs at least one AL layer, got none")
 
 
 def _check_seed(base_seed: Any, *, layers: int) -> None:
@@ -423,69 +394,9 @@ def _check_parts(method: str, parts: Sequence[int]) -> None:
         )
 
 
-class _PartSpec(LayerSpec):
-    """Builds the part of an AL layer that one stage holds, with the weights that the whole layer has."""
-
-    def __init__(self, layer: ALLayerSpec | ALLayer, index: int, run: range, seed: int) -> None:
-        super().__init__(LayerPart)
-        self.layer, self.index, self.run, self.seed = layer, index, run, seed
-
-    def build(self, log: bool = False) -> ALLayer:
-        """Builds the whole layer, and keeps the part."""
-        layer = _built(self.layer, self.seed)
-        return layer if self.run == range(_count(layer)) else LayerPart(layer, self.run)
-
-
-def _built(spec: ALLayerSpec | ALLayer, seed: int) -> ALLayer:
-    if isinstance(spec, ALLayer):
-        return spec
-    with Generators().aside():
-        ds_utils.set_random_seed(seed)
-        return spec.build()
-
-
-def _count(layer: ALLayer) -> int:
-    """Number of blocks between which stages may cut a layer; a subclass of ``ALLayer`` stays whole."""
-    return blocks(layer.f) if type(layer) is ALLayer else 1
-
-
-def _block_costs(layer: ALLayer, method: str) -> list[float]:
-    """Returns the cost of each block of f, and of b, g and h with the last one."""
-    count = _count(layer)
-    if method in ("uniform", "measured") or method.startswith("cuts:"):
-        return [1.0] * count
-    if method != "parameters":
-        raise ALConfigError(
-            f"got partition_method={method!r} for more stages than AL layers: expected 'measured', 'parameters', "
-            "'uniform', or 'cuts:2,5', the first blocks of the stages after the first one"
-        )
-    parts = [run_of(layer.f, range(i, i + 1)) for i in range(count)]
-    own = [float(sum(p.numel() for p in part.parameters())) for part in parts]
-    own[-1] += sum(p.numel() for part in (layer.b, layer.g, layer.h) for p in part.parameters())
-    return own
-
-
 def _check_stages(num_stages: int, *, processes: int) -> None:
     if num_stages < 1 or processes % num_stages:
         raise ALConfigError(
             f"{processes} processes for {num_stages} stages: start as many processes as stages, or a multiple of it "
             "for data parallel replicas of the pipeline (deepspeed --num_accelerators N)"
         )
-
-
-def _name(spec: Any) -> str:
-    f = spec.parts["f"] if isinstance(spec, ALLayerSpec) else getattr(spec, "f", spec)
-    return f.typename.__name__ if isinstance(f, LayerSpec) else type(f).__name__
-
-
-def _classes(spec: Any) -> list[str]:
-    """Names of the classes of a layer, its f and the blocks of f."""
-    f = spec.parts["f"] if isinstance(spec, ALLayerSpec) else getattr(spec, "f", None)
-    blocks = [type(block).__name__ for block in f] if isinstance(f, nn.Sequential) else []
-    return [_name(spec), *blocks, ALLayer.__name__]
-
-
-def _decoder_of(spec: Any) -> nn.Module:
-    if isinstance(spec, ALLayerSpec):
-        return spec.build_decoder()
-    return spec.h if isinstance(spec, ALLayer) else spec.build().h

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import ds_al
+from ds_al.baseline.twin import TwinModule
 from ds_al.errors import ALConfigError
 from ds_al.launch.ranks import RankFailure, run_ranks
 from ds_al.layer import ALLayer
 from ds_al.models import build_al
-from ds_al.module import TwinModule
 from ds_al.partition.shared import refuse_shared_by_runs
 from tests.group.networks import MODELS, network
 from tests.support.networks import Network, tokens

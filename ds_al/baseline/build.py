@@ -12,7 +12,9 @@ from ds_al.baseline import data_parallel, delayed, zero_bubble
 from ds_al.baseline.engine import BackpropPipelineEngine
 from ds_al.errors import ALConfigError
 
-DUALPIPEV, RELEASE = "bp_dualpipev", "0.19.8"
+DUALPIPEV = "bp_dualpipev"
+RELEASE = "0.19.8"
+"""First release of DeepSpeed that has it."""
 
 
 def engine_class(method: str) -> type[BackpropPipelineEngine]:

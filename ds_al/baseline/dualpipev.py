@@ -25,7 +25,7 @@ from deepspeed.runtime.pipe.schedule import (
 from torch import Tensor
 
 from ds_al.baseline.engine import BackpropPipelineEngine
-from ds_al.module import TwinModule
+from ds_al.baseline.twin import TwinModule
 from ds_al.tensors import Activation
 from ds_al.trace import Observation, joint_call
 
@@ -35,7 +35,7 @@ _QUEUED = (SendActivation, RecvActivation, SendGrad, RecvGrad)
 class DualPipeVTwin(DualPipeVModule, TwinModule):
     """DeepSpeed's module, whose two parts count micro-batches apart: dropout is that of a module with one part.
 
-    It has the ``partition_method`` ``"cuts:"`` of :class:`~ds_al.module.TwinModule`, with 2P parts.
+    It has the ``partition_method`` ``"cuts:"`` of :class:`~ds_al.baseline.twin.TwinModule`, with 2P parts.
     """
 
     micro_offset: int

@@ -179,10 +179,10 @@ class Lines:
 def main(folder: Path) -> None:
     """Trains one rank's stage."""
     import ds_al
+    from ds_al.baseline.twin import TwinModule
     from ds_al.config.base import BLOCK
     from ds_al.data import load_vision
     from ds_al.models import build_al, build_twin
-    from ds_al.module import TwinModule
     from ds_al.parallel.world import join_world
     from ds_al.schedule import AL_SCHEDULES
 

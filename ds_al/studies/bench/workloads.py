@@ -22,10 +22,10 @@ from torch import Tensor, nn
 import ds_al
 from ds_al.baseline import build, data_parallel
 from ds_al.baseline.schedules import BACKPROP_SCHEDULES
+from ds_al.baseline.twin import TwinModule
 from ds_al.compute.split import weight_queue
 from ds_al.config.base import BLOCK
 from ds_al.models import build_al, build_twin
-from ds_al.module import TwinModule
 from ds_al.schedule import AL_SCHEDULES
 
 IMAGE = (1, 28, 28)
