@@ -4,8 +4,8 @@
     python run/costs.py --time --json docs/results/recipe_time.json --tables docs/accuracy.md
 
 Operations are counted on torch's meta device, so the results are the same on every machine. Counting takes about a
-minute, mostly for LSTMs, which need values. --time instead measures a micro-batch of the recipe `ours`, all layers in
-one process, alternating with one of the twin; this takes minutes and needs an idle machine.
+minute, mostly for LSTMs, which need values. --time instead measures a micro-batch of every recipe, all layers in one
+process, alternating with one of the twin; this takes minutes and needs an idle machine.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ds_al.experiment.recipes import RECIPES
 from ds_al.studies.bench.costs import cost_rows
 from ds_al.studies.bench.recipe_time import measure_recipe
 from ds_al.studies.results import header, write
@@ -34,7 +35,7 @@ def main() -> None:
         help="write the rows to PATH, and a CSV file next to it",
     )
     parser.add_argument("--tables", metavar="DOC", type=Path, help="document whose tables are updated")
-    parser.add_argument("--time", action="store_true", help="measure the recipe's time instead of counting")
+    parser.add_argument("--time", action="store_true", help="measure the recipes' time instead of counting")
     args = parser.parse_args()
     console = Console()
     with console.status("measuring" if args.time else "counting"):
@@ -55,11 +56,11 @@ def _counted(console: Console) -> list[dict[str, Any]]:
 
 
 def _measured(console: Console) -> list[dict[str, Any]]:
-    return measure_recipe(
-        progress=lambda row: console.print(
-            f"{row['network']} {row['variant']}, K = {row['K']}: {row['ratio']:.3f} times as long"
-        )
-    )
+    def progress(row: dict[str, Any]) -> None:
+        what = " ".join(filter(None, (row["network"], row["variant"])))
+        console.print(f"{row['recipe']}, {what}, K = {row['K']}: {row['ratio']:.3f} times as long")
+
+    return [row for recipe in RECIPES for row in measure_recipe(recipe=recipe, progress=progress)]
 
 
 if __name__ == "__main__":

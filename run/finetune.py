@@ -108,7 +108,10 @@ def main() -> None:
                 sys.exit("error: give --pretrained DIR, the folder of a model and its tokenizer, or --table-only")
             if "lora" in plan.adapt:
                 check_peft()
-            (_speed if args.speed else _run)(plan, args, tell)
+            if args.speed:
+                _speed(plan, args, tell)
+                return
+            _run(plan, args, tell)
         file = RunFile.beside(args.json)
         results = list(file.read().values())
     except KeyboardInterrupt:
@@ -158,7 +161,7 @@ def _speed(plan: Plan, args: argparse.Namespace, tell: Callable[[str], None]) ->
     )
     settings = {"batches": args.batches, "repeat": args.repeat}
     write(speed_of(args.json), kind="pretrained_speed", header=header(**settings), rows=rows)
-    tell(f"written: {speed_of(args.json)}")
+    tell(f"written: {speed_of(args.json)}; --table-only with --page adds it to the page")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 Trials choose the learning rate and the number of bridge blocks on validation texts; then every method runs with every
 seed. Each finished run is saved in docs/results/perplexity.runs.jsonl, so the same command resumes a stopped study.
---table-only runs nothing.
+--speed measures the time of a step of each method instead, and --table-only runs nothing: it writes the tables and the
+page of what there is.
 """
 
 from __future__ import annotations
@@ -13,14 +14,20 @@ import argparse
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from ds_al.errors import ALError
 from ds_al.launch.ranks import free_port, rank_environment
+from ds_al.studies.bench.arguments import positive
+from ds_al.studies.language.corpus import Corpus, load_corpus
 from ds_al.studies.language.page import write_tables
 from ds_al.studies.language.plan import Plan, measured_runs
+from ds_al.studies.language.speed import measure_speed, speed_of
+from ds_al.studies.language.training import Run, Sizes, train
+from ds_al.studies.results import header, write
 from ds_al.studies.runs import RunFile, run_missing
 from ds_al.system.arguments import output_file
 
@@ -38,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", default="imdb-small", help="text data set: a folder in $DS_AL_DATA, if set")
     p.add_argument("--vocabulary", type=int, default=2048, help="maximum number of BPE tokens (default: 2048)")
     p.add_argument("--cache", metavar="DIR", help="cache folder of tokenizer and tokens")
+    p.add_argument("--speed", action="store_true", help="measure the time of a step of every method that is chosen")
+    p.add_argument("--repeat", type=positive, default=30, help="with --speed: steps that count (default: 30)")
     p.add_argument("--table-only", action="store_true", help="run nothing; write the tables of the stored runs")
     return p
 
@@ -50,6 +59,9 @@ def main() -> None:
     file = RunFile.beside(args.json)
     if not args.table_only:
         try:
+            if args.speed:
+                _speed(plan, file, args, console)
+                return
             _run(plan, file, args, console)
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on from here")
@@ -62,14 +74,10 @@ def main() -> None:
     sys.exit(1 if any("failure" in result for result in results) else 0)
 
 
-def _run(plan: Plan, file: RunFile, args: argparse.Namespace, console: Console) -> None:
+def _corpus(args: argparse.Namespace, sizes: Sizes) -> Corpus:
     os.environ.update({name: value for name, value in rank_environment(0, 1, free_port()).items() if value})
-    from ds_al.studies.language.corpus import load_corpus
-    from ds_al.studies.language.training import Run, Sizes, train
-
-    sizes = Sizes()
     path = Path(os.environ["DS_AL_DATA"], args.data) if "DS_AL_DATA" in os.environ else None
-    corpus = load_corpus(
+    return load_corpus(
         args.data,
         path=None if path is None else str(path),
         vocabulary=args.vocabulary,
@@ -78,8 +86,27 @@ def _run(plan: Plan, file: RunFile, args: argparse.Namespace, console: Console) 
         cache_folder=args.cache,
     )
 
-    def tell(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
+
+def _speed(plan: Plan, file: RunFile, args: argparse.Namespace, console: Console) -> None:
+    """Times a step of each method."""
+    sizes = Sizes()
+    rows = measure_speed(
+        file.read().values(), plan, sizes, _corpus(args, sizes), repeat=args.repeat, tell=partial(_tell, console)
+    )
+    if not rows:
+        sys.exit("error: no settings are chosen yet: run the study without --speed first")
+    path = speed_of(args.json)
+    write(path, kind="perplexity_speed", header=header(repeat=args.repeat), rows=rows)
+    _tell(console, f"written: {path}; --table-only with --page adds it to the page")
+
+
+def _tell(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def _run(plan: Plan, file: RunFile, args: argparse.Namespace, console: Console) -> None:
+    sizes, tell = Sizes(), partial(_tell, console)
+    corpus = _corpus(args, sizes)
 
     def part(name: str, runs: list[Run]) -> None:
         count = iter(range(1, len(runs) + 1))

@@ -26,6 +26,7 @@ _TOLD_BY: Mapping[str, str] = {
     "seeds": "seed",
     "sweep": "test_accuracy",
     "perplexity": "perplexity",
+    "perplexity_speed": "times_operations",
     "pretrained": "trained_share",
     "pretrained_speed": "held_bytes",
     "planner": "predicted",

@@ -108,6 +108,8 @@ def test_a_recipe_and_its_twin_take_turns() -> None:
     row, half = measure_recipe(networks=("vgg",), layers=(2,), repeat=2)
     assert (row["variant"], half["variant"]) == ("", "half bridges")
     assert (row["network"], row["K"], row["micro_batch"], row["repeats"]) == ("vgg", 2, 100, 2)
+    (many,) = measure_recipe(recipe="many_classes", layers=(2,), repeat=1)
+    assert (many["recipe"], many["variant"]) == ("many_classes", "")
     assert row["al_ms"] > 0 < row["twin_ms"] and row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
 
 

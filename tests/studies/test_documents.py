@@ -11,6 +11,7 @@ import pytest
 from ds_al.studies.language.page import rows as perplexity_rows
 from ds_al.studies.language.page import whole_page
 from ds_al.studies.language.plan import Plan
+from ds_al.studies.language.speed import speed_of
 from ds_al.studies.results import read
 from ds_al.studies.runs import RunFile
 from ds_al.studies.scale.page import page as scale_page
@@ -64,6 +65,7 @@ def test_the_page_of_language_models_is_that_of_its_runs() -> None:
     flat = [{**row, "exits": " ".join(f"{value:.2f}" for value in row["exits"])} for row in table]
     assert flat == stored.rows
     places = {"picture": RESULTS / "perplexity.png", "page": ROOT / "docs/language_models.md"}
+    places["speed"] = speed_of(RESULTS / "perplexity.json")
     assert places["page"].read_text() == whole_page(results, table, plan, stored.header, **places)
 
 

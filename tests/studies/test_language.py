@@ -17,7 +17,9 @@ from ds_al.launch.ranks import run_ranks
 from ds_al.studies.language.corpus import END, bpe, load_corpus
 from ds_al.studies.language.page import rows, write_tables
 from ds_al.studies.language.plan import LIGHT, SAMPLED, SAMPLED_ALL, TWIN_SAMPLED, Method, Plan, choose, measured_runs
+from ds_al.studies.language.speed import measure_speed, speed_of
 from ds_al.studies.language.training import TWIN, Run, Sizes, pieces, train
+from ds_al.studies.results import header, write
 from ds_al.studies.runs import RunFile, run_missing
 from tests.support.parquet_files import write_texts
 
@@ -224,6 +226,32 @@ def three_runs(folder: str) -> list[dict[str, Any]]:
           for each in (LIGHT, SAMPLED, SAMPLED_ALL, TWIN_SAMPLED)),
     ]  # fmt: skip
     return [train(run, sizes, corpus, test=True) for run in runs]
+
+
+def timed(folder: str) -> list[dict[str, Any]]:
+    """Worker: times of a step of every method."""
+    sizes = Sizes(blocks=2, width=16, heads=2, length=16, batch=4, held_out=6)
+    plan = replace(PLAN, methods=(Method("readout"), TWIN_SAMPLED))
+    return measure_speed(read(Path(folder)), plan, sizes, corpus_of(Path(folder)), repeat=3)
+
+
+@pytest.mark.distributed
+def test_a_step_of_each_method_takes_turns_with_one_of_the_twin(tmp_path: Path) -> None:
+    write_texts(tmp_path, train=60, test=30)
+    plan = replace(PLAN, methods=(Method("readout"), TWIN_SAMPLED))
+    finish(tmp_path, plan=plan)
+    page, path = tmp_path / "page.md", tmp_path / "out.json"
+    write_tables(read(tmp_path), plan, json_path=path, page=page)
+    assert "Not measured yet: `python run/perplexity.py --speed" in page.read_text()
+    (table,) = run_ranks(f"{__name__}:timed", 1, folder=str(tmp_path))
+    assert [(row["method"], row["K"], row["bridge_blocks"]) for row in table] == [
+        ("backprop_sampled", 1, 0), ("readout", 2, 1)
+    ]  # fmt: skip
+    assert all(row["times_low"] <= row["times_as_long"] <= row["times_high"] for row in table)
+    assert table[1]["times_operations"] == pytest.approx(1.5) and table[1]["twin_ms"] > 0
+    write(speed_of(path), kind="perplexity_speed", header=header(), rows=table)
+    write_tables(read(tmp_path), plan, json_path=path, page=page)
+    assert "| `readout` | 2 | 1 |" in page.read_text().partition("## Time of a step")[2]
 
 
 @pytest.mark.distributed

@@ -95,10 +95,12 @@ def test_a_recipe_stands_beside_its_twin(tmp_path: Path) -> None:
         "network": "vgg", "K": 4, "recipe": "ours", "micro_batch": 100, "repeats": 15, "al_ms": 202.04,
         "twin_ms": 180.0, "ratio": 1.12, "ratio_low": 1.1, "ratio_high": 1.15,
     }  # fmt: skip
-    file.write_text(json.dumps({"header": HEADER, "rows": [row, {**row, "variant": "wide bridges", "K": 2}]}))
+    rows = [row, {**row, "variant": "wide bridges", "K": 2}, {**row, "recipe": "many_classes"}]
+    file.write_text(json.dumps({"header": HEADER, "rows": rows}))
     fill(document, [file])
     assert "| `vgg` | 4 | 100 | 180.0 | 202.0 | 1.120 (1.100 to 1.150) | 15 |" in document.read_text()
     assert "| `vgg`, wide bridges | 2 | 100 | " in document.read_text()
+    assert "| `vgg`, `many_classes` | 4 | 100 | " in document.read_text()
 
 
 def test_trials_and_suites_stand_with_their_groups(tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ from ds_al.studies.language.plan import (
     longer_trials,
     steps_of,
 )
+from ds_al.studies.language.speed import speed_of
 from ds_al.studies.language.training import TWIN
-from ds_al.studies.results import header, machine_and_versions, write
+from ds_al.studies.results import header, machine_and_versions, read, write
 from ds_al.studies.runs import Result
 from ds_al.studies.tables import language as tables
 from ds_al.studies.tables.write import document
@@ -105,7 +106,8 @@ def write_tables(results: Sequence[Result], plan: Plan, *, json_path: Path, page
         write(json_path, kind="perplexity", header=about, rows=flat)
         draw_perplexity(table, picture)
     if page is not None:
-        page.write_text(whole_page(results, table, plan, about, picture=picture, page=page))
+        measured = speed_of(json_path)
+        page.write_text(whole_page(results, table, plan, about, picture=picture, page=page, speed=measured))
     return document(*found(results, table, plan))
 
 
@@ -148,9 +150,9 @@ def _outcome(result: Result | None) -> str:
 
 
 def whole_page(
-    results: Sequence[Result], table: Sequence[Row], plan: Plan, about: Row, *, picture: Path, page: Path
+    results: Sequence[Result], table: Sequence[Row], plan: Plan, about: Row, *, picture: Path, page: Path, speed: Path
 ) -> str:
-    """Returns the page: settings, tables, published figures, and the runs that are missing."""
+    """Returns the page: settings, tables, time, published figures, and the runs that are missing."""
     made = "python run/perplexity.py --seeds 3 --json docs/results/perplexity.json --page docs/language_models.md"
     blocks: list[Table | str] = [
         "# Language models: perplexity compared with the backprop twin",
@@ -167,6 +169,7 @@ def whole_page(
         blocks.append(f"![perplexity by method and exit]({os.path.relpath(picture, page.parent)})")
     if missing := _missing(table, plan):
         blocks += ["### Not run yet", "\n".join(missing)]
+    blocks += ["## Time of a step", *_speed(speed)]
     return document(*blocks, "## Published", _wrapped(PUBLISHED, mark=""), tables.published())
 
 
@@ -220,13 +223,25 @@ def _about_runs(plan: Plan) -> list[str]:
         "the last exit with the twin of the same seed, the last ratio with `backprop_sampled` at the same budget.",
         "*Equal operations*: the number of steps is chosen so that training takes as many operations as the twin's. "
         "Operations are the matrix products of a training step, forward and backward, as counted by torch. This "
-        "budget corresponds to time on one process, without the speed-up of a pipeline; the draw of a part of the "
-        "vocabulary takes time, too, and is not counted.",
+        "budget corresponds to time on one process, without the speed-up of a pipeline, as far as time follows "
+        "operations ([below](#time-of-a-step)).",
         f"The longer runs have {plan.longer} times the steps, and no text twice. Each method has its learning rate, "
         f"among {', '.join(f'{lr:g}' for lr in plan.longer_rates)}, chosen on validation texts by such runs of seed 0.",
         f"{plan.steps:,} steps are few: the networks are far from converged, and depth does not help yet where the "
         "first exit is as good as the last. The longer runs show how the gaps change.",
     ]
+
+
+def _speed(path: Path) -> list[Table | str]:
+    if not path.exists():
+        return ["Not measured yet: `python run/perplexity.py --speed --json docs/results/perplexity.json`"]
+    measured = read(path)
+    text = (
+        "A training step of each method, all layers in one process, in turns with one of back-propagation. Operations "
+        "leave out the optimizer, the draw of a part of the vocabulary, and the start of small kernels."
+    )
+    made = _wrapped(f"`{measured.header['command']}`, {machine_and_versions(measured.header)}", mark="")
+    return [_wrapped(text, mark=""), tables.speed(measured.rows), made]
 
 
 PUBLISHED = (

@@ -19,7 +19,7 @@ LAYERS = (
     Column("u", "{u:.3f}"),
 )
 RECIPE_TIME = (
-    Column("network", lambda row: f"`{row['network']}`" + (f", {row['variant']}" if row.get("variant") else ""), True),
+    Column("network", lambda row: ", ".join(_recipe_and_variant(row)), True),
     Column("K", "{K}"),
     Column("samples", "{micro_batch}"),
     Column("twin, ms", "{twin_ms:.1f}"),
@@ -71,5 +71,12 @@ def layers(rows: Sequence[Row]) -> list[Table | str]:
 
 
 def recipe_time(rows: Sequence[Row]) -> list[Table | str]:
-    """Returns one line per network, variant and K."""
+    """Returns one line per recipe, network, variant and K."""
     return [listed(rows, RECIPE_TIME)]
+
+
+def _recipe_and_variant(row: Row) -> list[str]:
+    parts = [f"`{row['network']}`"]
+    if row["recipe"] != "ours":
+        parts.append(f"`{row['recipe']}`")
+    return [*parts, row["variant"]] if row.get("variant") else parts

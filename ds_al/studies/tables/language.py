@@ -67,6 +67,21 @@ def trials(rows: Sequence[Row]) -> Table:
     return listed(rows, [Column(title, show, left=True) for title, show in columns.items()])
 
 
+def speed(rows: Sequence[Row]) -> Table:
+    """Returns one line per method and K: the time of a step and its operations, beside the twin's."""
+    columns: dict[str, Template] = {
+        "method": "`{method}`",
+        "K": "{K}",
+        "H": "{bridge_blocks}",
+        "step, ms": "{step_ms:.1f}",
+        "twin, ms": "{twin_ms:.1f}",
+        "times as long (quartiles)": "{times_as_long:.2f} ({times_low:.2f} to {times_high:.2f})",
+        "times the operations": "{times_operations:.2f}",
+        "pairs": "{repeats}",
+    }
+    return listed(rows, [Column(title, show, left=True) for title, show in columns.items()])
+
+
 def published() -> Table:
     """Returns the published perplexities."""
     names = ("K", "size", "local", "backprop")
