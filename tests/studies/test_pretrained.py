@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import runpy
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -125,6 +127,18 @@ def test_processor_times_of_different_machines_are_not_shown(tmp_path: Path) -> 
     assert shown == {TWIN: pytest.approx(100), "greedy": pytest.approx(100), "mse": None}
     text = write_tables(results, PLAN, json_path=tmp_path / "tuned.json", page=tmp_path / "page.md")
     assert text.count("100 ms") == 6 and next(line for line in text.splitlines() if "`mse`" in line).endswith("|  |")
+
+
+def test_times_of_two_stages_leave_the_accuracies_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of accuracies was written again, with the command of the times."""
+    monkeypatch.setattr("ds_al.studies.pretrained.speed.measure_speed", lambda *args, **options: [{"held_bytes": 1}])
+    finish(tmp_path)
+    what = ["--adapt", "all", "--data", "imdb", "--methods", "greedy", "--samples", "16", "--trial-samples", "8"]
+    command = ["finetune", "--pretrained", str(tmp_path), *what, "--speed", "--json", str(tmp_path / "tuned.json")]
+    monkeypatch.setattr(sys, "argv", command)
+    with contextlib.suppress(SystemExit):
+        runpy.run_path("run/finetune.py", run_name="__main__")
+    assert [path.name for path in sorted(tmp_path.glob("*.json"))] == ["tuned_speed.json"]
 
 
 def test_without_results_the_page_says_so(tmp_path: Path) -> None:
