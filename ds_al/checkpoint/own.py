@@ -20,6 +20,7 @@ _LONGEST = 200  # bytes; a checkpoint that is replaced gets a longer name for a 
 _FILE = re.compile(
     r"index\.json|layer_\d+-\w+\.safetensors|stage_\d+-(random_states\.safetensors|client_state\.pt)"
     r"|stage_\d+\.(done|failed)|\.(index\.json|stage_\d+\.(done|failed))\.part"
+    r"|\.tmp\w{6}"  # what safetensors writes to, until the file is complete
 )
 _PART = re.compile(r"\.[0-9a-f]{12}-\d+\.part")
 _OLD = re.compile(r"\..+\.[0-9a-f]+-\d+\.old")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -209,7 +211,8 @@ def test_converted_models_train_exactly_and_come_back(tmp_path: Path) -> None:
     CASES["bert"].build().save_pretrained(tmp_path / "bert")
     ranks = run_ranks(f"{__name__}:trained", 2, folder=str(tmp_path))
     one = ranks[0]
-    checkpoints_export_by_themselves(tmp_path, one)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone_here:
+        alone_here.submit(checkpoints_export_by_themselves, tmp_path).result()
     for name, alone in (("bert", bert_alone), ("llama", llama_alone), ("cnn", cnn_alone)):
         assert different(merge([rank[name] for rank in ranks]), alone()) == [], name
     assert all(different(rank["bert"], rank["bert again"]) == [] for rank in ranks), "export changes nothing"
@@ -238,8 +241,9 @@ def test_converted_models_train_exactly_and_come_back(tmp_path: Path) -> None:
     assert evaluated["samples"] == 2 * 8 * 6, "tokens that have a successor"
 
 
-def checkpoints_export_by_themselves(folder: Path, one: dict[str, Any]) -> None:
-    """Two stages saved them; this process has no ranks, no engine and no module, and writes the same bits."""
+def checkpoints_export_by_themselves(folder: Path) -> None:
+    """Two stages saved them; this process has no ranks, no engine and no module, and writes the same bits. It is a new
+    one, since other tests may have made a world in the one that collects the results."""
     assert not torch.distributed.is_initialized()
     assert ds_al.export(folder / "bert saved", folder / "bert from folder") == "classifier"
     assert main(["export", str(folder / "llama back saved"), str(folder / "llama from folder")]) == 0
