@@ -95,6 +95,8 @@ def rates(text: str) -> tuple[float, ...]:
 def main() -> None:
     """Runs the study."""
     args, console = parser().parse_args(), Console()
+    if args.speed and (args.page or args.table_only):
+        sys.exit("error: --speed measures alone: leave out --page and --table-only; --table-only --page comes after it")
     plan = Plan(
         args.data, args.methods, args.adapt, args.layers, args.seeds, args.samples, args.trial_samples
     )  # fmt: skip

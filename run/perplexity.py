@@ -55,6 +55,8 @@ def main() -> None:
     """Runs the study."""
     args = parser().parse_args()
     console = Console()
+    if args.speed and (args.page or args.table_only):
+        sys.exit("error: --speed measures alone: leave out --page and --table-only; --table-only --page comes after it")
     plan = replace(Plan(), seeds=args.seeds, steps=args.steps, trial_steps=args.trial_steps)
     file = RunFile.beside(args.json)
     if not args.table_only:

@@ -141,6 +141,16 @@ def test_times_of_two_stages_leave_the_accuracies_alone(tmp_path: Path, monkeypa
     assert [path.name for path in sorted(tmp_path.glob("*.json"))] == ["tuned_speed.json"]
 
 
+@pytest.mark.parametrize("script", ["finetune", "perplexity"])
+@pytest.mark.parametrize("more", [["--page", "page.md"], ["--table-only"]])
+def test_a_measurement_of_times_that_would_drop_a_wish_is_refused(
+    script: str, more: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script, "--speed", "--json", "out.json", *more])
+    with pytest.raises(SystemExit, match="leave out --page and --table-only"):
+        runpy.run_path(f"run/{script}.py", run_name="__main__")
+
+
 def test_without_results_the_page_says_so(tmp_path: Path) -> None:
     write_tables([], Plan(), json_path=tmp_path / "tuned.json", page=tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()

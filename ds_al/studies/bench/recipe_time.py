@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ds_al.experiment.recipes import RECIPES
@@ -13,7 +12,7 @@ from ds_al.launch.ranks import run_ranks
 from ds_al.models import preset_options
 from ds_al.studies.bench import workloads
 from ds_al.studies.bench.cases import Row
-from ds_al.studies.bench.interleaved import quartiles, turns
+from ds_al.studies.bench.interleaved import quartiles, seconds_of_batch, turns
 from ds_al.system.allocator import keep_freed_memory
 
 _WARM_UP = 3
@@ -97,7 +96,7 @@ def pairs_on_rank(
             options={**shared, **more, "num_layers": layers},
             optimizer=parts["optimizer"],
         )
-        return lambda: _seconds(engine, workloads.model_batches(engine, model=network, image=_IMAGE))
+        return lambda: seconds_of_batch(engine, workloads.model_batches(engine, model=network, image=_IMAGE))
 
     forms = {"al": form("streaming", **{**parts["al_options"], **options}), "twin": form("bp_1f1b")}
     pairs = []
@@ -105,10 +104,3 @@ def pairs_on_rank(
         seconds = {name: forms[name]() for name in turns(list(forms), number)}
         pairs.append((seconds["al"], seconds["twin"]))
     return pairs[_WARM_UP:]
-
-
-def _seconds(engine: Any, batches: Iterator[Any]) -> float:
-    data = iter([next(batches)])  # created before timing starts
-    start = time.perf_counter()
-    engine.train_batch(data)
-    return time.perf_counter() - start

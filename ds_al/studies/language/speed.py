@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from ds_al.studies.bench.interleaved import quartiles, turns
+from ds_al.studies.bench.interleaved import quartiles, seconds_of_batch, turns
 from ds_al.studies.language.corpus import Corpus
 from ds_al.studies.language.plan import Plan, choose
 from ds_al.studies.language.training import TWIN, Run, Sizes, make_engine, pieces
@@ -88,15 +86,8 @@ def _pairs(runs: list[Run], sizes: Sizes, corpus: Corpus, *, repeat: int) -> Ite
     for number in range(_WARM_UP + repeat):
         seconds = [0.0] * len(runs)
         for place in turns(range(len(runs)), number):
-            seconds[place] = _step(engines[place], batches[place])
+            seconds[place] = seconds_of_batch(engines[place], batches[place])
         if number >= _WARM_UP:
             yield tuple(seconds)
     for engine in engines:
         engine.destroy()
-
-
-def _step(engine: Any, batches: Iterator[Any]) -> float:
-    data = iter([next(batches)])  # created before timing starts
-    start = time.perf_counter()
-    engine.train_batch(data)
-    return time.perf_counter() - start
