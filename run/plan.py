@@ -4,7 +4,7 @@
     python run/plan.py --profile docs/results/profile_transformer.json --stages 2,4 --micro-batches 4,8,16 --link 1gbit
     python run/plan.py --forward-ms 400 --backward-ms 800 --rho 1.05 --stages 4,8,64 --micro-batches 4..64
     python run/plan.py --config ds_configs/cifar10_vgg_al.json --layers 1,2,4 --stages 4,8 --memory-limit-gbyte 16 \
-        --accuracy docs/results/small.json --accuracy-group "CIFAR-10 (10,000 images), VGG" --loss 1
+        --accuracy docs/results/long.json --accuracy-group "CIFAR-10 (10,000 images), VGG" --loss 1
     python run/plan.py --against docs/results/sleeping.json --json docs/results/planner.json
 
 Times come from a config (operations and bytes are counted and converted to seconds by the rates of a device; --measure

@@ -92,7 +92,7 @@ def test_what_was_chosen_is_what_the_runs_say(name: str) -> None:
     assert [{column: row[column] for column in columns} for row in choose(results, sweep.sweep)] == stored
 
 
-@pytest.mark.parametrize(("name", "page"), [("small", "results.md"), ("long", "results_long.md")])
+@pytest.mark.parametrize(("name", "page"), [("small", "results_small.md"), ("long", "results.md")])
 def test_the_page_of_results_is_that_of_its_runs(name: str, page: Any) -> None:
     sweep, results = stored_sweep(name)
     stored, page = read(sweep.json), ROOT / "docs" / page

@@ -129,6 +129,19 @@ def test_processor_times_of_different_machines_are_not_shown(tmp_path: Path) -> 
     assert text.count("100 ms") == 6 and next(line for line in text.splitlines() if "`mse`" in line).endswith("|  |")
 
 
+def test_the_mean_of_all_exits_is_shown_where_all_runs_have_it(tmp_path: Path) -> None:
+    def some(run: Run) -> dict[str, Any]:
+        known = run.method == "mse" or (run.method == "greedy" and run.seed == 0)
+        return {**fake(run), **({"averaged_test_accuracy": 0.7525} if known else {})}
+
+    _, results = finish(tmp_path, some)
+    shown = {row["method"]: row["averaged"] for row in rows(results, PLAN) if row["adapt"] == "all"}
+    assert shown == {TWIN: None, "greedy": None, "mse": pytest.approx(0.7525)}
+    text = write_tables(results, PLAN, json_path=tmp_path / "tuned.json", page=tmp_path / "page.md")
+    lines = [line for line in text.splitlines() if "| 75.2 |" in line]
+    assert len(lines) == 2 and all(line.startswith("| `mse` |") for line in lines), "K = 2 and 4"
+
+
 def test_times_of_two_stages_leave_the_accuracies_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of accuracies was written again, with the command of the times."""
     monkeypatch.setattr("ds_al.studies.pretrained.speed.measure_speed", lambda *args, **options: [{"held_bytes": 1}])
@@ -195,6 +208,8 @@ def test_one_layer_learns_as_back_propagation_does(tmp_path: Path, adapt: str) -
         assert twin[name] == one[name], name
     assert (twin["trained_weights"] == twin["weights"]) == (adapt == "all")
     assert len(two["test_accuracy"]) == 2 and two["cpu_seconds"] > 0
+    assert twin["averaged_test_accuracy"] is None and one["averaged_test_accuracy"] == one["test_accuracy"][0]
+    assert 0 <= two["averaged_validation_accuracy"] <= 1
 
 
 def on_two_stages(folder: str) -> Any:

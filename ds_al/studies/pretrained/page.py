@@ -74,6 +74,8 @@ def _row(form: Form, layers: int, own: Sequence[Result], twins: dict[tuple[str, 
     gaps = [result["test_accuracy"][-1] - twin["test_accuracy"][-1] for result, twin in pairs if twin is not None]
     cpu = [1000 * result["cpu_seconds"] / result["samples"] for result in own]
     early = [result["early_accuracy"][-1] for result in own if result["early_accuracy"]]
+    averaged = [result.get("averaged_test_accuracy") for result in own]
+    known = [value for value in averaged if value is not None]
     return {
         "data": data,
         "method": method,
@@ -85,6 +87,7 @@ def _row(form: Form, layers: int, own: Sequence[Result], twins: dict[tuple[str, 
         "accuracy": statistics.mean(last),
         "accuracy_sd": statistics.stdev(last) if len(last) > 1 else None,
         "exits": [statistics.mean(column) for column in zip(*(result["test_accuracy"] for result in own), strict=True)],
+        "averaged": statistics.mean(known) if len(known) == len(own) else None,
         "gap": statistics.mean(gaps) if gaps and method != TWIN else None,
         "gap_sd": statistics.stdev(gaps) if len(gaps) > 1 and method != TWIN else None,
         "early": statistics.mean(early) if early else None,
@@ -204,6 +207,7 @@ def _about(plan: Plan) -> list[str]:
         "the embeddings and the lower half of the blocks; *lora* trains low-rank adapters of rank "
         f"{settings.rank} in {', '.join(settings.targets)}, and the new parts.",
         "*Gap* compares the last exit with back-propagation of the same seed and of the same weights that train; "
+        "*averaged* is the accuracy of the mean softmax of all exits, which earlier runs did not record; "
         "*after 100 steps* is the validation accuracy then. *Processor time* has no value where a method and its twin "
         "ran on different machines.",
         "Where a run of a method stays at chance at the rate that its trials chose, all methods run at another one, "

@@ -90,8 +90,8 @@ def train(
     """Trains and evaluates one run; only a run that is not a trial looks at test texts.
 
     Returns:
-        The run, accuracies at every exit before training (validation), after the first 100 steps and at the end,
-        weights, seconds of wall and of processor time, the machine.
+        The run, accuracies at every exit after the first 100 steps (validation) and at the end, there also that of the
+        mean softmax of all exits, weights, seconds of wall and of processor time, the machine.
     """
     engine = make_engine(run, settings, classes=len(texts.classes), pretrained=pretrained)
     batches = micro_batches(texts.train, size=settings.batch, seed=run.seed)
@@ -107,9 +107,10 @@ def train(
         loss = engine.train_batch(batches)
         wall, cpu = wall + time.perf_counter() - start[0], cpu + time.process_time() - start[1]
         if step + 1 == 100 < steps:
-            early = accuracies(engine, known)
+            early = accuracies(engine, known)[0]
         if (step + 1) % max(1, steps // 8) == 0:
             tell(f"{run.key}: step {step + 1} of {steps}, loss {float(loss):.3f}, {wall:.0f} s")
+    validation, validation_of_all = accuracies(engine, known)
     trained = {weight for weight in engine.module.parameters() if weight.requires_grad}
     found = {
         **asdict(run),
@@ -120,11 +121,12 @@ def train(
         "weights": sum(weight.numel() for weight in engine.module.parameters()),
         "trained_weights": sum(weight.numel() for weight in trained),
         "early_accuracy": early,
-        "validation_accuracy": accuracies(engine, known),
+        "validation_accuracy": validation,
+        "averaged_validation_accuracy": validation_of_all,
     }
     if run.budget == "run":
         tested = held_out(texts.test, count=settings.tested, size=2 * settings.batch)
-        found["test_accuracy"] = accuracies(engine, tested)
+        found["test_accuracy"], found["averaged_test_accuracy"] = accuracies(engine, tested)
     engine.destroy()
     return found
 
@@ -213,14 +215,15 @@ def check_peft() -> None:
 
 
 @torch.no_grad()
-def accuracies(engine: Any, batches: list[tuple[Any, Tensor]]) -> list[float]:
-    """Returns the accuracy at every exit; back-propagation has one exit."""
+def accuracies(engine: Any, batches: list[tuple[Any, Tensor]]) -> tuple[list[float], float | None]:
+    """Returns the accuracy at every exit, and that of the mean softmax of all exits; back-propagation has one exit."""
     if isinstance(engine, ds_al.ALPipelineEngine):
-        return list(engine.evaluate(batches)["accuracy"])
+        found = engine.inference.evaluate(batches, averaged=True)
+        return list(found["accuracy"]), found["averaged"][-1]
     engine.module.eval()
     hits = sum(int((engine.module(x).argmax(dim=1) == labels).sum()) for x, labels in batches)
     engine.module.train()
-    return [hits / sum(len(labels) for _, labels in batches)]
+    return [hits / sum(len(labels) for _, labels in batches)], None
 
 
 def _rest_of_twin(engine: Any, settings: Settings) -> Held | None:
