@@ -1,6 +1,6 @@
 """Private names of DeepSpeed that ds_al uses outside of its engines and modules, each with the release it was read in.
 
-What the engines and the module override is in their own files: :mod:`ds_al.training.engine`, :mod:`ds_al.module` and
+What the engines and the module override is in their own files: :mod:`ds_al.training`, :mod:`ds_al.module` and
 :mod:`ds_al.baseline.engine`. ``make test-matrix`` runs tests with both ends of the range of releases.
 """
 

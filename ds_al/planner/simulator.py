@@ -1,9 +1,9 @@
 """Simulator of schedules: executes their instructions on stages with given costs, and returns when each one runs.
 
 The instructions come from the generators that the engines execute (:mod:`ds_al.schedule`, :mod:`ds_al.group_schedule`),
-so each schedule is defined once. In every round each stage that is not blocked executes one instruction, vectorized by
-numpy over all stages and all repetitions of a random run: 1,024 stages take seconds. The order of instructions does not
-depend on their duration, so repetitions with different times share the same rounds.
+so each schedule is defined once. In every round each stage that is not blocked executes one instruction
+(:mod:`ds_al.planner.clocks`): 1,024 stages take seconds. The order of instructions does not depend on their duration,
+so repetitions with different times share the same rounds.
 
 Shapes: ``P`` stages, ``N`` micro-batches of all batches together, ``R`` repetitions.
 """
@@ -21,20 +21,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from ds_al.baseline.schedules import BACKPROP_SCHEDULES
 from ds_al.group_schedule import GROUP_SCHEDULES, Place
+from ds_al.planner.clocks import CODE, COMPUTING, Clocks, Times
 from ds_al.schedule import AL_SCHEDULES
 from ds_al.trace import Event
 
-Times = NDArray[np.float64]
-Places = NDArray[np.int64]
-
-_OPERATIONS = (
-    *("ForwardPass", "BackwardPass", "BackwardInput", "BackwardWeight", "OptimizerStep"),
-    *("SendActivation", "RecvActivation", "SendGrad", "RecvGrad"),
-    *("Barrier", "LossBroadcast", "EndOfBatch", "EndOfRun"),
-)  # all others take no time
-_CODE = {name: number for number, name in enumerate(_OPERATIONS)}
-_COMPUTING = [_CODE[name] for name in _OPERATIONS[:5]]
-_ENDS = [_CODE[name] for name in ("BackwardPass", "BackwardWeight")]  # the last computation of a micro-batch
 ZERO_BUBBLE = {"bp_zb_h1": "zb_h1", "bp_zb_h2": "zb_h2"}
 """Schedules of back-propagation that are those of one group of all stages."""
 
@@ -198,11 +188,11 @@ def _program(
         names = instruction_names(method, micro_batches, stages, stage, steps_per_batch, groups)
         key = tuple(names)
         if key not in known:
-            codes = np.array([_CODE[name] for name in names if name in _CODE], dtype=np.int8)
-            last = int(np.flatnonzero(np.isin(codes, _COMPUTING)).max(initial=-1)) + 1
-            known[key] = np.tile(np.insert(codes, last, _CODE["EndOfBatch"]), batches)
+            codes = np.array([CODE[name] for name in names if name in CODE], dtype=np.int8)
+            last = int(np.flatnonzero(np.isin(codes, COMPUTING)).max(initial=-1)) + 1
+            known[key] = np.tile(np.insert(codes, last, CODE["EndOfBatch"]), batches)
         rows.append(known[key])
-    program = np.full((stages, max(map(len, rows)) + 1), _CODE["EndOfRun"], dtype=np.int8)
+    program = np.full((stages, max(map(len, rows)) + 1), CODE["EndOfRun"], dtype=np.int8)
     for stage, row in enumerate(rows):
         program[stage, : len(row)] = row
     return program
@@ -222,14 +212,14 @@ def _run(
     transfer: ArrayLike,
     factors: Times | None = None,
     events: list[Event] | None = None,
-) -> _Simulation:
+) -> Clocks:
     """Simulates until all stages have finished."""
     stages = len(costs)
     links = np.full(stages, np.nan)  # link of each stage to the next one; the last has none
     grouped = ZERO_BUBBLE.get(method, method) in GROUP_SCHEDULES
     # Channels of a group hold the messages of two micro-batches per stage (ds_al/transport/neighbours.py).
     graphs = np.array([2 * place.size if grouped else 0 for place in places(tuple(groups) or (stages,))])
-    run = _Simulation(
+    run = Clocks(
         _program(method, micro_batches, stages, batches, steps_per_batch, tuple(groups)),
         np.array([cost.parts for cost in costs], dtype=float),
         batches=batches,
@@ -252,180 +242,3 @@ def _per_link(value: ArrayLike, links: Times) -> Times:
     filled = links.copy()
     filled[:-1] = value
     return filled
-
-
-class _Simulation:
-    """Simulator state: per-stage clocks and execution counts and, where other stages depend on them, completion times.
-
-    Args:
-        blocking: whether sends block, as with DeepSpeed's back-propagation.
-        queue_depth, receive_slots: of each stage, ``(P,)``; without meaning where sends block.
-        events: list to append executed operations to, for a simulation with ``R = 1``.
-    """
-
-    def __init__(
-        self,
-        program: NDArray[Any],
-        costs: Times,
-        *,
-        batches: int,
-        blocking: bool,
-        queue_depth: Places,
-        receive_slots: Places,
-        latency: Times,
-        transfer: Times,
-        factors: Times,
-        total: int,
-        events: list[Event] | None,
-    ) -> None:
-        stages, repeats = len(program), factors.shape[2]
-        self.program, self.costs, self.factors, self.events = program, costs, factors, events
-        self.latency, self.transfer = latency[:, None], transfer[:, None]
-        self.blocking, self.queue_depth, self.receive_slots = blocking, queue_depth, receive_slots
-        self.stages = np.arange(stages)
-        self.place = np.zeros(stages, dtype=np.int64)
-        self.clock = np.zeros((stages, repeats))
-        self.waited = np.zeros((stages, repeats))  # in the latest operation
-        self.counts = np.zeros((len(_OPERATIONS), stages), dtype=np.int64)
-        self.marks = np.zeros((stages, batches, repeats))
-        self.broadcast = np.zeros((batches, repeats))  # start of the loss broadcast on the last stage
-        shape = (stages, total, repeats)
-        self.activation_sent = np.zeros(shape)  # end of the transfer, before the latency
-        returns = bool((program == _CODE["SendGrad"]).any())
-        self.gradient_sent = np.zeros(shape if returns else (1, 1, 1))
-        self.backward_end = np.zeros((1, 1, 1) if blocking else shape)
-
-    def done(self) -> bool:
-        """Whether all stages have finished."""
-        return bool((self.program[self.stages, self.place] == _CODE["EndOfRun"]).all())
-
-    def waiting(self) -> str:
-        """Describes the operation in which each unfinished stage waits."""
-        names = [_OPERATIONS[code] for code in self.program[self.stages, self.place]]
-        return ", ".join(f"stage {stage} in {name}" for stage, name in enumerate(names) if name != "EndOfRun")
-
-    def advance(self) -> bool:
-        """Executes one operation on every stage that is not blocked. Returns whether there was any."""
-        operations = self.program[self.stages, self.place]
-        moved = False
-        for code in np.unique(operations):
-            name = _OPERATIONS[code]
-            if name != "EndOfRun":
-                at = np.flatnonzero(operations == code)
-                if self.events is None:
-                    at = self._execute(name, at)
-                else:
-                    at = self._recorded(self.events, name, at)
-                self.counts[code, at] += 1
-                self.place[at] += 1
-                moved = moved or bool(len(at))
-        return moved
-
-    def _execute(self, name: str, at: Places) -> Places:
-        executed: Places = getattr(self, f"_{name}")(at, self.counts[_CODE[name], at])
-        return executed
-
-    def _recorded(self, events: list[Event], name: str, at: Places) -> Places:
-        before = self.clock.copy()
-        self.waited[:] = 0.0
-        at = self._execute(name, at)
-        if name != "EndOfBatch":
-            for stage in at.tolist():
-                number = int(self.counts[_CODE[name], stage])
-                start, end, wait = (float(times[stage, 0]) for times in (before, self.clock, self.waited))
-                events.append(Event(stage, name, number, start, end, wait=wait))
-        return at
-
-    # Each handler gets the stages whose next operation this is, and how often they have executed it before, and
-    # returns those that were not blocked.
-
-    def _compute(self, at: Places, number: Places, column: int) -> None:
-        factors = self.factors[at, number] if self.factors.size > 1 else self.factors[0]
-        self.clock[at] += self.costs[at, column, None] * factors
-
-    def _ForwardPass(self, at: Places, number: Places) -> Places:
-        self._compute(at, number, 0)
-        return at
-
-    def _BackwardPass(self, at: Places, number: Places) -> Places:
-        self._compute(at, number, 1)
-        return self._ended(at, number)
-
-    def _BackwardInput(self, at: Places, number: Places) -> Places:
-        self._compute(at, number, 2)
-        return at
-
-    def _BackwardWeight(self, at: Places, number: Places) -> Places:
-        self._compute(at, number, 3)
-        return self._ended(at, number)
-
-    def _ended(self, at: Places, number: Places) -> Places:
-        if not self.blocking:
-            self.backward_end[at, number] = self.clock[at]
-        return at
-
-    def _OptimizerStep(self, at: Places, number: Places) -> Places:
-        self.clock[at] += self.costs[at, 4, None]
-        return at
-
-    def _SendActivation(self, at: Places, number: Places) -> Places:
-        if self.blocking:
-            self.clock[at] += self.transfer[at]
-            self.activation_sent[at, number] = self.clock[at]
-            return at
-        received = number - self.queue_depth[at]  # the message that must be received before this one can be sent
-        freed = received - self.receive_slots[at + 1]  # the micro-batch that the next stage must have completed for it
-        able = freed < self.counts[_ENDS][:, at + 1].sum(axis=0)
-        at, number, received, freed = at[able], number[able], received[able], freed[able]
-        arrival = self.activation_sent[at, np.maximum(received, 0)] + self.latency[at]
-        arrival = np.where(received[:, None] >= 0, arrival, 0.0)
-        free = np.where(freed[:, None] >= 0, self.backward_end[at + 1, np.maximum(freed, 0)], 0.0)
-        self._wait(at, np.maximum(arrival, free))
-        before = np.where(number[:, None] > 0, self.activation_sent[at, np.maximum(number - 1, 0)], 0.0)
-        self.activation_sent[at, number] = np.maximum(self.clock[at], before) + self.transfer[at]
-        return at
-
-    def _SendGrad(self, at: Places, number: Places) -> Places:
-        if self.blocking:
-            self.clock[at] += self.transfer[at - 1]
-            self.gradient_sent[at, number] = self.clock[at]
-            return at
-        before = np.where(number[:, None] > 0, self.gradient_sent[at, np.maximum(number - 1, 0)], 0.0)
-        self.gradient_sent[at, number] = np.maximum(self.clock[at], before) + self.transfer[at - 1]
-        return at
-
-    def _RecvActivation(self, at: Places, number: Places) -> Places:
-        able = number < self.counts[_CODE["SendActivation"], at - 1]
-        at, number = at[able], number[able]
-        self._wait(at, self.activation_sent[at - 1, number] + self.latency[at - 1])
-        return at
-
-    def _RecvGrad(self, at: Places, number: Places) -> Places:
-        able = number < self.counts[_CODE["SendGrad"], at + 1]
-        at, number = at[able], number[able]
-        self._wait(at, self.gradient_sent[at + 1, number] + self.latency[at])
-        return at
-
-    def _Barrier(self, at: Places, number: Places) -> Places:
-        if len(at) < len(self.stages):
-            return at[:0]
-        self._wait(at, self.clock.max(axis=0))
-        return at
-
-    def _LossBroadcast(self, at: Places, number: Places) -> Places:
-        last = self.stages[-1]
-        if at[-1] == last:
-            self.broadcast[number[-1]] = self.clock[last]
-            return at[-1:]
-        able = number < self.counts[_CODE["LossBroadcast"], last]
-        self._wait(at[able], self.broadcast[number[able]])
-        return at[able]
-
-    def _EndOfBatch(self, at: Places, number: Places) -> Places:
-        self.marks[at, number] = self.clock[at]
-        return at
-
-    def _wait(self, at: Places, ready: Times) -> None:
-        if self.events is not None:
-            self.waited[at] = np.maximum(ready - self.clock[at], 0.0)
-        self.clock[at] = np.maximum(self.clock[at], ready)

@@ -21,7 +21,6 @@ from types import MethodType
 from typing import Any, ClassVar
 
 import torch
-from deepspeed.runtime.pipe.engine import PipelineEngine
 from deepspeed.runtime.pipe.schedule import OptimizerStep, PipeInstruction, PipeSchedule, ReduceGrads
 from torch import Tensor
 
@@ -32,16 +31,14 @@ from ds_al.compute.recompute import Recomputed
 from ds_al.config import groups
 from ds_al.config.associated_learning import CompileConfig
 from ds_al.config.base import BLOCK
-from ds_al.config.optimizers import OptimizerConfig
 from ds_al.config.settings import Settings
 from ds_al.errors import ALConfigError, ALDataError
 from ds_al.group.run import GroupRun
 from ds_al.group_schedule import GROUP_SCHEDULES
 from ds_al.module import ALPipelineModule
-from ds_al.optim import build, masters, names, schedules
+from ds_al.optim import masters, schedules
 from ds_al.optim.accepted import required
-from ds_al.optim.groups import Layers, ParamGroups, Selection, given_elsewhere
-from ds_al.optim.local import Factory, LocalOptimizer
+from ds_al.optim.groups import Layers, Selection, given_elsewhere
 from ds_al.optim.stop import SaveAndStop
 from ds_al.parallel.replicas import Replicas
 from ds_al.parallel.topology import StageTopology
@@ -52,17 +49,17 @@ from ds_al.system.generators import Generators
 from ds_al.tensors import Activation, Target
 from ds_al.trace import Calls, Observation, Recording, StageCounters, StageMeter, batch_call
 from ds_al.training.observation import observed
+from ds_al.training.optimizer import OptimizerEngine
 from ds_al.training.parts import StageParts, Surroundings
 from ds_al.transport.compression import COMPRESSIONS
 from ds_al.transport.neighbours import Links
 
 
-class TrainingEngine(PipelineEngine):
+class TrainingEngine(OptimizerEngine):
     """Trains the layers of one stage; base of :class:`~ds_al.engine.ALPipelineEngine`.
 
     Private names of DeepSpeed that it overrides or uses (runtime/engine.py and runtime/pipe/engine.py, 0.19.0 and
-    0.19.8): ``_config``, ``_broadcast_model``, ``_configure_optimizer``, ``_configure_basic_optimizer``,
-    ``_configure_lr_scheduler``, ``_is_supported_optimizer``, ``_is_compiled``, ``_exec_schedule``,
+    0.19.8), in addition to those of its base: ``_config``, ``_broadcast_model``, ``_is_compiled``, ``_exec_schedule``,
     ``_INSTRUCTION_MAP``, ``_reserve_pipe_buffers``, ``_next_batch``.
 
     Args:
@@ -73,9 +70,6 @@ class TrainingEngine(PipelineEngine):
         options: of DeepSpeed's engine.
     """
 
-    module: ALPipelineModule
-    client_optimizer: Any
-    optimizer: LocalOptimizer | None
     _is_compiled: bool
 
     def __init__(
@@ -203,71 +197,6 @@ class TrainingEngine(PipelineEngine):
                 value = parameter.detach().contiguous()
                 self.replicas.broadcast(value, source=0)
                 parameter.copy_(value)
-
-    # ---- optimizers, which DeepSpeed's constructor makes --------------------------------------------
-
-    def _configure_optimizer(self, client_optimizer: Any, model_parameters: Any) -> None:
-        """Called by DeepSpeed's constructor, when only settings, topology, module and selection are there."""
-        self.basic_optimizer = self.optimizer = build.local_optimizer(
-            self.module.local_layers,
-            settings=self.settings,
-            replicas=self.replicas,
-            given=client_optimizer,
-            by_config=self._factory,
-            selection=self._selection,
-        )
-
-    def _configure_lr_scheduler(self) -> None:
-        """Makes the LR schedule as DeepSpeed does; what it or torch raises becomes an error that names the schedule."""
-        with schedules.made(self._config, given=self.client_lr_scheduler, instance=self.client_optimizer):
-            super()._configure_lr_scheduler()
-        schedules.check_made(self.lr_scheduler)
-
-    def _make_optimizer_again(self) -> None:
-        """Makes optimizer and LR schedule for the layers that this stage holds now; the optimizer stays the object that
-        it was."""
-        former, precision = self.optimizer, self.settings.precision
-        if former is None:
-            return
-        host.set_precision(self._config, dtype=torch.float32, zero_stage=0)  # as in DeepSpeed's constructor
-        try:
-            self._configure_optimizer(self.client_optimizer, None)
-        finally:
-            host.set_precision(self._config, dtype=precision.dtype, zero_stage=self.settings.zero_stage)
-        former.become(required(self.optimizer))
-        self.basic_optimizer = self.optimizer = former
-        self._configure_lr_scheduler()
-
-    def get_lr(self) -> list[float]:
-        """Returns the learning rates of this stage's parameter groups; ``[0.0]`` if it trains nothing."""
-        return super().get_lr() or [0.0]
-
-    def _factory(self, block: OptimizerConfig | None) -> Factory:
-        """Makes optimizers by a block of the config, as DeepSpeed makes that of ``"optimizer"``."""
-        if block is None:
-            return self._configure_basic_optimizer
-
-        def make(groups: ParamGroups) -> torch.optim.Optimizer:
-            given, self.client_optimizer = self.client_optimizer, None  # it would name the optimizer
-            try:
-                with host.optimizer_block(self._config, type=block.type, params=block.params):
-                    return self._configure_basic_optimizer(groups)
-            finally:
-                self.client_optimizer = given
-
-        return make
-
-    def _is_supported_optimizer(self, optimizer_name: str) -> bool:
-        return names.is_ours(optimizer_name) or super()._is_supported_optimizer(optimizer_name)
-
-    def _configure_basic_optimizer(self, model_parameters: Any) -> torch.optim.Optimizer:
-        return names.from_config(
-            self._config,
-            model_parameters,
-            module=self.module,
-            device=self.device,
-            by_deepspeed=super()._configure_basic_optimizer,
-        )
 
     # ---- training ----------------------------------------------------------------------------------
 
