@@ -11,6 +11,7 @@ from ds_al.errors import ALConfigError
 from ds_al.studies.results import header, write
 from ds_al.studies.runs import Result, RunFile
 from ds_al.studies.sweep.along import along
+from ds_al.studies.sweep.budget import RULE
 from ds_al.studies.sweep.choice import choose
 from ds_al.studies.sweep.exits import exit_table
 from ds_al.studies.sweep.page import groups_page, results_page
@@ -127,9 +128,12 @@ class Output:
         found, table = self.file.read(), rows(results)
         done = [is_done(run, found) for run in self.every]
         whole = page.with_name(f"{page.stem}_groups.md")
+        budget = RULE if self.sweep.budget is not None else ""
         shared: dict[str, Any] = {"table": table, "header": header, "seeds": self.seeds, "page": page}
         return {
-            page: results_page(self.every, done, waits=self.waits, pictures=pictures, groups_page=whole, **shared),
+            page: results_page(
+                self.every, done, waits=self.waits, pictures=pictures, groups_page=whole, budget=budget, **shared
+            ),
             whole: groups_page(results=results, exits=exit_table(results), curves=along(results), **shared),
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ All methods of a group use the same network, data, number of samples and number 
 were chosen for each method on validation samples ([accuracy.md](accuracy.md)). Test accuracy is that of the **last
 epoch**, mean and sample standard deviation over seeds; `bp` is the backprop twin: back-propagation through the same
 blocks. [{groups}]({groups}) has all tables of each group: accuracy along the training, time, operations, exits.
-
 """
+
+BUDGET = "Every group trains until back-propagation has slowed down, for {rule}."
 
 DECISION = """\
 ## What to decide by
@@ -69,6 +71,7 @@ def results_page(
     seeds: int,
     page: Path,
     groups_page: Path,
+    budget: str = "",
 ) -> str:
     """Returns the page of what to decide by, in Markdown.
 
@@ -82,6 +85,7 @@ def results_page(
         seeds: number of seeds of the sweep.
         page: path of the page, for relative links to the figures.
         groups_page: path of the page of all groups.
+        budget: rule by which the epochs of each group were found; empty where the sweep sets them.
     """
     asked = [
         {
@@ -91,7 +95,9 @@ def results_page(
         for run, there in zip(runs, done, strict=True)
     ]  # fmt: skip
     blocks: list[Table | str] = [
-        INTRODUCTION.format(groups=groups_page.name) + DECISION.format(seeds=seeds),
+        INTRODUCTION.format(groups=groups_page.name),
+        *([textwrap.fill(BUDGET.format(rule=budget), 118)] if budget else []),
+        DECISION.format(seeds=seeds),
         tables.decision(table, seeds=seeds),
         "## Runs", tables.missing(asked, waits), "## Figures",
     ]  # fmt: skip
