@@ -129,6 +129,25 @@ def test_processor_times_of_different_machines_are_not_shown(tmp_path: Path) -> 
     assert text.count("100 ms") == 6 and next(line for line in text.splitlines() if "`mse`" in line).endswith("|  |")
 
 
+def test_the_exit_with_the_best_validation_accuracy_is_compared_too(tmp_path: Path) -> None:
+    """The last exit may be the worse one; which one to use is chosen without test texts."""
+
+    def early(run: Run) -> dict[str, Any]:
+        result = fake(run)
+        if run.method == "mse":
+            result["validation_accuracy"] = [0.5, 0.6, 0.6, 0.1][: run.layers]
+            result["test_accuracy"] = [0.9, 0.8 + 0.01 * run.seed, 0.99, 0.2][: run.layers]
+        return result
+
+    _, results = finish(tmp_path, early)
+    table = {(row["method"], row["adapt"], row["K"]): row for row in rows(results, PLAN)}
+    row = table["mse", "all", 4]
+    assert row["accuracy"] == 0.2 and row["chosen"] == pytest.approx(0.805)
+    assert row["chosen_gap"] == pytest.approx(-0.01) and table[TWIN, "all", 1]["chosen_gap"] is None
+    text = write_tables(results, PLAN, json_path=tmp_path / "tuned.json", page=tmp_path / "page.md")
+    assert sum("| 80.50 (-1.00) |" in line for line in text.splitlines()) == 2, "K = 2 and 4"
+
+
 def test_the_mean_of_all_exits_is_shown_where_all_runs_have_it(tmp_path: Path) -> None:
     def some(run: Run) -> dict[str, Any]:
         known = run.method == "mse" or (run.method == "greedy" and run.seed == 0)

@@ -28,6 +28,7 @@ def accuracy(rows: Sequence[Row]) -> Table:
         "accuracy": lambda row: _points(row["accuracy"], row["accuracy_sd"]),
         "gap": local(lambda row: "" if row["gap"] is None else _points(row["gap"], row["gap_sd"], sign="+")),
         "at each exit": local(lambda row: ", ".join(f"{100 * value:.1f}" for value in row["exits"])),
+        "chosen exit": local(_chosen),
         "averaged": local(lambda row: "" if row["averaged"] is None else f"{100 * row['averaged']:.1f}"),
         "after 100 steps": lambda row: "" if row["early"] is None else f"{100 * row['early']:.1f}",
         "processor time per text": lambda row: "" if row["cpu_ms"] is None else f"{row['cpu_ms']:.0f} ms",
@@ -80,6 +81,11 @@ def speed(rows: Sequence[Row]) -> Table:
         "held for backward": lambda row: _mebibytes(row["held_bytes"]),
     }
     return in_cells(rows, columns)
+
+
+def _chosen(row: Row) -> str:
+    gap = "" if row["chosen_gap"] is None else f" ({100 * row['chosen_gap']:+.2f})"
+    return f"{100 * row['chosen']:.2f}{gap}"
 
 
 def _points(share: float, sd: float | None, *, sign: str = "") -> str:
