@@ -104,6 +104,7 @@ def test_the_page_of_results_is_that_of_its_runs(name: str, page: Any) -> None:
     assert {path: path.read_text() for path in pages} == pages
     text = page.read_text()
     assert len(text.splitlines()) < 250
+    assert ("back-propagation may gain by more of them" in text) == (name == "small")
     assert ("Every group trains until back-propagation has slowed down, for the smallest number" in text) == (
         name == "long"
     )

@@ -25,6 +25,7 @@ blocks. [{groups}]({groups}) has all tables of each group: accuracy along the tr
 """
 
 BUDGET = "Every group trains until back-propagation has slowed down, for {rule}."
+FIXED = "The suite sets the number of epochs of each group; back-propagation may gain by more of them."
 
 DECISION = """\
 ## What to decide by
@@ -96,7 +97,7 @@ def results_page(
     ]  # fmt: skip
     blocks: list[Table | str] = [
         INTRODUCTION.format(groups=groups_page.name),
-        *([textwrap.fill(BUDGET.format(rule=budget), 118)] if budget else []),
+        textwrap.fill(BUDGET.format(rule=budget) if budget else FIXED, 118),
         DECISION.format(seeds=seeds),
         tables.decision(table, seeds=seeds),
         "## Runs", tables.missing(asked, waits), "## Figures",
