@@ -63,6 +63,10 @@ def parser() -> argparse.ArgumentParser:
         "--adapt", type=partial(names, known=ADAPT), default=whole.adapt,
         help="what of the model trains, comma-separated (default: all,frozen,lora; lora needs peft)",
     )  # fmt: skip
+    p.add_argument(
+        "--classifier-pooling", choices=["mean"],
+        help="what the head reads of the tokens, in the twin too (default: what the model's class reads)",
+    )  # fmt: skip
     p.add_argument("--layers", type=numbers, default=whole.layers, help="K, comma-separated (default: 2,3,6)")
     p.add_argument("--seeds", type=positive, default=whole.seeds, help="number of seeds, from 0 (default: 3)")
     p.add_argument("--samples", type=positive, default=whole.samples, help=f"texts of a run ({whole.samples})")
@@ -98,7 +102,8 @@ def main() -> None:
     if args.speed and (args.page or args.table_only):
         sys.exit("error: --speed measures alone: leave out --page and --table-only; --table-only --page comes after it")
     plan = Plan(
-        args.data, args.methods, args.adapt, args.layers, args.seeds, args.samples, args.trial_samples
+        args.data, args.methods, args.adapt, args.layers, args.seeds, args.samples, args.trial_samples,
+        pooling=args.classifier_pooling,
     )  # fmt: skip
 
     def tell(text: str) -> None:

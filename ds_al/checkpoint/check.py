@@ -95,6 +95,14 @@ def _same_job(state: StageState, index: Record) -> None:
             f'{state.step_after}: by default layers that span stages, K < P, step once per batch. Set "{BLOCK}.'
             'steps_per_batch", 1 or the number of micro-batches'
         )
+    saved, own = index.get("network"), state.module.source
+    if saved is not None and own is not None:
+        there, here = saved.get("classifier_pooling"), own.description["classifier_pooling"]
+        if there != here:
+            raise ALCheckpointError(
+                f"the checkpoint was trained with classifier_pooling={there!r}, this network has {here!r}: its scores "
+                "would change. Use the same, or load the weights alone with load_module_only=True"
+            )
 
 
 def _same_layer(number: int, layer: ALLayer, saved: Record, wanted: Wanted) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ds_al.convert.bodies import ClassTokenBody, DenseBody, EveryTokenBody, LastTokenBody, PooledBody
+from ds_al.convert.bodies import BertBody, ClassTokenBody, DenseBody, EveryTokenBody, LastTokenBody
 from ds_al.convert.private_blocks import PrivateBlocks
 from ds_al.convert.text import (
     Embeddings,
@@ -87,7 +87,7 @@ def _text(
 def bert(model: Any, task: str) -> Anatomy:
     """Returns the parts of BERT for sequence classification."""
     trunk = model.bert
-    body = PooledBody(trunk.pooler, model.dropout)
+    body = BertBody(trunk.pooler, model.dropout)
     return _encoder(model, trunk.encoder.layer, TypedEmbeddings(trunk.embeddings), body, "classifier")
 
 

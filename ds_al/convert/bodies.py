@@ -6,21 +6,50 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ds_al.models.sequence import masked_mean
+from ds_al.tensors import Activation
+
 
 class PooledBody(nn.Module):
+    """Body that reads one vector ``(B, D)`` per sample.
+
+    Attributes:
+        mean: whether that is the mean over the tokens; otherwise it is the token that the model's own head reads.
+    """
+
+    mean = False
+
+    def forward(self, s: Activation) -> Tensor:
+        """Pools the tokens and applies the modules of the head."""
+        return self.head(self.average(s) if self.mean else self.token(s))
+
+    def token(self, s: Activation) -> Tensor:
+        """Returns the token that the model's own head reads: the first one."""
+        return s[0][:, 0]
+
+    def average(self, s: Activation) -> Tensor:
+        """Returns the mean over the tokens without padding."""
+        return masked_mean(s)
+
+    def head(self, pooled: Tensor) -> Tensor:
+        """Applies the modules of the head between pooling and its linear layer of scores."""
+        raise NotImplementedError
+
+
+class BertBody(PooledBody):
     """Body of BERT: pooler and dropout."""
 
     def __init__(self, pooler: nn.Module, dropout: nn.Module) -> None:
         super().__init__()
         self.pooler, self.dropout = pooler, dropout
 
-    def forward(self, s: tuple[Tensor, ...]) -> Tensor:
-        """Uses the first token."""
-        return self.dropout(self.pooler(s[0]))
+    def head(self, pooled: Tensor) -> Tensor:
+        """Applies the pooler, which reads the first of its tokens, to one token."""
+        return self.dropout(self.pooler(pooled.unsqueeze(1)))
 
 
-class DenseBody(nn.Module):
-    """Body of RoBERTa and DistilBERT: a dense layer and its activation on the first token.
+class DenseBody(PooledBody):
+    """Body of RoBERTa and DistilBERT: a dense layer and its activation.
 
     Args:
         dense: the linear layer.
@@ -33,22 +62,48 @@ class DenseBody(nn.Module):
         super().__init__()
         self.before, self.dense, self.activation, self.after = before, dense, activation, after
 
-    def forward(self, s: tuple[Tensor, ...]) -> Tensor:
-        """Uses the first token."""
-        return self.after(self.activation(self.dense(self.before(s[0][:, 0]))))
+    def head(self, pooled: Tensor) -> Tensor:
+        """Applies the dense layer between two dropouts."""
+        return self.after(self.activation(self.dense(self.before(pooled))))
 
 
-class LastTokenBody(nn.Module):
+class LastTokenBody(PooledBody):
     """Body of decoders for classification: the final norm on the last token of ``(hidden, last (B,), mask)``."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.norm = norm
 
-    def forward(self, s: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Uses the last token."""
+    def token(self, s: Activation) -> Tensor:
+        """Returns the last token."""
         hidden, last, _ = s
-        return self.norm(hidden[torch.arange(hidden.shape[0], device=hidden.device), last])
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+
+    def head(self, pooled: Tensor) -> Tensor:
+        """Applies the final norm."""
+        return self.norm(pooled)
+
+
+class ClassTokenBody(PooledBody):
+    """Body of ViT: the final norm on the first of the tokens ``(B, T, D)``."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def token(self, s: Activation) -> Tensor:
+        """Returns the class token."""
+        assert isinstance(s, Tensor)
+        return s[:, 0]
+
+    def average(self, s: Activation) -> Tensor:
+        """Returns the mean over the patches, without the class token, as BEiT does."""
+        assert isinstance(s, Tensor)
+        return s[:, 1:].mean(dim=1)
+
+    def head(self, pooled: Tensor) -> Tensor:
+        """Applies the final norm."""
+        return self.norm(pooled)
 
 
 class EveryTokenBody(nn.Module):
@@ -61,15 +116,3 @@ class EveryTokenBody(nn.Module):
     def forward(self, s: tuple[Tensor, ...]) -> Tensor:
         """Uses all tokens."""
         return self.norm(s[0])
-
-
-class ClassTokenBody(nn.Module):
-    """Body of ViT: the final norm on the first of the tokens ``(B, T, D)``."""
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, s: Tensor) -> Tensor:
-        """Uses the class token."""
-        return self.norm(s[:, 0])

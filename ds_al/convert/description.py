@@ -29,6 +29,7 @@ def describe(
     code_width: int | None,
     code: str,
     bridge_blocks: int,
+    classifier_pooling: str | None,
     own_bridges: Sequence[int],
     adapter: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
@@ -39,7 +40,8 @@ def describe(
         groups: number of blocks of each AL layer.
         own_bridges: AL layers whose b is user-defined.
         adapter: result of :func:`ds_al.convert.adapters.described`.
-        task, objective, code_width, code, bridge_blocks: arguments of :func:`ds_al.from_pretrained`.
+        task, objective, code_width, code, bridge_blocks, classifier_pooling: arguments of
+            :func:`ds_al.from_pretrained`.
     """
     return {
         "model_class": model_class.__name__,
@@ -51,6 +53,7 @@ def describe(
         "code_width": code_width,
         "code": code,
         "bridge_blocks": bridge_blocks,
+        "classifier_pooling": classifier_pooling,
         "own_bridges": list(own_bridges),
         "adapter": adapter,
     }
@@ -84,7 +87,8 @@ def made_again(description: Mapping[str, Any]) -> tuple[list[ALLayerSpec], Sourc
     if description.get("adapter"):
         adapters.added(model, description["adapter"])
     options = {key: description[key] for key in ("task", "groups", "objective", "code_width", "code", "bridge_blocks")}
-    return layer_specs(model, **options)
+    # Checkpoints before this option have no key of it.
+    return layer_specs(model, **options, classifier_pooling=description.get("classifier_pooling"))
 
 
 _REMEDY = "Make the module as the job did, and give it: ds_al.export(module, path, weights=checkpoint)"

@@ -164,7 +164,9 @@ def plain(
     Raises:
         ALConfigError: the adapter is to be written, and there is no classifier for it.
     """
-    folded = fold(layers, num_classes=num_classes, same=same)
+    folded: Folded | str = "its head reads the mean over the tokens, which no class of transformers does"
+    if source.description["classifier_pooling"] is None:
+        folded = fold(layers, num_classes=num_classes, same=same)
     weights: dict[str, Tensor] = {}
     for layer, names in zip(layers, source.names, strict=True):
         own = layer.state_dict()

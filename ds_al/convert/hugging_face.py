@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ds_al.convert import adapters
 from ds_al.convert.architectures import FAMILIES, GENERATE, Anatomy
 from ds_al.convert.assemble import al_layers
+from ds_al.convert.bodies import PooledBody
 from ds_al.convert.counts import check_counts
 from ds_al.convert.description import describe
 from ds_al.convert.head import Head
@@ -47,6 +48,7 @@ def from_pretrained(
     code: str = "linear",
     bridges: Sequence[Part | None] | None = None,
     bridge_blocks: int = 0,
+    classifier_pooling: str | None = None,
     new_parts_first: int = 0,
     base_seed: int = 1234,
     model_options: Mapping[str, Any] | None = None,
@@ -70,6 +72,10 @@ def from_pretrained(
             ``"linear"``.
         bridges: b of each AL layer, ``None`` to choose it automatically, see :mod:`ds_al.convert.bridges`.
         bridge_blocks: number of new blocks of the model's own kind in each bridge before the last; for language models.
+        classifier_pooling: ``"mean"`` for a head of classification that reads the mean over the tokens (of ViT, the
+            patches) in place of one token, before its pooler, dense layer or norm; ``None`` for what the model's class
+            reads. Earlier exits always read the mean. No class of ``transformers`` computes the scores of ``"mean"``,
+            so :func:`ds_al.export` then writes the trunk and a program.
         new_parts_first: number of samples on which new parts (bridges, codes, the classifier) train alone, while the
             model's own weights rest; whole batches, rounded up. See :mod:`ds_al.convert.new_parts`.
         base_seed: seed of new weights, of random numbers and of the order of the data.
@@ -99,6 +105,7 @@ def from_pretrained(
         code=code,
         bridges=bridges,
         bridge_blocks=bridge_blocks,
+        classifier_pooling=classifier_pooling,
     )
     module = ALPipelineModule(specs, num_classes=classes(source, task), base_seed=base_seed, **options)
     module.source, module.config = origin, origin.config
@@ -119,13 +126,19 @@ def layer_specs(
     code: str = "linear",
     bridges: Sequence[Part | None] | None = None,
     bridge_blocks: int = 0,
+    classifier_pooling: str | None = None,
 ) -> tuple[list[ALLayerSpec], Source]:
     """Returns the AL layers of a model and their source; arguments and errors as in :func:`from_pretrained`."""
     check_counts(num_al_layers=num_al_layers, groups=groups, code_width=code_width)
-    anatomy = dissect(model, task)
+    anatomy = _pooled(dissect(model, task), model, classifier_pooling)
     ranges = _ranges(anatomy.blocks, num_al_layers, groups)
     head, embedding = _head(model, anatomy)
     f = _pretrained(anatomy, ranges)
+    if classifier_pooling is not None and bridges is not None and bridges[-1] is not None:
+        raise ALConfigError(
+            f"got classifier_pooling={classifier_pooling!r} and a bridge of your own in the last AL layer, which reads "
+            "the tokens in place of the head: leave one of them out"
+        )
     trained: Any = language_objective(objective) if task == GENERATE else objective or DEFAULT
     if task == GENERATE:
         specs = language_layers(
@@ -166,6 +179,7 @@ def layer_specs(
         code_width=code_width,
         code=code,
         bridge_blocks=bridge_blocks,
+        classifier_pooling=classifier_pooling,
         own_bridges=[index for index, own in enumerate(bridges or ()) if own is not None],
         adapter=adapters.described(model),
     )
@@ -173,10 +187,16 @@ def layer_specs(
 
 
 def twin_layers(
-    model: Any, *, task: str, num_al_layers: int = 4, groups: Sequence[int] | None = None
+    model: Any,
+    *,
+    task: str,
+    num_al_layers: int = 4,
+    groups: Sequence[int] | None = None,
+    classifier_pooling: str | None = None,
 ) -> list[Part | LayerSpec]:
-    """Returns the same blocks and head for a plain ``PipelineModule``, which computes the model's own scores."""
-    anatomy = dissect(model, task)
+    """Returns the same blocks and head for a plain ``PipelineModule``, which computes the model's own scores, or with
+    ``classifier_pooling`` those of its head on the mean over the tokens."""
+    anatomy = _pooled(dissect(model, task), model, classifier_pooling)
     ranges = _ranges(anatomy.blocks, num_al_layers, groups)
     return [*_pretrained(anatomy, ranges), _head(model, anatomy)[0].twin()]
 
@@ -206,6 +226,21 @@ def dissect(model: Any, task: str) -> Anatomy:
             f"got a {type(model).__name__} for {task!r}: expected what {AUTO_CLASSES[task]} loads ({error})"
         ) from None
     check_plain(model, scores=anatomy.scores, classifies=task != GENERATE)
+    return anatomy
+
+
+def _pooled(anatomy: Anatomy, model: Any, pooling: str | None) -> Anatomy:
+    """Returns the parts of a model, whose head reads what ``classifier_pooling`` says."""
+    if pooling not in (None, "mean"):
+        raise ALConfigError(f"got classifier_pooling={pooling!r}: expected 'mean', or None for what the model reads")
+    if pooling is None:
+        return anatomy
+    if not isinstance(anatomy.body, PooledBody):
+        raise ALConfigError(
+            f"got classifier_pooling={pooling!r} for a {type(model).__name__}: expected a model that classifies by one "
+            "of its tokens; leave it out"
+        )
+    anatomy.body.mean = True
     return anatomy
 
 

@@ -135,6 +135,24 @@ def test_without_folding_the_trunk_is_written(tmp_path: Path) -> None:
     assert torch.equal(hidden, _activation(layers, CASES["bert"].x())[0])
 
 
+@pytest.mark.parametrize("objective", ["greedy", "decoded"])
+def test_a_head_on_the_mean_of_tokens_is_no_classifier_of_transformers(tmp_path: Path, objective: str) -> None:
+    """Its weights in the model's classifier would give other scores without a word."""
+    layers, source = network("bert", objective=objective, classifier_pooling="mean")
+    assert "mean over the tokens" in str(plain(layers, source, tmp_path, num_classes=V, same="labels"))
+    trunk = loaded(tmp_path, "AutoModel")
+    with torch.no_grad():
+        hidden = trunk(**CASES["bert"].inputs()).last_hidden_state
+    assert torch.equal(hidden, _activation(layers, CASES["bert"].x())[0])
+    again = built(made_again(json.loads(json.dumps(source.description)))[0])
+    for one, two in zip(layers, again, strict=True):
+        two.load_state_dict(one.state_dict())
+    x = CASES["bert"].x()
+    assert torch.equal(predict(layers, x, num_classes=V), predict(again, x, num_classes=V))
+    old = {key: value for key, value in source.description.items() if key != "classifier_pooling"}
+    assert made_again(old)[1].description["classifier_pooling"] is None, "checkpoints before this option"
+
+
 READ = """
 import sys, torch
 sys.modules["ds_al"] = sys.modules["deepspeed"] = None

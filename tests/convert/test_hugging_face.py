@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from deepspeed.runtime import utils as ds_utils
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ds_al.convert import batch_fn
@@ -85,6 +85,79 @@ def test_every_weight_learns(name: str, objective: str) -> None:
     assert not _without_gradient(layers, case, labels, F.one_hot(labels, V).float())
     x = case.x()
     assert all(predict(layers, x, exit=e, num_classes=V).shape == (3, V) for e in (1, 2, 3))
+
+
+POOLED = [name for name in CLASSIFIERS if not name.startswith("resnet")]
+
+
+def _scores_of_the_mean(name: str, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """Written by hand: the head of the model on the mean of what its trunk returns before the final norm."""
+    trunk, head = model.base_model, getattr(model, "classifier", None)
+    norm = getattr(trunk, "layernorm", None) or getattr(trunk, "ln_f", None) or getattr(trunk, "norm", None)
+    seen: list[Tensor] = []
+    if norm is not None:
+        norm.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    hidden = trunk(**inputs).last_hidden_state if norm is None else (trunk(**inputs), seen[0])[1]
+    mask = inputs["attention_mask"].unsqueeze(2).float() if "attention_mask" in inputs else None
+    if mask is None:
+        return head(norm(hidden[:, 1:].mean(dim=1)))
+    mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+    if name == "bert":
+        return head(trunk.pooler(mean[:, None]))
+    if name.endswith("roberta"):
+        return head.out_proj(torch.tanh(head.dense(mean)))
+    if name == "distilbert":
+        return head(F.relu(model.pre_classifier(mean)))
+    return model.score(norm(mean))
+
+
+@pytest.mark.parametrize("padding", ["right", "left", "none"])
+@pytest.mark.parametrize("name", POOLED)
+def test_the_head_reads_the_mean_of_tokens_if_asked(name: str, padding: str) -> None:
+    """In the AL network and in its twin; padding and, in ViT, the class token have no part in it."""
+    case, model = CASES[name], CASES[name].build()
+    with torch.no_grad():
+        own = model(**case.inputs(padding)).logits
+        specs, _ = layer_specs(
+            model, task=case.task, num_al_layers=2, objective="greedy", classifier_pooling="mean"
+        )  # fmt: skip
+        got = predict(built(specs), case.x(padding))
+        s = case.x(padding)
+        for part in twin_layers(model, task=case.task, num_al_layers=2, classifier_pooling="mean"):
+            s = _build(part).eval()(s)
+        want = _scores_of_the_mean(name, model, case.inputs(padding))
+    assert torch.equal(got, s)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(got, own, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", POOLED)
+@pytest.mark.parametrize("objective", ["contrast", "greedy"])
+def test_every_weight_learns_with_a_head_on_the_mean(name: str, objective: str) -> None:
+    case = CASES[name]
+    options = {"objective": objective, "code_width": 6, "classifier_pooling": "mean"}
+    layers = built(layer_specs(case.build(), task=case.task, num_al_layers=3, **options)[0])
+    labels = torch.tensor([0, 4, 2])
+    assert not _without_gradient(layers, case, labels, F.one_hot(labels, V).float())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("bert", {"classifier_pooling": "max"}, "classifier_pooling='max': expected 'mean'"),
+        ("bert", {"classifier_pooling": True}, "classifier_pooling=True: expected 'mean'"),
+        ("resnet", {"classifier_pooling": "mean"}, "ResNetForImageClassification: expected a model that classifies"),
+        ("llama lm", {"classifier_pooling": "mean"}, "LlamaForCausalLM: expected a model that classifies"),
+        (
+            "bert",
+            {"classifier_pooling": "mean", "bridges": [None, nn.Linear(16, 6)], "num_al_layers": 2},
+            "a bridge of your own in the last AL layer",
+        ),
+    ],
+)
+def test_what_cannot_read_the_mean_is_refused(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ALConfigError, match=message):
+        layer_specs(CASES[name].build(), task=CASES[name].task, **options)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name].task == LM])

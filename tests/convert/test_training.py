@@ -104,6 +104,13 @@ def weights(engine: ds_al.ALPipelineEngine) -> State:
     return {f"{i}.{name}": v.clone() for i, layer in engine.layers for name, v in layer.state_dict().items()}
 
 
+def averaging(pooling: str | None) -> ds_al.ALPipelineModule:
+    options: dict[str, Any] = {"task": "sequence-classification", "num_al_layers": 2, "objective": "contrast"}
+    return ds_al.from_pretrained(
+        CASES["bert"].build(), **options, code_width=6, base_seed=SEED, classifier_pooling=pooling
+    )
+
+
 def trained(folder: str) -> dict[str, Any]:
     """Worker: one converted network after the other; weights, and what was written."""
     results: dict[str, Any] = {}
@@ -122,6 +129,22 @@ def trained(folder: str) -> dict[str, Any]:
     results["bert written"] = ds_al.export(engine, f"{folder}/bert back")
     engine.save_checkpoint(f"{folder}/bert saved", tag="end")
     results["bert again"] = weights(engine)
+
+    engine, *_ = ds_al.initialize(model=averaging("mean"), config=config)
+    batches = iter(texts())
+    for _ in range(STEPS // MICRO_BATCHES):
+        engine.train_batch(batches)
+    results["mean"] = weights(engine)
+    results["mean written"] = ds_al.export(engine, f"{folder}/mean back")
+    results["mean scores"] = engine.predict(texts(1)[0][0])
+    engine.save_checkpoint(f"{folder}/mean saved")
+    engine, *_ = ds_al.initialize(model=averaging(None), config=config)
+    try:
+        engine.load_checkpoint(f"{folder}/mean saved")
+    except ds_al.ALCheckpointError as error:
+        results["mean refused"] = str(error)
+    engine.load_checkpoint(f"{folder}/mean saved", load_module_only=True)
+    results["mean again"] = weights(engine)
 
     module = ds_al.from_pretrained(
         CASES["llama lm tied"].build(), task="causal-lm", num_al_layers=2, code_width=6, base_seed=SEED
@@ -176,6 +199,13 @@ def bert_alone() -> State:
     return state(layers)
 
 
+def mean_alone() -> State:
+    options: dict[str, Any] = {"task": "sequence-classification", "num_al_layers": 2, "objective": "contrast"}
+    layers = built(layer_specs(CASES["bert"].build(), **options, code_width=6, classifier_pooling="mean")[0])
+    reference_objectives.train("contrast", layers, texts(), num_classes=V, base_seed=SEED, lr=LR)
+    return state(layers)
+
+
 def llama_alone() -> State:
     """Next-token losses layer by layer, from their formula."""
     layers = built(layer_specs(CASES["llama lm tied"].build(), task="causal-lm", num_al_layers=2, code_width=6)[0])
@@ -213,7 +243,7 @@ def test_converted_models_train_exactly_and_come_back(tmp_path: Path) -> None:
     one = ranks[0]
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone_here:
         alone_here.submit(checkpoints_export_by_themselves, tmp_path).result()
-    for name, alone in (("bert", bert_alone), ("llama", llama_alone), ("cnn", cnn_alone)):
+    for name, alone in (("bert", bert_alone), ("mean", mean_alone), ("llama", llama_alone), ("cnn", cnn_alone)):
         assert different(merge([rank[name] for rank in ranks]), alone()) == [], name
     assert all(different(rank["bert"], rank["bert again"]) == [] for rank in ranks), "export changes nothing"
     assert [rank["bert written"] for rank in ranks] == ["classifier"] * 2 and one["cnn written"] == "program"
@@ -222,6 +252,12 @@ def test_converted_models_train_exactly_and_come_back(tmp_path: Path) -> None:
     back = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "bert back").eval()
     with torch.no_grad():
         torch.testing.assert_close(back(ids, attention_mask=mask).logits, one["bert scores"], rtol=1e-4, atol=1e-5)
+    assert one["mean written"] == "program", "no class of transformers computes these scores"
+    for how in ("back", "from folder"):
+        program = torch.export.load(tmp_path / f"mean {how}" / "inference.pt2").module()
+        torch.testing.assert_close(program(ids, mask), one["mean scores"], rtol=1e-4, atol=1e-5)
+    assert "classifier_pooling='mean', this network has None" in one["mean refused"]
+    assert all(different(rank["mean"], rank["mean again"]) == [] for rank in ranks), "the weights alone are loaded"
     program = torch.export.load(tmp_path / "cnn back" / "inference.pt2").module()
     torch.testing.assert_close(program(images()[0][0]), one["cnn scores"], rtol=1e-4, atol=1e-5)
     assert "program=" in one["cnn refused"] and not (tmp_path / "nowhere").exists()
@@ -247,6 +283,7 @@ def checkpoints_export_by_themselves(folder: Path) -> None:
     assert not torch.distributed.is_initialized()
     assert ds_al.export(folder / "bert saved", folder / "bert from folder") == "classifier"
     assert main(["export", str(folder / "llama back saved"), str(folder / "llama from folder")]) == 0
+    assert ds_al.export(folder / "mean saved", folder / "mean from folder") == "program"
     assert not torch.distributed.is_initialized()
     for name in ("bert", "llama"):
         want, got = (load_file(folder / f"{name} {how}" / "model.safetensors") for how in ("back", "from folder"))

@@ -161,6 +161,32 @@ def test_the_mean_of_all_exits_is_shown_where_all_runs_have_it(tmp_path: Path) -
     assert len(lines) == 2 and all(line.startswith("| `mse` |") for line in lines), "K = 2 and 4"
 
 
+def test_a_head_on_the_mean_has_tables_of_its_own_and_a_twin_with_the_same_head(tmp_path: Path) -> None:
+    file, mean = RunFile(tmp_path / "tuned.runs.jsonl"), replace(PLAN, pooling="mean")
+
+    def better(run: Run) -> dict[str, Any]:
+        result, more = fake(run), (0.1 if run.method == TWIN else 0.05) * (run.pooling == "mean")
+        return {**result, "test_accuracy": [value + more for value in result["test_accuracy"]]}
+
+    finish(tmp_path, better)
+    for part in (lambda: list(mean.trials()), lambda: mean.runs(file.read().values())):
+        run_missing(part(), file, better, done=lambda *_: None)
+    results = list(file.read().values())
+    assert len(results) == 2 * (10 + 16) and len({result["key"] for result in results}) == len(results)
+    for plan, gap in ((PLAN, -0.1), (mean, -0.15)):
+        table = {(row["method"], row["adapt"], row["K"]): row for row in rows(results, plan)}
+        assert table["mse", "all", 2]["gap"] == pytest.approx(gap) and table["mse", "all", 2]["seeds"] == 2
+    write_tables(results, PLAN, json_path=tmp_path / "tuned.json", page=tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    text = " ".join(page.split())
+    assert "in 0 of 2 cases, if the head reads the mean over the tokens in both**" in text
+    assert page.count("| `mse` | all (40.0 %) | 2 |") == 2 and page.count("; the head reads the mean\n") == 1
+    assert "| imdb | `mse` | all | a token |" in page and "| imdb | `mse` | all | mean |" in page
+    assert "## Not run yet" not in page
+    rows_ = json.loads((tmp_path / "tuned.json").read_text())["rows"]
+    assert [row["pooling"] for row in rows_] == [None] * 8 + ["mean"] * 8
+
+
 def test_times_of_two_stages_leave_the_accuracies_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of accuracies was written again, with the command of the times."""
     monkeypatch.setattr("ds_al.studies.pretrained.speed.measure_speed", lambda *args, **options: [{"held_bytes": 1}])
@@ -204,25 +230,25 @@ def pretrained_folder(folder: Path) -> Path:
     return folder
 
 
-def some_runs(folder: str, adapt: str) -> list[Any]:
+def some_runs(folder: str, adapt: str, pooling: str | None) -> list[Any]:
     """Worker: back-propagation, and local learning of one layer and of two."""
     pretrained = Path(folder) / "bert"
     texts = load_texts("imdb", root=Path(folder), pretrained=pretrained, cache=f"{folder}/cache")
     found = []
     for method, layers in ((TWIN, 1), ("greedy", 1), ("contrast", 2)):
-        run = Run("imdb", method, adapt, layers, 0, 1e-3, 16, "run")  # type: ignore[arg-type]
+        run = Run("imdb", method, adapt, layers, 0, 1e-3, 16, "run", pooling)  # type: ignore[arg-type]
         found.append(train(run, SETTINGS, texts, pretrained=pretrained))
     return found
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("adapt", ["all", "frozen", "lora"])
-def test_one_layer_learns_as_back_propagation_does(tmp_path: Path, adapt: str) -> None:
+@pytest.mark.parametrize(("adapt", "pooling"), [("all", None), ("all", "mean"), ("frozen", None), ("lora", None)])
+def test_one_layer_learns_as_back_propagation_does(tmp_path: Path, adapt: str, pooling: str | None) -> None:
     if adapt == "lora":
         pytest.importorskip("peft")
     write_texts(tmp_path / "imdb-small", train=40, test=20)
     pretrained_folder(tmp_path / "bert")
-    ((twin, one, two),) = run_ranks(f"{__name__}:some_runs", 1, folder=str(tmp_path), adapt=adapt)
+    ((twin, one, two),) = run_ranks(f"{__name__}:some_runs", 1, folder=str(tmp_path), adapt=adapt, pooling=pooling)
     for name in ("weights", "trained_weights", "validation_accuracy", "test_accuracy"):
         assert twin[name] == one[name], name
     assert (twin["trained_weights"] == twin["weights"]) == (adapt == "all")

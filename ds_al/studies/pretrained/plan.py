@@ -28,6 +28,7 @@ class Plan:
         seeds: number of seeds.
         samples, trial_samples: texts of a run and of a trial.
         rates: learning rates of the trials.
+        pooling: what the head reads, ``None`` for what the model's class reads.
         settings: what all runs share.
     """
 
@@ -39,6 +40,7 @@ class Plan:
     samples: int = 3200
     trial_samples: int = 1600
     rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
+    pooling: str | None = None
     settings: Settings = field(default_factory=Settings)
 
     def forms(self) -> list[Form]:
@@ -58,13 +60,13 @@ class Plan:
         """Yields the trials of all forms."""
         for form in self.forms():
             for lr in self.rates:
-                yield Run(*form, min(self.depths(form)), 0, lr, self.trial_samples, "trial")
+                yield Run(*form, min(self.depths(form)), 0, lr, self.trial_samples, "trial", self.pooling)
 
     def runs(self, results: Iterable[Result]) -> list[Run]:
         """Returns the runs of all forms with complete trials, ordered by seed."""
         rates = self.chosen(results)
         return [
-            Run(*form, depth, seed, lr, self.samples, "run")
+            Run(*form, depth, seed, lr, self.samples, "run", self.pooling)
             for seed in range(self.seeds)
             for form, lr in rates.items()
             for depth in self.depths(form)
@@ -73,7 +75,7 @@ class Plan:
     def at(self, rates: Iterable[float]) -> list[Run]:
         """Returns the runs of all forms at some rates, whatever the trials have chosen."""
         return [
-            Run(*form, depth, seed, lr, self.samples, "run")
+            Run(*form, depth, seed, lr, self.samples, "run", self.pooling)
             for seed in range(self.seeds)
             for form in self.forms()
             for depth in self.depths(form)

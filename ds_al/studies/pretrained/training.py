@@ -66,6 +66,7 @@ class Run:
         lr: peak learning rate of the model's own weights (AdamW).
         samples: texts to train on.
         budget: ``"trial"``, which chooses the rate by validation texts, or ``"run"``.
+        pooling: what the head reads, see ``classifier_pooling`` of :func:`ds_al.from_pretrained`; in the twin too.
     """
 
     data: str
@@ -76,12 +77,14 @@ class Run:
     lr: float
     samples: int
     budget: Literal["trial", "run"]
+    pooling: str | None = None
 
     @property
     def key(self) -> str:
         """Unique name of the run, apart from the shared settings."""
         parts = [self.budget, self.data, self.method, self.adapt, f"K{self.layers}", f"lr{self.lr:g}"]
-        return "_".join([*parts, f"samples{self.samples}", f"seed{self.seed}"])
+        pooling = [] if self.pooling is None else [self.pooling]
+        return "_".join([*parts, *pooling, f"samples{self.samples}", f"seed{self.seed}"])
 
 
 def train(
@@ -151,7 +154,9 @@ def make_engine(
     )
     module: Any
     if run.method == TWIN:
-        layers = twin_layers(load(model, task=TASK), task=TASK, num_al_layers=stages)
+        layers = twin_layers(
+            load(model, task=TASK), task=TASK, num_al_layers=stages, classifier_pooling=run.pooling
+        )  # fmt: skip
         module = PipelineModule(
             layers,
             num_stages=stages,
@@ -166,6 +171,7 @@ def make_engine(
             task=TASK,
             num_al_layers=run.layers,
             objective=run.method,
+            classifier_pooling=run.pooling,
             new_parts_first=settings.new_first,
             base_seed=run.seed,
             dynamic_shape=True,

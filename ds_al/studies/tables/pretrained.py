@@ -40,12 +40,13 @@ def trials(rows: Sequence[Row]) -> Table:
     """Returns all trials and the chosen learning rates.
 
     Args:
-        rows: ``data, method, adapt, tried, chosen``.
+        rows: ``data, method, adapt, pooling, tried, chosen``.
     """
     columns: dict[str, Template] = {
         "texts": "{data}",
         "method": "`{method}`",
         "trains": "{adapt}",
+        "head reads": lambda row: row["pooling"] or "a token",
         "validation accuracy by learning rate": "{tried}",
         "chosen": "{chosen}",
     }
