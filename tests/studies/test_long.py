@@ -14,7 +14,7 @@ import pytest
 from ds_al.errors import ALConfigError
 from ds_al.studies.runs import RunFile
 from ds_al.studies.sweep.along import along
-from ds_al.studies.sweep.budget import Budgets, settle
+from ds_al.studies.sweep.budget import Budgets, explanation, settle
 from ds_al.studies.sweep.runner import execute
 from ds_al.studies.sweep.sitting import expected_seconds, time_left
 from ds_al.studies.sweep.spec import Run, read_sweep, runs_of, waiting
@@ -84,6 +84,14 @@ def test_a_group_whose_twin_still_gains_takes_the_last_budget_and_says_so(suite:
         found |= {run.key: done(accuracy) for run in budgets.next(found)}
     (row,) = budgets.rows(found)
     assert (row["epochs"], row["settled"], row["gain"]) == (3, False, None)
+    assert explanation(read_sweep(suite), suite.parent).endswith("by less than 0.5 points.")
+    (suite.parent / "budgets.json").write_text(json.dumps({"rows": [row, {**row, "group": "of another sweep"}]}))
+    text = explanation(read_sweep(suite), suite.parent)
+    assert text.endswith(f"that was tried: {row['group']} (3 epochs: 10.00 points more than 2).")
+    (suite.parent / "budgets.json").write_text(json.dumps({"rows": [{"group": row["group"], "epochs": 3}]}))
+    assert explanation(read_sweep(suite), suite.parent).endswith("by less than 0.5 points.")
+    no_budget = read_sweep(suite).model_copy(update={"budget": None})
+    assert explanation(no_budget, suite.parent) == ""
 
 
 def test_budgets_that_grow_by_less_than_a_quarter_are_refused(suite: Path) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ds_al.config.base import read_file
 from ds_al.studies.runs import Result
 from ds_al.studies.sweep.runner import is_done
 from ds_al.studies.sweep.spec import Group, Run, Sweep, runs_of
@@ -25,6 +26,30 @@ RULE = (
     "accuracy of the twin, mean over seeds, by less than 0.5 points"
 )
 _TWIN = "bp"
+
+
+def explanation(sweep: Sweep, folder: Path) -> str:
+    """Returns the sentences of a page on how the epochs of each group were found; empty if the sweep sets them.
+
+    Args:
+        sweep: the sweep.
+        folder: folder of the sweep file, to which its paths are relative.
+    """
+    if sweep.budget is None:
+        return ""
+    path, own = folder / sweep.budget, {group.name for group in sweep.groups}
+    rows = read_file(path)["rows"] if path.exists() else []
+    beyond = [_beyond(row) for row in rows if row["group"] in own and not row.get("settled", True)]
+    text = f"Every group trains until back-propagation has slowed down, for {RULE}."
+    if not beyond:
+        return text
+    return f"{text} Not so in these groups, which have the largest number that was tried: {'; '.join(beyond)}."
+
+
+def _beyond(row: Mapping[str, Any]) -> str:
+    """Describes the last gain of a group whose twin has not slowed down."""
+    *_, (before, less), (epochs, more) = sorted((int(n), accuracy) for n, accuracy in row["tried"].items())
+    return f"{row['group']} ({epochs} epochs: {100 * (more - less):.2f} points more than {before})"
 
 
 def trials(

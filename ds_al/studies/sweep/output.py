@@ -11,7 +11,7 @@ from ds_al.errors import ALConfigError
 from ds_al.studies.results import header, write
 from ds_al.studies.runs import Result, RunFile
 from ds_al.studies.sweep.along import along
-from ds_al.studies.sweep.budget import RULE
+from ds_al.studies.sweep.budget import explanation
 from ds_al.studies.sweep.choice import choose
 from ds_al.studies.sweep.exits import exit_table
 from ds_al.studies.sweep.page import groups_page, results_page
@@ -34,6 +34,7 @@ class Output:
         file: file of run results.
         seeds: number of seeds.
         json: file of results; tables and figures are written to the same folder.
+        budget: how the epochs of each group were found; empty if the sweep sets them.
     """
 
     sweep: Sweep
@@ -42,6 +43,7 @@ class Output:
     file: RunFile
     seeds: int
     json: Path
+    budget: str = ""
 
     @classmethod
     def of(
@@ -67,7 +69,7 @@ class Output:
         every = list(runs_of(sweep, folder=path.parent, seeds=seeds, assignments=assignments))
         file = RunFile(runs) if runs else RunFile.beside(json)
         file.read()
-        return cls(sweep, every, waiting(sweep, path.parent), file, seeds, json)
+        return cls(sweep, every, waiting(sweep, path.parent), file, seeds, json, explanation(sweep, path.parent))
 
     @property
     def chooses(self) -> bool:
@@ -128,11 +130,16 @@ class Output:
         found, table = self.file.read(), rows(results)
         done = [is_done(run, found) for run in self.every]
         whole = page.with_name(f"{page.stem}_groups.md")
-        budget = RULE if self.sweep.budget is not None else ""
         shared: dict[str, Any] = {"table": table, "header": header, "seeds": self.seeds, "page": page}
         return {
             page: results_page(
-                self.every, done, waits=self.waits, pictures=pictures, groups_page=whole, budget=budget, **shared
+                self.every,
+                done,
+                waits=self.waits,
+                pictures=pictures,
+                groups_page=whole,
+                budget=self.budget,
+                **shared,
             ),
             whole: groups_page(results=results, exits=exit_table(results), curves=along(results), **shared),
         }

@@ -24,7 +24,6 @@ epoch**, mean and sample standard deviation over seeds; `bp` is the backprop twi
 blocks. [{groups}]({groups}) has all tables of each group: accuracy along the training, time, operations, exits.
 """
 
-BUDGET = "Every group trains until back-propagation has slowed down, for {rule}."
 FIXED = "The suite sets the number of epochs of each group; back-propagation may gain by more of them."
 
 DECISION = """\
@@ -86,7 +85,7 @@ def results_page(
         seeds: number of seeds of the sweep.
         page: path of the page, for relative links to the figures.
         groups_page: path of the page of all groups.
-        budget: rule by which the epochs of each group were found; empty where the sweep sets them.
+        budget: sentences on how the epochs of each group were found; empty where the sweep sets them.
     """
     asked = [
         {
@@ -97,7 +96,7 @@ def results_page(
     ]  # fmt: skip
     blocks: list[Table | str] = [
         INTRODUCTION.format(groups=groups_page.name),
-        textwrap.fill(BUDGET.format(rule=budget) if budget else FIXED, 118),
+        textwrap.fill(budget or FIXED, 118),
         DECISION.format(seeds=seeds),
         tables.decision(table, seeds=seeds),
         "## Runs", tables.missing(asked, waits), "## Figures",
