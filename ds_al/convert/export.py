@@ -3,7 +3,8 @@
 If the path to the scores folds into the model's own classifier (:mod:`ds_al.convert.fold`), the folder is that of the
 model's ``save_pretrained``: ``AutoModelFor...from_pretrained(folder)`` computes the scores of ``engine.predict``.
 Otherwise the folder contains the model's trunk for ``AutoModel.from_pretrained``, and ``inference.pt2``, the whole path
-from ``x`` to the scores as a ``torch.export`` program. Neither needs ds_al.
+from ``x`` to the scores as a ``torch.export`` program. An early exit, or the mean of several, is a program alone. None
+of them needs ds_al.
 :mod:`ds_al.convert.export_command` is the command-line interface.
 """
 
@@ -28,6 +29,7 @@ from ds_al.convert.program import Format, InferencePath, check_format, write
 from ds_al.convert.source import Source
 from ds_al.engine import ALPipelineEngine
 from ds_al.errors import ALCheckpointError, ALConfigError, ALError
+from ds_al.exits import check_average
 from ds_al.layer import ALLayer
 from ds_al.module import ALPipelineModule
 from ds_al.optim.local import LocalOptimizer
@@ -48,6 +50,8 @@ def export(
     program: Format | None = None,
     example: Activation | None = None,
     adapter: bool = False,
+    exit: int | None = None,
+    average: int = 1,
 ) -> str:
     """Writes the trained network as a plain model. If ranks were started, every rank calls it; the first one writes.
 
@@ -66,13 +70,17 @@ def export(
             :func:`ds_al.from_pretrained`, in which case only a program can be written.
         adapter: also writes the adapter of ``peft`` by itself, with the classifier, to the subfolder ``adapter``. The
             plain model has it merged into its weights.
+        exit: number of layers that x passes, instead of all. The program of an earlier exit has neither later layers
+            nor a plain model beside it.
+        average: number of exits, the asked one and those before it, whose mean probability the scores are the log of,
+            as in ``engine.predict``; also a program alone if it is more than 1.
 
     Returns:
         ``"classifier"`` for a plain model with the same scores, ``"program"`` if only the program computes the scores.
         All ranks return the same.
 
     Raises:
-        ALConfigError: an option is unknown, an example is missing, or a format needs a package.
+        ALConfigError: an option is unknown, an example is missing, a format needs a package, or there is no such exit.
         ALCheckpointError: a checkpoint or file is missing, truncated or altered, belongs to another network, or to one
             that cannot be rebuilt from a folder; the message says how to export that network.
     """
@@ -110,7 +118,8 @@ def export(
             else of_checkpoint(Path(module), tag=tag)
         )
         if found is not None:
-            written[0] = _write(found, Path(path), same, program, example, adapter)
+            exits = _exits(found, exit, average)
+            written[0] = _write(found, Path(path), same, program, example, adapter, exits)
     except ALError as error:  # an error on the first rank is raised on all ranks
         written[0] = error
     except Exception as error:
@@ -122,11 +131,36 @@ def export(
     return cast(str, written[0])
 
 
+def _exits(network: LoadedNetwork, exit: int | None, average: int) -> range:
+    """Returns the indices of the exits to average; one is that exit itself."""
+    count = len(network.layers)
+    depth = count if exit is None else exit
+    if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= count:
+        raise ALConfigError(f"got exit={exit!r}: expected 1..{count}, the number of layers that x passes")
+    if isinstance(average, bool) or not isinstance(average, int):
+        raise ALConfigError(f"got average={average!r}: expected a number of exits")
+    check_average(average, exit=depth)
+    exits = range(depth - average, depth)
+    if missing := sorted(set(exits) & set(network.without_bridge)):
+        raise ALCheckpointError(
+            f"the bridge of AL layer {missing[0]}, exit {missing[0] + 1}, is one of your own, which no folder holds. "
+            "Make the module as the job did, and give it: ds_al.export(module, path, weights=checkpoint, exit=...)"
+        )
+    return exits
+
+
 def _write(
-    network: LoadedNetwork, folder: Path, same: Same, program: Format | None, example: Activation | None, adapter: bool
+    network: LoadedNetwork,
+    folder: Path,
+    same: Same,
+    program: Format | None,
+    example: Activation | None,
+    adapter: bool,
+    exits: range,
 ) -> str:
     folded: Folded | str = "there is no plain model"
     source, layers, num_classes = network.source, network.layers, network.num_classes
+    whole = exits == range(len(layers) - 1, len(layers))
     described = source.description.get("adapter") if source is not None else None
     if adapter and not (described and described["alone"]):
         raise ALConfigError(
@@ -134,16 +168,22 @@ def _write(
             + ("trains weights beside its adapter" if described else "has no adapter of peft")
             + ": expected LoRA beside frozen weights; the plain model has all weights"
         )
+    if adapter and not whole:
+        raise ALConfigError(
+            "got adapter=True with exit= or average=: an adapter belongs to the last exit; leave it out"
+        )
     for layer in layers:
         adapters.merge(layer)
     if source is not None:
-        folded = plain(layers, source, folder, num_classes=num_classes, same=same, adapter=adapter)
+        if whole:
+            folded = plain(layers, source, folder, num_classes=num_classes, same=same, adapter=adapter)
         example = _example(source) if example is None else example
         if program is None and isinstance(folded, str):
             program = "torch.export"
     if program is not None:
         assert example is not None
-        write(InferencePath(layers, num_classes=num_classes), example, folder, format=program)
+        path = InferencePath(layers, num_classes=num_classes, exit=exits.stop, average=len(exits))
+        write(path, example, folder, format=program)
     return "program" if isinstance(folded, str) else "classifier"
 
 
@@ -197,6 +237,8 @@ class LoadedNetwork:
     layers: list[ALLayer]
     num_classes: int
     source: Source | None
+    without_bridge: Sequence[int] = ()
+    """Indices of layers whose bridge is user-defined, and is not here."""
 
 
 def _masters(model: Any) -> Mapping[nn.Parameter, Tensor] | None:
@@ -255,7 +297,7 @@ def of_checkpoint(path: Path, *, tag: str | None = None) -> LoadedNetwork | None
     for number in description["own_bridges"]:  # unused by the scores, and of a different form than the rebuilt bridge
         states[number] = {name: value for name, value in states[number].items() if not name.startswith("b.")}
     layers = _loaded(specs, states, origin=folder, without_bridge=description["own_bridges"])
-    return LoadedNetwork(layers, index["num_classes"], source)
+    return LoadedNetwork(layers, index["num_classes"], source, description["own_bridges"])
 
 
 def _of(path: Path, tag: str | None, *, layers: int) -> tuple[Path, Record]:

@@ -22,6 +22,12 @@ def add_command(commands: Any) -> None:
         help="labels: content with a classifier that names the same labels, for the objective contrast",
     )
     command.add_argument("--program", choices=_PROGRAMS, help="also write the inference path as a program")
+    command.add_argument(
+        "--exit", type=int, help="write the program of an earlier exit: number of layers that x passes"
+    )
+    command.add_argument(
+        "--average", type=int, default=1, help="write the program of the mean of so many exits (default: 1)"
+    )
     command.add_argument("--adapter", action="store_true", help="also write the adapter of peft by itself")
     command.set_defaults(run=_run)
 
@@ -32,8 +38,9 @@ def _run(args: argparse.Namespace) -> int:
 
     try:
         kind = export(
-            args.checkpoint, args.out, tag=args.tag, same=args.same, program=args.program, adapter=args.adapter
-        )
+            args.checkpoint, args.out, tag=args.tag, same=args.same, program=args.program, adapter=args.adapter,
+            exit=args.exit, average=args.average,
+        )  # fmt: skip
     except (ALError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -26,28 +26,37 @@ class InferencePath(nn.Module):
         layers: all AL layers.
         num_classes: V.
         exit: m; by default the last layer.
+        average: number of exits, m the last of them, whose mean probability is taken; the scores are its log.
     """
 
-    def __init__(self, layers: Sequence[ALLayer], *, num_classes: int, exit: int | None = None) -> None:
+    def __init__(
+        self, layers: Sequence[ALLayer], *, num_classes: int, exit: int | None = None, average: int = 1
+    ) -> None:
         super().__init__()
         self.path = tuple(layers[: len(layers) if exit is None else exit])
         self.layers = nn.ModuleList(self.path)
-        last = self.path[-1]
-        self.table: Tensor | None
-        self.register_buffer("table", None)
-        if last.objective.has_code_table:
-            with torch.no_grad():
-                self.table = last.objective.all_classes(num_classes, device=next(last.parameters()).device)
-                for layer in self.path:
-                    self.table = layer.g(self.table)
+        self.first_exit = len(self.path) - average
+        if self.path[-1].objective.has_code_table:
+            table = self.path[-1].objective.all_classes(num_classes, device=next(self.parameters()).device)
+            for number, layer in enumerate(self.path):
+                with torch.no_grad():
+                    table = layer.g(table)
+                if number >= self.first_exit:
+                    self.register_buffer(f"table_{number}", table)
 
     def forward(self, *x: Tensor) -> Tensor:
         """Accepts the tensors of ``x`` as separate arguments."""
         s: Any = x if len(x) > 1 else x[0]
-        *earlier, last = self.path
-        for layer in self.path:
+        exits = []
+        for number, layer in enumerate(self.path):
             s = layer.f(s)
-        return last.objective.scores(last, s, earlier=[layer.h for layer in earlier], table=self.table)
+            if number >= self.first_exit:
+                table = getattr(self, f"table_{number}", None)
+                earlier = [each.h for each in self.path[:number]]
+                exits.append(layer.objective.scores(layer, s, earlier=earlier, table=table))
+        if len(exits) == 1:
+            return exits[0]
+        return torch.stack([scores.softmax(dim=-1) for scores in exits]).mean(dim=0).log()
 
 
 @torch.no_grad()

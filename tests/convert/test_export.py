@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_al.convert.description import made_again
-from ds_al.convert.export import plain
+from ds_al.convert.export import LoadedNetwork, _exits, plain
 from ds_al.convert.fold import Folded, fold
 from ds_al.convert.hugging_face import AUTO_CLASSES, layer_specs
 from ds_al.convert.layers import layer_specs as list_specs
@@ -115,7 +115,13 @@ def test_what_a_description_cannot_say_is_refused_where_it_is_needed() -> None:
     own: Any = nn.Linear(8, 6)
     _, source = network("resnet", bridges=[own, None, None])
     assert source.description["own_bridges"] == [0]
-    assert made_again(source.description), "exits before the last are not exported"
+    assert made_again(source.description), "exits before the last are exported on demand alone"
+    there = LoadedNetwork([], V, source, source.description["own_bridges"])
+    there.layers.extend(network("resnet")[0])
+    assert _exits(there, None, 2) == range(1, 3)
+    for wish in ((1, 1), (2, 2), (None, 3)):
+        with pytest.raises(ALCheckpointError, match=r"AL layer 0, exit 1, is one of your own.*weights=checkpoint"):
+            _exits(there, *wish)
     _, source = network("resnet", bridges=[None, None, own])
     with pytest.raises(ALCheckpointError, match=r"last AL layer is one of your own.*weights=checkpoint"):
         made_again(source.description)
@@ -184,6 +190,24 @@ def test_a_layer_list_becomes_a_program(tmp_path: Path) -> None:
         path = InferencePath(layers, num_classes=V, exit=exit)
         program = torch.export.load(str(write(path, x[:2], tmp_path, format="torch.export"))).module()
         torch.testing.assert_close(program(x), predict(layers, x, exit=exit))
+
+
+@pytest.mark.parametrize("objective", ["contrast", "greedy", "decoded"])
+@pytest.mark.parametrize(("exit", "average"), [(1, 1), (2, 2), (3, 3), (3, 2)])
+def test_an_early_exit_and_the_mean_of_exits_are_programs(
+    tmp_path: Path, objective: str, exit: int, average: int
+) -> None:
+    layers, _ = network("bert", objective=objective)
+    x = CASES["bert"].x()
+    file = write(
+        InferencePath(layers, num_classes=V, exit=exit, average=average),
+        tuple(part[:2] for part in x),
+        tmp_path,
+        format="torch.export",
+    )
+    each = [predict(layers, x, exit=m, num_classes=V) for m in range(exit - average + 1, exit + 1)]
+    want = each[0] if average == 1 else torch.stack([scores.softmax(dim=1) for scores in each]).mean(dim=0).log()
+    torch.testing.assert_close(torch.export.load(str(file)).module()(*x), want, rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:

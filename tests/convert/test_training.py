@@ -104,6 +104,24 @@ def weights(engine: ds_al.ALPipelineEngine) -> State:
     return {f"{i}.{name}": v.clone() for i, layer in engine.layers for name, v in layer.state_dict().items()}
 
 
+WRONG_EXITS: list[dict[str, Any]] = [
+    {"exit": 0},
+    {"exit": 3},
+    {"exit": True},
+    {"average": 3},
+    {"exit": 1, "average": 2},
+]
+WRONG_EXITS += [{"average": "2"}]
+
+
+def exits_refused(engine: ds_al.ALPipelineEngine, folder: str, **wrong: Any) -> str:
+    try:
+        ds_al.export(engine, f"{folder}/nowhere", **wrong)
+    except ds_al.ALConfigError as error:
+        return str(error)
+    return "written"
+
+
 def averaging(pooling: str | None) -> ds_al.ALPipelineModule:
     options: dict[str, Any] = {"task": "sequence-classification", "num_al_layers": 2, "objective": "contrast"}
     return ds_al.from_pretrained(
@@ -137,6 +155,11 @@ def trained(folder: str) -> dict[str, Any]:
     results["mean"] = weights(engine)
     results["mean written"] = ds_al.export(engine, f"{folder}/mean back")
     results["mean scores"] = engine.predict(texts(1)[0][0])
+    results["first written"] = ds_al.export(engine, f"{folder}/first", exit=1)
+    results["first scores"] = engine.predict(texts(1)[0][0], exit=1)
+    results["both written"] = ds_al.export(engine, f"{folder}/both", average=2)
+    results["both scores"] = engine.predict(texts(1)[0][0], average=2)
+    results["exits refused"] = [exits_refused(engine, folder, **wrong) for wrong in WRONG_EXITS]
     engine.save_checkpoint(f"{folder}/mean saved")
     engine, *_ = ds_al.initialize(model=averaging(None), config=config)
     try:
@@ -256,6 +279,17 @@ def test_converted_models_train_exactly_and_come_back(tmp_path: Path) -> None:
     for how in ("back", "from folder"):
         program = torch.export.load(tmp_path / f"mean {how}" / "inference.pt2").module()
         torch.testing.assert_close(program(ids, mask), one["mean scores"], rtol=1e-4, atol=1e-5)
+    program = torch.export.load(tmp_path / "both from folder" / "inference.pt2").module()
+    torch.testing.assert_close(program(ids, mask), one["both scores"], rtol=1e-4, atol=1e-5)
+    for what in ("first", "both"):
+        assert one[f"{what} written"] == "program"
+        assert [path.name for path in (tmp_path / what).iterdir()] == ["inference.pt2"], "no plain model, no trunk"
+        program = torch.export.load(tmp_path / what / "inference.pt2").module()
+        torch.testing.assert_close(program(ids, mask), one[f"{what} scores"], rtol=1e-4, atol=1e-5)
+    assert [text.partition(":")[0] for text in one["exits refused"]] == [
+        "got exit=0", "got exit=3", "got exit=True", "got average=3", "got average=2", "got average='2'"
+    ]  # fmt: skip
+    assert ranks[1]["exits refused"] == one["exits refused"] and not (tmp_path / "nowhere").exists()
     assert "classifier_pooling='mean', this network has None" in one["mean refused"]
     assert all(different(rank["mean"], rank["mean again"]) == [] for rank in ranks), "the weights alone are loaded"
     program = torch.export.load(tmp_path / "cnn back" / "inference.pt2").module()
@@ -284,6 +318,8 @@ def checkpoints_export_by_themselves(folder: Path) -> None:
     assert ds_al.export(folder / "bert saved", folder / "bert from folder") == "classifier"
     assert main(["export", str(folder / "llama back saved"), str(folder / "llama from folder")]) == 0
     assert ds_al.export(folder / "mean saved", folder / "mean from folder") == "program"
+    both = ["export", str(folder / "mean saved"), str(folder / "both from folder"), "--average", "2"]
+    assert main(both) == 0 and main([*both[:2], str(folder / "nowhere"), "--exit", "3"]) == 1
     assert not torch.distributed.is_initialized()
     for name in ("bert", "llama"):
         want, got = (load_file(folder / f"{name} {how}" / "model.safetensors") for how in ("back", "from folder"))
