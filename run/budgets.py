@@ -40,15 +40,11 @@ def main() -> None:
     begin = time.monotonic()
     try:
         budgets = Budgets(
-            read_sweep(args.suite),
-            args.suite.parent,
-            seeds=args.seeds,
-            groups=args.groups,
-            assignments=args.assignments,
-        )
-        if not budgets.trials:
+            read_sweep(args.suite), args.suite.parent, seeds=args.seeds, assignments=args.assignments
+        )  # fmt: skip
+        if not any(args.groups in group for group in budgets.trials):
             sys.exit("error: no group with `budgets` is left: look at --groups")
-        while not args.table_only and (todo := budgets.next(file.read())):
+        while not args.table_only and (todo := budgets.next(file.read(), groups=args.groups)):
             minutes = None if args.minutes is None else args.minutes - (time.monotonic() - begin) / 60
             if minutes is not None and minutes <= 0:
                 break

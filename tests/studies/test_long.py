@@ -94,6 +94,23 @@ def test_a_group_whose_twin_still_gains_takes_the_last_budget_and_says_so(suite:
     assert explanation(no_budget, suite.parent) == ""
 
 
+def test_a_search_in_one_group_keeps_the_budgets_of_all_others(suite: Path) -> None:
+    """The file of budgets, written by a search with --groups, lost all groups but that one."""
+    one = SUITE.partition("groups:")[2]
+    other = one.replace("Fashion", "Other").replace(
+        "    layers", "    set: {experiment.label_smoothing: 0.1}\n    layers"
+    )
+    suite.write_text(SUITE + other)
+    budgets, found = Budgets(read_sweep(suite), suite.parent, seeds=1), {}
+    for name in ("Fashion", "Other"):
+        for accuracy in (0.5, 0.6, 0.6):
+            todo = budgets.next(found, groups=name)
+            assert {run.group for run in todo} == {f"{name}, MLP"}
+            found |= {run.key: done(accuracy) for run in todo}
+        assert budgets.next(found, groups=name) == []
+    assert [(row["group"], row["epochs"]) for row in budgets.rows(found)] == [("Fashion, MLP", 2), ("Other, MLP", 2)]
+
+
 def test_budgets_that_grow_by_less_than_a_quarter_are_refused(suite: Path) -> None:
     suite.write_text(SUITE.replace("[1, 2, 3]", "[8, 9]"))
     with pytest.raises(ALConfigError, match=r"got \[8, 9\], expected numbers of epochs"):

@@ -88,13 +88,10 @@ class Budgets:
         sweep: the sweep.
         folder: folder of the sweep file.
         seeds: number of seeds of every trial.
-        groups: only groups whose name contains this text.
         assignments: ``"key=value"`` for all runs.
     """
 
-    def __init__(
-        self, sweep: Sweep, folder: Path, *, seeds: int, groups: str = "", assignments: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, sweep: Sweep, folder: Path, *, seeds: int, assignments: Sequence[str] = ()) -> None:
         self.seeds = seeds
         self.trials = {
             group.name: {
@@ -102,12 +99,22 @@ class Budgets:
                 for epochs in group.budgets
             }
             for group in sweep.groups
-            if group.budgets and groups in group.name
+            if group.budgets
         }
 
-    def next(self, found: Mapping[str, Result]) -> list[Run]:
-        """Returns the trials to run next: those of the next number of epochs of each group that is not settled."""
-        return [run for name, tried in self._tried(found) if settle(tried) is None for run in self._after(name, tried)]
+    def next(self, found: Mapping[str, Result], *, groups: str = "") -> list[Run]:
+        """Returns the trials to run next: those of the next number of epochs of each group that is not settled.
+
+        Args:
+            found: results by key.
+            groups: only groups whose name contains this text.
+        """
+        return [
+            run
+            for name, tried in self._tried(found)
+            if groups in name and settle(tried) is None
+            for run in self._after(name, tried)
+        ]
 
     def rows(self, found: Mapping[str, Result]) -> list[dict[str, Any]]:
         """Returns a row ``group, epochs, settled, gain, seeds, runs, tried`` for each group that is settled, or whose
