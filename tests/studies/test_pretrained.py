@@ -199,6 +199,27 @@ def test_times_of_two_stages_leave_the_accuracies_alone(tmp_path: Path, monkeypa
     assert [path.name for path in sorted(tmp_path.glob("*.json"))] == ["tuned_speed.json"]
 
 
+@pytest.mark.parametrize(("more", "pooling"), [([], None), (["--classifier-pooling", "mean"], "mean")])
+def test_the_command_says_what_the_head_reads(
+    tmp_path: Path, more: list[str], pooling: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = list[str | None]()
+
+    def trials(plan: Plan) -> list[Run]:
+        planned.append(plan.pooling)
+        return []
+
+    monkeypatch.setattr("ds_al.studies.pretrained.texts.load_texts", lambda *args, **options: None)
+    monkeypatch.setattr("ds_al.launch.ranks.rank_environment", lambda *args: {})
+    monkeypatch.setattr(Plan, "trials", trials)
+    monkeypatch.setattr(Plan, "chosen", lambda self, results: {})
+    what = ["--adapt", "all", "--data", "imdb", "--pretrained", str(tmp_path), "--json", str(tmp_path / "tuned.json")]
+    monkeypatch.setattr(sys, "argv", ["finetune", *what, *more])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path("run/finetune.py", run_name="__main__")
+    assert planned[0] == pooling, "those that run; the tables ask for both"
+
+
 @pytest.mark.parametrize("script", ["finetune", "perplexity"])
 @pytest.mark.parametrize("more", [["--page", "page.md"], ["--table-only"]])
 def test_a_measurement_of_times_that_would_drop_a_wish_is_refused(
