@@ -227,6 +227,8 @@ def test_a_group_is_drawn_with_its_spread_and_without_failures(tmp_path: Path) -
     assert [file.name for file in files] == ["group.png", "group.svg"]
     assert "greedy, K = 4" in files[1].read_text() and "mse" not in files[1].read_text()
     assert draw_group([failed], tmp_path / "none.png") == []
+    twin = [result for result in results if result["K"] is None]
+    assert twin and draw_group(twin, tmp_path / "none.png") == [], "nothing to compare: panels without a point"
 
 
 def test_a_group_without_test_samples_is_drawn_by_its_validation_accuracy(tmp_path: Path) -> None:

@@ -31,13 +31,13 @@ def draw_group(results: Sequence[Row], path: Path) -> list[Path]:
         path: path of the figure; its suffix is replaced.
 
     Returns:
-        The files: PNG and SVG; empty if no run has a result, or none that all of them have.
+        The files: PNG and SVG; empty if no run has a result, or none that all of them have, or the twin alone has runs.
     """
     from matplotlib.ticker import MaxNLocator
 
     done = [result for result in results if "failure" not in result]
     part = next((part for part in ("test", "validation") if all(r[f"{part}_accuracy"] for r in done)), None)
-    if not done or part is None:
+    if part is None or all(result["K"] is None for result in done):
         return []
     column = f"{part}_accuracy"
     figure, panels = blank(2, 4, size=(19, 8.2))
