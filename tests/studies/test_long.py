@@ -88,6 +88,8 @@ def test_a_group_whose_twin_still_gains_takes_the_last_budget_and_says_so(suite:
     (suite.parent / "budgets.json").write_text(json.dumps({"rows": [row, {**row, "group": "of another sweep"}]}))
     text = explanation(read_sweep(suite), suite.parent)
     assert text.endswith(f"that was tried: {row['group']} (3 epochs: 10.00 points more than 2).")
+    (suite.parent / "budgets.json").write_text(json.dumps({"rows": [{**row, "tried": {"3": 0.7}}]}))
+    assert explanation(read_sweep(suite), suite.parent).endswith(f"that was tried: {row['group']} (3 epochs).")
     (suite.parent / "budgets.json").write_text(json.dumps({"rows": [{"group": row["group"], "epochs": 3}]}))
     assert explanation(read_sweep(suite), suite.parent).endswith("by less than 0.5 points.")
     no_budget = read_sweep(suite).model_copy(update={"budget": None})

@@ -47,9 +47,10 @@ def explanation(sweep: Sweep, folder: Path) -> str:
 
 
 def _beyond(row: Mapping[str, Any]) -> str:
-    """Describes the last gain of a group whose twin has not slowed down."""
-    *_, (before, less), (epochs, more) = sorted((int(n), accuracy) for n, accuracy in row["tried"].items())
-    return f"{row['group']} ({epochs} epochs: {100 * (more - less):.2f} points more than {before})"
+    """Describes the last gain of a group whose twin has not slowed down; one number of epochs alone shows none."""
+    *tried, (epochs, more) = sorted((int(number), accuracy) for number, accuracy in row["tried"].items())
+    gain = f": {100 * (more - tried[-1][1]):.2f} points more than {tried[-1][0]}" if tried else ""
+    return f"{row['group']} ({epochs} epochs{gain})"
 
 
 def trials(
