@@ -435,8 +435,13 @@ def test_the_suites_that_come_along_are_whole(tmp_path: Path) -> None:
         assert list(runs_of(trials[name], folder=folder, seeds=1)) and not waiting(trials[name], folder), name
     for name in ("tune_text", "tune_vision"):
         found = list(runs_of(trials[name], folder=folder, seeds=1))
-        count = {method: sum(c.method == method for c in found) for method in trials[name].groups[0].methods}
-        assert len(set(count.values())) == 1, f"{name} gives methods unequal numbers of trials: {count}"
+        for group in trials[name].groups:
+            own = {
+                method: {c.trial for c in found if (c.group, c.method) == (group.name, method)}
+                for method in group.methods
+            }
+            count = {method: len(names) for method, names in own.items()}
+            assert len(set(count.values())) == 1, f"{name}, {group.name}: unequal numbers of trials: {count}"
         assert not any(run.config["experiment"]["test"] for run in found)
     tuned = {group.name for name in ("tune_text", "tune_vision") for group in trials[name].groups}
     assert {group.tuned for group in trials["small"].groups} <= tuned
