@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,9 +68,8 @@ def _points(axes: Axes, rows: Sequence[Row], place: Place) -> None:
             x, [100 * row["averaged"] for row in local], color=palette.SKY, linestyle="--", marker="s", markersize=4,
             label="mean of all exits",
         )  # fmt: skip
-    middle = statistics.median(x)
     for row, *at in zip(local, x, y, strict=True):
-        side, align = (10, "left") if at[0] > middle else (-10, "right")
+        side, align = (10, "left") if at[0] == max(x) else (-10, "right")
         axes.annotate(
             f"K = {row['layers']}", at, xytext=(side, -5), textcoords="offset points", ha=align, color=look.colour,
             fontsize=11, zorder=5, path_effects=[withStroke(linewidth=4, foreground="white")],
