@@ -12,6 +12,7 @@ import pytest
 
 from ds_al.group_schedule import GROUP_SCHEDULES
 from ds_al.studies.bench.dial import DialCases
+from ds_al.studies.frontier import picture
 from ds_al.studies.results import read
 
 GROUP = "CIFAR-10 (10,000 images), VGG of eight blocks"
@@ -76,3 +77,29 @@ def test_points_and_picture_come_from_stored_files_alone(tmp_path: Path, monkeyp
     assert planned[8]["method"] == "streaming" and planned[8]["time"] > 1.1  # rho of the recipe's bridges
     assert planned[1]["time"] == pytest.approx(planned["bp_zb_h2"]["time"], rel=0.01)
     assert planned["bp_zb_h2"]["memory_bytes"] > 1.2 * planned["bp_zb_h1"]["memory_bytes"]
+
+
+def test_the_picture_puts_no_name_of_a_k_on_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """K = 1 and 2 with nearly the same accuracy and memory once had their names on each other."""
+    names: list[list[Any]] = []
+
+    def boxes(figure: Any, path: Path) -> list[Path]:
+        figure.canvas.draw()
+        for axes in figure.axes:
+            names.append([text.get_window_extent() for text in axes.texts if text.get_text().startswith("K = ")])
+        return []
+
+    monkeypatch.setattr(picture, "save", boxes)
+    of_k = {1: (85.2, 1.38, 9.2), 2: (85.3, 1.19, 8.4), 4: (85.8, 1.17, 4.7), 8: (86.4, 1.14, 2.9)}
+    rows = [
+        {"basis": basis, "kind": "al", "method": "streaming", "layers": k, "stages": 8, "micro_batches": 8,
+         "accuracy": accuracy / 100, "accuracy_sd": 0.003, "averaged": accuracy / 100, "time": time,
+         "memory_bytes": megabytes * 1e6}
+        for basis in ("measured", "planner") for k, (accuracy, time, megabytes) in of_k.items()
+    ]  # fmt: skip
+    rival = {"kind": "rival", "method": "bp_dp", "layers": None, "averaged": None, "time": 2.0, "memory_bytes": 21e6}
+    rows += [{**rows[0], **rival}, {**rows[-1], **rival}]
+    picture.draw_frontier(rows, tmp_path / "frontier.png", title="a Transformer")
+    assert [len(of_panel) for of_panel in names] == [4, 4, 4]
+    for of_panel in names:
+        assert not [one for one in of_panel if one.count_overlaps(of_panel) > 1]  # the one is the name itself
