@@ -2,7 +2,8 @@
 
 ``"experiment": {"recipe": "ours", ...}`` sets the model's ``al_options`` and the ``"optimizer"``; values of the config
 have precedence. ``ours`` was chosen by validation accuracy for each kind of network, ``many_classes`` for 100 classes;
-docs/accuracy.md explains their parts and reports the runs that judge them. A ``bp_*`` method uses the optimizer and the
+docs/accuracy.md explains their parts and reports the runs that judge them. A Transformer of more than four blocks has a
+lower rate: at that of four, layers of several blocks stay at chance. A ``bp_*`` method uses the optimizer and the
 objective's ``label_smoothing``, so that the twin has the same settings.
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 from ds_al.config.base import BLOCK
 from ds_al.config.methods import BACKPROP_METHODS
 from ds_al.errors import ALConfigError
+from ds_al.models.presets import PRESETS
 
 # Muon steps convolutions and inner linear layers; classifiers, codes, norms and embeddings by AdamW.
 _MUON: dict[str, Any] = {"type": "MuonAdamW", "params": {"lr": 0.05, "adamw_lr": 0.01}}
@@ -39,12 +41,17 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "vgg": {"optimizer": _MUON, "al_options": _WIDE},
         "resnet": {"optimizer": _MUON, "al_options": {**_VISION, "bridge_width": 0.5}},
         "mlp": {"optimizer": _MUON, "al_options": {"objective": _DECODED}},
-        "transformer": {"optimizer": _adamw(0.03), "al_options": _PUBLISHED_TEXT},
+        "transformer": {"optimizer": _adamw(0.03), "deep_optimizer": _adamw(0.01), "al_options": _PUBLISHED_TEXT},
         "lstm": {"optimizer": _adamw(0.01), "al_options": _BLOCKS},
     },
     "many_classes": {"vgg": {"optimizer": _MUON, "al_options": _MANY}},
 }
-"""``optimizer`` and ``al_options`` by name of the recipe and of the model."""
+"""``optimizer`` and ``al_options`` by name of the recipe and of the model.
+
+``deep_optimizer``, if there is one, is for more than :data:`FEW_BLOCKS` blocks.
+"""
+FEW_BLOCKS = 4
+"""The largest number of blocks that the rates of ``optimizer`` were chosen for."""
 
 
 def with_recipe(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +76,8 @@ def with_recipe(config: Mapping[str, Any]) -> dict[str, Any]:
         )
     recipe = copy.deepcopy(RECIPES[name][model["name"]])
     if full.get("optimizer") is None:
-        full["optimizer"] = recipe["optimizer"]
+        deep = recipe.get("deep_optimizer", recipe["optimizer"])
+        full["optimizer"] = deep if _blocks(model) > FEW_BLOCKS else recipe["optimizer"]
     own = model.get("al_options", {})
     smoothing = recipe["al_options"]["objective"].get("label_smoothing")
     backprop = str(full.get(BLOCK, {}).get("method", "")) in BACKPROP_METHODS
@@ -78,6 +86,15 @@ def with_recipe(config: Mapping[str, Any]) -> dict[str, Any]:
     model["al_options"] = {**recipe["al_options"], **own}
     model["al_options"]["objective"] = _objective(own.get("objective", {}), recipe["al_options"]["objective"])
     return full
+
+
+def _blocks(model: Mapping[str, Any]) -> int:
+    """Returns the number of blocks that a config gives a model; 0 if it gives none, or no number."""
+    options = model.get("options")
+    options = options if isinstance(options, Mapping) else {}
+    preset = PRESETS.get(str(model.get("name")), {}).get(str(options.get("preset")), {})
+    blocks = {**preset, **options}.get("num_blocks")
+    return blocks if isinstance(blocks, int) else 0
 
 
 def _objective(own: str | Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,22 @@ def test_another_objective_takes_none_of_its_options(objective: Any) -> None:
     assert full["experiment"]["model"]["al_options"]["objective"] == {"name": "greedy"}
 
 
+@pytest.mark.parametrize(
+    ("options", "lr"),
+    [
+        ({}, 0.03), ({"preset": "small"}, 0.03), ({"num_blocks": 4}, 0.03),
+        ({"preset": "deep"}, 0.01), ({"preset": "small", "num_blocks": 6}, 0.01),
+        ({"preset": "deep", "num_blocks": 2}, 0.03),
+    ],
+)  # fmt: skip
+def test_a_transformer_of_many_blocks_has_a_lower_rate(options: dict[str, Any], lr: float) -> None:
+    """At 0.03 a layer of eight blocks once stayed at chance, without a word."""
+    full = with_recipe(config({"name": "transformer", "options": options}))
+    assert full["optimizer"]["params"]["lr"] == lr
+    own = {"type": "AdamW", "params": {"lr": 0.5}}
+    assert with_recipe(config({"name": "transformer", "options": options}, optimizer=own))["optimizer"] == own
+
+
 def test_mistakes_are_named() -> None:
     with pytest.raises(ALConfigError, match="'theirs': expected one of ours, many_classes"):
         with_recipe({"experiment": {"recipe": "theirs", "model": {"name": "vgg"}}})
