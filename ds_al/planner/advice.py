@@ -158,7 +158,7 @@ def _told(each: Prediction, wishes: Wishes, micro_batch: int | None) -> str:
 def _accuracy_notes(predictions: Sequence[Prediction], wishes: Wishes) -> list[str]:
     tried = sorted({each.layers for each in predictions if each.layers is not None})
     if not wishes.accuracy:
-        return ["No accuracy over K is given (--accuracy): it falls with K, and the advice is by time and memory."]
+        return ["No accuracy over K is given (--accuracy). It falls with K on images; advice is by time and memory."]
     unknown = [str(k) for k in tried if k not in wishes.accuracy and k > 1]
     below = [str(k) for k in tried if wishes.accuracy.get(k, 0.0) < -wishes.loss]
     return [

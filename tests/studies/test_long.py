@@ -130,6 +130,7 @@ def test_a_sitting_estimates_its_time_and_leaves_what_does_not_fit(tmp_path: Pat
     assert expected_seconds(run("mse", "B"), found) is None
     text = time_left([run("mse"), run("mse", "B")], found, jobs=2)
     assert text == "2 runs left, about 2 min with 2 at a time, and 1 whose time is not known yet"
+    assert time_left([run("mse")], {}, jobs=2) == "1 runs left, whose time is not known yet, 2 at a time"  # not 0 min
     ended: list[Run] = []
     file = RunFile(tmp_path / "a.runs.jsonl")
     execute(

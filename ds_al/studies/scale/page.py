@@ -103,8 +103,8 @@ stages lets a stage run ahead while its successor is late."""
 _LIMITS = """\
 ## Limits of these predictions
 
-* **Accuracy.** Accuracy falls with K, and unless K is named each stage is one AL layer (K = P). The accuracy cost of a
-  hundred local objectives is unknown, and no planner predicts it.
+* **Accuracy.** On images accuracy falls with K ([dial.md](dial.md#what-k-buys)); unless K is named, each stage is one
+  AL layer (K = P). The accuracy cost of a hundred local objectives is unknown, and no planner predicts it.
 * **Split backward passes.** `zb_h1` and `zb_h2` are predicted without the processor time that splitting costs, and with
   half of a backward for the gradients of weights.
 * **rho at that depth.** rho is assumed, for a light bridge; [models.md](models.md) counts the cost of bridges.

@@ -108,6 +108,8 @@ def time_left(runs: Sequence[Run], found: Mapping[str, Result], *, jobs: int) ->
     expected = [expected_seconds(run, found) for run in runs]
     known = [seconds for seconds in expected if seconds is not None]
     unknown = len(expected) - len(known)
+    if not known:
+        return f"{len(runs)} runs left, whose time is not known yet, {jobs} at a time"
     minutes = sum(known) / jobs / 60
     told = f"{len(runs)} runs left, about {minutes:.0f} min with {jobs} at a time"
     return told + (f", and {unknown} whose time is not known yet" if unknown else "")
