@@ -124,6 +124,12 @@ def test_accuracies_are_those_of_the_method_that_validation_prefers() -> None:
         Accuracies.of([], group="VGG")
 
 
+def test_a_method_that_has_run_at_one_k_alone_is_not_preferred_to_a_whole_curve() -> None:
+    """The sweep was stopped after the first run of the recipe, and the frontier consisted of that one point."""
+    known = accuracies(greedy={1: 0.80, 2: 0.79, 4: 0.78}, recipe={1: 0.81})
+    assert known.best == "greedy" and known.points() == pytest.approx({1: 0.0, 2: -1.0, 4: -2.0})
+
+
 def test_the_advice_keeps_to_memory_and_accuracy() -> None:
     """Eight stages, few micro-batches: streaming is fastest, K = 2 is accurate enough, a link and memory decide."""
     work = Work(

@@ -79,6 +79,18 @@ def test_points_and_picture_come_from_stored_files_alone(tmp_path: Path, monkeyp
     assert planned["bp_zb_h2"]["memory_bytes"] > 1.2 * planned["bp_zb_h1"]["memory_bytes"]
 
 
+def curve(of_k: dict[int, tuple[float, float, float]], **rival: Any) -> list[dict[str, Any]]:
+    """Returns rows of K by accuracy, time and megabytes, and of one rival."""
+    rows: list[dict[str, Any]] = [
+        {"basis": basis, "kind": "al", "method": "streaming", "layers": k, "stages": 8, "micro_batches": 8,
+         "accuracy": accuracy / 100, "accuracy_sd": 0.003, "averaged": accuracy / 100, "time": time,
+         "memory_bytes": megabytes * 1e6}
+        for basis in ("measured", "planner") for k, (accuracy, time, megabytes) in of_k.items()
+    ]  # fmt: skip
+    rival = {"kind": "rival", "layers": None, "averaged": None, **rival}
+    return [*rows, {**rows[0], **rival}, {**rows[-1], **rival}]
+
+
 def test_the_picture_puts_no_name_of_a_k_on_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """K = 1 and 2 with nearly the same accuracy and memory once had their names on each other."""
     names: list[list[Any]] = []
@@ -91,15 +103,31 @@ def test_the_picture_puts_no_name_of_a_k_on_another(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(picture, "save", boxes)
     of_k = {1: (85.2, 1.38, 9.2), 2: (85.3, 1.19, 8.4), 4: (85.8, 1.17, 4.7), 8: (86.4, 1.14, 2.9)}
-    rows = [
-        {"basis": basis, "kind": "al", "method": "streaming", "layers": k, "stages": 8, "micro_batches": 8,
-         "accuracy": accuracy / 100, "accuracy_sd": 0.003, "averaged": accuracy / 100, "time": time,
-         "memory_bytes": megabytes * 1e6}
-        for basis in ("measured", "planner") for k, (accuracy, time, megabytes) in of_k.items()
-    ]  # fmt: skip
-    rival = {"kind": "rival", "method": "bp_dp", "layers": None, "averaged": None, "time": 2.0, "memory_bytes": 21e6}
-    rows += [{**rows[0], **rival}, {**rows[-1], **rival}]
+    rows = curve(of_k, method="bp_dp", time=2.0, memory_bytes=21e6)
     picture.draw_frontier(rows, tmp_path / "frontier.png", title="a Transformer")
     assert [len(of_panel) for of_panel in names] == [4, 4, 4]
     for of_panel in names:
         assert not [one for one in of_panel if one.count_overlaps(of_panel) > 1]  # the one is the name itself
+
+
+@pytest.mark.parametrize(
+    "near", [{1: 80.4, 2: 80.2}, {1: 79.9, 2: 79.7}], ids=["half of the points are above", "all are below"]
+)
+def test_the_picture_puts_no_name_of_a_rival_on_a_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near: dict[int, float]
+) -> None:
+    """The name of zero bubble hid the point of K = 1, above it, at nearly the same time and memory."""
+    hidden: list[bool] = []
+
+    def look(figure: Any, path: Path) -> list[Path]:
+        figure.canvas.draw()
+        for axes, x in zip(figure.axes, (1.4, 1.4, 19.4), strict=True):
+            box = next(text for text in axes.texts if text.get_text() == "bp_zb_h1").get_window_extent()
+            hidden.append(box.padded(5).contains(*axes.transData.transform([x, near[1]])))
+        return []
+
+    monkeypatch.setattr(picture, "save", look)
+    of_k = {1: (near[1], 1.4, 19.4), 2: (near[2], 1.19, 17.4), 4: (78.6, 1.17, 9.6), 8: (77.8, 1.14, 5.0)}
+    rows = curve(of_k, method="bp_zb_h1", accuracy=0.8005 if near[1] > 80 else 0.802, time=1.4, memory_bytes=19.4e6)
+    picture.draw_frontier(rows, tmp_path / "frontier.png", title="a ResNet")
+    assert hidden == [False, False, False]

@@ -15,7 +15,7 @@ Axes = Any
 Place = Callable[[Row], float]
 _TITLES = {"measured": "time per sample, measured, stages that sleep", "planner": "time per sample, planner"}
 _TIME = "times an ideal back-propagation pipeline"
-_LEVELS = 3  # heights of the names of rivals, one above the other
+_LEVELS = 3  # distances of the names of rivals, one above or below the other
 
 
 def draw_frontier(rows: Sequence[Row], path: Path, *, title: str) -> list[Path]:
@@ -48,7 +48,7 @@ def _finish(axes: Axes, first: Row, title: str, label: str) -> None:
     axes.set_title(f"{title}\nP = {first['stages']}, M = {first['micro_batches']}", loc="left", fontsize=11)
     axes.set_xlabel(label, fontsize=11)
     bare(axes)
-    axes.margins(0.15, 0.28)
+    axes.margins(0.15, 0.36)
 
 
 def _points(axes: Axes, rows: Sequence[Row], place: Place) -> None:
@@ -77,9 +77,11 @@ def _points(axes: Axes, rows: Sequence[Row], place: Place) -> None:
     rivals = sorted((row for row in rows if row["kind"] == "rival"), key=place)
     for number, row in enumerate(rivals):
         style, at = palette.METHODS[row["method"]], [place(row), 100 * row["accuracy"]]
+        away = 1 if 2 * sum(each >= at[1] for each in y) < len(y) else -1  # where fewer of the K points are
         axes.plot(*at, color=style.colour, marker=style.marker, markersize=9, linestyle="")
         axes.annotate(
-            row["method"], at, xytext=(0, 12 + 13 * (number % _LEVELS)), textcoords="offset points", ha="center",
-            color=style.colour, fontsize=9, path_effects=[withStroke(linewidth=3, foreground="white")],
+            row["method"], at, xytext=(0, away * (18 + 13 * (number % _LEVELS))), textcoords="offset points",
+            ha="center", va="center", color=style.colour, fontsize=9,
+            path_effects=[withStroke(linewidth=3, foreground="white")],
             arrowprops={"arrowstyle": "-", "color": style.colour, "alpha": 0.4},
         )  # fmt: skip

@@ -50,13 +50,20 @@ class Accuracies:
 
     @property
     def best(self) -> str:
-        """The method with the best validation accuracy, mean over the K that all methods have."""
-        common = set.intersection(*({row["K"] for row in rows} for rows in self.methods.values()))
+        """The method with the best validation accuracy, mean over the K that all have, among those with the most runs:
+        a sweep that was stopped has methods that ran at some K or seeds alone."""
+
+        def runs(name: str) -> int:
+            return sum(row["seeds"] for row in self.methods[name])
+
+        most = max(map(runs, self.methods))
+        complete = [name for name in self.methods if runs(name) == most]
+        common = set.intersection(*({row["K"] for row in self.methods[name]} for name in complete))
 
         def score(name: str) -> float:
             return statistics.mean(row["validation_accuracy"] for row in self.methods[name] if row["K"] in common)
 
-        return max(self.methods, key=score) if common else next(iter(self.methods))
+        return max(complete, key=score) if common else complete[0]
 
     def points(self, method: str | None = None) -> dict[int, float]:
         """Returns the last exit's difference to the twin in points, by K; by default of the :attr:`best` method."""
