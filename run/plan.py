@@ -181,7 +181,10 @@ def _wishes(args: argparse.Namespace) -> tuple[Wishes, list[str]]:
     if not args.accuracy:
         return Wishes(memory_bytes=memory), []
     known = Accuracies.of(read(args.accuracy).rows, group=args.accuracy_group)
-    told = f"Accuracies of {args.accuracy}: {known.group}, `{known.best}`, the best on validation samples."
+    told = (
+        f"Accuracies of {args.accuracy}: {known.group}, `{known.best}`, the best on validation samples among the "
+        "methods with the most runs."
+    )
     return Wishes(memory, known.points(), args.loss), [told]
 
 
