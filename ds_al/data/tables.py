@@ -66,24 +66,33 @@ def find(
             holds something else than it has to, or not the same in all parts.
     """
     known = KNOWN.get(name)
-    if path is not None:
-        parts = read_folder(path)
-    else:
-        tables = hub.load(known.hub if known else name, cache=cache)
-        parts = {PARTS[key]: StoredPart(PARTS[key], table) for key, table in tables.items() if key in PARTS}
-    if "train" not in parts:
-        raise ALDataError(f"data set {name!r} has the parts {sorted(parts)}: expected train and test")
+    parts = _published(known.hub if known else name, cache) if path is None else read_folder(path)
     train = parts["train"].table
     y = _label_column(train, name, asked=label_column, known=known.y if known else None)
     if "validation" in parts and ("test" not in parts or _is_unlabelled(parts["test"].table, y)):
         parts["test"] = parts.pop("validation")
-    if "test" not in parts:
-        raise ALDataError(f"data set {name!r} has the parts {sorted(parts)}: expected train and test")
     asked: dict[Kind, str | None] = {"image": image_column, "text": text_column}
     kind, x = _x_column(train, name, asked=asked, known=known, y=y)
     for part in parts.values():
         _check_columns(part, parts["train"], name, kind=kind, x=x, y=y)
     return DatasetTables(kind=kind, parts=parts, x=x, y=y, classes=_classes(parts, y, name, path))
+
+
+def _published(name: str, cache: Path | None) -> dict[str, StoredPart]:
+    """Returns the parts of a data set of the hub, without those that are for something else, such as unlabelled texts.
+
+    Raises:
+        ALDataError: it has no train part, nothing to test on, or several parts of one kind.
+    """
+    tables = hub.load(name, cache=cache)
+    kinds = [PARTS[key] for key in tables if key in PARTS]
+    if "train" not in kinds or len(kinds) == 1 or len(set(kinds)) < len(kinds):
+        raise ALDataError(
+            f"data set {name!r} has the parts {', '.join(tables)}: expected train, and test or validation, each once; "
+            "store those that are meant as parquet files of these names, and set experiment.data.path, or --data-path, "
+            "to their folder"
+        )
+    return {PARTS[key]: StoredPart(PARTS[key], table) for key, table in tables.items() if key in PARTS}
 
 
 def _is_unlabelled(table: datasets.Dataset, y: str) -> bool:

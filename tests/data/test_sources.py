@@ -84,6 +84,20 @@ def test_a_set_of_the_hub_is_asked_for_by_its_hub_name(tmp_path: Path, monkeypat
     assert len(splits.test) == 6 and len(splits.train) + len(splits.validation) == 8
 
 
+@pytest.mark.parametrize(
+    "parts", [("train", "validation_matched", "validation_mismatched"), ("train", "dev", "valid"), ("test", "dev")]
+)
+def test_a_set_of_the_hub_with_other_parts_is_refused_with_their_names(
+    parts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error listed the parts that are known alone, and of two validation parts one was used without a word."""
+    table = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    monkeypatch.setattr(hub, "reachable", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(dict.fromkeys(parts, table)))
+    with pytest.raises(ALDataError, match=f"has the parts {', '.join(parts)}: expected train"):
+        load_data(DataConfig(name="someone/set"), seed=0)
+
+
 def test_an_unlabelled_part_beside_train_and_test_is_left_out(tmp_path: Path) -> None:
     write_texts(tmp_path)
     write(tmp_path, "unsupervised", text=["x"], label=[-1])
