@@ -238,13 +238,14 @@ class Job:
         self.form.at_stop(engine, lambda: self._save_at_stop(epoch))
         engine.reset_stats()
         end = epoch * self.budget.batches_per_epoch + self.budget.batches(epoch)
-        since = time.perf_counter()
+        logged, since = before, time.perf_counter()
         for batch in range(before + 1, end + 1):
             self._train_batch()
             observers.batch(epoch, self._snapshot)
             if self.writes and batch % self.experiment.log_every == 0:
-                observers.logged(self._row(epoch, batch, seconds=time.perf_counter() - since))
-                since = time.perf_counter()
+                rate = (batch - logged) * self.sizes.samples / (time.perf_counter() - since)
+                observers.logged(self._row(epoch, batch, samples_per_second=rate))
+                logged, since = batch, time.perf_counter()
             within = self.experiment.checkpoint_batches
             if within is not None and batch % within == 0 and batch != end:
                 self._save(f"batch_{batch}", complete=False, epochs=epoch)
@@ -277,15 +278,13 @@ class Job:
             self.engine.train_batch()
         self._peak_activation_bytes = meter.peak_bytes
 
-    def _row(self, epoch: int, batch: int, *, seconds: float) -> dict[str, Any]:
-        """What is logged of the latest batches, which took so many seconds."""
-        every = self.experiment.log_every
-        batches = min(every, batch - epoch * self.budget.batches_per_epoch)
+    def _row(self, epoch: int, batch: int, *, samples_per_second: float) -> dict[str, Any]:
+        """What is logged after a batch, of those since the last row of this epoch."""
         return {
             "epoch": epoch + 1,
             "batch": batch,
             "learning_rate": self.engine.get_lr()[0],
-            "samples_per_second": batches * self.sizes.samples / seconds,
+            "samples_per_second": samples_per_second,
             **self.form.batch_losses(self.engine),
         }
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from tests.support.ranks import run_ranks
 
 BATCHES = 60
 """Of 45 in an epoch."""
+BATCH = CONFIG["train_micro_batch_size_per_gpu"] * CONFIG["gradient_accumulation_steps"]
 
 
 def job(method: str, folder: str, name: str, *, al: Mapping[str, Any] | None = None, **options: Any) -> Any:
@@ -58,9 +60,14 @@ def interrupted(*, method: str, folder: str) -> tuple[State, list[Any]]:
 
 
 def resumed(*, method: str, folder: str, checkpoints: str) -> tuple[State, list[dict[str, Any]]]:
-    """Worker: the state of a run that goes on from a checkpoint, and its rows."""
+    """Worker: the state of a run that goes on from a checkpoint, and its rows; its batches take a second each."""
+    from ds_al.experiment import job as module
+
     after = job(method, folder, "resumed", resume=checkpoints)
-    after.run()
+    clock = SimpleNamespace(perf_counter=lambda: after.engine.global_samples / after.sizes.samples)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "time", clock)
+        after.run()
     rows = (after.info.folder / "metrics.jsonl").read_text().splitlines()
     return state(after, method), [json.loads(row) for row in rows]
 
@@ -110,6 +117,8 @@ def test_a_signal_on_one_rank_stops_all_after_the_same_batch_and_the_run_goes_on
     options = {"method": method, "folder": str(tmp_path), "checkpoints": str(checkpoints)}
     after, rows = zip(*run_ranks(f"{__name__}:resumed", 2, **options), strict=True)
     assert different(merge(list(whole)), merge(list(after))) == []
+    # The first row counted the batches since the last one, of which the stopped run had trained some.
+    assert {row["samples_per_second"] for row in rows[0] if row["kind"] == "log"} == {BATCH}
     if method == "streaming":
         assert [row["batch"] for row in rows[0] if row["kind"] == "batch"] == list(range(1, BATCHES + 1))
 
