@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 
 from ds_al.errors import ALConfigError
+from ds_al.figures.terminal import Console
 from ds_al.launch.ranks import RankFailure
 from ds_al.studies.bench import guard
 from ds_al.studies.bench.again import measure_again, time_sleeping

@@ -13,9 +13,8 @@ import argparse
 import sys
 import time
 
-from rich.console import Console
-
 from ds_al.errors import ALError
+from ds_al.figures.terminal import Console
 from ds_al.studies.results import header, write
 from ds_al.studies.runs import RunFile
 from ds_al.studies.sweep.arguments import TRAIN, add_sweep

@@ -14,9 +14,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from ds_al.errors import ALError
+from ds_al.figures.terminal import Console
 from ds_al.studies.sweep.arguments import TRAIN, add_sweep
 from ds_al.studies.sweep.output import Output
 from ds_al.studies.sweep.sitting import Sitting

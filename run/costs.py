@@ -14,9 +14,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ds_al.experiment.recipes import RECIPES
+from ds_al.figures.terminal import Console
 from ds_al.studies.bench.costs import cost_rows
 from ds_al.studies.bench.recipe_time import measure_recipe
 from ds_al.studies.results import header, write

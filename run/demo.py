@@ -13,8 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rich.console import Console
-
+from ds_al.figures.terminal import Console
 from ds_al.studies.bench.arguments import positive
 from ds_al.studies.demo import demonstrate
 from ds_al.system.arguments import output_file

@@ -20,9 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ds_al.errors import ALError
+from ds_al.figures.terminal import Console
 from ds_al.launch.ranks import RankFailure, free_port, rank_environment
 from ds_al.studies.bench.arguments import names, numbers, positive
 from ds_al.studies.pretrained.page import speed_of, write_tables

@@ -13,9 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from ds_al.errors import ALError
+from ds_al.figures.terminal import Console
 from ds_al.studies.bench.arguments import numbers, positive
 from ds_al.studies.frontier.picture import draw_frontier
 from ds_al.studies.frontier.points import frontier

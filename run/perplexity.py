@@ -17,9 +17,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from ds_al.errors import ALError
+from ds_al.figures.terminal import Console
 from ds_al.launch.ranks import free_port, rank_environment
 from ds_al.studies.bench.arguments import positive
 from ds_al.studies.language.corpus import Corpus, load_corpus

@@ -23,10 +23,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
-
 from ds_al.config.base import read_file
 from ds_al.errors import ALConfigError, ALError
+from ds_al.figures.terminal import Console
 from ds_al.planner import (
     COMPARED,
     METHODS,

@@ -28,8 +28,7 @@ else:
     from functools import partial
     from pathlib import Path
 
-    from rich.console import Console
-
+    from ds_al.figures.terminal import Console
     from ds_al.launch.ranks import RankFailure
     from ds_al.models import AL_MODELS
     from ds_al.studies.bench.arguments import names, numbers, positive

@@ -14,8 +14,7 @@ import argparse
 import os
 from dataclasses import asdict
 
-from rich.console import Console
-
+from ds_al.figures.terminal import Console
 from ds_al.studies.bench.arguments import numbers, positive
 from ds_al.studies.results import Row, header, read, write
 from ds_al.studies.scale import page as scale_page

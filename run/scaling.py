@@ -22,9 +22,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ds_al.errors import ALError
+from ds_al.figures.terminal import Console
 from ds_al.launch.ranks import RankFailure
 from ds_al.models import AL_MODELS
 from ds_al.planner import StageCost

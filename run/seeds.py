@@ -15,8 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from ds_al.figures.terminal import Console
 from ds_al.launch.ranks import free_port
 from ds_al.studies.results import header, write
 from ds_al.studies.tables.write import Column, listed, terminal

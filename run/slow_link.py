@@ -14,8 +14,7 @@ import signal
 import sys
 from typing import Any
 
-from rich.console import Console
-
+from ds_al.figures.terminal import Console
 from ds_al.launch.ranks import RankFailure
 from ds_al.studies.bench.arguments import numbers, positive
 from ds_al.studies.bench.namespaces import NotAllowed

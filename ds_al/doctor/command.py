@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ds_al.doctor.abilities import abilities
 from ds_al.doctor.finding import Finding, one_line
 from ds_al.doctor.machine import compilation, machine, tools
 from ds_al.doctor.software import IMPORT_FAILS, software
+from ds_al.figures.terminal import Console
 
 _STYLES: dict[str, str] = {"ok": "green", "limited": "yellow", "no": "red"}
 
@@ -85,9 +85,9 @@ def _quiet() -> Iterator[None]:
 def _print(rows: list[Finding]) -> None:
     table = Table("item", "value", "status", "remark", box=box.SIMPLE_HEAD)
     for row, following in zip(rows, [*rows[1:], None], strict=True):
-        status = f"[{_STYLES[row.status]}]{row.status}[/]"
+        status = Text(row.status, _STYLES[row.status])
         ends = following is not None and following.group != row.group
-        table.add_row(escape(row.item), escape(row.value), status, escape(row.remark), end_section=ends)
+        table.add_row(row.item, row.value, status, row.remark, end_section=ends)
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     broken = [row.item for row in rows if row.essential and row.status == "no"]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
@@ -16,6 +16,7 @@ from rich.text import Text
 from ds_al.config.methods import BACKPROP_METHODS, EMULATED
 from ds_al.experiment.live import Averages, advice, slowest, stage_table
 from ds_al.experiment.observer import Observer, RunInfo, Snapshot, stage_means
+from ds_al.figures.terminal import Console
 from ds_al.trace import Event
 
 
@@ -58,7 +59,7 @@ class Display(Observer):
             soft_wrap=True,
         )
         if info.partition_table:
-            self.console.print(info.partition_table, highlight=False, markup=False, soft_wrap=True)
+            self.console.print(info.partition_table, highlight=False, soft_wrap=True)
         self._drawn = self._started = time.perf_counter()
         if self.console.is_terminal:
             self._live.start()

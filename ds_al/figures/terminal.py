@@ -1,13 +1,28 @@
-"""Writes tables for the terminal."""
+"""Consoles, and tables for them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
-from rich import box
+from rich import box, console
 from rich.table import Table as RichTable
 
 from ds_al.figures.parts import Table
+
+
+class Console(console.Console):
+    """A console that prints text as it is.
+
+    Rich takes ``[fast]`` in the name of a run or of a folder for a style, leaves it out, and raises for ``[/fast]``; it
+    replaces ``:100:`` by a picture.
+
+    Args:
+        options: of rich's console.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
 
 
 def table(content: Table, *, title: str, sections: Collection[int] = ()) -> RichTable:

@@ -14,12 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from ds_al.experiment.live import stage_table
+from ds_al.figures.terminal import Console
 from ds_al.figures.timeline import draw
 from ds_al.launch.ranks import free_port
 from ds_al.studies.bench.recovery_job import Ended, Job, launch, lines, result
@@ -59,14 +60,14 @@ def demonstrate(folder: Path, picture: Path, console: Console, *, batches: int) 
     *streaming, (title, backprop) = jobs.items()
     for name, _ in streaming:
         if ended[name].exits[-1][1]:
-            console.print(ended[name].output[-3000:], markup=False, highlight=False)
+            console.print(ended[name].output[-3000:], highlight=False)
             return False
     own, other = (result(Path(job.folder)) for _, job in streaming)
     console.print(_compared(own, other))
     code, done = ended[title].exits[-1][1], _position(lines(Path(backprop.folder), 0))
     console.print(f"1F1B: the launcher ended with exit code {code} after {done} of {total} micro-batches")
     if not done:
-        console.print(ended[title].output[-3000:], markup=False, highlight=False)
+        console.print(ended[title].output[-3000:], highlight=False)
         return False
     draw([timeline(name, job) for name, job in jobs.items()], picture)
     console.print(f"picture: {picture}")

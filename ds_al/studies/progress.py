@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ds_al.figures.terminal import Console
 
 
 class Bar:
@@ -15,7 +16,7 @@ class Bar:
 
     def __init__(self, console: Console, total: float) -> None:
         self.console, self.total = console, total
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("left"), TimeRemainingColumn()
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("left"), TimeRemainingColumn()
         self._progress = Progress(*columns, console=console, transient=True)
 
     def __enter__(self) -> Bar:

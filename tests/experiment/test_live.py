@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from ds_al.config.associated_learning import ALConfig
 from ds_al.experiment.display import Display
 from ds_al.experiment.forms import form_of
 from ds_al.experiment.live import Averages, Slowest, advice, slowest
 from ds_al.experiment.observer import Snapshot
+from ds_al.figures.terminal import Console
 from ds_al.trace import Report, StageMeter, StageMetrics
 from tests.support.runs import run_info
 

@@ -231,6 +231,13 @@ def test_a_group_is_drawn_with_its_spread_and_without_failures(tmp_path: Path) -
     assert twin and draw_group(twin, tmp_path / "none.png") == [], "nothing to compare: panels without a point"
 
 
+def test_a_method_is_drawn_by_its_name(tmp_path: Path) -> None:
+    """Two dollar signs made a formula of what is between them, and an error of what is none."""
+    results = [result("bp", 0, 0.8), result("adds $x_{2$", 0, 0.7, layers=2)]
+    _, drawn = draw_group(results, tmp_path / "group.png")
+    assert "adds $x_{2$, K = 2" in drawn.read_text()
+
+
 def test_a_group_without_test_samples_is_drawn_by_its_validation_accuracy(tmp_path: Path) -> None:
     """It once ended in a TypeError, after all of its runs."""
     untested: dict[str, Any] = {"test_accuracy": None, "averaged_accuracy": None, "early_exit": []}
@@ -424,6 +431,23 @@ def test_the_page_says_what_is_missing_and_compares_finished_rows_alone(tmp_path
     assert "| -11.00 |" in finished and "| - |" in unfinished and "-10" not in unfinished
     assert "Runs of 2026-01-01 to 2026-01-02, 2 cores (X)." in whole
     assert "](results/tiny-1.png)" in page and "60.00 at 50 %" in whole
+
+
+def test_one_layer_stands_beside_several_where_a_group_has_it(tmp_path: Path) -> None:
+    """Without K = 1 a page credits local training with what the losses and the head do."""
+    every = sweep(tmp_path, SUITE.replace("stages: [1, 2]", "stages: [1]"), seeds=1)
+    one = result("mse", 0, 0.85, layers=1, averaged_accuracy=[0.85])
+    two = result("mse", 0, 0.86, layers=2, averaged_accuracy=[0.86, 0.87])
+
+    def page(*results: dict[str, Any]) -> str:
+        return results_page(
+            every, [False for _ in every], waits=[], pictures={}, table=rows([result("bp", 0, 0.80), *results]),
+            header={"command": "", "date": "", "versions": {}, "machine": {"cores": 2, "cpu": "X"}}, seeds=1,
+            page=tmp_path / "results.md", groups_page=tmp_path / "results_groups.md",
+        )  # fmt: skip
+
+    assert "| `mse` | +5.00 | +6.00 (+7.00) |" in page(one, two) and "K = 1 is exact back-propagation" in page(one, two)
+    assert "| `mse` | +6.00 (+7.00) |" in page(two) and "K = 1" not in page(two)
 
 
 def test_the_suites_that_come_along_are_whole(tmp_path: Path) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rich.console import Console
-
+from ds_al.figures.terminal import Console
 from ds_al.studies.bench.cases import Row, SleepingCases, measure_sleeping
 from ds_al.studies.bench.guard import GuardError
 from ds_al.studies.bench.overhead import measure_overhead

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
-from rich.console import Console
-
 from ds_al.figures import charts, timeline
+from ds_al.figures.terminal import Console
 from ds_al.studies.bench.cases import Row
 from ds_al.studies.bench.profile import ProfileCases, Runs, profile_rows, record_runs, typical
 from ds_al.studies.progress import Bar

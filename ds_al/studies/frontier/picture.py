@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_al.figures import palette
-from ds_al.figures.pictures import bare, blank, legend, save
+from ds_al.figures.pictures import bare, blank, legend, plain, save
 from ds_al.studies.results import Row
 from ds_al.studies.tables.write import groups
 
@@ -39,7 +39,7 @@ def draw_frontier(rows: Sequence[Row], path: Path, *, title: str) -> list[Path]:
     _points(memory, counted, lambda row: row["memory_bytes"] / 1e6)
     _finish(memory, counted[0], "memory of the fullest stage, planner", "MB")
     times[0].set_ylabel("test accuracy, %", fontsize=11)
-    figure.suptitle(title, fontsize=13, x=0.01, ha="left")
+    figure.suptitle(plain(title), fontsize=13, x=0.01, ha="left")
     legend(figure, times[0], "outside lower center", columns=2, size=11)
     return save(figure, path)
 

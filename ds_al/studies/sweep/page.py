@@ -33,6 +33,11 @@ Difference to the twin in test accuracy, in points: of the last exit, and in bra
 whose bridges training needs in any case. Of several twins the one with the best validation accuracy counts. *FLOPs* are
 counted over forward and backward at the largest K, relative to the twin's. A dash: fewer than {seeds} seeds, which
 support no conclusion.
+{whole}"""
+
+WHOLE = """\
+K = 1 is exact back-propagation through all blocks with a method's losses and head: what K = 2 and more differ from it
+is due to local training, what it differs from the twin is not.
 """
 
 GROUPS = """\
@@ -97,7 +102,7 @@ def results_page(
     blocks: list[Table | str] = [
         INTRODUCTION.format(groups=groups_page.name),
         textwrap.fill(budget or FIXED, 118),
-        DECISION.format(seeds=seeds),
+        DECISION.format(seeds=seeds, whole=WHOLE if any(row["K"] == 1 for row in table) else ""),
         tables.decision(table, seeds=seeds),
         "## Runs", tables.missing(asked, waits), "## Figures",
     ]  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_al.figures import palette
-from ds_al.figures.pictures import blank, finish, save
+from ds_al.figures.pictures import blank, finish, plain, save
 from ds_al.studies.results import Row
 from ds_al.studies.sweep.table import times_count, twins_of
 from ds_al.studies.tables.write import groups
@@ -51,7 +51,7 @@ def draw_group(results: Sequence[Row], path: Path) -> list[Path]:
         method, layers = own[0]["suite_method"], own[0]["K"]
         dash = palette.DASHES[(0 if layers is None else depths.index(layers)) % len(palette.DASHES)]
         style = {**method_look(methods.index(method)), "linestyle": dash, "markersize": 4, "linewidth": 1.5}
-        label = method if layers is None else f"{method}, K = {layers}"
+        label = plain(method) if layers is None else f"{plain(method)}, K = {layers}"
         label += f", P = {own[0]['P']}" if several else ""
         ends[label] = _mean([result[column][-1] for result in own])[0]
         numbers, times, means, spreads = _curve(own)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ds_al.figures.terminal import Console
 from ds_al.launch.ranks import start_quickly
 from ds_al.studies.runs import Result, RunFile
 from ds_al.studies.sweep.runner import execute, is_done
@@ -53,7 +53,12 @@ class Sitting:
         left = [run for run in runs if not is_done(run, found)]
         jobs = self.jobs or max(1, (os.cpu_count() or 1) // max((run.stages for run in left), default=1))
         self._tell(left, jobs)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, console=self.console) as bar:
             task = bar.add_task("starting", total=len(runs), completed=len(runs) - len(left))
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from ds_al.figures.parts import Table
+from ds_al.figures.terminal import Console
 from ds_al.studies.results import Results, Row, StudyError, origin, read
 from ds_al.studies.tables import costs, frontier, links, recovery, rivals, scaling, schedules, sweep
 from ds_al.studies.tables.write import document, terminal

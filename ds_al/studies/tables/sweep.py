@@ -103,7 +103,7 @@ def _apart(row: Row, twin: Row, *, seeds: int) -> str:
     if min(row["seeds"], twin["seeds"]) < seeds or row["test_accuracy"] is None:
         return "-"
     last = f"{100 * (row['test_accuracy'] - twin['test_accuracy']):+.2f}"
-    if row["averaged_accuracy"] is None:
+    if row["averaged_accuracy"] is None or row["K"] == 1:  # which has one exit
         return last
     return f"{last} ({100 * (row['averaged_accuracy'] - twin['test_accuracy']):+.2f})"
 
