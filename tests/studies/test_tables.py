@@ -44,6 +44,11 @@ def test_stages_of_a_network_are_not_equal_so_they_are_simulated() -> None:
     assert "| `streaming` | 40.0 % | 50.0 % | -10.0 |" in document(*profile(rows))
 
 
+def test_a_name_is_one_cell() -> None:
+    """A bar in the name of a method shifted the numbers of its line by a column."""
+    assert "| `streaming \\| fast` | 30.0 % |" in document(*profile([bubble_row("streaming | fast", 2, 0, 0.3)]))
+
+
 def test_only_what_is_between_the_markers_changes(tmp_path: Path) -> None:
     document, file = tmp_path / "page.md", tmp_path / "cost.json"
     document.write_text("before\n<!-- cost -->\nold\n<!-- end cost -->\nafter\n")

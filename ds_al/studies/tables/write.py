@@ -151,7 +151,8 @@ def _line(row: Row, columns: Sequence[Column]) -> list[str]:
 
 
 def _markdown_line(cells: Sequence[str]) -> str:
-    return f"|{'|'.join(cell if cell.isspace() else f' {cell} ' for cell in cells)}|"
+    kept = (cell.replace("|", r"\|") for cell in cells)
+    return f"|{'|'.join(cell if cell.isspace() else f' {cell} ' for cell in kept)}|"
 
 
 def _plain(cell: str) -> Text:
