@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         "their common runs",
     )  # fmt: skip
     p.add_argument(
-        "--methods", type=lambda text: text.split(","),
+        "--methods", default="",
         help="only these methods, comma-separated: methods of the sweep, or any other schedule, objective, recipe or "
         "baseline (bp_1f1b, bp_gpipe, bp_naive, bp_zb_h1, bp_zb_h2, bp_dualpipev, bp_dp, bp_async, bp_single)",
     )  # fmt: skip
@@ -61,7 +61,7 @@ def main() -> None:
             seeds=args.seeds,
             json=args.json,
             runs=args.runs,
-            methods=args.methods or (),
+            methods=args.methods,
             assignments=args.assignments,
         )
         for group in sweep.waits:
@@ -82,7 +82,7 @@ def main() -> None:
 def _run(sweep: Output, args: argparse.Namespace, console: Console) -> None:
     todo = [
         run for run in sweep.every
-        if args.groups in run.group and (args.methods is None or run.method in args.methods)
+        if args.groups in run.group and (not sweep.methods or run.method in sweep.methods)
         and (args.only_seeds is None or run.seed in args.only_seeds)
     ]  # fmt: skip
     if not todo:

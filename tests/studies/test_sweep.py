@@ -80,7 +80,7 @@ def test_methods_that_no_group_has_are_added_by_name(tmp_path: Path) -> None:
     text = SUITE.replace("config: base.json", "config: base.json\nchosen: [chosen.json]")
     (tmp_path / "suite.yaml").write_text(text.replace("layers:", "tuned: Tuning\n    layers:", 1))
     read = read_sweep(tmp_path / "suite.yaml")
-    with_methods(read, ["bp_dp", "bp_single", "bp_gpipe", "mse", "forward_first"])
+    with_methods(read, "bp_dp,bp_single,bp_gpipe,mse,forward_first")
     found = {
         (run.method, run.stages): run.config
         for run in runs_of(read, folder=tmp_path, seeds=1)
@@ -96,7 +96,15 @@ def test_methods_that_no_group_has_are_added_by_name(tmp_path: Path) -> None:
     schedules = {c.config["associated_learning"]["method"] for c in runs_of(read, folder=tmp_path, seeds=1)}
     assert {"streaming", "forward_first"} <= schedules
     with pytest.raises(ALConfigError, match="unknown method 'nonsense'"):
-        with_methods(read, ["mse", "nonsense"])
+        with_methods(read, "mse,nonsense")
+
+
+def test_a_method_whose_name_holds_commas_is_selected(tmp_path: Path) -> None:
+    """``recipe, mse`` was taken for two methods, of which no group has the first."""
+    sweep(tmp_path, SUITE.replace("cold:", "mse, cold, bp:"))
+    read = read_sweep(tmp_path / "suite.yaml")
+    assert with_methods(read, "bp, mse, cold, bp,mse,mse, greedy") == ["bp", "mse, cold, bp", "mse", "mse", "greedy"]
+    assert with_methods(read, "") == []
 
 
 def test_a_cut_says_how_many_blocks_each_layer_holds(tmp_path: Path) -> None:

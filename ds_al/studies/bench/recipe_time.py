@@ -21,10 +21,13 @@ _SAMPLES = {"vgg": 100, "resnet": 100, "lstm": 50, "transformer": 50}
 _IMAGE = (3, 32, 32)
 """Shape of CIFAR images, on which the image recipe was chosen."""
 _VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "vgg": {"half bridges": {"bridge_width": 0.5, "bridge_depth": None, "bridge_muon": True}},
+    "vgg": {
+        "half bridges": {"bridge_width": 0.5, "bridge_depth": None, "bridge_muon": True},
+        "bridges 3/4": {"bridge_width": 0.75},
+    },
     "resnet": {"wide bridges": {"bridge_width": 1.0, "bridge_depth": 2, "bridge_muon": False}},
 }
-"""Options in addition to those of the recipe ``ours``, as in ds_configs/suites/small.yaml."""
+"""Options in addition to those of the recipe ``ours``, as in the suites small.yaml and long.yaml."""
 
 
 def measure_recipe(

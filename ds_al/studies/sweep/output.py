@@ -35,6 +35,7 @@ class Output:
         seeds: number of seeds.
         json: file of results; tables and figures are written to the same folder.
         budget: how the epochs of each group were found; empty if the sweep sets them.
+        methods: names of the methods that were asked for; empty for all.
     """
 
     sweep: Sweep
@@ -44,10 +45,11 @@ class Output:
     seeds: int
     json: Path
     budget: str = ""
+    methods: Sequence[str] = ()
 
     @classmethod
     def of(
-        cls, path: Path, *, seeds: int, json: Path, runs: Path | None = None, methods: Sequence[str] = (),
+        cls, path: Path, *, seeds: int, json: Path, runs: Path | None = None, methods: str = "",
         assignments: Sequence[str] = (),
     ) -> Output:  # fmt: skip
         """Reads a sweep.
@@ -57,7 +59,7 @@ class Output:
             seeds: number of seeds.
             json: file of results.
             runs: file of run results; by default in the folder of ``json``.
-            methods: methods to add to all groups, if no group defines them.
+            methods: comma-separated methods, which are added to all groups if no group defines them.
             assignments: ``"key=value"`` for all runs.
 
         Raises:
@@ -65,11 +67,12 @@ class Output:
             StudyError: the file of runs is invalid.
         """
         sweep = read_sweep(path)
-        with_methods(sweep, methods)
+        asked = with_methods(sweep, methods)
         every = list(runs_of(sweep, folder=path.parent, seeds=seeds, assignments=assignments))
         file = RunFile(runs) if runs else RunFile.beside(json)
         file.read()
-        return cls(sweep, every, waiting(sweep, path.parent), file, seeds, json, explanation(sweep, path.parent))
+        waits, budget = waiting(sweep, path.parent), explanation(sweep, path.parent)
+        return cls(sweep, every, waits, file, seeds, json, budget, asked)
 
     @property
     def chooses(self) -> bool:

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -235,17 +235,37 @@ def trial_keys(group: Group, method: str, trial: str) -> dict[str, Any]:
     return {**own, **_trials(group, method)[trial]}
 
 
-def with_methods(sweep: Sweep, methods: Sequence[str]) -> None:
+def with_methods(sweep: Sweep, methods: str) -> list[str]:
     """Adds methods to all groups, unless a group already defines a method of that name.
+
+    Args:
+        sweep: the sweep.
+        methods: their names, comma-separated; names of the sweep's own methods may hold commas.
+
+    Returns:
+        The names.
 
     Raises:
         ALConfigError: a name is neither a method of the sweep nor a built-in method.
     """
     own = {method for group in sweep.groups for method in group.methods}
-    for name in (name for name in methods if name not in own):
+    names = _split(methods, own)
+    for name in (name for name in names if name not in own):
         _settings(name)
         for group in sweep.groups:
             group.methods[name] = {}
+    return names
+
+
+def _split(text: str, own: Collection[str]) -> list[str]:
+    """Splits comma-separated names, of which the longest is taken that is one of the sweep's own."""
+    parts, names = text.split(",") if text else [], []
+    while parts:
+        joined = {count: ",".join(parts[:count]).strip() for count in range(len(parts), 0, -1)}
+        count = next((count for count, name in joined.items() if name in own), 1)
+        names.append(joined[count])
+        del parts[:count]
+    return names
 
 
 def waiting(sweep: Sweep, folder: Path) -> list[str]:
