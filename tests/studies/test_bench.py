@@ -105,8 +105,8 @@ def test_wrong_arguments_are_named(arguments: list[str], message: str) -> None:
 
 
 def test_a_recipe_and_its_twin_take_turns() -> None:
-    row, half = measure_recipe(networks=("vgg",), layers=(2,), repeat=2)
-    assert (row["variant"], half["variant"]) == ("", "half bridges")
+    row, *variants = measure_recipe(networks=("vgg",), layers=(2,), repeat=2)
+    assert row["variant"] == "" and [other["variant"] for other in variants] == ["half bridges", "bridges 3/4"]
     assert (row["network"], row["K"], row["micro_batch"], row["repeats"]) == ("vgg", 2, 100, 2)
     (many,) = measure_recipe(recipe="many_classes", layers=(2,), repeat=1)
     assert (many["recipe"], many["variant"]) == ("many_classes", "")
