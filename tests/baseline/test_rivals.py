@@ -102,7 +102,7 @@ def trained(cases: list[dict[str, Any]]) -> list[Any]:
     return results
 
 
-@pytest.mark.parametrize("stages", [2, 3, 4])
+@pytest.mark.parametrize("stages", [2, pytest.param(3, marks=pytest.mark.slow), 4])
 def test_zero_bubble_leaves_the_bits_of_1f1b(stages: int) -> None:
     cases = [
         {"network": network, "stages": stages, "micro_batches": m, "method": method}
