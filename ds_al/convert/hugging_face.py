@@ -195,7 +195,8 @@ def twin_layers(
     classifier_pooling: str | None = None,
 ) -> list[Part | LayerSpec]:
     """Returns the same blocks and head for a plain ``PipelineModule``, which computes the model's own scores, or with
-    ``classifier_pooling`` those of its head on the mean over the tokens."""
+    ``classifier_pooling`` those of its head on the mean over the tokens. The head is a layer of its own, after those of
+    the blocks."""
     anatomy = _pooled(dissect(model, task), model, classifier_pooling)
     ranges = _ranges(anatomy.blocks, num_al_layers, groups)
     return [*_pretrained(anatomy, ranges), _head(model, anatomy)[0].twin()]

@@ -291,6 +291,8 @@ def test_two_stages_are_timed_and_their_memory_is_counted(tmp_path: Path) -> Non
         assert [row["stage"] for row in (twin, whole, frozen)] == [stage] * 3
         assert all(row["samples_per_second"] > 0 and row["held_bytes"] > 0 for row in (twin, whole))
         assert whole["training_bytes"] == 3 * whole["weight_bytes"]
+        blocks = {row["method"]: row["weight_bytes"] for row in (twin, whole)}
+        assert 0.5 < blocks[TWIN] / blocks["greedy"] < 1.5, "the last stage of 1F1B once had the head alone"
     assert ranks[0][2]["held_bytes"] < ranks[0][1]["held_bytes"], "no backward runs through blocks that are frozen"
     assert ranks[0][2]["training_bytes"] < ranks[0][1]["training_bytes"] / 4
 

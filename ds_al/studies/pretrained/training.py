@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from deepspeed.pipe import PipelineModule
 from torch import Tensor
 from torch.nn import functional as F
 
 import ds_al
+from ds_al.baseline.twin import TwinModule
 from ds_al.convert.hugging_face import dissect, twin_layers
 from ds_al.convert.loading import load
 from ds_al.convert.new_parts import groups
@@ -157,12 +157,13 @@ def make_engine(
         layers = twin_layers(
             load(model, task=TASK), task=TASK, num_al_layers=stages, classifier_pooling=run.pooling
         )  # fmt: skip
-        module = PipelineModule(
+        cuts = ",".join(str(stage) for stage in range(1, stages))  # the head is one more layer, of the last stage
+        module = TwinModule(
             layers,
             num_stages=stages,
             loss_fn=F.cross_entropy,
             base_seed=run.seed,
-            partition_method="uniform",
+            partition_method=f"cuts:{cuts}" if cuts else "uniform",
             dynamic_shape=True,
         )
     else:
