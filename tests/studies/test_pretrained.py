@@ -6,6 +6,7 @@ import contextlib
 import json
 import runpy
 import sys
+from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,16 @@ def test_rates_are_chosen_for_each_form_and_a_stopped_study_goes_on(tmp_path: Pa
     known, results = finish(tmp_path)
     assert len(known) == 10 + 2 and set(PLAN.chosen(results).values()) == {1e-2}
     assert len(results) == 10 + 2 * (2 * 1 + 3 * 2)
+
+
+def test_adapters_have_rates_of_their_own() -> None:
+    """At each rate of the pretrained weights they stayed at what the classifier alone reaches."""
+    plan = replace(PLAN, adapt=("frozen", "lora"), adapter_rates=(0.1, 0.2, 0.3))
+    rates: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for run in plan.trials():
+        rates[run.method, run.adapt].append(run.lr)
+    assert rates[TWIN, "lora"] == rates["greedy", "lora"] == [0.1, 0.2, 0.3]
+    assert rates[TWIN, "frozen"] == rates["greedy", "frozen"] == [1e-3, 1e-2]
 
 
 def test_a_run_that_failed_is_repeated(tmp_path: Path) -> None:

@@ -220,15 +220,19 @@ def _answer(table: Sequence[Row], plan: Plan) -> str:
     return _wrapped(verdict, *lines)
 
 
+def _numbers(rates: tuple[float, ...]) -> str:
+    return ", ".join(f"{lr:g}" for lr in rates)
+
+
 def _about(plan: Plan) -> list[str]:
     settings = plan.settings
     return [
         f"Every run trains on {plan.samples:,} texts in steps of {settings.batch}: the same texts in the same order "
         "for all methods of a seed. AdamW, weight decay 0.01, warm-up over a tenth of the steps, then cosine decay.",
-        f"The learning rate of the model's weights is chosen among {', '.join(f'{lr:g}' for lr in plan.rates)} by the "
-        f"accuracy of the last exit on {settings.held_out} validation texts: {len(plan.rates)} trials of "
-        f"{plan.trial_samples:,} texts for every method, with its least K and seed 0. Test texts ({settings.tested:,}) "
-        "are looked at by the runs alone.",
+        f"The learning rate of the model's weights is chosen among {_numbers(plan.rates)}, that of adapters among "
+        f"{_numbers(plan.adapter_rates)}, by the accuracy of the last exit on {settings.held_out} validation texts: a "
+        f"trial of {plan.trial_samples:,} texts at each rate for every method, with its least K and seed 0. Test texts "
+        f"({settings.tested:,}) are looked at by the runs alone.",
         f"New parts (bridges, codes, the classifier; of the twin the classifier) have a learning rate of "
         f"{settings.new_rate:g}, and train alone on the first {settings.new_first} texts "
         "([from_your_model.md](from_your_model.md#new-parts)).",

@@ -28,6 +28,7 @@ class Plan:
         seeds: number of seeds.
         samples, trial_samples: texts of a run and of a trial.
         rates: learning rates of the trials.
+        adapter_rates: the same of adapters, which start at zero and hardly move at rates of pretrained weights.
         pooling: what the head reads, ``None`` for what the model's class reads.
         settings: what all runs share.
     """
@@ -40,6 +41,7 @@ class Plan:
     samples: int = 3200
     trial_samples: int = 1600
     rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
+    adapter_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     pooling: str | None = None
     settings: Settings = field(default_factory=Settings)
 
@@ -59,7 +61,7 @@ class Plan:
     def trials(self) -> Iterator[Run]:
         """Yields the trials of all forms."""
         for form in self.forms():
-            for lr in self.rates:
+            for lr in self.adapter_rates if form[2] == "lora" else self.rates:
                 yield Run(*form, min(self.depths(form)), 0, lr, self.trial_samples, "trial", self.pooling)
 
     def runs(self, results: Iterable[Result]) -> list[Run]:
