@@ -1,6 +1,6 @@
 """Plans the runs: trials that choose the learning rate, then every method with every seed.
 
-Every form (texts, method, what trains) has the same number of trials, with its least K, seed 0 and fewer texts; the
+Every form (texts, method, what trains) has a trial at each rate, with its least K, seed 0 and fewer texts; the
 best validation accuracy of the last exit decides for all of its K.
 """
 
@@ -41,7 +41,7 @@ class Plan:
     samples: int = 3200
     trial_samples: int = 1600
     rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
-    adapter_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    adapter_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     pooling: str | None = None
     settings: Settings = field(default_factory=Settings)
 
