@@ -105,6 +105,8 @@ def initialize(
         if not is_al:
             micro_batches = settings.deepspeed["gradient_accumulation_steps"]
             build.check(settings.al.method, own, model, micro_batches=micro_batches)
+            if optimizer is not None or "optimizer" in own:
+                build.check_trains(model)
         names.check(own, settings.al)
         schedules.check(own, by_group=not is_al)
         _check_given(optimizer, lr_scheduler)

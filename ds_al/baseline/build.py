@@ -75,6 +75,20 @@ def check(method: str, config: Mapping[str, Any], model: PipelineModule, *, micr
             raise ALConfigError(f"{method} sends shapes once: got dynamic_shape=True, use bp_zb_h1 or bp_1f1b")
 
 
+def check_trains(model: PipelineModule) -> None:
+    """Checks that a stage that is to have an optimizer has a weight for it; back-propagation needs one on each.
+
+    Raises:
+        ALConfigError: no weight of this stage requires a gradient.
+    """
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ALConfigError(
+            f"stage {model.stage_id} of {model.num_stages} has no weight with requires_grad: expected one on each "
+            "stage, which has an optimizer of its own. Move the cuts between the stages (partition_method), or let "
+            "another weight train"
+        )
+
+
 def check_release() -> None:
     """Checks that DeepSpeed has DualPipeV.
 

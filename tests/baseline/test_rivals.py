@@ -224,6 +224,12 @@ def refused() -> dict[str, str]:
         with pytest.raises(ALConfigError) as error:
             ds_al.initialize(model=twin("mlp", stages=2, kind=kind), config=config(method, micro_batches, **keys))
         found[name] = str(error.value)
+    at_rest = twin("mlp", stages=2)
+    if at_rest.stage_id == 0:
+        at_rest.requires_grad_(False)
+    with pytest.raises(ALConfigError) as error:
+        ds_al.initialize(model=at_rest, config=config("bp_1f1b", 4))
+    found["at rest"] = str(error.value)
     return found
 
 
@@ -235,11 +241,13 @@ def test_what_a_rival_cannot_honour_is_refused_by_name() -> None:
         "zero": '"zero_optimization": bp_zb_h2 trains in float32',
         "stages": "bp_async got a PipelineModule of 2 stages: expected 1",
         "v module": "bp_zb_h1 got a DualPipeVTwin: it is for bp_dualpipev",
+        "at rest": "rank 0 (",
     }
     for found in run_ranks(f"{__name__}:refused", 2):
         assert found.keys() == words.keys()
         for name, part in words.items():
             assert part in found[name], found[name]
+        assert "stage 0 of 2 has no weight with requires_grad: expected one on each stage" in found["at rest"]
 
 
 def test_a_deepspeed_without_dualpipev_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
