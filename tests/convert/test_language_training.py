@@ -130,7 +130,10 @@ def expected(layers: list[ALLayer]) -> State:
     return state | {f"exit {e}": predict(layers, x, exit=e, num_classes=WORDS) for e in range(1, K + 1)}
 
 
-def test_any_partition_leaves_the_bits_of_the_formula_and_the_model_comes_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("partitions", [(2, 1), pytest.param((2, 1, 4), marks=pytest.mark.slow)])
+def test_any_partition_leaves_the_bits_of_the_formula_and_the_model_comes_back(
+    tmp_path: Path, partitions: tuple[int, ...]
+) -> None:
     import transformers
 
     models, checkpoint = str(tmp_path / "models"), str(tmp_path / "checkpoint")
@@ -140,7 +143,7 @@ def test_any_partition_leaves_the_bits_of_the_formula_and_the_model_comes_back(t
     layers = {name: alone(name) for name in CASE}
     want = {name: expected(each) for name, each in layers.items()}
     evaluated: dict[str, Any] = {}
-    for stages in (2, 1, 4):
+    for stages in partitions:
         folder = str(tmp_path / str(stages))
         ranks = run_ranks(f"{__name__}:trained", stages, folder=folder, checkpoint=checkpoint, models=models)
         for name in CASE:

@@ -21,6 +21,7 @@ from ds_al.studies.pretrained.speed import time_on_rank
 from ds_al.studies.pretrained.texts import load_texts
 from ds_al.studies.pretrained.training import TWIN, Run, Settings, check_peft, train
 from ds_al.studies.runs import RunFile, run_missing
+from ds_al.studies.tables import pretrained as tables
 from tests.support.hugging_face_models import CASES
 from tests.support.parquet_files import write_texts
 
@@ -291,22 +292,39 @@ def test_one_layer_learns_as_back_propagation_does(tmp_path: Path, adapt: str, p
 
 def on_two_stages(folder: str) -> Any:
     """Worker: times and memory of both methods."""
-    cases = [(TWIN, "all"), ("greedy", "all"), ("greedy", "frozen"), (TWIN, "frozen")]
+    cases = [("bp_1f1b", "all"), ("greedy", "all"), ("greedy", "frozen"), ("bp_1f1b", "frozen"), ("bp_zb_h2", "frozen")]
     return time_on_rank(cases, folder, "imdb", replace(SETTINGS, new_first=0), 2, 1, 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.distributed
 def test_two_stages_are_timed_and_their_memory_is_counted(tmp_path: Path) -> None:
     ranks = run_ranks(f"{__name__}:on_two_stages", 2, folder=str(pretrained_folder(tmp_path / "bert")))
-    for stage, (twin, whole, frozen, half) in enumerate(ranks):
-        assert [row["stage"] for row in (twin, whole, frozen, half)] == [stage] * 4
+    for stage, (twin, whole, frozen, half, split) in enumerate(ranks):
+        assert [row["stage"] for row in (twin, whole, frozen, half, split)] == [stage] * 5
         assert all(row["samples_per_second"] > 0 and row["held_bytes"] > 0 for row in (twin, whole))
         assert whole["training_bytes"] == 3 * whole["weight_bytes"]
         blocks = {row["method"]: row["weight_bytes"] for row in (twin, whole)}
-        assert half["training_bytes"] > 0, "1F1B once had all frozen blocks on a stage, which DeepSpeed cannot train"
-        assert 0.5 < blocks[TWIN] / blocks["greedy"] < 1.5, "the last stage of 1F1B once had the head alone"
+        assert half["training_bytes"] == split["training_bytes"] > 0, (
+            "1F1B once had all frozen blocks on a stage, which DeepSpeed cannot train"
+        )
+        assert 0.5 < blocks["bp_1f1b"] / blocks["greedy"] < 1.5, "the last stage of 1F1B once had the head alone"
     assert ranks[0][2]["held_bytes"] < ranks[0][1]["held_bytes"], "no backward runs through blocks that are frozen"
     assert ranks[0][2]["training_bytes"] < ranks[0][1]["training_bytes"] / 4
+
+
+def test_speeds_are_beside_1f1b_and_beside_the_fastest_exact_schedule() -> None:
+    """Beside 1F1B alone, a pipeline that zero bubble beats would look fast."""
+    speeds = {"bp_1f1b": 10.0, "bp_zb_h1": 16.0, "bp_zb_h2": 20.0, "greedy": 15.0}
+    sizes = {"stage": 0, "micro_batches": 8, "weight_bytes": 1, "training_bytes": 1, "held_bytes": 1}
+    rows_ = [
+        {"data": "imdb", "adapt": adapt, "method": method, "samples_per_second": factor * speed, **sizes}
+        for adapt, factor in (("all", 1.0), ("frozen", 3.0))
+        for method, speed in speeds.items()
+    ]
+    table = tables.speed(rows_)
+    at = [table.columns.index(name) for name in ("method", "times 1F1B", "times the fastest exact")]
+    shown = [tuple(row[i] for i in at) for row in table.rows]
+    assert shown == 2 * [*((f"`{name}`", "", "") for name in list(speeds)[:3]), ("`greedy`, K = 2", "1.50", "0.75")]
 
 
 def test_adapters_without_peft_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,12 @@ NOTHING = (
     "on a pretrained model. The commands, the plan and the settings below are what the study will run."
 )
 
+_ABOUT_SPEED = (
+    "Two processes, M micro-batches of 16 texts per batch. Local learning is cut where its layers are, in the middle "
+    "of the blocks. Back-propagation (1F1B and zero bubble) is cut where its stages have the most even work: in the "
+    "middle too, but with frozen blocks after the first block that trains, since blocks below it have no backward."
+)
+
 
 def rows(results: Iterable[Result], plan: Plan) -> list[Row]:
     """Returns one row per form, K and rate: test accuracy at each exit, and the gap to back-propagation of the same
@@ -177,7 +183,11 @@ def whole_page(
     blocks += [_wrapped(*_about(plan)), "## Accuracy", *found(results, table, plans), "## Two stages"]
     if speed.exists():
         measured = read(speed)
-        blocks += [tables.speed(measured.rows), _wrapped(machine_and_versions(measured.header), mark="")]
+        blocks += [
+            _wrapped(_ABOUT_SPEED, mark=""),
+            tables.speed(measured.rows),
+            _wrapped(machine_and_versions(measured.header), mark=""),
+        ]
     else:
         blocks.append(f"Not run yet: `{COMMAND.split(' --json')[0]} --speed --json docs/results/pretrained.json`")
     there: dict[tuple[Form, int], int] = {}

@@ -1,6 +1,6 @@
-"""Measures fine-tuning on two stages: samples per second and the memory of each stage, beside 1F1B.
+"""Measures fine-tuning on two stages: samples per second and the memory of each stage, beside exact pipelines.
 
-Both pipelines hold the same blocks and train the same micro-batches in turns. Memory of a stage is counted: its
+All pipelines hold the same blocks and train the same micro-batches in turns. Memory of a stage is counted: its
 weights, the gradients and Adam's moments of those that train, and the peak of what autograd holds for backward.
 """
 
@@ -23,6 +23,8 @@ from ds_al.studies.results import Row
 from ds_al.trace.meter import ActivationMeter
 
 STAGES = 2
+EXACT = ("bp_1f1b", "bp_zb_h1", "bp_zb_h2")
+"""Schedules of back-propagation: 1F1B, and zero bubble with as much memory and with more."""
 _CLASSES = 4
 _START_UP = 300.0  # seconds
 
@@ -43,7 +45,7 @@ def measure_speed(
     Args:
         pretrained: folder of the model.
         data: name of the texts, whose length the random ids have.
-        methods: objectives, K = 2, beside back-propagation by 1F1B.
+        methods: objectives, K = 2, beside back-propagation by each schedule of ``EXACT``.
         adapt: what of the model trains.
         settings: settings of the study; all weights train from the start.
         micro_batches: micro-batches of a batch, M.
@@ -53,7 +55,7 @@ def measure_speed(
     Raises:
         RankFailure: a rank failed.
     """
-    cases = [(method, each) for each in adapt for method in (TWIN, *methods)]
+    cases = [(method, each) for each in adapt for method in (*EXACT, *methods)]
     by_rank: list[list[Row]] = run_ranks(
         f"{__name__}:time_on_rank",
         STAGES,
@@ -87,7 +89,7 @@ def time_on_rank(
     engines = {}
     for method, adapt in cases:
         samples = size * micro_batches * (batches * repeat + 1)
-        run = Run(data, method, adapt, STAGES, 0, 1e-5, samples, "trial")
+        run = Run(data, TWIN if method in EXACT else method, adapt, STAGES, 0, 1e-5, samples, "trial")
         engines[method, adapt] = make_engine(
             run,
             settings,
@@ -95,6 +97,7 @@ def time_on_rank(
             pretrained=Path(pretrained),
             stages=STAGES,
             micro_batches=micro_batches,
+            **({"schedule": method} if method in EXACT else {}),
         )
     held: dict[tuple[str, Adapt], int] = {}
     for case, engine in engines.items():

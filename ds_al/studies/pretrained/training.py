@@ -137,7 +137,14 @@ def train(
 
 
 def make_engine(
-    run: Run, settings: Settings, *, classes: int, pretrained: Path, stages: int = 1, micro_batches: int = 1
+    run: Run,
+    settings: Settings,
+    *,
+    classes: int,
+    pretrained: Path,
+    stages: int = 1,
+    micro_batches: int = 1,
+    schedule: str = "bp_1f1b",
 ) -> Any:
     """Builds the engine of a run; blocks and classifier start from the same weights in all of its methods.
 
@@ -148,6 +155,7 @@ def make_engine(
         pretrained: folder of the model.
         stages: number of processes.
         micro_batches: micro-batches of a batch.
+        schedule: method of back-propagation.
     """
     join_world()
     torch.manual_seed(run.seed)
@@ -189,7 +197,7 @@ def make_engine(
             "type": "WarmupCosineLR",
             "params": {"total_num_steps": steps, "warmup_num_steps": max(2, steps // 10), "cos_min_ratio": 0.1},
         },
-        **({"associated_learning": {"method": "bp_1f1b"}, "gradient_clipping": 0.0} if run.method == TWIN else {}),
+        **({"associated_learning": {"method": schedule}, "gradient_clipping": 0.0} if run.method == TWIN else {}),
     }
     parameters = groups(module, lr=run.lr, new_lr=settings.new_rate)
     engine, *_ = ds_al.initialize(model=module, config=config, model_parameters=parameters)

@@ -12,6 +12,9 @@ from ds_al.studies.tables.write import Template
 TWIN = "backprop"
 """Method name of back-propagation, which has no K and one exit."""
 
+EXACT = "bp_"
+"""How names of schedules of back-propagation begin."""
+
 
 def accuracy(rows: Sequence[Row]) -> Table:
     """Returns one line per method, what trains, and K."""
@@ -69,19 +72,39 @@ def seeds(rows: Sequence[Row]) -> Table:
 
 
 def speed(rows: Sequence[Row]) -> Table:
-    """Returns one line per method and stage."""
+    """Returns one line per method and stage, beside 1F1B and the fastest exact schedule of the same texts and weights
+    that train."""
+
+    def beside(method: str) -> Callable[[Row], str]:
+        def ratio(row: Row) -> str:
+            rivals = [
+                each["samples_per_second"] for each in rows
+                if each["method"].startswith(method) and all(each[name] == row[name] for name in ("data", "adapt"))
+            ]  # fmt: skip
+            if not rivals or _is_exact(row):
+                return ""
+            return f"{row['samples_per_second'] / max(rivals):.2f}"
+
+        return ratio
+
     columns: dict[str, Template] = {
         "texts": "{data}",
-        "method": lambda row: "1F1B" if row["method"] == TWIN else f"`{row['method']}`, K = 2",
+        "method": lambda row: f"`{row['method']}`" + ("" if _is_exact(row) else ", K = 2"),
         "trains": "{adapt}",
         "M": "{micro_batches}",
         "stage": "{stage}",
         "samples/s": "{samples_per_second:.1f}",
+        "times 1F1B": beside("bp_1f1b"),
+        "times the fastest exact": beside(EXACT),
         "weights": lambda row: _mebibytes(row["weight_bytes"]),
         "gradients and moments": lambda row: _mebibytes(row["training_bytes"]),
         "held for backward": lambda row: _mebibytes(row["held_bytes"]),
     }
     return in_cells(rows, columns)
+
+
+def _is_exact(row: Row) -> bool:
+    return bool(row["method"].startswith(EXACT))
 
 
 def _chosen(row: Row) -> str:
