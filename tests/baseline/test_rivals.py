@@ -102,7 +102,7 @@ def trained(cases: list[dict[str, Any]]) -> list[Any]:
     return results
 
 
-@pytest.mark.parametrize("stages", [2, pytest.param(3, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("stages", [*(pytest.param(stages, marks=pytest.mark.slow) for stages in (2, 3)), 4])
 def test_zero_bubble_leaves_the_bits_of_1f1b(stages: int) -> None:
     cases = [
         {"network": network, "stages": stages, "micro_batches": m, "method": method}
@@ -127,7 +127,7 @@ def test_replicas_of_a_zero_bubble_pipeline_average_their_gradients() -> None:
         assert own == rest
 
 
-@pytest.mark.parametrize("stages", [2, 3])
+@pytest.mark.parametrize("stages", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_dualpipev_leaves_the_bits_of_1f1b(stages: int) -> None:
     """Each weight is in one part, and a part takes the micro-batches in order.
 

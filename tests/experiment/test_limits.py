@@ -38,12 +38,18 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
-@pytest.mark.parametrize("method", ["streaming", "bp_1f1b"])
 @pytest.mark.parametrize(
-    ("rule", "epochs", "batches"), [({"max_batches": 50}, 2, 50), ({"max_seconds": 1e-3}, 1, 45)], ids=str
+    ("rule", "epochs", "batches", "method"),
+    [
+        ({"max_batches": 50}, 2, 50, "streaming"),
+        ({"max_seconds": 1e-3}, 1, 45, "bp_1f1b"),
+        pytest.param({"max_batches": 50}, 2, 50, "bp_1f1b", marks=pytest.mark.slow),
+        pytest.param({"max_seconds": 1e-3}, 1, 45, "streaming", marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_all_ranks_stop_and_look_at_the_test_samples(
-    method: str, rule: dict[str, float], epochs: int, batches: int, tmp_path: Path
+    rule: dict[str, float], epochs: int, batches: int, method: str, tmp_path: Path
 ) -> None:
     experiment = {**CONFIG["experiment"], **rule, "output": str(tmp_path)}
     config = {**CONFIG, "associated_learning": {"method": method}, "experiment": experiment}

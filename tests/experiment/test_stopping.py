@@ -102,7 +102,7 @@ def state(job: Any, method: str) -> State:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("method", ["streaming", "bp_1f1b"])
+@pytest.mark.parametrize("method", ["streaming", pytest.param("bp_1f1b", marks=pytest.mark.slow)])
 def test_a_signal_on_one_rank_stops_all_after_the_same_batch_and_the_run_goes_on_from_there(
     method: str, tmp_path: Path
 ) -> None:

@@ -325,7 +325,7 @@ def test_more_processes_than_layers_train_parts_of_one(tmp_path: Path) -> None:
     assert summary["stages"] == 2 and len(summary["test_accuracy"]) == 1
 
 
-@pytest.mark.parametrize("method", ["streaming", "bp_1f1b"])
+@pytest.mark.parametrize("method", ["streaming", pytest.param("bp_1f1b", marks=pytest.mark.slow)])
 def test_a_partition_by_parameters_trains_and_is_recorded(tmp_path: Path, method: str) -> None:
     assignment = 'experiment.partition_method="parameters"'
     out = str(tmp_path / "out.json")

@@ -36,7 +36,7 @@ def text_config(model: str, padding: str, **data: Any) -> dict[str, Any]:
         ("transformer", "longest", "streaming"),
         ("transformer", "bucket", "bp_1f1b"),
         ("lstm", "bucket", "streaming"),
-        ("lstm", "max_length", "bp_1f1b"),
+        pytest.param("lstm", "max_length", "bp_1f1b", marks=pytest.mark.slow),
     ],
 )
 def test_an_epoch_of_texts_on_two_stages(tmp_path: Path, model: str, padding: str, method: str) -> None:

@@ -118,7 +118,9 @@ COVERING = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("stages", COVERING)
+@pytest.mark.parametrize(
+    "stages", [pytest.param(stages, marks=pytest.mark.slow if stages == 8 else ()) for stages in COVERING]
+)
 def test_groups_leave_the_bits_of_one_process(stages: int) -> None:
     check(stages, COVERING[stages])
 

@@ -72,10 +72,13 @@ MANY = [
 ]
 
 
-def test_nothing_differs_where_processes_die(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "deaths", [MANY[1:4], pytest.param(MANY, marks=pytest.mark.slow)], ids=["three deaths", "five deaths"]
+)
+def test_nothing_differs_where_processes_die(deaths: list[Death], tmp_path: Path) -> None:
     """Standbys take their places, and new processes where a standby is not there yet."""
     expected = undisturbed(3, tmp_path / "undisturbed")
-    check(ranks(3, tmp_path, MANY, recovery={"standby": True}), expected, tmp_path, MANY)
+    check(ranks(3, tmp_path, deaths, recovery={"standby": True}), expected, tmp_path, deaths)
 
 
 CASES: dict[str, list[Death]] = {
