@@ -85,8 +85,8 @@ def parser() -> argparse.ArgumentParser:
         "--speed", action="store_true", help="measure samples per second and memory of two stages, of the first texts"
     )
     p.add_argument("--micro-batches", type=positive, default=8, help="with --speed: M (default: 8)")
-    p.add_argument("--batches", type=positive, default=4, help="with --speed: batches of a timed run (default: 4)")
-    p.add_argument("--repeat", type=positive, default=3, help="with --speed: timed runs of each case (default: 3)")
+    p.add_argument("--batches", type=positive, default=2, help="with --speed: batches of a timed run (default: 2)")
+    p.add_argument("--repeat", type=positive, default=9, help="with --speed: timed runs of each case (default: 9)")
     return p
 
 

@@ -6,6 +6,8 @@ import csv
 import json
 import os
 import platform
+import re
+import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from ds_al.system import provenance
 Row = Mapping[str, Any]
 
 _PACKAGES = ("ds_al", "torch", "deepspeed")
+_ABSOLUTE = re.compile(r"(?:^|(?<==))/.*")
 _TOLD_BY: Mapping[str, str] = {
     "budgets": "settled",
     "trials": "trials",
@@ -91,11 +94,17 @@ def header(*, runs: Iterable[Row] = (), **settings: Any) -> dict[str, Any]:
     """
     return {
         "date": max((run["date"] for run in runs if "date" in run), default=now()),
-        "command": provenance.command().replace(" --table-only", ""),  # the command that measures
+        "command": _anywhere(provenance.command()),
         "machine": {"cores": os.cpu_count(), "cpu": provenance.cpu(), "system": platform.system()},
         "versions": {**{name: provenance.version(name) for name in _PACKAGES}, "python": platform.python_version()},
         "settings": settings,
     }
+
+
+def _anywhere(command: str) -> str:
+    """Returns the command that measures, as on any machine: an absolute path is of this one."""
+    words = [word for word in shlex.split(command) if word != "--table-only"]
+    return shlex.join(_ABSOLUTE.sub("PATH", word) for word in words)
 
 
 def now() -> str:

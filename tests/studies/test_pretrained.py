@@ -301,7 +301,8 @@ def test_two_stages_are_timed_and_their_memory_is_counted(tmp_path: Path) -> Non
     ranks = run_ranks(f"{__name__}:on_two_stages", 2, folder=str(pretrained_folder(tmp_path / "bert")))
     for stage, (twin, whole, frozen, half, split) in enumerate(ranks):
         assert [row["stage"] for row in (twin, whole, frozen, half, split)] == [stage] * 5
-        assert all(row["samples_per_second"] > 0 and row["held_bytes"] > 0 for row in (twin, whole))
+        assert all(row["held_bytes"] > 0 and row["samples_per_second_low"] > 0 for row in (twin, whole))
+        assert whole["samples_per_second_low"] <= whole["samples_per_second"] <= whole["samples_per_second_high"]
         assert whole["training_bytes"] == 3 * whole["weight_bytes"]
         blocks = {row["method"]: row["weight_bytes"] for row in (twin, whole)}
         assert half["training_bytes"] == split["training_bytes"] > 0, (
@@ -317,7 +318,15 @@ def test_speeds_are_beside_1f1b_and_beside_the_fastest_exact_schedule() -> None:
     speeds = {"bp_1f1b": 10.0, "bp_zb_h1": 16.0, "bp_zb_h2": 20.0, "greedy": 15.0}
     sizes = {"stage": 0, "micro_batches": 8, "weight_bytes": 1, "training_bytes": 1, "held_bytes": 1}
     rows_ = [
-        {"data": "imdb", "adapt": adapt, "method": method, "samples_per_second": factor * speed, **sizes}
+        {
+            "data": "imdb",
+            "adapt": adapt,
+            "method": method,
+            "samples_per_second": factor * speed,
+            **sizes,
+            "samples_per_second_low": 0.0,
+            "samples_per_second_high": 99.0,
+        }
         for adapt, factor in (("all", 1.0), ("frozen", 3.0))
         for method, speed in speeds.items()
     ]

@@ -38,6 +38,13 @@ def test_tables_that_are_written_again_name_the_command_that_measures(monkeypatc
     assert header()["command"] == "python run/compare.py --suite s --json s.json"
 
 
+def test_the_command_of_published_results_names_no_folder_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = "python run/finetune.py --pretrained /home/me/model --data-root=/data --page docs/a.md --groups 'a b/c'"
+    monkeypatch.setattr(provenance, "command", lambda: given)
+    want = "python run/finetune.py --pretrained PATH --data-root=PATH --page docs/a.md --groups 'a b/c'"
+    assert header()["command"] == want
+
+
 def test_a_file_without_a_kind_is_recognized_by_its_columns(tmp_path: Path) -> None:
     path = tmp_path / "old.json"
     path.write_text(json.dumps({"header": {}, "rows": ROWS}))

@@ -113,6 +113,7 @@ def time_on_rank(
                 engine.train_batch(endless)
             dist.barrier()
             seconds[case].append(time.perf_counter() - start)
+    rates = {case: [size * micro_batches * batches / each for each in own] for case, own in seconds.items()}
     return [
         {
             "data": data,
@@ -120,7 +121,9 @@ def time_on_rank(
             "adapt": adapt,
             "stage": dist.get_rank(),
             "micro_batches": micro_batches,
-            "samples_per_second": size * micro_batches * batches / statistics.median(seconds[method, adapt]),
+            "samples_per_second": statistics.median(rates[method, adapt]),
+            "samples_per_second_low": min(rates[method, adapt]),
+            "samples_per_second_high": max(rates[method, adapt]),
             "held_bytes": held[method, adapt],
             **_weights(engine),
         }

@@ -93,7 +93,9 @@ def speed(rows: Sequence[Row]) -> Table:
         "trains": "{adapt}",
         "M": "{micro_batches}",
         "stage": "{stage}",
-        "samples/s": "{samples_per_second:.1f}",
+        "samples/s (least to most)": (
+            "{samples_per_second:.1f} ({samples_per_second_low:.1f} to {samples_per_second_high:.1f})"
+        ),
         "times 1F1B": beside("bp_1f1b"),
         "times the fastest exact": beside(EXACT),
         "weights": lambda row: _mebibytes(row["weight_bytes"]),
