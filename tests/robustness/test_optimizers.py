@@ -71,6 +71,13 @@ KINDS = [
     ),
     Kind(
         section=SECTION,
+        name="a stage of back-propagation without a weight that trains",
+        outcome="refused",
+        what="An ALConfigError on all ranks names the stage; an AL stage may be frozen as a whole.",
+        tests=("tests/baseline/test_rivals.py::test_what_a_rival_cannot_honour_is_refused_by_name",),
+    ),
+    Kind(
+        section=SECTION,
         name="a weight that is frozen after the start",
         outcome="honoured",
         what="It rests while it is frozen and learns again afterwards.",
