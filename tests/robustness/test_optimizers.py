@@ -74,7 +74,10 @@ KINDS = [
         name="a stage of back-propagation without a weight that trains",
         outcome="refused",
         what="An ALConfigError on all ranks names the stage; an AL stage may be frozen as a whole.",
-        tests=("tests/baseline/test_rivals.py::test_what_a_rival_cannot_honour_is_refused_by_name",),
+        tests=(
+            "tests/baseline/test_rivals.py::test_what_a_rival_cannot_honour_is_refused_by_name",
+            f"{HERE}::test_an_engine_refuses_or_honours",
+        ),
     ),
     Kind(
         section=SECTION,

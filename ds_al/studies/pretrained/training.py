@@ -165,7 +165,7 @@ def make_engine(
     module: Any
     if run.method == TWIN:
         layers = twin_layers(
-            load(model, task=TASK), task=TASK, groups=even_groups(run, model, stages), classifier_pooling=run.pooling
+            load(model, task=TASK), task=TASK, groups=even_groups(model, stages), classifier_pooling=run.pooling
         )
         cuts = ",".join(str(stage) for stage in range(1, stages))  # the head is one more layer, of the last stage
         module = TwinModule(
@@ -204,15 +204,16 @@ def make_engine(
     return engine
 
 
-def even_groups(run: Run, model: Any, stages: int) -> list[int]:
+def even_groups(model: Any, stages: int) -> list[int]:
     """Returns the blocks of each stage of back-propagation, with as even work as whole blocks allow.
 
     A block that trains does three times the work of one below all trained weights, which has no backward.
     """
-    blocks = dissect(load(model, task=TASK), TASK).blocks
-    idle = blocks // 2 if run.adapt == "frozen" else 0
-    bounds = ds_utils.partition_balanced([1] * idle + [3] * (blocks - idle), stages)
-    return [stop - start for start, stop in pairwise(bounds)]
+    anatomy = dissect(load(model, task=TASK), TASK)
+    blocks = [anatomy.group(range(i, i + 1)) for i in range(anatomy.blocks)]
+    first = next(i for i, block in enumerate(blocks) if any(weight.requires_grad for weight in block.parameters()))
+    bounds = ds_utils.partition_balanced([1] * first + [3] * (len(blocks) - first), stages)
+    return [int(stop - start) for start, stop in pairwise(bounds)]
 
 
 def adapted(model: Any, adapt: Adapt, settings: Settings) -> Any:
