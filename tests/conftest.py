@@ -63,7 +63,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     on_cpu = session.config.option.device == "cpu"
     ranks = [item for item in session.items if item.get_closest_marker("distributed")]
     if any(on_cpu or not item.get_closest_marker("cuda") for item in ranks) and not session.config.option.collectonly:
-        start_quickly()
+        start_quickly("transformers.modeling_utils")  # 3 s of CPU time on every rank that converts a model
         run_ranks(f"{__name__}:compile_op", 1, timeout=900)
 
 

@@ -92,7 +92,7 @@ def _members(cls: type) -> Iterator[tuple[str, Any]]:
 def _bases(cls: type) -> Iterator[type]:
     """Bases of a class, without those that only divide its code."""
     for base in cls.__bases__:
-        if base.__module__.startswith("ds_al.training."):
+        if base.__module__.startswith(("ds_al.training.", "ds_al.optim.")):
             yield from _bases(base)
         else:
             yield base

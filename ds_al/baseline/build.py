@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import metadata, util
+from importlib import util
 from typing import Any
 
 from deepspeed.pipe import PipelineModule
@@ -11,6 +11,7 @@ from deepspeed.pipe import PipelineModule
 from ds_al.baseline import data_parallel, delayed, zero_bubble
 from ds_al.baseline.engine import BackpropPipelineEngine
 from ds_al.errors import ALConfigError
+from ds_al.system.versions import release
 
 DUALPIPEV = "bp_dualpipev"
 RELEASE = "0.19.8"
@@ -97,7 +98,7 @@ def check_release() -> None:
     """
     if util.find_spec("deepspeed.runtime.pipe.dualpipev") is None:
         raise ALConfigError(
-            f"{DUALPIPEV} is DeepSpeed's own, of release {RELEASE} and later: got {metadata.version('deepspeed')}. "
+            f"{DUALPIPEV} is DeepSpeed's own, of release {RELEASE} and later: got {release('deepspeed')}. "
             f"pip install 'deepspeed>={RELEASE},<0.20', or use bp_zb_h1"
         )
 

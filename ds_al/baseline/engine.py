@@ -12,7 +12,6 @@ import torch
 from deepspeed import comm as dist
 from deepspeed.pipe import PipelineModule
 from deepspeed.runtime.pipe import p2p
-from deepspeed.runtime.pipe.engine import PipelineEngine
 from deepspeed.runtime.pipe.schedule import (
     BackwardPass,
     ForwardPass,
@@ -29,8 +28,8 @@ from deepspeed.runtime.pipe.schedule import (
 
 from ds_al.baseline.schedules import BACKPROP_SCHEDULES
 from ds_al.config.settings import Settings
-from ds_al.optim import names
 from ds_al.optim.accepted import required
+from ds_al.optim.names import NamedOptimizers
 from ds_al.parallel.topology import StageTopology
 from ds_al.runner import Runner
 from ds_al.system.secrets import without_secrets
@@ -49,12 +48,11 @@ from ds_al.trace import (
 from ds_al.transport.slow_link import SlowLink, check_one_host, wait_until
 
 
-class BackpropPipelineEngine(PipelineEngine):
+class BackpropPipelineEngine(NamedOptimizers):
     """Trains a plain ``PipelineModule`` by back-propagation, with DeepSpeed's own instructions.
 
     Private names of DeepSpeed that it overrides or uses (runtime/pipe/engine.py, 0.19.0 and 0.19.8): ``_config``,
-    ``_configure_basic_optimizer``, ``_is_supported_optimizer``, ``_exec_schedule``, ``_exec_*``, ``_INSTRUCTION_MAP``,
-    ``_reserve_pipe_buffers``, ``_aggregate_total_loss``.
+    ``_exec_schedule``, ``_exec_*``, ``_INSTRUCTION_MAP``, ``_reserve_pipe_buffers``, ``_aggregate_total_loss``.
 
     Args:
         settings: ``al.method`` is ``"bp_1f1b"`` (DeepSpeed's ``TrainSchedule``), ``"bp_gpipe"``,
@@ -100,18 +98,6 @@ class BackpropPipelineEngine(PipelineEngine):
             seconds=self.al.stall_seconds,
             on_stall=self.al.on_stall,
             sends_ahead=self.SENDS_AHEAD,
-        )
-
-    def _is_supported_optimizer(self, optimizer_name: str) -> bool:
-        return names.is_ours(optimizer_name) or super()._is_supported_optimizer(optimizer_name)
-
-    def _configure_basic_optimizer(self, model_parameters: Any) -> torch.optim.Optimizer:
-        return names.from_config(
-            self._config,
-            model_parameters,
-            module=self.module,
-            device=self.device,
-            by_deepspeed=super()._configure_basic_optimizer,
         )
 
     @batch_call
@@ -244,7 +230,7 @@ class BackpropPipelineEngine(PipelineEngine):
         return Observation()
 
     _INSTRUCTION_MAP: ClassVar[dict[Any, Callable[..., None]]] = {
-        **PipelineEngine._INSTRUCTION_MAP,
+        **NamedOptimizers._INSTRUCTION_MAP,
         ForwardPass: _exec_forward_pass,
         BackwardPass: _exec_backward_pass,
         SendActivation: _exec_send_activations,

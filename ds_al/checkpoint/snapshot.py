@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from ds_al.optim.finite import not_finite
 from ds_al.optim.masters import full_state
 from ds_al.partition.part import LayerPart
 from ds_al.system.plain import Tensors, check_dense, pack, unpack
+from ds_al.system.versions import release
 
 DECODER = "decoder/"
 """Begins the names of the weights of a copy of a decoder."""
@@ -138,7 +138,7 @@ def check_finite(index: int, layer: ALLayer, values: Mapping[str, Any]) -> None:
 def _common(state: StageState) -> Record:
     return {
         "format": FORMAT,
-        "versions": {"ds_al": _version("ds_al"), "deepspeed": _version("deepspeed"), "torch": torch.__version__},
+        "versions": {"ds_al": release("ds_al"), "deepspeed": release("deepspeed"), "torch": torch.__version__},
         "num_layers": state.module.num_layers,
         "num_classes": state.module.num_classes,
         # None if the network was not built from a transformers model, and so cannot be exported from the folder.
@@ -154,13 +154,6 @@ def _common(state: StageState) -> Record:
 
 def _stage(state: StageState) -> Record:
     return {"stage": state.stage, "data_position": state.loader.position if state.loader is not None else None}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # a checkout that is not installed
-        return None
 
 
 def modules(layer: ALLayer) -> dict[str, str]:

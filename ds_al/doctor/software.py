@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from ds_al.doctor.finding import Finding, Status, one_line
+from ds_al.system.versions import release
 
 DISTRIBUTION = "ds_al"
 ESSENTIAL = ("torch", "deepspeed")
@@ -26,7 +27,7 @@ IMPORT_FAILS = "import fails"
 def software() -> list[Finding]:
     """Returns the findings on versions, and whether each is in the range required by ds_al's metadata."""
     ranges = supported_ranges()
-    version = installed_version(DISTRIBUTION)
+    version = release(DISTRIBUTION)
     group = "software"
     if version is None:
         remark = "ranges are not checked: install it, as with pip install -e ."
@@ -51,17 +52,9 @@ def supported_ranges() -> dict[str, SpecifierSet]:
     return {"python": SpecifierSet(info["Requires-Python"] or ""), **ranges}
 
 
-def installed_version(name: str) -> str | None:
-    """Returns the installed version of a distribution, or ``None``."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _package_row(name: str, supported: SpecifierSet | None) -> Finding:
     essential = name in ESSENTIAL
-    version = installed_version(name)
+    version = release(name)
     if essential:
         try:
             importlib.import_module(name)

@@ -15,7 +15,7 @@ from ds_al.errors import ALConfigError, ALDataError, ALError, ALTransportError
 from ds_al.experiment.stopping import Stopped
 from ds_al.parallel import presence
 from ds_al.parallel.agreement import ALDisagreement, is_first_here
-from ds_al.trace import is_loss
+from ds_al.parallel.lost import is_loss
 
 
 @contextlib.contextmanager

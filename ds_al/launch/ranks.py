@@ -33,7 +33,9 @@ _IMPORTED = (
     *("ds_al.engine", "ds_al.module", "ds_al.entry", "ds_al.baseline.engine", "ds_al.experiment.job"),
     "torch._dynamo",  # imported by torch with the first optimizer: 2 s of CPU time, the largest cost of a rank
     "deepspeed.module_inject.auto_ep_layer",  # imported by DeepSpeed with the first engine
+    "torch.utils.cpp_extension",  # and setuptools, for the all-reduce that DeepSpeed compiles
 )  # modules that every rank imports eventually; missing ones are skipped
+_LAST = "ds_al.launch.preloaded"
 _forks = False
 _ON_CPU = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
@@ -83,13 +85,16 @@ def tell(line: str) -> None:
             file.write(line + "\n")
 
 
-def start_quickly() -> None:
+def start_quickly(*modules: str) -> None:
     """Makes :func:`run_ranks` fork ranks from a process that has already imported torch, DeepSpeed and ds_al.
 
     This saves seconds per launch, for tests that launch ranks hundreds of times. Measurements should use new processes.
+
+    Args:
+        *modules: what else to import, as for :func:`ds_al.launch.warm.start_server`.
     """
     global _forks
-    start_server(*_IMPORTED, env=_ON_CPU)
+    start_server(*_IMPORTED, *modules, _LAST, env=_ON_CPU)
     _forks = True
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from deepspeed.runtime.pipe.engine import PipelineEngine
 from torch import nn
 
 from ds_al import host
@@ -33,6 +34,26 @@ _REFUSED = {
     "muon": 'whose groups are those of DeepSpeed\'s ZeRO: use "MuonAdamW"',
 }
 """Optimizers of DeepSpeed and torch that cannot train AL layers, and why."""
+
+
+class NamedOptimizers(PipelineEngine):
+    """DeepSpeed's pipeline engine, whose config may also name the optimizers of ds_al; base of both engines.
+
+    Private names of DeepSpeed that it overrides or uses (runtime/engine.py, 0.19.0 and 0.19.8): ``_config``,
+    ``_configure_basic_optimizer``, ``_is_supported_optimizer``.
+    """
+
+    def _is_supported_optimizer(self, optimizer_name: str) -> bool:
+        return is_ours(optimizer_name) or super()._is_supported_optimizer(optimizer_name)
+
+    def _configure_basic_optimizer(self, model_parameters: Any) -> torch.optim.Optimizer:
+        return from_config(
+            self._config,
+            model_parameters,
+            module=self.module,
+            device=self.device,
+            by_deepspeed=super()._configure_basic_optimizer,
+        )
 
 
 def is_ours(name: Any) -> bool:

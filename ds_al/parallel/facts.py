@@ -7,11 +7,11 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ds_al.system import VERSION
+from ds_al.system.versions import release
 
 Facts = Mapping[str, Any]
 """What has to be equal on all ranks, by name; values are compared by their text."""
@@ -21,7 +21,7 @@ _SHOWN = 200  # characters of a value in an error
 
 def environment() -> dict[str, str]:
     """Returns the facts of the software of this rank: releases, and the code of this package."""
-    releases = {name: metadata.version(name) for name in ("torch", "deepspeed")}
+    releases = {name: str(release(name)) for name in ("torch", "deepspeed")}
     python = ".".join(platform.python_version_tuple()[:2])
     return {"ds_al": VERSION, **releases, "python": python, "code of ds_al": _code(), "byte order": sys.byteorder}
 

@@ -32,6 +32,7 @@ from torch.distributed import Store
 
 from ds_al.errors import ALTransportError
 from ds_al.parallel import launchers, store
+from ds_al.parallel.lost import is_loss
 
 STOPPED = 20.0
 """Seconds without a word of a process that is stopped, or has gone, after which the job ends."""
@@ -257,10 +258,20 @@ class Presence:
 
     @contextlib.contextmanager
     def leaving_with_others(self) -> Iterator[None]:
-        """Ends this process where another rank fails inside, which the call inside would not notice for long."""
+        """Ends this process where another rank fails inside, which the call inside would not notice for long.
+
+        Raises:
+            ALTransportError: the call inside has noticed it first; the message has what the other rank told.
+        """
         self._leaves_with_others = True
         try:
             yield
+        except RuntimeError as error:
+            if not is_loss(error):
+                raise
+            lost = ALTransportError(f"the ranks have not joined: {self.cause()} ({error})")
+            self.fail(lost, lost=True)
+            raise lost from error
         finally:
             self._leaves_with_others = False
 

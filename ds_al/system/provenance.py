@@ -10,11 +10,11 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 from ds_al.system import VERSION
 from ds_al.system.secrets import hide
+from ds_al.system.versions import release
 
 _LAUNCHER = re.compile(r"python|mpirun|mpiexec|orterun|prterun|srun")
 """Programs whose words are recorded: not those of a shell or of ``sudo``, which may hold secrets."""
@@ -57,10 +57,8 @@ def _shortened(words: list[str]) -> list[str]:
 
 def version(package: str) -> str:
     """Returns the installed version of a package, or ``"not installed"``."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # a source tree that is not installed
-        return VERSION if package == "ds_al" else "not installed"
+    here = VERSION if package == "ds_al" else "not installed"  # a source tree that is not installed
+    return release(package) or here
 
 
 def cpu() -> str:

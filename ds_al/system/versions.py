@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import metadata
 
 from packaging.version import Version
@@ -13,18 +14,26 @@ OLDEST, BELOW = "0.19.0", "0.20"
 without an error, other weights than one process does."""
 
 
+@cache
+def release(package: str) -> str | None:
+    """Returns the installed release of a package, ``None`` if it is not installed; its metadata are read once."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def check_deepspeed() -> None:
     """Checks the installed release of DeepSpeed, without importing it.
 
     Raises:
         ALVersionError: DeepSpeed is not installed, or older than :data:`OLDEST`. A later release may work.
     """
-    try:
-        found = metadata.version("deepspeed")
-    except metadata.PackageNotFoundError:
+    found = release("deepspeed")
+    if found is None:
         raise ALVersionError(
             f"deepspeed is not installed, expected >={OLDEST},<{BELOW}: pip install 'deepspeed>={OLDEST},<{BELOW}'"
-        ) from None
+        )
     if Version(found) < Version(OLDEST):
         raise ALVersionError(
             f"got deepspeed {found}, expected >={OLDEST},<{BELOW}: pip install 'deepspeed>={OLDEST},<{BELOW}'"

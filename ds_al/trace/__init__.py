@@ -1,6 +1,6 @@
 """Tracing and metrics: executed instructions, waiting times, activation memory, and a watchdog for stalls."""
 
-from ds_al.trace.calls import Calls, batch_call, is_loss, joint_call
+from ds_al.trace.calls import Calls, batch_call, joint_call
 from ds_al.trace.events import Event
 from ds_al.trace.meter import ActivationMeter
 from ds_al.trace.metrics import Report, StageMeter, StageMetrics
@@ -25,6 +25,5 @@ __all__ = [
     "Tracing",
     "Watchdog",
     "batch_call",
-    "is_loss",
     "joint_call",
 ]

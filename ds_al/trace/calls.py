@@ -12,26 +12,16 @@ same place of it: while no rank has left the order, a stage may be batches behin
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from ds_al.errors import ALError, ALLayerError, ALTransportError
 from ds_al.parallel import presence
+from ds_al.parallel.lost import is_loss
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-
-_LOST = re.compile(
-    r"lost stage|cannot reach stage|Connection (closed|reset|refused)|Broken pipe|[Tt]imed out waiting|Socket Timeout"
-    r"|ncclRemoteError|remote process exited"
-)
-
-
-def is_loss(error: BaseException) -> bool:
-    """Whether an error says that another rank is gone, in words of ours, of gloo or of NCCL."""
-    return isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
 
 
 class Position(NamedTuple):

@@ -9,24 +9,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from deepspeed.runtime.pipe.engine import PipelineEngine
 
 from ds_al import host
 from ds_al.config.optimizers import OptimizerConfig
 from ds_al.config.settings import Settings
 from ds_al.module import ALPipelineModule
-from ds_al.optim import build, names, schedules
+from ds_al.optim import build, schedules
 from ds_al.optim.accepted import required
 from ds_al.optim.groups import ParamGroups, Selection
 from ds_al.optim.local import Factory, LocalOptimizer
+from ds_al.optim.names import NamedOptimizers
 from ds_al.parallel.replicas import Replicas
 
 
-class OptimizerEngine(PipelineEngine):
+class OptimizerEngine(NamedOptimizers):
     """Makes the optimizer of one stage; base of :class:`~ds_al.training.engine.TrainingEngine`.
 
     Private names of DeepSpeed that it overrides or uses (runtime/engine.py, 0.19.0 and 0.19.8): ``_config``,
-    ``_configure_optimizer``, ``_configure_basic_optimizer``, ``_configure_lr_scheduler``, ``_is_supported_optimizer``.
+    ``_configure_optimizer``, ``_configure_basic_optimizer``, ``_configure_lr_scheduler``.
 
     Attributes:
         settings: the config, validated.
@@ -91,15 +91,3 @@ class OptimizerEngine(PipelineEngine):
                 self.client_optimizer = given
 
         return make
-
-    def _is_supported_optimizer(self, optimizer_name: str) -> bool:
-        return names.is_ours(optimizer_name) or super()._is_supported_optimizer(optimizer_name)
-
-    def _configure_basic_optimizer(self, model_parameters: Any) -> torch.optim.Optimizer:
-        return names.from_config(
-            self._config,
-            model_parameters,
-            module=self.module,
-            device=self.device,
-            by_deepspeed=super()._configure_basic_optimizer,
-        )

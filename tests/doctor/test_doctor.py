@@ -71,9 +71,9 @@ def test_an_essential_version_out_of_range_fails(
 def test_another_package_that_is_missing_or_out_of_range_only_limits(
     installed: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = software.installed_version
+    original = software.release
     monkeypatch.setattr(software, "supported_ranges", lambda: {"datasets": SpecifierSet(">=3,<6")})
-    monkeypatch.setattr(software, "installed_version", lambda name: installed if name == "datasets" else original(name))
+    monkeypatch.setattr(software, "release", lambda name: installed if name == "datasets" else original(name))
     rows = software.software()
     assert by_item(rows)["datasets"].status == "limited"
     assert "install datasets" in by_item(rows)["datasets"].remark

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -94,8 +93,8 @@ def test_a_host_that_does_not_reach_the_first_one(hosts: tuple[Host, Host], host
 def of_another_release(places: Places, package: str) -> None:
     """Worker: joins the others; the second host has another release of a package."""
     if places.here().name == "node1":
-        real, facts.VERSION = metadata.version, "0.0.9" if package == "ds_al" else facts.VERSION
-        facts.metadata.version = lambda name: "1.9.1" if name == package else real(name)
+        real, facts.VERSION = facts.release, "0.0.9" if package == "ds_al" else facts.VERSION
+        facts.release = lambda name: "1.9.1" if name == package else real(name)
     join_world()
 
 

@@ -168,10 +168,15 @@ def test_a_rank_that_reaches_the_store_late_agrees_with_the_others() -> None:
     assert run_ranks(f"{__name__}:reaches_the_store_late", 2, timeout=60) == [0, 0]
 
 
-def fails_while_it_joins() -> None:
-    """Worker: rank 1 fails where the others wait for it in DeepSpeed's start."""
+def fails_while_it_joins(seconds: float) -> None:
+    """Worker: rank 1 fails where the others wait for it in DeepSpeed's start.
+
+    Args:
+        seconds: between two looks of rank 2 at what other ranks tell.
+    """
     import deepspeed
 
+    from ds_al.parallel import presence
     from ds_al.parallel.world import join_world
 
     def broken(**options: Any) -> None:
@@ -179,13 +184,19 @@ def fails_while_it_joins() -> None:
 
     if os.environ["RANK"] == "1":
         deepspeed.init_distributed = broken
+    if os.environ["RANK"] == "2":
+        presence._LOOK = seconds
     join_world()
 
 
-def test_a_rank_that_fails_while_the_ranks_join_ends_the_others() -> None:
-    """They once waited for as long as the time-out of the process group."""
+@pytest.mark.parametrize("seconds", [0.25, 30.0])
+def test_a_rank_that_fails_while_the_ranks_join_ends_the_others(seconds: float) -> None:
+    """They once waited for as long as the time-out of the process group.
+
+    Later, one that lost the store before it looked said so, and not what had happened.
+    """
     with pytest.raises(RankFailure) as caught:
-        run_ranks(f"{__name__}:fails_while_it_joins", 3, timeout=60)
+        run_ranks(f"{__name__}:fails_while_it_joins", 3, timeout=60, seconds=seconds)
     assert caught.value.codes == [1, 1, 1]
     for rank in (0, 2):
         assert "rank 1 (" in caught.value.outputs[rank] and "RuntimeError: no backend" in caught.value.outputs[rank]

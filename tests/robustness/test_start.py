@@ -10,10 +10,11 @@ import pytest
 from ds_al.errors import ALLayerError, ALTransportError
 from ds_al.experiment.run_folder import check_probe, probed_folder
 from ds_al.parallel.launchers import launched
+from ds_al.parallel.lost import is_loss
 from ds_al.parallel.store import _listener
 from ds_al.parallel.world import start_seconds
 from ds_al.system import extensions
-from ds_al.trace.calls import Calls, Position, is_loss, out_of_order
+from ds_al.trace.calls import Calls, Position, out_of_order
 from tests.support.robustness import Case, Kind, by_name, meet
 
 KINDS: list[Kind] = [
@@ -239,6 +240,7 @@ LOST = [
     "stage 1 cannot reach stage 0.",
     "[pair.cc:553] Connection closed by peer [127.0.0.1]:3457",
     "Connection reset by peer",
+    "Failed to recv, got 0 bytes. Connection was likely closed. Did the remote server shutdown or crash?",
     "writev: Broken pipe",
     "Timed out waiting 600000ms for recv operation to complete",
     "NCCL communicator: ncclRemoteError: a remote process exited",

@@ -104,6 +104,7 @@ def test_wrong_arguments_are_named(arguments: list[str], message: str) -> None:
     assert message in done.stderr
 
 
+@pytest.mark.slow
 def test_a_recipe_and_its_twin_take_turns() -> None:
     row, *variants = measure_recipe(networks=("vgg",), layers=(2,), repeat=2)
     assert row["variant"] == "" and [other["variant"] for other in variants] == ["half bridges", "bridges 3/4"]

@@ -148,6 +148,7 @@ def test_a_machine_without_a_gpu_says_so_and_writes_nothing(tmp_path: Path, monk
     assert gpu() is None
 
 
+@pytest.mark.slow
 def test_the_command_runs_what_is_missing_and_writes_file_and_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

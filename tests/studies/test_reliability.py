@@ -54,6 +54,7 @@ def test_every_fault_at_every_place(place: tuple[str, str, int]) -> None:
     assert broken([cell for cell in faults.table() if (cell.place, cell.form, cell.rank) == place]) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.alone
 def test_a_run_that_was_killed_goes_on_in_its_folder() -> None:

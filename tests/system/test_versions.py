@@ -16,7 +16,7 @@ from ds_al.system import versions
 def test_a_release_below_the_range_is_an_error_when_a_public_name_is_used(
     found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(versions.metadata, "version", lambda _: found)
+    monkeypatch.setattr(versions, "release", lambda _: found)
     monkeypatch.delitem(vars(ds_al), "initialize", raising=False)
     with pytest.raises(ALVersionError, match=f"got deepspeed {found}, expected >=0.19.0,<0.20: pip install 'deepspeed"):
         _ = ds_al.initialize
@@ -24,17 +24,16 @@ def test_a_release_below_the_range_is_an_error_when_a_public_name_is_used(
 
 
 def test_none_at_all_is_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> str:
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(versions.metadata, "version", missing)
+    absent = versions.release("no-package-of-this-name")
+    assert absent is None and versions.release("deepspeed") == metadata.version("deepspeed")
+    monkeypatch.setattr(versions, "release", lambda _: absent)
     with pytest.raises(ALVersionError, match=r"deepspeed is not installed, expected >=0\.19\.0"):
         versions.check_deepspeed()
 
 
 @pytest.mark.parametrize("found", [versions.OLDEST, "0.19.8", "0.21.1"])
 def test_the_oldest_and_later_ones_pass(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions.metadata, "version", lambda _: found)
+    monkeypatch.setattr(versions, "release", lambda _: found)
     versions.check_deepspeed()
 
 
