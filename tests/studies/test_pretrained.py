@@ -102,6 +102,7 @@ def test_the_gap_is_to_back_propagation_of_the_same_seed_and_weights(tmp_path: P
     page = (tmp_path / "page.md").read_text()
     text = " ".join(page.split())
     assert "**Local learning keeps up with back-propagation in 0 of 2 cases**" in text, "K = 2, two objectives"
+    assert "in 0 of 1 cases, where the lower half of the blocks is frozen in both**" in text, "a verdict of its own"
     assert "-10.0 points beside back-propagation (2 seeds)" in text and "## Not run yet" not in page
     assert len(json.loads((tmp_path / "tuned.json").read_text())["rows"]) == 8
 
