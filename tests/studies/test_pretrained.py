@@ -52,7 +52,8 @@ def finish(folder: Path, run: Any = fake, until: float = float("inf")) -> tuple[
 
 def test_rates_are_chosen_for_each_form_and_a_stopped_study_goes_on(tmp_path: Path) -> None:
     assert [form[1:] for form in PLAN.forms()] == [
-        (TWIN, "all"), ("greedy", "all"), ("mse", "all"), (TWIN, "frozen"), ("greedy", "frozen")
+        (TWIN, "all"), ("greedy", "all"), ("mse", "all"), (TWIN, "frozen"), ("greedy", "frozen"),
+        ("greedy-by-work", "frozen"),
     ]  # fmt: skip
 
     def stopped(run: Run) -> dict[str, Any]:
@@ -64,8 +65,8 @@ def test_rates_are_chosen_for_each_form_and_a_stopped_study_goes_on(tmp_path: Pa
     with pytest.raises(KeyboardInterrupt):
         finish(tmp_path, stopped)
     known, results = finish(tmp_path)
-    assert len(known) == 10 + 2 and set(PLAN.chosen(results).values()) == {1e-2}
-    assert len(results) == 10 + 2 * (2 * 1 + 3 * 2)
+    assert len(known) == 12 + 2 and set(PLAN.chosen(results).values()) == {1e-2}
+    assert len(results) == 12 + 2 * (2 * 1 + 3 * 2 + 1)
 
 
 def test_adapters_have_rates_of_their_own() -> None:
@@ -89,7 +90,7 @@ def test_a_run_that_failed_is_repeated(tmp_path: Path) -> None:
     text = write_tables(results, PLAN, json_path=tmp_path / "tuned.json", page=tmp_path / "page.md")
     assert "RuntimeError: no memory" in text
     page = (tmp_path / "page.md").read_text()
-    assert "| imdb | all | 2 | 2, 2 | 0, 0 |" in page and "| imdb | frozen | 2 | 2, 2 |  |" in page
+    assert "| imdb | all | 2 | 2, 2 | 0, 0 |  |" in page and "| imdb | frozen | 2 | 2, 2 |  | 2 |" in page
     assert not any("failure" in result for result in finish(tmp_path)[1])
 
 
@@ -102,9 +103,9 @@ def test_the_gap_is_to_back_propagation_of_the_same_seed_and_weights(tmp_path: P
     page = (tmp_path / "page.md").read_text()
     text = " ".join(page.split())
     assert "**Local learning keeps up with back-propagation in 0 of 2 cases**" in text, "K = 2, two objectives"
-    assert "in 0 of 1 cases, where the lower half of the blocks is frozen in both**" in text, "a verdict of its own"
+    assert "in 0 of 2 cases, where the lower half of the blocks is frozen in both**" in text, "a verdict of its own"
     assert "-10.0 points beside back-propagation (2 seeds)" in text and "## Not run yet" not in page
-    assert len(json.loads((tmp_path / "tuned.json").read_text())["rows"]) == 8
+    assert len(json.loads((tmp_path / "tuned.json").read_text())["rows"]) == 9
 
 
 def test_the_gap_is_to_the_better_rate_of_back_propagation(tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_processor_times_of_different_machines_are_not_shown(tmp_path: Path) -> 
     shown = {row["method"]: row["cpu_ms"] for row in rows(results, PLAN) if row["adapt"] == "all"}
     assert shown == {TWIN: pytest.approx(100), "greedy": pytest.approx(100), "mse": None}
     text = write_tables(results, PLAN, json_path=tmp_path / "tuned.json", page=tmp_path / "page.md")
-    assert text.count("100 ms") == 6 and next(line for line in text.splitlines() if "`mse`" in line).endswith("|  |")
+    assert text.count("100 ms") == 7 and next(line for line in text.splitlines() if "`mse`" in line).endswith("|  |")
 
 
 def test_the_exit_with_the_best_validation_accuracy_is_compared_too(tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_a_head_on_the_mean_has_tables_of_its_own_and_a_twin_with_the_same_head(
     for part in (lambda: list(mean.trials()), lambda: mean.runs(file.read().values())):
         run_missing(part(), file, better, done=lambda *_: None)
     results = list(file.read().values())
-    assert len(results) == 2 * (10 + 16) and len({result["key"] for result in results}) == len(results)
+    assert len(results) == 2 * (12 + 18) and len({result["key"] for result in results}) == len(results)
     for plan, gap in ((PLAN, -0.1), (mean, -0.15)):
         table = {(row["method"], row["adapt"], row["K"]): row for row in rows(results, plan)}
         assert table["mse", "all", 2]["gap"] == pytest.approx(gap) and table["mse", "all", 2]["seeds"] == 2
@@ -197,7 +198,7 @@ def test_a_head_on_the_mean_has_tables_of_its_own_and_a_twin_with_the_same_head(
     assert "| imdb | `mse` | all | a token |" in page and "| imdb | `mse` | all | mean |" in page
     assert "## Not run yet" not in page
     rows_ = json.loads((tmp_path / "tuned.json").read_text())["rows"]
-    assert [row["pooling"] for row in rows_] == [None] * 8 + ["mean"] * 8
+    assert [row["pooling"] for row in rows_] == [None] * 9 + ["mean"] * 9
 
 
 def test_times_of_two_stages_leave_the_accuracies_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,14 +295,18 @@ def test_one_layer_learns_as_back_propagation_does(tmp_path: Path, adapt: str, p
 def on_two_stages(folder: str) -> Any:
     """Worker: times and memory of both methods."""
     cases = [("bp_1f1b", "all"), ("greedy", "all"), ("greedy", "frozen"), ("bp_1f1b", "frozen"), ("bp_zb_h2", "frozen")]
+    cases.append(("greedy-by-work", "frozen"))
     return time_on_rank(cases, folder, "imdb", replace(SETTINGS, new_first=0), 2, 1, 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.distributed
 def test_two_stages_are_timed_and_their_memory_is_counted(tmp_path: Path) -> None:
     ranks = run_ranks(f"{__name__}:on_two_stages", 2, folder=str(pretrained_folder(tmp_path / "bert")))
-    for stage, (twin, whole, frozen, half, split) in enumerate(ranks):
-        assert [row["stage"] for row in (twin, whole, frozen, half, split)] == [stage] * 5
+    for stage, (twin, whole, *rest) in enumerate(ranks):
+        frozen, half, split, by_work = rest
+        assert [row["stage"] for row in (twin, whole, *rest)] == [stage] * 6
+        by_stage = [by_work["training_bytes"], frozen["training_bytes"]]
+        assert by_stage == sorted(by_stage, reverse=stage == 0) and len(set(by_stage)) == 2, "blocks that train move"
         assert all(row["held_bytes"] > 0 and row["samples_per_second_low"] > 0 for row in (twin, whole))
         assert whole["samples_per_second_low"] <= whole["samples_per_second"] <= whole["samples_per_second_high"]
         assert whole["training_bytes"] == 3 * whole["weight_bytes"]

@@ -39,9 +39,10 @@ NOTHING = (
 
 _ABOUT_SPEED = (
     "Two processes, M micro-batches of 16 texts per batch. Local learning is cut where its layers are, in the middle "
-    "of the blocks. Back-propagation (1F1B and zero bubble) is cut where its stages have the most even work: in the "
-    "middle too, but with frozen blocks after the first block that trains, since blocks below it have no backward. "
-    "Samples per second are medians of {repeat} timed runs of {batches} batches, all methods of the table in turns."
+    "of the blocks, `-by-work` where back-propagation is. Back-propagation (1F1B and zero bubble) is cut where its "
+    "stages have the most even work: in the middle too, but with frozen blocks after the first block that trains, "
+    "since blocks below it have no backward. Samples per second are medians of {repeat} timed runs of {batches} "
+    "batches, all methods of the table in turns."
 )
 
 
@@ -264,8 +265,9 @@ def _about(plan: Plan) -> list[str]:
         f"{settings.new_rate:g}, and train alone on the first {settings.new_first} texts "
         "([from_your_model.md](from_your_model.md#new-parts)).",
         "`backprop` is back-propagation through the whole model. *All* trains every weight; *frozen* trains all but "
-        "the embeddings and the lower half of the blocks; *lora* trains low-rank adapters of rank "
-        f"{settings.rank} in {', '.join(settings.targets)}, and the new parts.",
+        "the embeddings and the lower half of the blocks (`-by-work`: K layers of as even work, where a block that "
+        "trains counts as three below all that train, instead of as many blocks each); *lora* trains low-rank adapters "
+        f"of rank {settings.rank} in {', '.join(settings.targets)}, and the new parts.",
         "The last exit is the model's own head, which reads one token, the first; earlier exits read the mean over the "
         'tokens. Where a heading says so, the head reads the mean, too (`classifier_pooling="mean"`, '
         "[from_your_model.md](from_your_model.md#new-parts)), in back-propagation as well.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from ds_al.studies.pretrained.training import TWIN, Adapt, Run, Settings
+from ds_al.studies.pretrained.training import BY_WORK, TWIN, Adapt, Run, Settings
 from ds_al.studies.runs import Result
 
 Form = tuple[str, str, Adapt]
@@ -23,7 +23,8 @@ class Plan:
     Attributes:
         data: names of the texts.
         methods: objectives in addition to back-propagation.
-        adapt: what trains; other than all of the model by back-propagation and the first objective alone.
+        adapt: what trains; other than all of the model by back-propagation and the first objective alone, with frozen
+            blocks and the least K also by work.
         layers: values of K.
         seeds: number of seeds.
         samples, trial_samples: texts of a run and of a trial.
@@ -51,12 +52,18 @@ class Plan:
             (data, method, adapt)
             for data in self.data
             for adapt in self.adapt
-            for method in (TWIN, *(self.methods if adapt == "all" else self.methods[:1]))
+            for method in (TWIN, *self._local_methods(adapt))
         ]
+
+    def _local_methods(self, adapt: Adapt) -> tuple[str, ...]:
+        first = self.methods[0]
+        return {"all": self.methods, "frozen": (first, first + BY_WORK), "lora": (first,)}[adapt]
 
     def depths(self, form: Form) -> tuple[int, ...]:
         """Returns the values of K of a form."""
-        return (1,) if form[1] == TWIN else self.layers
+        if form[1] == TWIN:
+            return (1,)
+        return (min(self.layers),) if form[1].endswith(BY_WORK) else self.layers
 
     def trials(self) -> Iterator[Run]:
         """Yields the trials of all forms."""

@@ -18,7 +18,7 @@ from deepspeed import comm as dist
 
 from ds_al.launch.ranks import run_ranks
 from ds_al.studies.pretrained.texts import SOURCES
-from ds_al.studies.pretrained.training import TWIN, Adapt, Run, Settings, make_engine
+from ds_al.studies.pretrained.training import BY_WORK, TWIN, Adapt, Run, Settings, make_engine
 from ds_al.studies.results import Row
 from ds_al.trace.meter import ActivationMeter
 
@@ -45,7 +45,8 @@ def measure_speed(
     Args:
         pretrained: folder of the model.
         data: name of the texts, whose length the random ids have.
-        methods: objectives, K = 2, beside back-propagation by each schedule of ``EXACT``.
+        methods: objectives, K = 2, beside back-propagation by each schedule of ``EXACT``; with frozen blocks the first
+            one also by work.
         adapt: what of the model trains.
         settings: settings of the study; all weights train from the start.
         micro_batches: micro-batches of a batch, M.
@@ -55,7 +56,8 @@ def measure_speed(
     Raises:
         RankFailure: a rank failed.
     """
-    cases = [(method, each) for each in adapt for method in (*EXACT, *methods)]
+    by_work = {"frozen": (methods[0] + BY_WORK,)}
+    cases = [(method, each) for each in adapt for method in (*EXACT, *methods, *by_work.get(each, ()))]
     by_rank: list[list[Row]] = run_ranks(
         f"{__name__}:time_on_rank",
         STAGES,

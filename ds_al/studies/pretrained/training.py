@@ -28,6 +28,8 @@ from ds_al.studies.pretrained.texts import held_out, micro_batches
 from ds_al.system.provenance import boot
 
 TWIN = "backprop"
+BY_WORK = "-by-work"
+"""Ends the method of an objective whose layers are cut where they have even work, instead of as many blocks each."""
 TASK = "sequence-classification"
 Adapt = Literal["all", "frozen", "lora"]
 
@@ -60,7 +62,7 @@ class Run:
 
     Attributes:
         data: name of the texts.
-        method: ``"backprop"``, or an objective.
+        method: ``"backprop"``, or an objective, perhaps with :data:`BY_WORK`.
         adapt: weights of the model that train: all, all but embeddings and the lower half of the blocks, or low-rank
             adapters.
         layers: K; 1 for back-propagation.
@@ -177,11 +179,13 @@ def make_engine(
             dynamic_shape=True,
         )
     else:
+        objective = run.method.removesuffix(BY_WORK)
         module = ds_al.from_pretrained(
             model,
             task=TASK,
             num_al_layers=run.layers,
-            objective=run.method,
+            groups=None if objective == run.method else even_groups(model, run.layers),
+            objective=objective,
             classifier_pooling=run.pooling,
             new_parts_first=settings.new_first,
             base_seed=run.seed,
@@ -205,7 +209,7 @@ def make_engine(
 
 
 def even_groups(model: Any, stages: int) -> list[int]:
-    """Returns the blocks of each stage of back-propagation, with as even work as whole blocks allow.
+    """Returns the blocks of each stage, with as even work as whole blocks allow.
 
     A block that trains does three times the work of one below all trained weights, which has no backward.
     """
