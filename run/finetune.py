@@ -29,7 +29,7 @@ from ds_al.studies.pretrained.plan import Plan
 from ds_al.studies.pretrained.speed import measure_speed
 from ds_al.studies.pretrained.texts import SOURCES, load_texts
 from ds_al.studies.pretrained.training import Run, check_peft, train
-from ds_al.studies.results import header, write
+from ds_al.studies.results import header, read, write
 from ds_al.studies.runs import RunFile, run_missing
 from ds_al.system.arguments import more_than_zero, output_file
 
@@ -154,8 +154,8 @@ def _run(plan: Plan, args: argparse.Namespace, tell: Callable[[str], None]) -> N
 
 
 def _speed(plan: Plan, args: argparse.Namespace, tell: Callable[[str], None]) -> None:
-    """Measures two stages."""
-    rows = measure_speed(
+    """Measures two stages; rows of other texts, or of what else trains, stay in the file if the settings are theirs."""
+    measured = measure_speed(
         args.pretrained,
         data=plan.data[0],
         methods=plan.methods,
@@ -165,9 +165,21 @@ def _speed(plan: Plan, args: argparse.Namespace, tell: Callable[[str], None]) ->
         batches=args.batches,
         repeat=args.repeat,
     )
-    settings = {"batches": args.batches, "repeat": args.repeat}
-    write(speed_of(args.json), kind="pretrained_speed", header=header(**settings), rows=rows)
-    tell(f"written: {speed_of(args.json)}; --table-only with --page adds it to the page")
+    path, about = speed_of(args.json), header(batches=args.batches, repeat=args.repeat)
+    rows = [{**row, "date": about["date"]} for row in measured]
+    if path.exists():
+        before, again = read(path), {(row["data"], row["adapt"]) for row in rows}
+        kept = [
+            {"date": before.header["date"], **row}
+            for row in before.rows
+            if (row["data"], row["adapt"]) not in again
+        ]  # fmt: skip
+        if kept and before.header["settings"] != about["settings"]:
+            tell(f"{len(kept)} rows measured with {before.header['settings']} are removed: they do not compare")
+        else:
+            rows = [*kept, *rows]
+    write(path, kind="pretrained_speed", header=about, rows=rows)
+    tell(f"written: {path}; --table-only with --page adds it to the page")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from ds_al.studies.pretrained.plan import Plan
 from ds_al.studies.pretrained.speed import time_on_rank
 from ds_al.studies.pretrained.texts import load_texts
 from ds_al.studies.pretrained.training import TWIN, Run, Settings, check_peft, train
+from ds_al.studies.results import read
 from ds_al.studies.runs import RunFile, run_missing
 from ds_al.studies.tables import pretrained as tables
 from tests.support.hugging_face_models import CASES
@@ -203,14 +204,26 @@ def test_a_head_on_the_mean_has_tables_of_its_own_and_a_twin_with_the_same_head(
 
 def test_times_of_two_stages_leave_the_accuracies_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of accuracies was written again, with the command of the times."""
-    monkeypatch.setattr("ds_al.studies.pretrained.speed.measure_speed", lambda *args, **options: [{"held_bytes": 1}])
+    times = iter(range(9))
+
+    def measured(*args: Any, data: str, adapt: list[str], **options: Any) -> list[dict[str, Any]]:
+        return [{"data": data, "adapt": each, "held_bytes": next(times)} for each in adapt]
+
+    monkeypatch.setattr("ds_al.studies.pretrained.speed.measure_speed", measured)
     finish(tmp_path)
-    what = ["--adapt", "all", "--data", "imdb", "--methods", "greedy", "--samples", "16", "--trial-samples", "8"]
-    command = ["finetune", "--pretrained", str(tmp_path), *what, "--speed", "--json", str(tmp_path / "tuned.json")]
-    monkeypatch.setattr(sys, "argv", command)
-    with contextlib.suppress(SystemExit):
-        runpy.run_path("run/finetune.py", run_name="__main__")
-    assert [path.name for path in sorted(tmp_path.glob("*.json"))] == ["tuned_speed.json"]
+
+    def run(*more: str) -> list[tuple[str, int]]:
+        what = ["--data", "imdb", "--methods", "greedy", "--samples", "16", "--trial-samples", "8", *more]
+        command = ["finetune", "--pretrained", str(tmp_path), *what, "--speed", "--json", str(tmp_path / "tuned.json")]
+        monkeypatch.setattr(sys, "argv", command)
+        with contextlib.suppress(SystemExit):
+            runpy.run_path("run/finetune.py", run_name="__main__")
+        assert [path.name for path in sorted(tmp_path.glob("*.json"))] == ["tuned_speed.json"]
+        return [(row["adapt"], row["held_bytes"]) for row in read(tmp_path / "tuned_speed.json").rows]
+
+    assert run("--adapt", "all,frozen") == [("all", 0), ("frozen", 1)]
+    assert run("--adapt", "frozen") == [("all", 0), ("frozen", 2)], "what is not measured again stays"
+    assert run("--adapt", "frozen", "--repeat", "3") == [("frozen", 3)], "of other settings"
 
 
 @pytest.mark.parametrize(("more", "pooling"), [([], None), (["--classifier-pooling", "mean"], "mean")])

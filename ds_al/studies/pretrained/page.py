@@ -198,7 +198,7 @@ def whole_page(
         blocks += [
             _wrapped(_ABOUT_SPEED.format(**measured.header["settings"]), mark=""),
             tables.speed(measured.rows),
-            _wrapped(machine_and_versions(measured.header), mark=""),
+            _wrapped(f"{_measured(measured.rows)} {machine_and_versions(measured.header)}", mark=""),
         ]
     else:
         blocks.append(f"Not run yet: `{COMMAND.split(' --json')[0]} --speed --json docs/results/pretrained.json`")
@@ -210,6 +210,16 @@ def whole_page(
         about_k = f"Seeds that have run, of {plan.seeds}; of local learning by K = {', '.join(map(str, plan.layers))}."
         blocks += ["## Not run yet", about_k, tables.seeds(_seeds(there, plan))]
     return document(*blocks)
+
+
+def _measured(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Says when each kind of weights that train was measured; what is compared comes from one run."""
+    dates = {f"{row['data']}, {row['adapt']}": row.get("date") for row in rows}
+    return (
+        f"Measured: {'; '.join(f'{what}, {date}' for what, date in dates.items() if date)}."
+        if any(dates.values())
+        else ""
+    )
 
 
 def _of(table: Sequence[Row], plan: Plan) -> list[Row]:
