@@ -247,7 +247,7 @@ def _answer(table: Sequence[Row], plan: Plan, adapt: str) -> str:
     verdict = (
         f"**Local learning keeps up with back-propagation in {level} of {len(own)} cases{head}**: its last exit is at "
         f"most {100 * LEVEL:.1f} points behind; the exit chosen on validation texts in {chosen} of {len(own)}. A case "
-        f"is texts, an objective, and K = 2 or 3, with all {plan.seeds} seeds."
+        f"is texts, a method, and K = 2 or 3, with all {plan.seeds} seeds."
     )
     best, worst = max(own, key=lambda row: row["gap"]), min(own, key=lambda row: row["gap"])
     lines = [
@@ -276,8 +276,8 @@ def _about(plan: Plan) -> list[str]:
         "([from_your_model.md](from_your_model.md#new-parts)).",
         "`backprop` is back-propagation through the whole model. *All* trains every weight; *frozen* trains all but "
         "the embeddings and the lower half of the blocks (`-by-work`: K layers of as even work, where a block that "
-        "trains counts as three below all that train, instead of as many blocks each); *lora* trains low-rank adapters "
-        f"of rank {settings.rank} in {', '.join(settings.targets)}, and the new parts.",
+        "trains counts as much as three below all that train, instead of as many blocks each); *lora* trains low-rank "
+        f"adapters of rank {settings.rank} in {', '.join(settings.targets)}, and the new parts.",
         "The last exit is the model's own head, which reads one token, the first; earlier exits read the mean over the "
         'tokens. Where a heading says so, the head reads the mean, too (`classifier_pooling="mean"`, '
         "[from_your_model.md](from_your_model.md#new-parts)), in back-propagation as well.",
