@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--methods", type=partial(names, known=whole.methods), default=whole.methods,
         help=f"objectives beside back-propagation, comma-separated (default: {','.join(whole.methods)}); the first one "
-        "also runs frozen and with adapters",
+        "also runs frozen, there also cut by work, and with adapters",
     )  # fmt: skip
     p.add_argument(
         "--adapt", type=partial(names, known=ADAPT), default=whole.adapt,
