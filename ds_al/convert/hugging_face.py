@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,9 @@ from ds_al.convert.language import language_layers, language_objective
 from ds_al.convert.loading import AUTO_CLASSES, load
 from ds_al.convert.new_parts import set_samples
 from ds_al.convert.plain_model import check_plain
+from ds_al.convert.ranges import Groups, block_ranges
 from ds_al.convert.source import Source, modules_of, names_of
 from ds_al.errors import ALConfigError
-from ds_al.models.grouping import block_groups
 from ds_al.module import ALPipelineModule
 from ds_al.objectives import DEFAULT
 from ds_al.optim.held import mark_pretrained
@@ -42,7 +41,7 @@ def from_pretrained(
     *,
     task: str,
     num_al_layers: int = 4,
-    groups: Sequence[int] | None = None,
+    groups: Groups = None,
     objective: str | Mapping[str, Any] | None = None,
     code_width: int | None = None,
     code: str = "linear",
@@ -63,7 +62,8 @@ def from_pretrained(
         model: name or folder, which is loaded in float32; or a model, whose modules are used and trained in place.
         task: ``"sequence-classification"``, ``"causal-lm"`` or ``"image-classification"``.
         num_al_layers: K; blocks are distributed evenly.
-        groups: number of blocks of each AL layer, instead of ``num_al_layers``.
+        groups: number of blocks of each AL layer, instead of ``num_al_layers``; or ``"by-work"``: K layers of as even
+            work as whole blocks allow, for a model with frozen blocks, which have no backward below all that train.
         objective: objective that trains f and b, see :mod:`ds_al.objectives`. The default is ``"greedy"``,
             which starts from the model's own scores; the published one is ``"mse"``. For a language model it is
             ``"next_token"`` (alias ``"greedy"``), with ``"readout"`` and ``"token_codes"`` as alternatives.
@@ -120,7 +120,7 @@ def layer_specs(
     *,
     task: str,
     num_al_layers: int = 4,
-    groups: Sequence[int] | None = None,
+    groups: Groups = None,
     objective: str | Mapping[str, Any] | None = None,
     code_width: int | None = None,
     code: str = "linear",
@@ -129,9 +129,9 @@ def layer_specs(
     classifier_pooling: str | None = None,
 ) -> tuple[list[ALLayerSpec], Source]:
     """Returns the AL layers of a model and their source; arguments and errors as in :func:`from_pretrained`."""
-    check_counts(num_al_layers=num_al_layers, groups=groups, code_width=code_width)
+    check_counts(num_al_layers=num_al_layers, groups=groups, code_width=code_width, by_work=True)
     anatomy = _pooled(dissect(model, task), model, classifier_pooling)
-    ranges = _ranges(anatomy.blocks, num_al_layers, groups)
+    ranges = block_ranges(anatomy, num_al_layers=num_al_layers, groups=groups)
     head, embedding = _head(model, anatomy)
     f = _pretrained(anatomy, ranges)
     if classifier_pooling is not None and bridges is not None and bridges[-1] is not None:
@@ -191,14 +191,14 @@ def twin_layers(
     *,
     task: str,
     num_al_layers: int = 4,
-    groups: Sequence[int] | None = None,
+    groups: Groups = None,
     classifier_pooling: str | None = None,
 ) -> list[Part | LayerSpec]:
     """Returns the same blocks and head for a plain ``PipelineModule``, which computes the model's own scores, or with
     ``classifier_pooling`` those of its head on the mean over the tokens. The head is a layer of its own, after those of
     the blocks."""
     anatomy = _pooled(dissect(model, task), model, classifier_pooling)
-    ranges = _ranges(anatomy.blocks, num_al_layers, groups)
+    ranges = block_ranges(anatomy, num_al_layers=num_al_layers, groups=groups)
     return [*_pretrained(anatomy, ranges), _head(model, anatomy)[0].twin()]
 
 
@@ -266,18 +266,6 @@ def _private(anatomy: Anatomy, ranges: Sequence[range], count: int) -> list[Part
         raise ALConfigError(f"got bridge_blocks={count!r}: expected how many blocks, 0 or more")
     assert anatomy.private is not None
     return [None if not count or each is ranges[-1] else anatomy.private(count, each.stop) for each in ranges]
-
-
-def _ranges(blocks: int, num_al_layers: int, groups: Sequence[int] | None) -> list[range]:
-    if groups is None:
-        if not 1 <= num_al_layers <= blocks:
-            raise ALConfigError(f"got num_al_layers={num_al_layers}: expected 1..{blocks}, the number of blocks")
-        return block_groups(blocks, num_al_layers)
-    if sum(groups) != blocks or any(size < 1 for size in groups):
-        raise ALConfigError(
-            f"got groups={list(groups)}: expected how many blocks each AL layer has, 1 or more, {blocks} in all"
-        )
-    return [range(a, b) for a, b in pairwise([0, *accumulate(groups)])]
 
 
 def _pretrained(anatomy: Anatomy, ranges: Sequence[range]) -> list[nn.Module]:

@@ -275,8 +275,9 @@ def _about(plan: Plan) -> list[str]:
         f"{settings.new_rate:g}, and train alone on the first {settings.new_first} texts "
         "([from_your_model.md](from_your_model.md#new-parts)).",
         "`backprop` is back-propagation through the whole model. *All* trains every weight; *frozen* trains all but "
-        "the embeddings and the lower half of the blocks (`-by-work`: K layers of as even work, where a block that "
-        "trains counts as much as three below all that train, instead of as many blocks each); *lora* trains low-rank "
+        'the embeddings and the lower half of the blocks (`-by-work`: `groups="by-work"`, K layers of as even '
+        "work, where a block that trains counts as much as three below all that train, instead of as many blocks "
+        "each); *lora* trains low-rank "
         f"adapters of rank {settings.rank} in {', '.join(settings.targets)}, and the new parts.",
         "The last exit is the model's own head, which reads one token, the first; earlier exits read the mean over the "
         'tokens. Where a heading says so, the head reads the mean, too (`classifier_pooling="mean"`, '

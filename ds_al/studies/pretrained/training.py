@@ -6,12 +6,10 @@ import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from deepspeed.runtime import utils as ds_utils
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -167,7 +165,11 @@ def make_engine(
     module: Any
     if run.method == TWIN:
         layers = twin_layers(
-            load(model, task=TASK), task=TASK, groups=even_groups(model, stages), classifier_pooling=run.pooling
+            load(model, task=TASK),
+            task=TASK,
+            num_al_layers=stages,
+            groups="by-work",
+            classifier_pooling=run.pooling,
         )
         cuts = ",".join(str(stage) for stage in range(1, stages))  # the head is one more layer, of the last stage
         module = TwinModule(
@@ -184,7 +186,7 @@ def make_engine(
             model,
             task=TASK,
             num_al_layers=run.layers,
-            groups=None if objective == run.method else even_groups(model, run.layers),
+            groups=None if objective == run.method else "by-work",
             objective=objective,
             classifier_pooling=run.pooling,
             new_parts_first=settings.new_first,
@@ -206,18 +208,6 @@ def make_engine(
     parameters = groups(module, lr=run.lr, new_lr=settings.new_rate)
     engine, *_ = ds_al.initialize(model=module, config=config, model_parameters=parameters)
     return engine
-
-
-def even_groups(model: Any, stages: int) -> list[int]:
-    """Returns the blocks of each stage, with as even work as whole blocks allow.
-
-    A block that trains does three times the work of one below all trained weights, which has no backward.
-    """
-    anatomy = dissect(load(model, task=TASK), TASK)
-    blocks = [anatomy.group(range(i, i + 1)) for i in range(anatomy.blocks)]
-    first = next(i for i, block in enumerate(blocks) if any(weight.requires_grad for weight in block.parameters()))
-    bounds = ds_utils.partition_balanced([1] * first + [3] * (len(blocks) - first), stages)
-    return [int(stop - start) for start, stop in pairwise(bounds)]
 
 
 def adapted(model: Any, adapt: Adapt, settings: Settings) -> Any:
