@@ -78,6 +78,8 @@ def _run(
     os.environ.clear()
     os.environ.update(env)
     os.chdir(folder)
+    # That of the server would be left, under which locks have names in the system, which a killed process leaves there.
+    multiprocessing.set_start_method(None, force=True)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     run_and_leave(function, *args)
 

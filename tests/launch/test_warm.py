@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ds_al.launch.ranks import run_ranks
 from tests.support.ranks import ROOT
 
 pytestmark = pytest.mark.distributed
@@ -45,6 +47,16 @@ def test_a_fork_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
         finally:
             starter.send_signal(signal.SIGKILL)
     _wait(lambda: not Path(f"/proc/{pid.read_text()}").exists())
+
+
+def start_method_and_lock() -> tuple[str | None, str | None]:
+    """Worker: the start method, and the name in the system of a new lock, such as tqdm makes."""
+    return multiprocessing.get_start_method(allow_none=True), multiprocessing.RLock()._semlock.name  # type: ignore[attr-defined]
+
+
+def test_processes_that_a_rank_starts_start_as_in_one_of_its_own() -> None:
+    """They once started by the method of the server; locks then had names, and were reported as leaked."""
+    assert run_ranks(f"{__name__}:start_method_and_lock", 1) == [(None, None)]
 
 
 def _wait(condition: Callable[[], bool], seconds: float = 30.0) -> None:
