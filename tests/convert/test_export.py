@@ -165,24 +165,26 @@ def test_a_head_on_the_mean_of_tokens_is_no_classifier_of_transformers(tmp_path:
 READ = """
 import sys, torch
 sys.modules["ds_al"] = sys.modules["deepspeed"] = None
-x, want = torch.load(sys.argv[2])
-program = torch.export.load(sys.argv[1]).module() if sys.argv[1].endswith("pt2") else torch.jit.load(sys.argv[1])
-torch.testing.assert_close(program(*x), want, rtol=1e-4, atol=1e-5)
+for file in sys.argv[1:]:
+    x, want = torch.load(file + ".check")
+    program = torch.export.load(file).module() if file.endswith("pt2") else torch.jit.load(file)
+    torch.testing.assert_close(program(*x), want, rtol=1e-4, atol=1e-5)
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "format"),
-    [("bert", "torch.export"), ("gpt2", "torch.export"), ("resnet", "torch.export"), ("roberta", "torchscript")],
-)
-def test_a_program_needs_no_ds_al(tmp_path: Path, name: str, format: Any) -> None:
-    case = CASES[name]
-    layers, _ = network(name, objective="contrast", code="tanh")
-    x, want = parts(case.x()), predict(layers, case.x(), num_classes=V)
-    example = tuple(part[:2] for part in x)
-    file = write(InferencePath(layers, num_classes=V), example, tmp_path / "new", format=format)
-    torch.save((x, want), tmp_path / "check.pt")
-    subprocess.run([sys.executable, "-c", READ, str(file), str(tmp_path / "check.pt")], check=True, timeout=120)
+def test_programs_need_no_ds_al(tmp_path: Path) -> None:
+    formats: dict[str, Any] = {
+        "bert": "torch.export", "gpt2": "torch.export", "resnet": "torch.export", "roberta": "torchscript"
+    }  # fmt: skip
+    files = []
+    for name, format in formats.items():
+        case = CASES[name]
+        layers, _ = network(name, objective="contrast", code="tanh")
+        x, want = parts(case.x()), predict(layers, case.x(), num_classes=V)
+        example = tuple(part[:2] for part in x)
+        files.append(str(write(InferencePath(layers, num_classes=V), example, tmp_path / name, format=format)))
+        torch.save((x, want), f"{files[-1]}.check")
+    subprocess.run([sys.executable, "-c", READ, *files], check=True, timeout=200)
 
 
 def test_a_layer_list_becomes_a_program(tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_a_test_is_a_row_with_the_reason_of_a_failure(tmp_path: Path) -> None:
     (tmp_path / "test_own.py").write_text(TESTS)
     (tmp_path / "test_own.txt").write_text(RANKS)
     check = parts.Part("tests", "Tests", "ds_al.studies.checks:run", 1)
-    (row,), _ = run([replace(check, options={"arguments": [str(tmp_path)], "workers": 1})], tmp_path / "gpu.json")
+    (row,), _ = run([replace(check, options={"arguments": [str(tmp_path)], "workers": 2})], tmp_path / "gpu.json")
     found = {each["test"].rpartition("::")[2]: (each["outcome"], each["reason"]) for each in row["rows"]}
     assert found["test_passes"] == ("passed", "") and found["test_waits"] == ("skipped", "not here")
     assert found["test_fails"][0] == "failed" and "the bits differ" in found["test_fails"][1]
@@ -292,7 +292,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     networks = (cost.Network("vgg", TINY, shape=(1, 8, 8), samples=4), broken)
     chosen: dict[str, dict[str, Any]] = {
         "tests": {"arguments": ["tests/cuda/test_bits.py", "--device", "cpu", "-k", "mlp and one_stage"], "workers": 1},
-        "ranks": {"arguments": ["tests/cuda/test_ranks_on_one_gpu.py"], "workers": 2},
+        "ranks": {"arguments": ["tests/cuda/test_ranks_on_one_gpu.py"], "workers": 1},
         "cost": {"networks": networks, "runs": cost.Runs(batches=1, repeat=1, idle_batches=1)},
         "accuracy": {"data": str(data), "minutes": 3, "runs": trained},
     }

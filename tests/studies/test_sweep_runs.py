@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ import pytest
 from ds_al.studies.runs import RunFile
 from ds_al.studies.sweep.runner import execute, is_done, result_of
 from ds_al.studies.sweep.spec import Run
-from tests.support.ranks import ROOT
+from tests.support.scripts import call
 
 pytestmark = pytest.mark.distributed
 
@@ -42,13 +39,15 @@ def one(seed: int, *, sleep: float = 0.0, fail: bool = False, path: str | None =
     return Run("group", "mse", None, 2, 1, seed, config)
 
 
-def run(runs: list[Run], folder: Path, *, timeout: float = 60.0, jobs: int = 2) -> list[tuple[Run, dict[str, Any]]]:
+def run(
+    runs: list[Run], folder: Path, *, timeout: float = 60.0, jobs: int = 2, **options: Any
+) -> list[tuple[Run, dict[str, Any]]]:
     script = folder / "script.py"
     script.write_text(SCRIPT)
     seen: list[tuple[Run, dict[str, Any]]] = []
     execute(
         runs, file=RunFile(folder / "results.runs.jsonl"), script=script, data=Path("/data"), jobs=jobs,
-        timeout=timeout, done=lambda *each: seen.append(each),
+        timeout=timeout, done=lambda *each: seen.append(each), **options,
     )  # fmt: skip
     return seen
 
@@ -68,7 +67,9 @@ def test_what_is_done_stays_done_and_a_failure_is_told_and_tried_again(tmp_path:
     assert [is_done(each, found) for each in (good, bad, hanging)] == [True, False, False]
     renamed = Run("new title", "contrast", None, 2, 1, 0, good.config)
     assert (result_of(renamed, found) or {})["group"] == "new title"
-    assert [each.seed for each, _ in run([good, bad], tmp_path)] == [1]
+    started: list[int] = []
+    run([good, bad], tmp_path, starts=lambda each: started.append(each.seed))
+    assert started == [1], "what failed is tried again"
 
 
 def test_a_small_suite_makes_a_table_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -82,11 +83,9 @@ def test_a_small_suite_makes_a_table_and_goes_on_where_it_stopped(tmp_path: Path
         "name: tiny\nconfig: base.json\ngroups:\n  - name: Fashion, MLP\n    layers: [4]\n    methods:\n"
         "      bp: {}\n      contrast: {method: contrast, experiment.model.al_options: {objective: {name: contrast}}}\n"
     )
-    command = [sys.executable, "run/compare.py", "--sweep", str(tmp_path / "suite.yaml"), "--seeds", "1"]
-    command += ["--json", str(tmp_path / "out.json")]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    arguments = ["--sweep", str(tmp_path / "suite.yaml"), "--seeds", "1", "--json", str(tmp_path / "out.json")]
     for expected in (2, 0):
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
+        done = call("run/compare.py", *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count(": test accuracy 0.") == expected
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
