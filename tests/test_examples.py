@@ -7,7 +7,6 @@ import json
 import os
 import re
 import runpy
-import subprocess
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 from ds_al.launch.ranks import run_ranks
 from tests.support.hugging_face_models import CASES
+from tests.support.scripts import launch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -102,14 +102,9 @@ def test_examples_are_short() -> None:
     assert not {name: lines for name, lines in lengths.items() if lines >= 60}
 
 
-def test_plain_loop() -> None:
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "examples/plain_loop.py")],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        text=True,
-        capture_output=True,
-        timeout=120,
-    )
+@pytest.mark.distributed
+def test_plain_loop(tmp_path: Path) -> None:
+    result = launch("examples/plain_loop.py", [], ranks=1, folder=tmp_path, env={}, timeout=200)
     assert result.returncode == 0, result.stderr
     accuracies = [float(line.split()[-1]) for line in result.stdout.splitlines() if "accuracy" in line]
     assert len(accuracies) == 6 and min(accuracies) > 0.7
