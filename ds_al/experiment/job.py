@@ -35,6 +35,7 @@ from ds_al.trace import ActivationMeter
 History = list[dict[str, Any]]
 """Metrics of each epoch of this run."""
 _EPOCHS = "epochs"  # in the state of a checkpoint: epochs whose rows are written
+_SECONDS = "seconds"  # seconds of the epoch after them, up to the checkpoint
 
 
 def join() -> None:
@@ -94,6 +95,7 @@ class Job:
             if origin.checkpoints is not None and origin.trained:
                 state = self.form.resume(self.engine, origin.checkpoints, tag=origin.tag, loader=self.loader)
         self._epochs = state.get(_EPOCHS)
+        self._spent = 0.0 if origin.run is None else float(state.get(_SECONDS, 0.0))
         self._peak_activation_bytes: int | None = None
 
     def run(self) -> dict[str, Any]:
@@ -206,7 +208,7 @@ class Job:
             observers.epoch(row)
             every = self.experiment.checkpoint_every
             if last or (every and (epoch + 1) % every == 0):
-                self._save(f"epoch_{epoch + 1}", complete=last, epochs=epoch + 1)
+                self._save(f"epoch_{epoch + 1}", complete=last, epochs=epoch + 1, seconds=0.0)
             if last:
                 break
         return history
@@ -216,9 +218,9 @@ class Job:
         rows = epochs_of(self.info.folder) if self.writes else None
         return meetings.broadcast(rows, source=self.layout.writer)  # type: ignore[no-any-return]
 
-    def _save(self, tag: str, *, complete: bool, epochs: int) -> None:
-        """Saves a checkpoint, after so many epochs whose rows are written."""
-        state = {_EPOCHS: epochs}
+    def _save(self, tag: str, *, complete: bool, epochs: int, seconds: float | None = None) -> None:
+        """Saves a checkpoint, after so many epochs whose rows are written, and by default the seconds since then."""
+        state = {_EPOCHS: epochs, _SECONDS: self._epoch_seconds() if seconds is None else seconds}
         with quiet():
             self.form.save(self.engine, self.info.folder / "checkpoints", tag=tag, complete=complete, state=state)
 
@@ -227,6 +229,10 @@ class Job:
         tag = f"batch_{self.engine.global_samples // self.sizes.samples}"
         self._save(tag, complete=True, epochs=epoch)
         return self.info.folder / "checkpoints" / tag
+
+    def _epoch_seconds(self) -> float:
+        """Returns the seconds of the slowest stage in this epoch, those before an interruption included."""
+        return self._spent + max(each.wall for each in self.engine.gather(self.engine.stats()))
 
     def _train_epoch(self, epoch: int, observers: Observers) -> dict[str, Any]:
         """Trains the batches of an epoch that are left, and returns its metrics.
@@ -254,12 +260,13 @@ class Job:
                 raise self.stop.stopped(batch, folder=self.info.folder / "checkpoints")
         stats = engine.gather(engine.stats())
         seconds = max(each.wall for each in stats)
+        spent, self._spent = self._spent, 0.0
         means, losses = self.form.epoch_losses(engine)
         if losses is not None:
             observers.losses(epoch, losses)
         return {
             "epoch": epoch + 1,
-            "seconds": seconds,
+            "seconds": spent + seconds,
             "samples_per_second": (end - before) * self.sizes.samples / seconds if seconds else 0.0,
             "learning_rate": engine.get_lr()[0],
             "idle": [each.idle for each in stats],

@@ -93,6 +93,10 @@ def test_a_number_that_is_not_finite_stops_a_run_which_goes_on_in_its_folder(tmp
     (checkpoints,) = tmp_path.glob("run/*/checkpoints")
     assert f"{str(checkpoints / f'batch_{batch}')!r}" in told
     assert [row["batch"] for row in rows if row["kind"] == "batch"] == list(range(1, BATCHES + 1))
+    # What an interrupted epoch took before was once left out, so max_seconds ended such a run later.
+    first, *_ = (row for row in rows if row["kind"] == "epoch")
+    afterwards = (45 - batch) * BATCH / first["samples_per_second"]
+    assert first["seconds"] - afterwards > 1e-3
 
 
 def state(job: Any, method: str) -> State:
