@@ -1,1 +1,1 @@
-"""The engine below :class:`~ds_al.engine.ALPipelineEngine`: training of a stage, evaluation, and its parts."""
+"""The engine below :class:`~ds_al.engine.ALPipelineEngine`: training, evaluation, checkpoints, layers that move."""
