@@ -21,7 +21,7 @@ def check_counts(*, num_al_layers: Any, groups: Sequence[Any] | None, code_width
     for name, value in (("num_al_layers", num_al_layers), ("code_width", code_width)):
         if not (value is None or _is_count(value)):
             raise ALConfigError(f"got {name}={value!r}: expected a whole number of 1 or more")
-    if groups is None or (by_work and groups == "by-work"):
+    if groups is None or (by_work and isinstance(groups, str) and groups == "by-work"):
         return
     if not (isinstance(groups, (list, tuple)) and groups and all(map(_is_count, groups))):
         other = ", or 'by-work'" if by_work else ""

@@ -25,8 +25,7 @@ def block_ranges(anatomy: Anatomy, *, num_al_layers: int, groups: Groups) -> lis
     if groups is None or groups == "by-work":
         if not 1 <= num_al_layers <= blocks:
             raise ALConfigError(f"got num_al_layers={num_al_layers}: expected 1..{blocks}, the number of blocks")
-        work = block_work(anatomy)
-        if groups is None or len(set(work)) == 1:
+        if groups is None or len(set(work := block_work(anatomy))) == 1:
             return block_groups(blocks, num_al_layers)
         return [range(a, b) for a, b in pairwise(balance([work] * num_al_layers))]
     if sum(groups) != blocks or any(size < 1 for size in groups):

@@ -206,6 +206,7 @@ class Job:
             if last or (epoch + 1) % self.experiment.evaluate_every == 0:
                 row |= self._validate(history[:-1])
             observers.epoch(row)
+            self._spent = 0.0
             every = self.experiment.checkpoint_every
             if last or (every and (epoch + 1) % every == 0):
                 self._save(f"epoch_{epoch + 1}", complete=last, epochs=epoch + 1, seconds=0.0)
@@ -260,13 +261,12 @@ class Job:
                 raise self.stop.stopped(batch, folder=self.info.folder / "checkpoints")
         stats = engine.gather(engine.stats())
         seconds = max(each.wall for each in stats)
-        spent, self._spent = self._spent, 0.0
         means, losses = self.form.epoch_losses(engine)
         if losses is not None:
             observers.losses(epoch, losses)
         return {
             "epoch": epoch + 1,
-            "seconds": spent + seconds,
+            "seconds": self._spent + seconds,
             "samples_per_second": (end - before) * self.sizes.samples / seconds if seconds else 0.0,
             "learning_rate": engine.get_lr()[0],
             "idle": [each.idle for each in stats],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from torch import nn
 
@@ -49,5 +50,7 @@ def test_too_many_layers_and_other_words_are_refused() -> None:
         sizes(frozen=(0,), layers=5)
     with pytest.raises(ALConfigError, match=r"groups='work': expected .*, or 'by-work'"):
         layer_specs(CASES["bert"].build(), task=TASK, groups="work")  # type: ignore[arg-type]
+    with pytest.raises(ALConfigError, match=r"groups=array\(\[2, 2\]\): expected a list"):
+        layer_specs(CASES["bert"].build(), task=TASK, groups=np.array([2, 2]))  # type: ignore[arg-type]
     with pytest.raises(ALConfigError, match=r"groups='by-work': expected a list of whole numbers, 1 or more in each"):
         specs_of_layers([nn.Linear(2, 2)], num_classes=2, example=None, groups="by-work")  # type: ignore[arg-type]
